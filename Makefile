@@ -1,0 +1,43 @@
+# make setup       a virtual environment in .venv with everything for the CPU
+# make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
+# make test        the tests (two cores, under 15 minutes)
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.installed
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup quickstart test test-slow lint clean
+
+setup: $(STAMP)
+
+# torch first: packages that depend on it would otherwise pull the CUDA build.
+# DeepSpeed is an sdist: build it against the installed torch, without its CUDA ops.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup: torch"
+	@$(PIP) torch
+	@echo "setup: build tools"
+	@$(PIP) setuptools wheel numpy py-cpuinfo ninja
+	@echo "setup: DeepSpeed, Megatron-core, Triton, W&B and the rest"
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[train,eval,serve,dev]" 2>&1 | grep -v "is ignored: it is" || true
+	@$(VENV)/bin/python -c "import msa_train, deepspeed, megatron.core, wandb, triton" 2>/dev/null
+	@touch $(STAMP)
+	@echo "setup: done, the command is $(VENV)/bin/msa"
+
+quickstart: setup
+	@$(VENV)/bin/msa quickstart
+
+test: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
+
+lint: setup
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,113 @@
+"""MemoryBatch: documents and active contexts as two packed, padding-free streams (SPEC section 1).
+
+Shape letters used in the whole package: Nd document tokens, Na active tokens, n documents,
+m contexts, b banks, C chunks, H query heads, G key/value heads, D head dim, V = G*D, P chunk size,
+K top_k, S selected chunk entries. `*_cu` are cumulative lengths: int64, first entry 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from msa_kernels import chunk_offsets
+from torch import Tensor
+
+IGNORE = -100  # label of a token that is not written by the model
+
+
+@dataclass(frozen=True)
+class MemoryBatch:
+    """b banks of documents, each serving some of m contexts; contexts do not see one another.
+
+    Documents of a bank stand in ascending document number: equal scores go to the lower number.
+    `labels[t]` is the token that follows t (already shifted), IGNORE where the model is not asked.
+    `memory_from[c]`: how many leading tokens of context c are template head and never see the memory.
+    """
+
+    doc_tokens: Tensor  # [Nd]
+    doc_cu: Tensor  # [n+1] tokens
+    doc_numbers: Tensor  # [n] global document numbers
+    bank_cu: Tensor  # [b+1] documents
+    tokens: Tensor  # [Na]
+    ctx_cu: Tensor  # [m+1] tokens
+    ctx_bank: Tensor  # [m]
+    positions: Tensor  # [Na] RoPE positions
+    is_query: Tensor  # [Na] bool: routing query tokens
+    memory_from: Tensor  # [m]
+    labels: Tensor  # [Na]
+    positives: Tensor  # [m, n] bool
+    masked: Tensor  # [m, n] bool: neither positive nor negative
+    doc_labels: Tensor | None = None  # [Nd]; given, the documents' final states are computed too
+
+    def to(self, device: torch.device | str) -> MemoryBatch:
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def label_count(self) -> int:
+        count = int((self.labels != IGNORE).sum())
+        if self.doc_labels is not None:
+            count += int((self.doc_labels != IGNORE).sum())
+        return count
+
+    @property
+    def routed_context_count(self) -> int:
+        """Contexts that have a positive and so take the router loss."""
+        return int(self.positives.any(1).sum())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every layer needs to know of a batch, computed once per forward pass."""
+
+    doc_token_count: int
+    doc_cu: Tensor  # [n+1]
+    bank_cu: Tensor  # [b+1]
+    chunk_cu: Tensor  # [n+1]
+    ctx_cu: Tensor  # [m+1]
+    ctx_bank: Tensor  # [m]
+    memory_from: Tensor  # [m]
+    positions: Tensor  # [Nd+Na]
+    query_index: Tensor  # [Nq] rows of the ACTIVE stream that are query tokens
+    query_cu: Tensor  # [m+1]
+    keep_documents: bool  # the documents' final hidden states are wanted
+
+    @classmethod
+    def of(cls, batch: MemoryBatch, chunk_size: int) -> Layout:
+        query_index, query_cu = query_rows(batch.is_query, batch.ctx_cu)
+        return cls(
+            doc_token_count=len(batch.doc_tokens),
+            doc_cu=batch.doc_cu,
+            bank_cu=batch.bank_cu,
+            chunk_cu=chunk_offsets(batch.doc_cu, chunk_size),
+            ctx_cu=batch.ctx_cu,
+            ctx_bank=batch.ctx_bank,
+            memory_from=batch.memory_from,
+            positions=torch.cat([positions_within(batch.doc_cu), batch.positions]),
+            query_index=query_index,
+            query_cu=query_cu,
+            keep_documents=batch.doc_labels is not None,
+        )
+
+
+def positions_within(cu: Tensor) -> Tensor:
+    """[N] 0, 1, 2, ... from the start of each packed sequence (document-wise RoPE)."""
+    total = int(cu[-1])
+    return torch.arange(total, device=cu.device) - cu[:-1].repeat_interleave(cu.diff())
+
+
+def query_rows(is_query: Tensor, ctx_cu: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the query tokens [Nq] and their cumulative count per context [m+1]."""
+    counts = torch.cat([is_query.new_zeros(1, dtype=torch.int64), is_query.cumsum(0)])
+    return is_query.nonzero().squeeze(1), counts[ctx_cu]
+
+
+def context_positions(length: int, head_length: int, top_k: int) -> Tensor:
+    """[length] positions of an active context: 0..h-1 for the head, then from h+K (SPEC section 1)."""
+    positions = torch.arange(length)
+    return torch.where(positions < head_length, positions, positions + top_k)

@@ -1,0 +1,137 @@
+"""Settings of a model: geometry and router. They travel in every export, checkpoint and bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from msa_train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """The memory side of a model (SPEC sections 2 and 3).
+
+    layers: "upper_half", "all", or layer numbers such as "2,3".
+    top_k: documents selected per context and layer (K).
+    chunk_size: document tokens per pooled key (P).
+    decouple: own router projections; false: q and pooled k route.
+    similarity: cosine normalises both sides; dot is serving as published.
+    gate: what is added to the attention logits of a selected chunk, per layer with a learned g:
+      none (as published), chunk: g (s_c - max s), document: the same with document scores,
+      threshold: g (s_c - theta) with a learned theta.
+    gate_start, threshold_start: initial g and theta.
+    gate_growth: multiply g by max(1, ln n / ln gate_documents) for a bank of n documents.
+    gate_documents: bank size seen in training; only read with gate_growth.
+    temperature: tau of the router loss, clamped to 0.001..0.5.
+    loss: infonce_decoupled (each positive against the negatives only) or infonce.
+    loss_layers: router layers that take the loss; published: upper_half.
+    """
+
+    layers: str = "upper_half"
+    top_k: int = 16
+    chunk_size: int = 64
+    decouple: bool = True
+    similarity: Literal["cosine", "dot"] = "cosine"
+    head_reduce: Literal["mean", "max"] = "mean"
+    query_reduce: Literal["max", "mean", "last"] = "max"
+    chunk_reduce: Literal["max", "mean"] = "max"
+    gate: Literal["none", "chunk", "document", "threshold"] = "chunk"
+    gate_start: float = 30.0
+    threshold_start: float = 0.5
+    gate_growth: bool = False
+    gate_documents: int = 128
+    temperature: float = 0.1
+    loss: Literal["infonce_decoupled", "infonce"] = "infonce_decoupled"
+    loss_layers: Literal["all", "upper_half"] = "all"
+
+    def __post_init__(self) -> None:
+        _positive("model.router.top_k", self.top_k)
+        _positive("model.router.chunk_size", self.chunk_size)
+        if self.gate != "none" and not self.single_product:
+            raise ConfigError(
+                f"model.router.gate is {self.gate!r} with head_reduce {self.head_reduce}, "
+                f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
+                "needs mean, max, max; use gate none to reproduce a published variant"
+            )
+        if self.gate_growth and self.gate_documents < 2:
+            raise ConfigError(
+                f"model.router.gate_documents is {self.gate_documents}: gate_growth divides by "
+                "its logarithm; give the bank size of training (2 or more)"
+            )
+
+    @property
+    def single_product(self) -> bool:
+        """Whether a chunk's score is one dot product (SPEC section 2, "Exact shortcut")."""
+        return (self.head_reduce, self.query_reduce, self.chunk_reduce) == ("mean", "max", "max")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Qwen3-style decoder (SPEC, "Symbols"): N layers, d hidden, H heads, G kv_heads, D head_dim.
+
+    embedding_std and linear_gain set the initial weights: embeddings N(0, embedding_std), linear
+    layers N(0, linear_gain / sqrt(fan_in)). With tied embeddings the final norm starts at
+    1 / (embedding_std sqrt(d)), so that logits start at unit scale.
+    """
+
+    layers: int = 4
+    hidden: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    ffn: int = 512
+    vocab_size: int = 2048
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    embedding_std: float = 1.0
+    linear_gain: float = 0.577
+    router: RouterConfig = field(default_factory=RouterConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size"):
+            _positive(f"model.{name}", getattr(self, name))
+        if self.heads % self.kv_heads:
+            raise ConfigError(
+                f"model.heads is {self.heads}, not a multiple of model.kv_heads ({self.kv_heads}): "
+                "every key/value head serves the same number of query heads"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"model.head_dim is {self.head_dim}: RoPE needs an even number")
+        parse_router_layers(self.router.layers, self.layers)
+
+    @property
+    def router_layers(self) -> tuple[int, ...]:
+        return parse_router_layers(self.router.layers, self.layers)
+
+    @property
+    def loss_layers(self) -> tuple[int, ...]:
+        """Router layers that take the router loss."""
+        first = 0 if self.router.loss_layers == "all" else self.layers // 2
+        return tuple(layer for layer in self.router_layers if layer >= first)
+
+
+def parse_router_layers(text: str, layers: int) -> tuple[int, ...]:
+    """Layer numbers of "upper_half", "all" or "2,3", ascending. Raises ConfigError."""
+    if text == "upper_half":
+        return tuple(range(layers // 2, layers))
+    if text == "all":
+        return tuple(range(layers))
+    try:
+        numbers = sorted(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"model.router.layers is {text!r}: give upper_half, all, or layer numbers such as '2,3'"
+        ) from None
+    if len(set(numbers)) < len(numbers) or not 0 <= numbers[0] <= numbers[-1] < layers:
+        raise ConfigError(
+            f"model.router.layers is {text!r}: give distinct layers from 0 to {layers - 1} "
+            f"(model.layers is {layers})"
+        )
+    return tuple(numbers)
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}: give a whole number of 1 or more")

@@ -1,0 +1,299 @@
+"""The serving module: plain torch under the published weight names, the same mathematics.
+
+No Megatron, no DeepSpeed. `forward` runs a whole two-stream batch (tests, conformance); `encode`,
+`prefill` and `decode` are its parts when the memory lies in a bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from msa_kernels import document_attention
+from torch import Tensor, nn
+
+from msa_train.model.attention import (
+    Gate,
+    HeadGroup,
+    Pooled,
+    Projections,
+    Reading,
+    plain_layer,
+    pool_documents,
+    read_memory,
+    reading,
+    router_layer,
+    router_query,
+)
+from msa_train.model.batch import Layout, MemoryBatch, positions_within, query_rows
+from msa_train.model.config import ModelConfig
+from msa_train.model.rope import rotary_tables, rotate
+from msa_train.model.router import Routing
+
+
+@dataclass
+class Output:
+    """A forward pass over a batch: final states after the last norm, and what was routed."""
+
+    hidden: Tensor  # [Na, d]
+    doc_hidden: Tensor | None  # [Nd, d], when the batch asks for it
+    routings: dict[int, Routing] = field(default_factory=dict)
+    pooled: dict[int, Pooled] = field(default_factory=dict)
+    inputs: list[Tensor] = field(default_factory=list)  # [Nd+Na, d] into each layer
+
+
+class Memory(Protocol):
+    """Where the contexts of a router layer find their documents."""
+
+    def search(self, layer: int, query: Tensor, query_cu: Tensor) -> tuple[Routing, Tensor, Tensor]:
+        """For query vectors [Nq, V] of m contexts: routing, pooled K and V [C, G, D] its
+        chunk_index points into."""
+
+    @property
+    def size(self) -> int:
+        """Documents in the memory."""
+
+
+@dataclass
+class Cache:
+    """Keys and values of the contexts' own tokens per layer, padded, and what each layer reads."""
+
+    lengths: Tensor  # [m]
+    next_positions: Tensor  # [m]
+    keys: list[Tensor]  # per layer [m, Tmax, G, D]
+    values: list[Tensor]
+    memory: dict[int, Reading]
+
+    @property
+    def routings(self) -> dict[int, Routing]:
+        return {layer: memory.routing for layer, memory in self.memory.items()}
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        d, wide, narrow = (
+            config.hidden,
+            config.heads * config.head_dim,
+            config.kv_heads * config.head_dim,
+        )
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(d, wide, bias=False)
+        self.k_proj = nn.Linear(d, narrow, bias=False)
+        self.v_proj = nn.Linear(d, narrow, bias=False)
+        self.o_proj = nn.Linear(wide, d, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.routes = layer in config.router_layers
+        self.decoupled = self.routes and config.router.decouple
+        if self.decoupled:  # Sequential: the published names end in `.0.weight`
+            self.router_q_proj = nn.Sequential(nn.Linear(d, wide, bias=False))
+            self.router_k_proj = nn.Sequential(nn.Linear(d, narrow, bias=False))
+        if self.routes and config.router.gate != "none":
+            self.router_gate = nn.Parameter(torch.zeros(1))
+        if self.routes and config.router.gate == "threshold":
+            self.router_threshold = nn.Parameter(torch.zeros(1))
+
+    def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
+        """Normed states [N, d] -> q, k, v and router projections."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(1, (-1, self.head_dim))
+
+        return Projections(
+            rotate(self.q_norm(heads(self.q_proj(h))), cos, sin),
+            rotate(self.k_norm(heads(self.k_proj(h))), cos, sin),
+            heads(self.v_proj(h)),
+            heads(self.router_q_proj(h)) if self.decoupled else None,
+            heads(self.router_k_proj(h)) if self.decoupled else None,
+        )
+
+    @property
+    def gate(self) -> Gate | None:
+        if not hasattr(self, "router_gate"):
+            return None
+        return Gate(self.router_gate, getattr(self, "router_threshold", None))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden, config.ffn, bias=False)
+        self.up_proj = nn.Linear(config.hidden, config.ffn, bias=False)
+        self.down_proj = nn.Linear(config.ffn, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Projections:
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.self_attn.o_proj(attended.flatten(1))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+
+
+class MSADecoder(nn.Module):
+    """A Memory Sparse Attention model for serving; weights carry the published names."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.heads = HeadGroup(config.heads)
+        self.model = Backbone(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[T, vocabulary] from final states [T, d]."""
+        head = self.model.embed_tokens if self.config.tie_embeddings else self.lm_head
+        return F.linear(hidden, head.weight)
+
+    def forward(self, batch: MemoryBatch) -> Output:
+        """Both streams of a batch at once: the training computation without Megatron."""
+        layout = Layout.of(batch, self.config.router.chunk_size)
+        nd = layout.doc_token_count
+        x = self.model.embed_tokens(torch.cat([batch.doc_tokens, batch.tokens]))
+        cos, sin = self._tables(layout.positions)
+        out = Output(x, None)
+        for number, layer in enumerate(self.model.layers):
+            out.inputs.append(x)
+            projections = layer.project(x, cos, sin)
+            last = number == self.config.layers - 1 and not layout.keep_documents
+            if layer.self_attn.routes:
+                attended, out.routings[number], out.pooled[number] = router_layer(
+                    projections,
+                    layout,
+                    layer.self_attn.gate,
+                    self.config.router,
+                    self.heads,
+                    contexts_only=last,
+                )
+            else:
+                attended = plain_layer(projections, layout)
+            x = layer.finish(x[len(x) - len(attended) :], attended)
+        x = self.model.norm(x)
+        out.hidden = x[len(x) - len(batch.tokens) :]
+        out.doc_hidden = x[:nd] if layout.keep_documents else None
+        return out
+
+    def encode(self, doc_tokens: Tensor, doc_cu: Tensor) -> dict[int, Pooled]:
+        """Packed documents [Nd] -> what the memory keeps of them, per router layer."""
+        x = self.model.embed_tokens(doc_tokens)
+        cos, sin = self._tables(positions_within(doc_cu))
+        pooled = {}
+        for number, layer in enumerate(self.model.layers):
+            p = layer.project(x, cos, sin)
+            if layer.self_attn.routes:
+                pooled[number] = pool_documents(p, doc_cu, self.config.router, self.heads)
+            if number == self.config.layers - 1:
+                break  # nothing reads a document's state after its last pooled keys
+            scale = self.config.head_dim**-0.5
+            x = layer.finish(x, document_attention(p.q, p.k, p.v, doc_cu, scale))
+        return pooled
+
+    def prefill(
+        self,
+        tokens: Tensor,
+        ctx_cu: Tensor,
+        positions: Tensor,
+        is_query: Tensor,
+        memory_from: Tensor,
+        memory: Memory,
+        room: int,
+    ) -> tuple[Tensor, Cache]:
+        """Contexts [Na] against a memory -> final states [Na, d] and a cache with `room` for more.
+
+        Every context searches the whole memory, once per router layer (SPEC section 2).
+        """
+        lengths = ctx_cu.diff()
+        rows, query_cu = query_rows(is_query, ctx_cu)
+        cache = Cache(lengths.clone(), positions[ctx_cu[1:] - 1] + 1, [], [], {})
+        x = self.model.embed_tokens(tokens)
+        cos, sin = self._tables(positions)
+        for number, layer in enumerate(self.model.layers):
+            p = layer.project(x, cos, sin)
+            if layer.self_attn.routes:
+                query = router_query(p, rows, self.config.router, self.heads)
+                cache.memory[number] = self._search(number, query, query_cu, memory)
+                attended = read_memory(
+                    p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, cache.memory[number]
+                )
+            else:
+                attended = document_attention(p.q, p.k, p.v, ctx_cu, self.config.head_dim**-0.5)
+            for kept, new in ((cache.keys, p.k), (cache.values, p.v)):
+                kept.append(_padded(new, lengths, room))
+            x = layer.finish(x, attended)
+        return self.model.norm(x), cache
+
+    def decode(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """One more token per context [m] -> final states [m, d]; the routing is not repeated."""
+        context = torch.arange(len(tokens), device=tokens.device)
+        q_cu = torch.arange(len(tokens) + 1, device=tokens.device)
+        places = cache.lengths.clone()
+        cache.lengths += 1
+        k_cu = F.pad(cache.lengths.cumsum(0), (1, 0))
+        longest = cache.keys[0].shape[1]
+        real = torch.arange(longest, device=tokens.device) < cache.lengths[:, None]
+        cos, sin = self._tables(cache.next_positions)
+        cache.next_positions += 1
+        x = self.model.embed_tokens(tokens)
+        for number, layer in enumerate(self.model.layers):
+            p = layer.project(x, cos, sin)
+            cache.keys[number][context, places] = p.k
+            cache.values[number][context, places] = p.v
+            k, v = cache.keys[number][real], cache.values[number][real]
+            memory = cache.memory.get(number) or _no_memory(k, len(tokens))
+            attended = read_memory(p.q, k, v, q_cu, k_cu, torch.zeros_like(tokens), memory)
+            x = layer.finish(x, attended)
+        return self.model.norm(x)
+
+    def gates(self) -> Iterator[tuple[int, float]]:
+        for number, layer in enumerate(self.model.layers):
+            if layer.self_attn.gate is not None:
+                yield number, float(layer.self_attn.gate.sharpness)
+
+    def _search(self, number: int, query: Tensor, query_cu: Tensor, memory: Memory) -> Reading:
+        routing, k, v = memory.search(number, query, query_cu)
+        sizes = query_cu.new_full((len(query_cu) - 1,), memory.size)
+        gate = self.model.layers[number].self_attn.gate
+        return reading(routing, k, v, sizes, gate, self.config.router, self.heads)
+
+    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+
+
+def _padded(packed: Tensor, lengths: Tensor, room: int) -> Tensor:
+    """Packed [Na, ...] -> [m, longest + room, ...] with zeros where nothing is yet."""
+    longest = int(lengths.max()) + room
+    padded = packed.new_zeros(len(lengths), longest, *packed.shape[1:])
+    padded[torch.arange(longest, device=lengths.device) < lengths[:, None]] = packed
+    return padded
+
+
+def _no_memory(k: Tensor, contexts: int) -> Reading:
+    nothing = torch.zeros(0, dtype=torch.int64, device=k.device)
+    cu = nothing.new_zeros(contexts + 1)
+    none = nothing.new_zeros(contexts, 0)
+    routing = Routing(none, cu, none, none, nothing, cu, None)
+    return Reading(routing, k[:0], k[:0], nothing, None)

@@ -1,0 +1,41 @@
+"""The two losses, as sums: the trainer divides by global counts (SPEC section 3)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from msa_train.model.config import RouterConfig
+
+
+def router_loss_sum(
+    scores: Tensor, positives: Tensor, masked: Tensor, router: RouterConfig
+) -> Tensor:
+    """Sum over contexts with a positive of the contrastive loss of one router layer.
+
+    scores [m, n] float32, -inf for documents that do not exist for the context; positives and
+    masked [m, n] bool; masked documents are neither positive nor negative. A scalar, 0 when no
+    context has a positive.
+
+        L = -(1/|P|) sum_{i in P} log( e^{s_i/tau} / (e^{s_i/tau} + sum_{j not in P} e^{s_j/tau}) )
+    """
+    temperature = min(max(router.temperature, 0.001), 0.5)
+    logits = (scores / temperature).masked_fill(masked, -math.inf)
+    context, document = positives.nonzero(as_tuple=True)
+    if len(context) == 0:
+        return scores.new_zeros(())
+    rivals = positives if router.loss == "infonce_decoupled" else torch.zeros_like(positives)
+    # A finite floor instead of -inf: a context without negatives has a loss of exactly 0.
+    negatives = logits.masked_fill(rivals, -math.inf).clamp(min=-1e30).logsumexp(1)
+    positive = logits[context, document]
+    if router.loss == "infonce_decoupled":
+        each = torch.logaddexp(positive, negatives[context]) - positive
+    else:
+        each = negatives[context] - positive
+    share = positives.sum(1).clamp(min=1)[context]
+    return (each / share).sum()
+
+
+def token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of next-token cross entropies of logits [T, vocabulary] against labels [T], float32."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")

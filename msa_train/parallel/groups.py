@@ -1,0 +1,104 @@
+"""Process groups: torch.distributed, Megatron's parallel_state, and DeepSpeed's view of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+import msa_train.parallel.quiet  # noqa: F401  (before Megatron)
+from megatron.core import parallel_state
+from msa_train.errors import ConfigError
+
+
+class DeepSpeedGroups:
+    """The `mpu` that deepspeed.initialize asks: Megatron's groups under DeepSpeed's names.
+
+    Names with `sequence_parallel` must be absent: DeepSpeed probes for them.
+    """
+
+    get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_model_parallel_world_size = staticmethod(
+        parallel_state.get_tensor_model_parallel_world_size
+    )
+    get_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_slice_parallel_rank = get_model_parallel_rank
+    get_slice_parallel_world_size = get_model_parallel_world_size
+    get_slice_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    @staticmethod
+    def get_data_parallel_rank() -> int:
+        return parallel_state.get_data_parallel_rank(with_context_parallel=True)
+
+    @staticmethod
+    def get_data_parallel_world_size() -> int:
+        return parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+
+    @staticmethod
+    def get_data_parallel_group() -> dist.ProcessGroup:
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def start(tensor_parallel: int, timeout_s: float) -> None:
+    """Join the process group that the launcher's environment names, and make Megatron's groups.
+
+    Without a launcher this is a single rank. Raises ConfigError when the ranks cannot be divided.
+    """
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    world = int(os.environ["WORLD_SIZE"])
+    if world % tensor_parallel:
+        raise ConfigError(
+            f"training.tensor_parallel is {tensor_parallel}, but {world} ranks were started: "
+            f"start a multiple of {tensor_parallel}"
+        )
+    if not dist.is_initialized():
+        limit = timedelta(seconds=timeout_s)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if world == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(
+                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit
+            )
+        else:
+            dist.init_process_group(backend, timeout=limit)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_parallel,
+        distributed_timeout_minutes=max(1, int(timeout_s / 60)),
+        create_gloo_process_groups=False,
+    )
+
+
+def sum_over_tensor_ranks(parameters: list[torch.nn.Parameter]) -> None:
+    """Sum the gradients of replicated parameters that act on sharded heads.
+
+    DeepSpeed does not do what Megatron's finalize_model_grads does; without this their gradients
+    are partial and training silently diverges. Register before deepspeed.initialize.
+    """
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+        return
+    group = parallel_state.get_tensor_model_parallel_group()
+
+    def reduce(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient, group=group)
+        return gradient
+
+    for parameter in parameters:
+        parameter.register_hook(reduce)
+
+
+def finish(exit_code: int) -> None:
+    """End this process at once: after gloo, interpreter exit aborts now and then."""
+    if dist.is_initialized():
+        if exit_code == 0:
+            dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
