@@ -85,7 +85,7 @@ def router_query(
 
 @dataclass(frozen=True)
 class Reading:
-    """What the contexts of a router layer read: the routing, and the states its indices point into."""
+    """What the contexts of a router layer read: routing, and the states its indices point into."""
 
     routing: Routing
     k: Tensor  # [C, G, D]

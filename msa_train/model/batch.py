@@ -22,7 +22,7 @@ class MemoryBatch:
 
     Documents of a bank stand in ascending document number: equal scores go to the lower number.
     `labels[t]` is the token that follows t (already shifted), IGNORE where the model is not asked.
-    `memory_from[c]`: how many leading tokens of context c are template head and never see the memory.
+    `memory_from[c]`: how many leading tokens of context c are template head: they never see memory.
     """
 
     doc_tokens: Tensor  # [Nd]
@@ -108,6 +108,6 @@ def query_rows(is_query: Tensor, ctx_cu: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def context_positions(length: int, head_length: int, top_k: int) -> Tensor:
-    """[length] positions of an active context: 0..h-1 for the head, then from h+K (SPEC section 1)."""
+    """[length] positions of an active context: head 0..h-1, then from h+K (SPEC section 1)."""
     positions = torch.arange(length)
     return torch.where(positions < head_length, positions, positions + top_k)

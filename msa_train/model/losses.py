@@ -22,8 +22,6 @@ def router_loss_sum(
     temperature = min(max(router.temperature, 0.001), 0.5)
     logits = (scores / temperature).masked_fill(masked, -math.inf)
     context, document = positives.nonzero(as_tuple=True)
-    if len(context) == 0:
-        return scores.new_zeros(())
     rivals = positives if router.loss == "infonce_decoupled" else torch.zeros_like(positives)
     # A finite floor instead of -inf: a context without negatives has a loss of exactly 0.
     negatives = logits.masked_fill(rivals, -math.inf).clamp(min=-1e30).logsumexp(1)

@@ -1,0 +1,51 @@
+"""`msa conformance` and `msa bench`: numbers to hold this implementation against."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from msa_train.commands.output import add_json, print_json
+from msa_train.errors import ConfigError
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "conformance", help="compare with numbers that the authors' code produced"
+    )
+    parser.add_argument("directory", type=Path, help="holds a folder per case, with meta.json")
+    parser.set_defaults(run=_conformance)
+    parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
+    parser.add_argument("name", help="routing")
+    add_json(parser)
+    parser.set_defaults(run=_bench)
+
+
+def _conformance(options: argparse.Namespace) -> int:
+    from msa_train.errors import ConformanceError
+    from msa_train.interop.conformance import find_cases, run_case
+
+    passed = []
+    for case in find_cases(options.directory):
+        report = run_case(case)
+        print(report.line(), flush=True)
+        passed.append(report.passed)
+    print(f"{sum(passed)} of {len(passed)} cases pass")
+    return 0 if all(passed) else ConformanceError.exit_code
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from msa_kernels.bench import BENCHMARKS, run
+
+    if options.name not in BENCHMARKS:
+        raise ConfigError(
+            f"bench {options.name!r}: there is no such benchmark; "
+            f"choose from {', '.join(sorted(BENCHMARKS))}"
+        )
+    result = run(options.name)
+    if options.json:
+        print_json(result)
+    else:
+        for name, value in result.items():
+            print(f"{name:>20}  {value}")
+    return 0

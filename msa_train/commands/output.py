@@ -1,0 +1,28 @@
+"""How commands print: JSON alone on standard output, or plain text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document on standard output"
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """--config FILE; every other `--dotted.key value` overrides a setting of it."""
+    parser.add_argument("--config", required=True, help="YAML of a run, see configs/")
+    parser.set_defaults(takes_overrides=True)
+    parser.epilog = "Any setting can be overridden: --training.zero_stage 2 --model.router.top_k 8"
+
+
+def config_arguments(options: argparse.Namespace) -> list[str]:
+    return ["--config", options.config, *options.overrides]
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))

@@ -1,0 +1,64 @@
+"""The weight-name map in both directions, and initial weights."""
+
+import pytest
+import torch
+
+from msa_train.model.decoder import MSADecoder
+from msa_train.model.weights import (
+    initial_weight,
+    megatron_shard,
+    published_weights,
+    weight_shapes,
+)
+from tests.batches import tiny_config
+
+MEGATRON = [
+    "embedding.weight",
+    "decoder.final_layernorm.weight",
+    "decoder.layers.2.input_layernorm.weight",
+    "decoder.layers.2.self_attention.linear_qkv.weight",
+    "decoder.layers.2.self_attention.linear_proj.weight",
+    "decoder.layers.2.self_attention.q_layernorm.weight",
+    "decoder.layers.2.self_attention.router_q.weight",
+    "decoder.layers.2.self_attention.router_gate",
+    "decoder.layers.2.mlp.linear_fc1.weight",
+    "decoder.layers.2.mlp.linear_fc2.weight",
+]
+
+
+@pytest.mark.parametrize("gate", ["none", "chunk", "threshold"])
+@pytest.mark.parametrize("decouple", [True, False])
+def test_shapes_are_those_of_the_serving_module(gate, decouple):
+    config = tiny_config(gate, decouple=decouple)
+    theirs = {name: tuple(p.shape) for name, p in MSADecoder(config).named_parameters()}
+    assert weight_shapes(config) == theirs
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_splitting_and_merging_gives_the_weights_back(size):
+    config = tiny_config()
+    full = {name: initial_weight(name, config, 3) for name in weight_shapes(config)}
+    shards = [
+        {name: megatron_shard(name, full.__getitem__, config, rank, size) for name in MEGATRON}
+        for rank in range(size)
+    ]
+    merged = dict(published_weights(shards, config))
+    assert len(merged) == 13  # qkv are three, fc1 is two
+    for name, weight in merged.items():
+        assert torch.equal(weight, full[name]), name
+
+
+def test_initial_weights_depend_on_seed_and_name_alone():
+    config = tiny_config()
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(initial_weight(name, config, 1), initial_weight(name, config, 1))
+    assert not torch.equal(initial_weight(name, config, 1), initial_weight(name, config, 2))
+
+
+def test_router_queries_start_as_repeated_router_keys():
+    config = tiny_config()
+    q = initial_weight("model.layers.2.self_attn.router_q_proj.0.weight", config, 0)
+    k = initial_weight("model.layers.2.self_attn.router_k_proj.0.weight", config, 0)
+    heads = q.unflatten(0, (config.heads, -1))
+    for head in range(config.heads):
+        assert torch.equal(heads[head], k.unflatten(0, (config.kv_heads, -1))[head // 2])

@@ -1,0 +1,58 @@
+"""Settings: every shipped file loads, and what is wrong is refused by its key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from msa_train.config import Config, load_config, load_config_file, to_plain
+from msa_train.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_loads(path):
+    assert isinstance(load_config_file(path), Config)
+
+
+def test_overrides_reach_nested_settings():
+    config = load_config(["--model.router.top_k", "4", "--training.zero_stage", "3"])
+    assert config.model.router.top_k == 4
+    assert config.training.zero_stage == 3
+
+
+def test_a_saved_config_loads_equal(tmp_path):
+    config = load_config(["--model.router.layers", "1,3", "--training.wandb.tags", "[a, b]"])
+    config.save(tmp_path / "run.yaml")
+    assert to_plain(load_config_file(tmp_path / "run.yaml")) == to_plain(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["--model.headz", "3"], "headz"),
+        (["--model.heads", "three"], "model.heads"),
+        (["--model.heads", "3"], "model.heads"),
+        (["--model.head_dim", "7"], "model.head_dim"),
+        (["--model.router.top_k", "0"], "model.router.top_k"),
+        (["--model.router.layers", "9"], "model.router.layers"),
+        (["--model.router.layers", "two"], "model.router.layers"),
+        (["--model.router.head_reduce", "max"], "model.router.gate"),
+        (["--training.zero_stage", "5"], "training.zero_stage"),
+        (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
+        (["--training.clip", "0"], "training.clip"),
+        (["--training.phases", "[]"], "training.phases"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(arguments, key):
+    with pytest.raises(ConfigError, match=key):
+        load_config(arguments)
+
+
+def test_an_unknown_key_in_a_file_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": {"router": {"topk": 3}}}))
+    with pytest.raises(ConfigError, match="topk"):
+        load_config_file(path)
