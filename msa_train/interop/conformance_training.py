@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,7 @@ def _compare_chunk_scores(
         chunk_bank_cu,
         config.router,
     )
-    for row, (first, last) in enumerate(zip(chunk_bank_cu[:-1], chunk_bank_cu[1:], strict=True)):
+    for row, (first, last) in enumerate(pairwise(chunk_bank_cu)):
         ours = scores[row, first:last]
         recorder.close(f"chunk_scores.{layer}[{row}]", ours, theirs[row, : len(ours)])
 

@@ -45,10 +45,10 @@ class Projections:
 
 @dataclass(frozen=True)
 class Gate:
-    """The learned scalars of a router layer; threshold only for that form of the gate."""
+    """The learned scalars of a router layer's gate, [1] each."""
 
     sharpness: Tensor
-    threshold: Tensor | None = None
+    offset: Tensor
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def reading(
                 routing.chunk_scores,
                 routing.index_cu,
                 gate.sharpness,
-                gate.threshold,
+                gate.offset,
                 bank_sizes,
                 router,
             )

@@ -17,10 +17,12 @@ class RouterConfig:
     chunk_size: document tokens per pooled key (P).
     decouple: own router projections; false: q and pooled k route.
     similarity: cosine normalises both sides; dot is serving as published.
-    gate: what is added to the attention logits of a selected chunk, per layer with a learned g:
-      none (as published), chunk: g (s_c - max s), document: the same with document scores,
-      threshold: g (s_c - theta) with a learned theta.
-    gate_start, threshold_start: initial g and theta.
+    gate: what is added to the attention logits of a selected chunk, per layer with a learned
+      sharpness g and a learned offset o: none (nothing, as published);
+      chunk: g (s_c - max s) + o;  document: the same with document scores;
+      threshold: g s_c + o, which is g (s_c - theta) with theta = -o/g.
+    gate_start, offset_start: initial g and o. An offset above 0 keeps the few selected chunks from
+      being drowned by the context's own tokens.
     gate_growth: multiply g by max(1, ln n / ln gate_documents) for a bank of n documents.
     gate_documents: bank size seen in training; only read with gate_growth.
     temperature: tau of the router loss, clamped to 0.001..0.5.
@@ -38,7 +40,7 @@ class RouterConfig:
     chunk_reduce: Literal["max", "mean"] = "max"
     gate: Literal["none", "chunk", "document", "threshold"] = "chunk"
     gate_start: float = 30.0
-    threshold_start: float = 0.5
+    offset_start: float = 3.0
     gate_growth: bool = False
     gate_documents: int = 128
     temperature: float = 0.1
@@ -73,6 +75,9 @@ class ModelConfig:
     embedding_std and linear_gain set the initial weights: embeddings N(0, embedding_std), linear
     layers N(0, linear_gain / sqrt(fan_in)). With tied embeddings the final norm starts at
     1 / (embedding_std sqrt(d)), so that logits start at unit scale.
+    copy_start: in router layers the output projection starts as copy_start times the transposed
+    value projection, so that what is read from memory raises its own token's logit from the first
+    step on; 0 draws it like the others.
     """
 
     layers: int = 4
@@ -87,6 +92,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     embedding_std: float = 1.0
     linear_gain: float = 0.577
+    copy_start: float = 4.0
     router: RouterConfig = field(default_factory=RouterConfig)
 
     def __post_init__(self) -> None:

@@ -94,8 +94,7 @@ class Attention(nn.Module):
             self.router_k_proj = nn.Sequential(nn.Linear(d, narrow, bias=False))
         if self.routes and config.router.gate != "none":
             self.router_gate = nn.Parameter(torch.zeros(1))
-        if self.routes and config.router.gate == "threshold":
-            self.router_threshold = nn.Parameter(torch.zeros(1))
+            self.router_offset = nn.Parameter(torch.zeros(1))
 
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
         """Normed states [N, d] -> q, k, v and router projections."""
@@ -115,7 +114,7 @@ class Attention(nn.Module):
     def gate(self) -> Gate | None:
         if not hasattr(self, "router_gate"):
             return None
-        return Gate(self.router_gate, getattr(self, "router_threshold", None))
+        return Gate(self.router_gate, self.router_offset)
 
 
 class MLP(nn.Module):

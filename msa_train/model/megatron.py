@@ -75,8 +75,7 @@ class MemoryAttention(SelfAttention):
             self.router_k = self._router_projection(model.kv_heads)
         if self.routes and model.router.gate != "none":
             self.router_gate = torch.nn.Parameter(torch.empty(1))
-        if self.routes and model.router.gate == "threshold":
-            self.router_threshold = torch.nn.Parameter(torch.empty(1))
+            self.router_offset = torch.nn.Parameter(torch.empty(1))
 
     def _router_projection(self, heads: int) -> ColumnParallelLinear:
         return ColumnParallelLinear(
@@ -119,8 +118,7 @@ class MemoryAttention(SelfAttention):
     def _gate(self) -> Gate | None:
         if self.model.router.gate == "none":
             return None
-        threshold = self.router_threshold if self.model.router.gate == "threshold" else None
-        return Gate(self.router_gate, threshold)
+        return Gate(self.router_gate, self.router_offset)
 
 
 class MemoryLayer(TransformerLayer):

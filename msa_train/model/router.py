@@ -134,27 +134,24 @@ def gate_bias(
     scores: Tensor,
     index_cu: Tensor,
     gate: Tensor,
-    threshold: Tensor | None,
+    offset: Tensor,
     documents: Tensor,
     router: RouterConfig,
 ) -> Tensor:
     """[S] added to the attention logits of each selected chunk (SPEC section 3, "The gate").
 
-    `gate` is the learned scalar g, `threshold` the learned theta (gate == "threshold" only),
-    `documents` [m] the number of documents in each context's bank.
+    `gate` and `offset` [1] are the learned scalars, `documents` [m] the number of documents in each
+    context's bank.
     """
     context = entry_contexts(index_cu)
-    if threshold is not None:
-        difference = scores - threshold
-    else:
-        count = len(index_cu) - 1
-        best = scores.new_full((count,), -math.inf)
+    if router.gate != "threshold":
+        best = scores.new_full((len(index_cu) - 1,), -math.inf)
         best = best.scatter_reduce(0, context, scores.detach(), "amax")
-        difference = scores - best[context]
-    if not router.gate_growth:
-        return gate * difference
-    growth = (documents.clamp(min=1).float().log() / math.log(router.gate_documents)).clamp(min=1)
-    return gate * growth[context] * difference
+        scores = scores - best[context]
+    if router.gate_growth:
+        growth = documents.clamp(min=1).to(scores.dtype).log() / math.log(router.gate_documents)
+        gate = gate * growth.clamp(min=1)[context]
+    return gate * scores + offset
 
 
 def per_head_document_scores(

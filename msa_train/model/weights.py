@@ -25,7 +25,7 @@ _SAME = {  # Megatron name -> published name, not split
     "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
     "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
     "self_attention.router_gate": "self_attn.router_gate",
-    "self_attention.router_threshold": "self_attn.router_threshold",
+    "self_attention.router_offset": "self_attn.router_offset",
 }
 _ROWS = {  # split by output rows
     "self_attention.router_q.weight": "self_attn.router_q_proj.0.weight",
@@ -65,8 +65,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 own["self_attn.router_k_proj.0.weight"] = (narrow, d)
             if c.router.gate != "none":
                 own["self_attn.router_gate"] = (1,)
-            if c.router.gate == "threshold":
-                own["self_attn.router_threshold"] = (1,)
+                own["self_attn.router_offset"] = (1,)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
     shapes["model.norm.weight"] = (d,)
     if not c.tie_embeddings:
@@ -77,22 +76,29 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
     """The weight `name` of a fresh model: depends on the seed and the name alone.
 
-    Router queries start as the router keys repeated over each GQA group (tied at the start only):
-    independent ones stay at chance for hundreds of steps (SPEC section 7).
+    Tied at the start only: router queries to the router keys (independent ones stay at chance for
+    hundreds of steps, SPEC section 7), and the router layers' output to their value projection
+    (ModelConfig.copy_start), without which reading from pooled states stays at chance.
     """
     shape = weight_shapes(config)[name]
     if name.endswith("router_gate"):
         return torch.full(shape, config.router.gate_start)
-    if name.endswith("router_threshold"):
-        return torch.full(shape, config.router.threshold_start)
+    if name.endswith("router_offset"):
+        return torch.full(shape, config.router.offset_start)
     if name == "model.norm.weight" and config.tie_embeddings:
         return torch.full(shape, 1 / (config.embedding_std * config.hidden**0.5))
     if name.endswith("norm.weight"):
         return torch.ones(shape)
     if name.endswith("router_q_proj.0.weight"):
         key = initial_weight(name.replace("router_q", "router_k"), config, seed)
-        grouped = key.unflatten(0, (config.kv_heads, config.head_dim))
-        return grouped.repeat_interleave(config.heads // config.kv_heads, 0).flatten(0, 1)
+        return _repeated(key, config)
+    if (
+        config.copy_start
+        and name.endswith("o_proj.weight")
+        and _layer(name) in config.router_layers
+    ):
+        value = initial_weight(name.replace("o_proj", "v_proj"), config, seed)
+        return config.copy_start * _repeated(value, config).T.contiguous()
     if name == "model.embed_tokens.weight":
         std = config.embedding_std
     else:
@@ -100,6 +106,16 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randn(shape, generator=generator) * std
+
+
+def _repeated(weight: Tensor, config: ModelConfig) -> Tensor:
+    """Rows of the key/value heads [G*D, d], each head repeated for its query heads: [H*D, d]."""
+    heads = weight.unflatten(0, (config.kv_heads, config.head_dim))
+    return heads.repeat_interleave(config.heads // config.kv_heads, 0).flatten(0, 1)
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[2])
 
 
 def megatron_shard(name: str, read: Read, config: ModelConfig, rank: int, size: int) -> Tensor:

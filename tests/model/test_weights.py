@@ -62,3 +62,12 @@ def test_router_queries_start_as_repeated_router_keys():
     heads = q.unflatten(0, (config.heads, -1))
     for head in range(config.heads):
         assert torch.equal(heads[head], k.unflatten(0, (config.kv_heads, -1))[head // 2])
+
+
+def test_reading_starts_as_copying():
+    config = tiny_config()
+    o = initial_weight("model.layers.2.self_attn.o_proj.weight", config, 0)
+    v = initial_weight("model.layers.2.self_attn.v_proj.weight", config, 0)
+    assert torch.equal(o[:, : config.head_dim], config.copy_start * v[: config.head_dim].T)
+    below = initial_weight("model.layers.1.self_attn.o_proj.weight", config, 0)
+    assert float(below.std()) < 0.2
