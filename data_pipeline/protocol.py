@@ -1,0 +1,181 @@
+"""The text protocol between a model and its memory, byte for byte (SPEC section 4).
+
+The same functions build training samples and drive the serving engine, so that a model is asked
+exactly as it was taught. Strings and pieces only: tokens are tokenizer.py's business.
+
+A conversation, one line per stretch between control tokens (shown in brackets ⟨⟩):
+
+    ⟨im_start⟩ user\\n                                            head, template
+    \\nPlease answer ... {question}\\nPlease return ... question\\n  question, routing query
+    ⟨im_end⟩ \\n ⟨im_start⟩                                       tail (template), response head
+    [4][7] ⟨object_ref_end⟩                                      the model writes ids
+    [4]. {text}\\n[7]. {text}\\n ⟨object_ref_end⟩                  the engine appends the evidence
+    <End-of-Retrieve>                                            the model has what it needs
+    ⟨im_start⟩ The user's question is: ...\\n ⟨object_ref_end⟩     the engine asks again
+    The answer to the question is: {answer} ⟨im_end⟩             the model answers
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.schema import Context, Document, Piece, Role
+
+IM_START, IM_END, REF_END = "<|im_start|>", "<|im_end|>", "<|object_ref_end|>"
+CONTROL_TOKENS = (IM_START, IM_END, REF_END)
+END_OF_RETRIEVE = "<End-of-Retrieve>"  # ordinary tokens, not a vocabulary entry
+RETRIEVAL_LIMIT = 1000  # characters of ids after which retrieval ends by force (as published)
+
+HEAD = "user\n"
+TAIL = "\n"
+ASK = "\nPlease answer the question based on the above historical document information\n\n"
+RETRIEVE = "\nPlease return all documents related to the question"
+USER_QUESTION = "The user's question is: "
+ANSWER = "The answer to the question is: "
+
+_ID = re.compile(r"\[([0-9]{1,18})\]")
+
+
+@dataclass(frozen=True)
+class Round:
+    """A retrieval round that is over: the ids as the model wrote them, and the evidence appended.
+
+    evidence: the known documents among them, ascending by number; empty when none was known.
+    """
+
+    written: str
+    evidence: tuple[Document, ...] = ()
+
+
+# Documents
+
+
+def document_pieces(number: int, text: str) -> list[Piece]:
+    """A document as it is encoded into the bank: `<|im_start|>[g]. {text}[g]<|im_end|>`."""
+    return [_control(IM_START), Piece(f"[{number}]. {text}[{number}]"), _control(IM_END)]
+
+
+# Prompt
+
+
+def head_pieces() -> list[Piece]:
+    """Template head: the leading tokens that never see the memory (3 in the Qwen3 template)."""
+    return [_control(IM_START, Role.TEMPLATE), Piece(HEAD, Role.TEMPLATE)]
+
+
+def question_pieces(question: str, first_round: bool = True) -> list[Piece]:
+    """The question and its instructions, routing query tokens (class 0).
+
+    In the first round all of it is class 0; from the second round on the last newline is not.
+    """
+    asked = Piece(f"{ASK}{question}{RETRIEVE}", Role.QUERY)
+    return [asked, Piece("\n", Role.QUERY if first_round else Role.RESPONSE)]
+
+
+def tail_pieces() -> list[Piece]:
+    return [_control(IM_END, Role.TEMPLATE), Piece(TAIL, Role.TEMPLATE)]
+
+
+def response_head_pieces() -> list[Piece]:
+    return [_control(IM_START)]
+
+
+def prompt_pieces(question: str, first_round: bool = True) -> list[Piece]:
+    """Head, question, tail and response head: everything before the response."""
+    return [
+        *head_pieces(),
+        *question_pieces(question, first_round),
+        *tail_pieces(),
+        *response_head_pieces(),
+    ]
+
+
+def rounds_pieces(question: str, rounds: Sequence[Round]) -> list[Piece]:
+    """The full prefill after `rounds` retrieval rounds: prompt and everything said so far.
+
+    No rounds: the prompt, all of its question text class 0. Later: class 0 is the prompt up to
+    and including "...related to the question" without its last newline, and the LATEST evidence
+    that has documents, up to, not including, its end token. All of it is context (no labels).
+    """
+    pieces = prompt_pieces(question, first_round=not rounds)
+    latest = max((i for i, past in enumerate(rounds) if past.evidence), default=None)
+    for index, past in enumerate(rounds):
+        pieces += [Piece(past.written), _control(REF_END)]
+        pieces += evidence_pieces(past.evidence, latest=index == latest)
+    return pieces
+
+
+# Response
+
+
+def written_ids(numbers: Iterable[int]) -> str:
+    """Ids in the form the model writes them, ascending: `[4][7]`."""
+    return "".join(f"[{number}]" for number in sorted(numbers))
+
+
+def retrieval_pieces(numbers: Iterable[int], label: bool = True) -> list[Piece]:
+    """One round's ids and their end token, as the model writes them."""
+    return [Piece(written_ids(numbers), label=label), _control(REF_END, label=label)]
+
+
+def evidence_pieces(documents: Iterable[Document], latest: bool = True) -> list[Piece]:
+    """What the engine appends for the ids of a round; bare end token when no document is known.
+
+    latest: this is the newest evidence, so its text (not its end token) routes the next round.
+    """
+    texts = sorted(documents, key=lambda document: document.number)
+    text = "".join(f"[{document.number}]. {document.text}\n" for document in texts)
+    evidence = [Piece(text, Role.QUERY if latest else Role.RESPONSE)] if text else []
+    return [*evidence, _control(REF_END)]
+
+
+def end_of_retrieve_pieces(label: bool = False) -> list[Piece]:
+    """The end of retrieval: written by the model (label), or by force, as if it had written it."""
+    return [Piece(END_OF_RETRIEVE, label=label)]
+
+
+def answer_request_pieces(question: str) -> list[Piece]:
+    """What the engine appends after the end of retrieval, without routing again."""
+    return [_control(IM_START), Piece(f"{USER_QUESTION}{question}\n"), _control(REF_END)]
+
+
+def answer_pieces(answer: str) -> list[Piece]:
+    """The answer and its end token, as the model writes them."""
+    return [Piece(f"{ANSWER}{answer}", label=True), _control(IM_END, label=True)]
+
+
+def memory_answer_pieces(question: str) -> list[Piece]:
+    """What follows the response head when the answer comes from pooled memory alone: no ids."""
+    return [*end_of_retrieve_pieces(), *answer_request_pieces(question)]
+
+
+def context_pieces(context: Context) -> list[Piece]:
+    """All pieces of a training context: its prompt and its response."""
+    return [*prompt_pieces(context.question, context.rounds == 0), *context.response]
+
+
+# Reading what the model wrote
+
+
+def parse_ids(text: str, known: Callable[[int], bool]) -> list[int]:
+    """Document numbers in written text like `[4][7]`: known ones, each once, ascending."""
+    return sorted({number for digits in _ID.findall(text) if known(number := int(digits))})
+
+
+def retrieval_ended(text: str) -> bool:
+    """Whether the text written since the prompt ends retrieval, by itself or by force."""
+    return END_OF_RETRIEVE in text or len(text) > RETRIEVAL_LIMIT
+
+
+def parse_answer(text: str) -> str:
+    """The answer in text like `The answer to the question is: ...<|im_end|>`, stripped.
+
+    Text without the phrase is taken whole: a model that forgot the phrase may still be right.
+    """
+    return text.split(IM_END)[0].rpartition(ANSWER)[2].strip()
+
+
+def _control(token: str, role: Role = Role.RESPONSE, label: bool = False) -> Piece:
+    return Piece(token, role, control=True, label=label)

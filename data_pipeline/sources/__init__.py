@@ -1,0 +1,1 @@
+"""Where banks of documents and questions come from: one interface, base.Source."""

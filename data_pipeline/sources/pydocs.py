@@ -1,0 +1,207 @@
+"""The standard library's documentation as a source: real text, and questions about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.protocol import document_pieces
+from data_pipeline.schema import Document, Query
+from data_pipeline.sources.base import Bank, NumberConfig
+from data_pipeline.sources.pydocs_questions import QuestionWriter
+from data_pipeline.sources.stdlib import Docstring, docstrings
+from data_pipeline.tokenizer import Tokenizer
+
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True)
+class PydocsConfig:
+    """Banks of documented Python objects.
+
+    held_out_share: share of the documents that training never sees, chosen by their names.
+    document_tokens: documents longer than this (with wrapper) are cut after the last word that
+        fits. questions: at most so many about one document.
+    near_share: share of a bank's unasked documents that come from the modules asked about.
+    """
+
+    held_out_share: float = 0.1
+    document_tokens: int = 256
+    questions: int = 4
+    near_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("held_out_share", "near_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"data.pydocs.{name} is {getattr(self, name)}: give 0 to 1")
+        if self.document_tokens < 32:
+            raise DataError(f"data.pydocs.document_tokens is {self.document_tokens}: give 32+")
+        if self.questions < 1:
+            raise DataError(f"data.pydocs.questions is {self.questions}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A document without its number, and the questions that it answers."""
+
+    name: str
+    module: str
+    text: str
+    tokens: int  # with wrapper and the widest number
+    truncated: bool
+    questions: tuple[str, ...]
+
+    def document(self, number: int) -> Document:
+        return Document(number, self.text, id=self.name, title=self.name)
+
+    def query(self, which: int, number: int) -> Query:
+        identity = f"pydocs/{self.name}/{which}"
+        return Query(self.questions[which], (self.name,), (number,), id=identity)
+
+
+class PydocsSource:
+    """Draws banks of the training documents; `whole_bank` holds everything, for evaluation."""
+
+    name = "pydocs"
+
+    def __init__(
+        self, config: PydocsConfig, tokenizer: Tokenizer, numbers: NumberConfig | None = None
+    ):
+        self.config = config
+        self.numbers = numbers or NumberConfig()
+        self.entries = self._build(tokenizer)
+        self._train = [e for e in self.entries if split_of(e.name, config) == "train"]
+        self._askable = [i for i, entry in enumerate(self._train) if entry.questions]
+        self._by_module: dict[str, list[int]] = defaultdict(list)
+        for i, entry in enumerate(self._train):
+            self._by_module[entry.module].append(i)
+
+    def bank(
+        self,
+        rng: np.random.Generator,
+        documents: int,
+        questions: int | None = None,
+        document_tokens: int | None = None,
+    ) -> Bank:
+        """A bank of training documents; one question for each document asked about.
+
+        Of the others, near_share come from the same modules. document_tokens is not used: real
+        documents have the length they have.
+        """
+        if documents > len(self._train):
+            raise DataError(
+                f"a bank of {documents} documents was asked for, but pydocs has "
+                f"{len(self._train)} to train on: lower data.banks.pydocs.documents"
+            )
+        wanted = min(documents if questions is None else questions, documents, len(self._askable))
+        asked = [self._askable[i] for i in rng.choice(len(self._askable), wanted, replace=False)]
+        members = asked + self._others(rng, asked, documents - wanted)
+        numbers = self.numbers.draw(rng, documents).tolist()
+        queries = [
+            self._train[i].query(int(rng.integers(len(self._train[i].questions))), number)
+            for i, number in zip(asked, numbers, strict=False)
+        ]
+        chosen = [self._train[i] for i in members]
+        return Bank(_numbered(chosen, numbers), tuple(queries))
+
+    def whole_bank(self, rng: np.random.Generator, split: Split = "held_out") -> Bank:
+        """All documents of both splits, and every question about the documents of one."""
+        numbers = self.numbers.draw(rng, len(self.entries)).tolist()
+        queries = [
+            entry.query(which, number)
+            for entry, number in zip(self.entries, numbers, strict=True)
+            if split_of(entry.name, self.config) == split
+            for which in range(len(entry.questions))
+        ]
+        return Bank(_numbered(self.entries, numbers), tuple(queries))
+
+    def counts(self) -> dict[str, int]:
+        """Documents, questions and tokens, and how many documents were cut."""
+        held_out = [e for e in self.entries if split_of(e.name, self.config) == "held_out"]
+        return {
+            "documents": len(self.entries),
+            "held_out_documents": len(held_out),
+            "truncated_documents": sum(entry.truncated for entry in self.entries),
+            "questions": sum(len(entry.questions) for entry in self.entries),
+            "held_out_questions": sum(len(entry.questions) for entry in held_out),
+            "tokens": sum(entry.tokens for entry in self.entries),
+        }
+
+    def _build(self, tokenizer: Tokenizer) -> tuple[Entry, ...]:
+        items = docstrings()
+        widest = self.numbers.limit - 1
+        cut = [truncate(tokenizer, _text(i), self.config.document_tokens, widest) for i in items]
+        writer = QuestionWriter(items, [text for text, _ in cut])
+        return tuple(
+            Entry(
+                item.name,
+                item.module,
+                text,
+                tokens,
+                text != _text(item),
+                tuple(writer.questions(i, self.config.questions)),
+            )
+            for i, (item, (text, tokens)) in enumerate(zip(items, cut, strict=True))
+        )
+
+    def _others(self, rng: np.random.Generator, asked: list[int], count: int) -> list[int]:
+        """`count` more documents: some from the modules asked about, the rest from anywhere."""
+        taken = set(asked)
+        modules = sorted({self._train[i].module for i in asked})
+        near = [i for module in modules for i in self._by_module[module] if i not in taken]
+        wanted = min(len(near), round(count * self.config.near_share))
+        chosen = [near[i] for i in rng.choice(len(near), wanted, replace=False)] if wanted else []
+        taken.update(chosen)
+        rest = [i for i in range(len(self._train)) if i not in taken]
+        return chosen + [rest[i] for i in rng.choice(len(rest), count - wanted, replace=False)]
+
+
+def split_of(name: str, config: PydocsConfig) -> Split:
+    """The split of a document, by its name alone: the same on every machine."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    return "held_out" if place < config.held_out_share else "train"
+
+
+def training_texts(config: PydocsConfig) -> list[str]:
+    """Texts of the training split, to train a tokenizer on."""
+    return [_text(item) for item in docstrings() if split_of(item.name, config) == "train"]
+
+
+def truncate(tokenizer: Tokenizer, text: str, limit: int, number: int) -> tuple[str, int]:
+    """The text cut after the last word with which document `number` has `limit` tokens at most.
+
+    Returns the text and the document's tokens with wrapper.
+    """
+
+    def length(candidate: str) -> int:
+        return len(tokenizer.encode_pieces(document_pieces(number, candidate)).tokens)
+
+    if (tokens := length(text)) <= limit:
+        return text, tokens
+    ends = [i for i, character in enumerate(text) if character.isspace()]
+    low, high = 0, len(ends)  # text[:ends[low - 1]] fits, text[:ends[high]] does not
+    while low < high:
+        middle = (low + high) // 2
+        if length(text[: ends[middle]]) <= limit:
+            low = middle + 1
+        else:
+            high = middle
+    kept = text[: ends[low - 1]].rstrip() if low else ""
+    return kept, length(kept)
+
+
+def _text(item: Docstring) -> str:
+    """Name and signature on the first line, then the docstring."""
+    prefix = {"class": "class ", "module": "module "}.get(item.kind, "")
+    return f"{prefix}{item.name}{item.signature}\n{item.text}"
+
+
+def _numbered(entries: Sequence[Entry], numbers: Sequence[int]) -> tuple[Document, ...]:
+    pairs = sorted(zip(numbers, entries, strict=True), key=lambda pair: pair[0])
+    return tuple(entry.document(number) for number, entry in pairs)

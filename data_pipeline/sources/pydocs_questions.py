@@ -1,0 +1,164 @@
+"""Questions about documented Python objects, made from the text of the documentation alone.
+
+Every question is checked: it never holds the last part of the answer's name, never repeats the
+first sentence (nor a long run of its words), and the words it takes from the document stand
+together in no other document.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from data_pipeline.sources.pydocs_words import PURPOSES, STOPWORDS, SYNONYMS
+from data_pipeline.sources.stdlib import Docstring
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_RUN = 6  # words in a row that a question may share with the first sentence
+_FEWEST_WORDS = 2  # content words a question must share with its document
+
+
+class QuestionWriter:
+    """Writes questions about `documents`, unambiguous among their texts."""
+
+    def __init__(self, documents: Sequence[Docstring], texts: Sequence[str]):
+        """texts: the documents as they stand in a bank (perhaps cut)."""
+        self._documents = documents
+        self._bodies = [
+            text.partition("\n")[2] if "\n" in text else "" for text in texts
+        ]  # the docstring without the line of name and signature
+        self._words = [frozenset(_content_words(text)) for text in texts]
+        self._holders: dict[str, set[int]] = defaultdict(set)
+        for i, words in enumerate(self._words):
+            for word in words:
+                self._holders[word].add(i)
+        self._all = set(range(len(documents)))
+        self._contents: dict[str, set[int]] = defaultdict(set)
+        for i in range(len(documents)):
+            self._contents[self._container(i)].add(i)
+
+    def questions(self, i: int, most: int) -> list[str]:
+        """At most `most` different questions about document i; the same ones every time."""
+        rng = random.Random(self._documents[i].name)
+        templates: list[Callable[[int, random.Random], Iterator[str]]] = [
+            self._by_purpose, self._by_later_sentence, self._by_keywords, self._by_parameters,
+        ]  # fmt: skip
+        found: list[str] = []
+        for template in templates:
+            good = (q for q in template(i, rng) if q not in found and self.is_good(i, q))
+            found += [question for question, _ in zip(good, range(1), strict=False)]
+        return found[:most]
+
+    def is_good(self, i: int, question: str) -> bool:
+        """Whether the question hides the answer's name and points at document i alone."""
+        if self._documents[i].last_name.lower() in question.lower():
+            return False
+        first = _words(_first_sentence(self._documents[i].text))
+        asked = _words(question)
+        if _longest_run(first, asked) >= min(len(first), _LONGEST_RUN + 1):
+            return False
+        shared = self._words[i] & set(_content_words(question))
+        if len(shared) < _FEWEST_WORDS:
+            return False
+        holders = sorted((self._holders[word] for word in shared), key=len)
+        return set.intersection(*holders, self._candidates(i, question)) == {i}
+
+    def _candidates(self, i: int, question: str) -> set[int]:
+        """Documents the question may be about: those in the container that it names, or all."""
+        container = self._container(i)
+        if f" {container}?" in question or f" in {container} " in question:
+            return self._contents[container]
+        return self._all
+
+    def _by_purpose(self, i: int, rng: random.Random) -> Iterator[str]:
+        """`Return the number of threads.` -> `How do I get the count of threads in threading?`"""
+        sentence = _first_sentence(self._bodies[i])
+        verb, _, rest = sentence.rstrip(".").partition(" ")
+        wanted = PURPOSES.get(verb.lower()) or PURPOSES.get(verb.lower().removesuffix("s"))
+        if not wanted or not rest:
+            return
+        rest = re.split(r"[,;:(]| -- ", rest)[0].strip()
+        spoken = " ".join(SYNONYMS.get(word, word) for word in rest.split())
+        yield f"How do I {wanted} {spoken}?"
+        yield f"How do I {wanted} {spoken} with {self._container(i)}?"
+
+    def _by_later_sentence(self, i: int, rng: random.Random) -> Iterator[str]:
+        sentences = _sentences(self._bodies[i])[1:]
+        rng.shuffle(sentences)
+        for sentence in sentences:
+            yield f"Which {self._what(i)} does the following describe? {sentence}"
+            yield f"Which {self._what(i)} in {self._container(i)} is meant? {sentence}"
+
+    def _by_keywords(self, i: int, rng: random.Random) -> Iterator[str]:
+        """The rarest words of the first sentences, in another order."""
+        own = set(_content_words(self._documents[i].name))
+        prose = " ".join(_sentences(self._bodies[i])[:4])
+        body = [word for word in dict.fromkeys(_content_words(prose)) if word not in own]
+        rare = sorted(body, key=lambda word: (len(self._holders[word]), word))[:5]
+        for count in range(min(4, len(rare)), len(rare) + 1):
+            words = rare[:count]
+            rng.shuffle(words)
+            listed = _listed(words)
+            yield f"Which {self._what(i)} has to do with {listed}?"
+            yield f"Which {self._what(i)} in {self._container(i)} has to do with {listed}?"
+
+    def _by_parameters(self, i: int, rng: random.Random) -> Iterator[str]:
+        names = list(self._documents[i].parameters)
+        if len(names) < 2:
+            return
+        listed = _listed(names[:5])
+        yield f"Which {self._what(i)} takes the parameters {listed}?"
+        yield f"Which {self._what(i)} in {self._container(i)} takes the parameters {listed}?"
+
+    def _what(self, i: int) -> str:
+        return f"Python {self._documents[i].kind}"
+
+    def _container(self, i: int) -> str:
+        """`json.JSONDecoder` of a method, `json` of a function, `xml` of a submodule."""
+        return self._documents[i].name.rpartition(".")[0] or "the standard library"
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _content_words(text: str) -> list[str]:
+    return [word for word in _words(text) if len(word) > 2 and word not in STOPWORDS]
+
+
+def _sentences(text: str) -> list[str]:
+    """Plain sentences of a docstring: examples, lists and headings are left out."""
+    found = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        joined = " ".join(paragraph.split())
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", joined):
+            plain = ">>>" not in sentence and "::" not in sentence and sentence.endswith(".")
+            if plain and 6 <= len(sentence.split()) <= 30:
+                found.append(sentence)
+            elif not found:
+                found.append(sentence)  # the first is kept whatever it is: it is never quoted
+    return found
+
+
+def _first_sentence(text: str) -> str:
+    paragraph = " ".join(re.split(r"\n\s*\n", text.strip())[0].split())
+    return re.split(r"(?<=[.!?])\s", paragraph)[0]
+
+
+def _longest_run(a: list[str], b: list[str]) -> int:
+    """Length of the longest run of words that stands in both."""
+    best, previous = 0, [0] * (len(b) + 1)
+    for x in a:
+        current = [0] * (len(b) + 1)
+        for j, y in enumerate(b):
+            if x == y:
+                current[j + 1] = previous[j] + 1
+                best = max(best, current[j + 1])
+        previous = current
+    return best
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
