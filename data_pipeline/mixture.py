@@ -179,6 +179,13 @@ class DataConfig:
                     f"allows {self.numbers.limit} numbers: raise it"
                 )
 
+        needles = self.banks.niah.documents * self.niah.needle_share
+        if self.source_weights(i)["niah"] and needles > self.niah.key_count:
+            raise DataError(
+                f"data.banks.niah.documents is {self.banks.niah.documents}, but data.niah makes "
+                f"only {self.niah.key_count} keys: raise its key_words, adjectives or nouns"
+            )
+
     def source_weights(self, stage: int) -> dict[SourceName, float]:
         """Weight of every source in a stage."""
         given = self.stages[stage].weights

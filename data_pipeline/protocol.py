@@ -174,7 +174,7 @@ def parse_answer(text: str) -> str:
 
     Text without the phrase is taken whole: a model that forgot the phrase may still be right.
     """
-    return text.split(IM_END)[0].rpartition(ANSWER)[2].strip()
+    return text.split(IM_END)[0].rpartition(ANSWER.rstrip())[2].strip()
 
 
 def _control(token: str, role: Role = Role.RESPONSE, label: bool = False) -> Piece:

@@ -166,8 +166,10 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         try:
             return self._processor.encode(text)
-        except UnicodeEncodeError as error:
-            raise DataError(f"text holds half a character (a lone surrogate): {error}") from error
+        except RuntimeError as error:  # it takes no string that has no UTF-8 form
+            if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise DataError(f"text holds half a character (a surrogate): {text!r}") from error
+            raise
 
     def _token_bytes(self, i: int) -> bytes:
         piece = self._processor.id_to_piece(i)

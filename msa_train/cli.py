@@ -12,9 +12,18 @@ import sys
 from collections.abc import Sequence
 
 from msa_train import __version__
-from msa_train.commands import data, doctor, evaluate, export, measure, memory, train
+from msa_train.commands import (
+    data,
+    doctor,
+    evaluate,
+    export,
+    measure,
+    memory,
+    quickstart,
+    train,
+)
 
-COMMANDS = (doctor, data, train, export, memory, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from data_pipeline.mixture import DataConfig
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from data_pipeline.mixture import DataConfig
+from data_pipeline.sources.needles import Task
 from msa_train.errors import ConfigError
 from msa_train.model.config import ModelConfig
 
@@ -105,21 +106,29 @@ class TrainingConfig:
 class EvaluationConfig:
     """What `msa eval` asks.
 
-    memory_tokens: bank lengths of the needle tasks; niah_documents: documents of the smallest
-    bank of a group (every one asked about); questions: how many in all, at the least.
+    memory_tokens: lengths of the needle memories; every length answers the same questions.
+    niah_tasks: they share one set of documents in equal parts. questions: of each needle task.
+    text_questions: how many of them, evenly from all groups, are also answered with texts appended
+    (each costs several times as much), and by the controls. resamples: of the bootstrap.
     """
 
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
-    niah_tasks: tuple[str, ...] = ("single", "multi_value")
+    niah_tasks: tuple[Task, ...] = ("single", "multi_value")
     questions: int = 1024
+    text_questions: int = 256
     pydocs_questions: int = 1000
+    resamples: int = 2000
     batch_contexts: int = 64
     seed: int = 20_000
 
     def __post_init__(self) -> None:
         if not self.memory_tokens or min(self.memory_tokens) < 1:
             raise ConfigError(f"evaluation.memory_tokens is {self.memory_tokens}: give lengths")
-        for name in ("questions", "pydocs_questions", "batch_contexts"):
+        if not self.niah_tasks or len(set(self.niah_tasks)) < len(self.niah_tasks):
+            raise ConfigError(f"evaluation.niah_tasks is {self.niah_tasks}: give each task once")
+        for name in (
+            "questions", "text_questions", "pydocs_questions", "resamples", "batch_contexts",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}: give 1 or more")
 
@@ -186,7 +195,7 @@ def load_config_file(path: Path) -> Config:
 
 
 def _values(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
-    chosen = parser.instantiate_classes(parser.parse_args(arguments))
+    chosen = parser.instantiate(parser.parse_args(arguments))
     return {name: value for name, value in vars(chosen).items() if name != "config"}
 
 

@@ -180,7 +180,8 @@ def truncate(tokenizer: Tokenizer, text: str, limit: int, number: int) -> tuple[
     """
 
     def length(candidate: str) -> int:
-        return len(tokenizer.encode_pieces(document_pieces(number, candidate)).tokens)
+        _, body, _ = document_pieces(number, candidate)
+        return 2 + len(tokenizer.encode_text(body.text))
 
     if (tokens := length(text)) <= limit:
         return text, tokens

@@ -12,10 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from data_pipeline.sources.pydocs_words import PURPOSES, STOPWORDS, SYNONYMS
+from data_pipeline.sources.pydocs_words import PARTICLES, PURPOSES, STOPWORDS, SYNONYMS
 from data_pipeline.sources.stdlib import Docstring
 
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_WORD = re.compile(r"[A-Za-z0-9_]+")
 _LONGEST_RUN = 6  # words in a row that a question may share with the first sentence
 _FEWEST_WORDS = 2  # content words a question must share with its document
 
@@ -56,8 +56,8 @@ class QuestionWriter:
         if self._documents[i].last_name.lower() in question.lower():
             return False
         first = _words(_first_sentence(self._documents[i].text))
-        asked = _words(question)
-        if _longest_run(first, asked) >= min(len(first), _LONGEST_RUN + 1):
+        run = min(len(first), _LONGEST_RUN + 1)
+        if _runs(first, run) & _runs(_words(question), run):
             return False
         shared = self._words[i] & set(_content_words(question))
         if len(shared) < _FEWEST_WORDS:
@@ -77,10 +77,12 @@ class QuestionWriter:
         sentence = _first_sentence(self._bodies[i])
         verb, _, rest = sentence.rstrip(".").partition(" ")
         wanted = PURPOSES.get(verb.lower()) or PURPOSES.get(verb.lower().removesuffix("s"))
-        if not wanted or not rest:
+        words = re.split(r"[,;:]\s|\s[(]| -+ ", rest)[0].split()
+        if not wanted or len(words) < 2 or words[0] in PARTICLES or words[-1] in STOPWORDS:
             return
-        rest = re.split(r"[,;:(]| -- ", rest)[0].strip()
-        spoken = " ".join(SYNONYMS.get(word, word) for word in rest.split())
+        if wanted == "find out" and words[0] not in ("if", "whether", "that"):
+            return
+        spoken = " ".join(SYNONYMS.get(word, word) for word in words)
         yield f"How do I {wanted} {spoken}?"
         yield f"How do I {wanted} {spoken} with {self._container(i)}?"
 
@@ -125,7 +127,11 @@ def _words(text: str) -> list[str]:
 
 
 def _content_words(text: str) -> list[str]:
-    return [word for word in _words(text) if len(word) > 2 and word not in STOPWORDS]
+    return [
+        word
+        for word in _words(text)
+        if len(word) > 2 and word not in STOPWORDS and not word.isdigit()
+    ]
 
 
 def _sentences(text: str) -> list[str]:
@@ -147,17 +153,10 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?])\s", paragraph)[0]
 
 
-def _longest_run(a: list[str], b: list[str]) -> int:
-    """Length of the longest run of words that stands in both."""
-    best, previous = 0, [0] * (len(b) + 1)
-    for x in a:
-        current = [0] * (len(b) + 1)
-        for j, y in enumerate(b):
-            if x == y:
-                current[j + 1] = previous[j] + 1
-                best = max(best, current[j + 1])
-        previous = current
-    return best
+def _runs(words: list[str], length: int) -> set[tuple[str, ...]]:
+    """All runs of `length` words in a row; of a shorter text, the whole of it."""
+    length = min(length, len(words))
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -7,9 +7,11 @@ only or other otherwise same see should so some such than that the their them th
 they this to use used uses using value was when where which while will with without you your
 arg args argument arguments called call class default false function method module none object
 objects optional parameter parameters python raise raises return returned returns self true
-type
+type one two too etc don won isn doesn like whether
 """
 STOPWORDS = frozenset(_FUNCTION_WORDS.split())
+# After one of these the verb means something else ("set up"), or is not alone.
+PARTICLES = frozenset({"up", "out", "off", "down", "on", "and", "or", "to", "by"})
 # A first sentence that begins with one of these verbs becomes a "how do I" question.
 PURPOSES = {
     "add": "put in", "append": "put at the end", "calculate": "work out", "check": "find out",

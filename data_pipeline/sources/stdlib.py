@@ -110,7 +110,7 @@ def _public(node: ast.Module | ast.ClassDef) -> Iterator[Definition]:
         if isinstance(item, Definition):
             if not item.name.startswith("_"):
                 yield item
-        elif isinstance(item, ast.If | ast.Try):
+        elif isinstance(item, ast.If | ast.Try | ast.ExceptHandler):
             pending[:0] = [child for child in ast.iter_child_nodes(item) if _is_statement(child)]
 
 

@@ -29,7 +29,9 @@ PACKAGES = {  # distribution -> (extra that installs it, what it is for)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("doctor", help="what is installed, what runs where, what is missing")
+    parser = commands.add_parser(
+        "doctor", help="what is installed, what runs where, what is missing"
+    )
     add_json(parser)
     parser.set_defaults(run=_doctor)
 
@@ -46,7 +48,6 @@ def _doctor(options: argparse.Namespace) -> int:
 def examine() -> dict[str, Any]:
     """Machine, packages, devices and kernel backends as plain data."""
     import torch
-
     from msa_kernels import backend_report
 
     return {

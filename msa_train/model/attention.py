@@ -48,7 +48,7 @@ class Gate:
     """The learned scalars of a router layer's gate, [1] each."""
 
     sharpness: Tensor
-    offset: Tensor
+    threshold: Tensor
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def reading(
                 routing.chunk_scores,
                 routing.index_cu,
                 gate.sharpness,
-                gate.offset,
+                gate.threshold,
                 bank_sizes,
                 router,
             )

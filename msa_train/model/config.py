@@ -18,11 +18,11 @@ class RouterConfig:
     decouple: own router projections; false: q and pooled k route.
     similarity: cosine normalises both sides; dot is serving as published.
     gate: what is added to the attention logits of a selected chunk, per layer with a learned
-      sharpness g and a learned offset o: none (nothing, as published);
-      chunk: g (s_c - max s) + o;  document: the same with document scores;
-      threshold: g s_c + o, which is g (s_c - theta) with theta = -o/g.
-    gate_start, offset_start: initial g and o. An offset above 0 keeps the few selected chunks from
-      being drowned by the context's own tokens.
+      sharpness g and a learned threshold theta: none (nothing, as published);
+      threshold: g (s_c - theta), which can say "nothing relevant here";
+      chunk: g (s_c - max s - theta);  document: the same with document scores.
+    gate_start, threshold_start: initial g and theta. Below what good chunks score (below 0 for the
+      relative forms), so that the few selected chunks are not drowned by the context's own tokens.
     gate_growth: multiply g by max(1, ln n / ln gate_documents) for a bank of n documents.
     gate_documents: bank size seen in training; only read with gate_growth.
     temperature: tau of the router loss, clamped to 0.001..0.5.
@@ -38,9 +38,9 @@ class RouterConfig:
     head_reduce: Literal["mean", "max"] = "mean"
     query_reduce: Literal["max", "mean", "last"] = "max"
     chunk_reduce: Literal["max", "mean"] = "max"
-    gate: Literal["none", "chunk", "document", "threshold"] = "chunk"
-    gate_start: float = 30.0
-    offset_start: float = 3.0
+    gate: Literal["none", "chunk", "document", "threshold"] = "threshold"
+    gate_start: float = 20.0
+    threshold_start: float = 0.6
     gate_growth: bool = False
     gate_documents: int = 128
     temperature: float = 0.1

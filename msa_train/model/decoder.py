@@ -29,6 +29,7 @@ from msa_train.model.attention import (
     router_query,
 )
 from msa_train.model.batch import Layout, MemoryBatch, positions_within, query_rows
+from msa_train.model.cache import Cache, no_memory, padded
 from msa_train.model.config import ModelConfig
 from msa_train.model.rope import rotary_tables, rotate
 from msa_train.model.router import Routing
@@ -57,21 +58,6 @@ class Memory(Protocol):
         """Documents in the memory."""
 
 
-@dataclass
-class Cache:
-    """Keys and values of the contexts' own tokens per layer, padded, and what each layer reads."""
-
-    lengths: Tensor  # [m]
-    next_positions: Tensor  # [m]
-    keys: list[Tensor]  # per layer [m, Tmax, G, D]
-    values: list[Tensor]
-    memory: dict[int, Reading]
-
-    @property
-    def routings(self) -> dict[int, Routing]:
-        return {layer: memory.routing for layer, memory in self.memory.items()}
-
-
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -94,7 +80,7 @@ class Attention(nn.Module):
             self.router_k_proj = nn.Sequential(nn.Linear(d, narrow, bias=False))
         if self.routes and config.router.gate != "none":
             self.router_gate = nn.Parameter(torch.zeros(1))
-            self.router_offset = nn.Parameter(torch.zeros(1))
+            self.router_threshold = nn.Parameter(torch.zeros(1))
 
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
         """Normed states [N, d] -> q, k, v and router projections."""
@@ -114,7 +100,7 @@ class Attention(nn.Module):
     def gate(self) -> Gate | None:
         if not hasattr(self, "router_gate"):
             return None
-        return Gate(self.router_gate, self.router_offset)
+        return Gate(self.router_gate, self.router_threshold)
 
 
 class MLP(nn.Module):
@@ -241,29 +227,25 @@ class MSADecoder(nn.Module):
             else:
                 attended = document_attention(p.q, p.k, p.v, ctx_cu, self.config.head_dim**-0.5)
             for kept, new in ((cache.keys, p.k), (cache.values, p.v)):
-                kept.append(_padded(new, lengths, room))
+                kept.append(padded(new, lengths, room))
             x = layer.finish(x, attended)
         return self.model.norm(x), cache
 
     def decode(self, tokens: Tensor, cache: Cache) -> Tensor:
         """One more token per context [m] -> final states [m, d]; the routing is not repeated."""
-        context = torch.arange(len(tokens), device=tokens.device)
-        q_cu = torch.arange(len(tokens) + 1, device=tokens.device)
-        places = cache.lengths.clone()
-        cache.lengths += 1
-        k_cu = F.pad(cache.lengths.cumsum(0), (1, 0))
-        longest = cache.keys[0].shape[1]
-        real = torch.arange(longest, device=tokens.device) < cache.lengths[:, None]
-        cos, sin = self._tables(cache.next_positions)
-        cache.next_positions += 1
+        return self.extend(tokens, torch.arange(len(tokens) + 1, device=tokens.device), cache)
+
+    def extend(self, tokens: Tensor, q_cu: Tensor, cache: Cache) -> Tensor:
+        """More tokens [T] of each context, q_cu [m+1] (none, for some) -> final states [T, d]."""
+        step = cache.advance(q_cu)
+        cos, sin = self._tables(step.positions)
         x = self.model.embed_tokens(tokens)
         for number, layer in enumerate(self.model.layers):
             p = layer.project(x, cos, sin)
-            cache.keys[number][context, places] = p.k
-            cache.values[number][context, places] = p.v
-            k, v = cache.keys[number][real], cache.values[number][real]
-            memory = cache.memory.get(number) or _no_memory(k, len(tokens))
-            attended = read_memory(p.q, k, v, q_cu, k_cu, torch.zeros_like(tokens), memory)
+            k, v = step.write(cache.keys[number], p.k), step.write(cache.values[number], p.v)
+            memory = cache.memory.get(number) or no_memory(k, len(cache.lengths))
+            everywhere = torch.zeros_like(cache.lengths)
+            attended = read_memory(p.q, k, v, q_cu, step.k_cu, everywhere, memory)
             x = layer.finish(x, attended)
         return self.model.norm(x)
 
@@ -280,19 +262,3 @@ class MSADecoder(nn.Module):
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-
-
-def _padded(packed: Tensor, lengths: Tensor, room: int) -> Tensor:
-    """Packed [Na, ...] -> [m, longest + room, ...] with zeros where nothing is yet."""
-    longest = int(lengths.max()) + room
-    padded = packed.new_zeros(len(lengths), longest, *packed.shape[1:])
-    padded[torch.arange(longest, device=lengths.device) < lengths[:, None]] = packed
-    return padded
-
-
-def _no_memory(k: Tensor, contexts: int) -> Reading:
-    nothing = torch.zeros(0, dtype=torch.int64, device=k.device)
-    cu = nothing.new_zeros(contexts + 1)
-    none = nothing.new_zeros(contexts, 0)
-    routing = Routing(none, cu, none, none, nothing, cu, None)
-    return Reading(routing, k[:0], k[:0], nothing, None)

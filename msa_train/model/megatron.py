@@ -28,7 +28,6 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-import msa_train.parallel.quiet  # noqa: F401  (before Megatron)
 from msa_train.model.attention import Gate, HeadGroup, Projections, plain_layer, router_layer
 from msa_train.model.batch import IGNORE, Layout, MemoryBatch
 from msa_train.model.config import ModelConfig
@@ -75,7 +74,7 @@ class MemoryAttention(SelfAttention):
             self.router_k = self._router_projection(model.kv_heads)
         if self.routes and model.router.gate != "none":
             self.router_gate = torch.nn.Parameter(torch.empty(1))
-            self.router_offset = torch.nn.Parameter(torch.empty(1))
+            self.router_threshold = torch.nn.Parameter(torch.empty(1))
 
     def _router_projection(self, heads: int) -> ColumnParallelLinear:
         return ColumnParallelLinear(
@@ -118,7 +117,7 @@ class MemoryAttention(SelfAttention):
     def _gate(self) -> Gate | None:
         if self.model.router.gate == "none":
             return None
-        return Gate(self.router_gate, self.router_offset)
+        return Gate(self.router_gate, self.router_threshold)
 
 
 class MemoryLayer(TransformerLayer):

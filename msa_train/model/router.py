@@ -134,13 +134,13 @@ def gate_bias(
     scores: Tensor,
     index_cu: Tensor,
     gate: Tensor,
-    offset: Tensor,
+    threshold: Tensor,
     documents: Tensor,
     router: RouterConfig,
 ) -> Tensor:
     """[S] added to the attention logits of each selected chunk (SPEC section 3, "The gate").
 
-    `gate` and `offset` [1] are the learned scalars, `documents` [m] the number of documents in each
+    `gate` (g) and `threshold` (theta) [1] are the learned scalars, `documents` [m] the number of documents in each
     context's bank.
     """
     context = entry_contexts(index_cu)
@@ -151,7 +151,7 @@ def gate_bias(
     if router.gate_growth:
         growth = documents.clamp(min=1).to(scores.dtype).log() / math.log(router.gate_documents)
         gate = gate * growth.clamp(min=1)[context]
-    return gate * scores + offset
+    return gate * (scores - threshold)
 
 
 def per_head_document_scores(

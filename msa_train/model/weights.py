@@ -25,7 +25,7 @@ _SAME = {  # Megatron name -> published name, not split
     "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
     "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
     "self_attention.router_gate": "self_attn.router_gate",
-    "self_attention.router_offset": "self_attn.router_offset",
+    "self_attention.router_threshold": "self_attn.router_threshold",
 }
 _ROWS = {  # split by output rows
     "self_attention.router_q.weight": "self_attn.router_q_proj.0.weight",
@@ -65,7 +65,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 own["self_attn.router_k_proj.0.weight"] = (narrow, d)
             if c.router.gate != "none":
                 own["self_attn.router_gate"] = (1,)
-                own["self_attn.router_offset"] = (1,)
+                own["self_attn.router_threshold"] = (1,)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
     shapes["model.norm.weight"] = (d,)
     if not c.tie_embeddings:
@@ -83,8 +83,8 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
     shape = weight_shapes(config)[name]
     if name.endswith("router_gate"):
         return torch.full(shape, config.router.gate_start)
-    if name.endswith("router_offset"):
-        return torch.full(shape, config.router.offset_start)
+    if name.endswith("router_threshold"):
+        return torch.full(shape, config.router.threshold_start)
     if name == "model.norm.weight" and config.tie_embeddings:
         return torch.full(shape, 1 / (config.embedding_std * config.hidden**0.5))
     if name.endswith("norm.weight"):

@@ -8,9 +8,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-
-import msa_train.parallel.quiet  # noqa: F401  (before Megatron)
 from megatron.core import parallel_state
+
 from msa_train.errors import ConfigError
 
 

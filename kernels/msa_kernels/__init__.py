@@ -1,0 +1,30 @@
+"""Memory Sparse Attention as operations on packed tensors: pooling, routing, attention.
+
+Importable alone: torch, and triton where it is installed. `reference` owns the semantics;
+`backend_report()` says which backend runs each operation here, and why.
+
+Shape letters: N tokens, n documents, C chunks, m contexts, b banks, H query heads, G key/value
+heads, D head dim, V = G*D, K documents selected, S selected chunk entries (ragged over contexts).
+`*_cu` are cumulative lengths: int64 [count + 1], first entry 0.
+"""
+
+from msa_kernels.attend import context_attention, document_attention
+from msa_kernels.dispatch import backend_report
+from msa_kernels.errors import KernelError
+from msa_kernels.pool import chunk_mean
+from msa_kernels.ragged import chunk_offsets
+from msa_kernels.route import chunk_scores, document_scores
+from msa_kernels.selection import select_chunks, top_documents
+
+__all__ = [
+    "KernelError",
+    "backend_report",
+    "chunk_mean",
+    "chunk_offsets",
+    "chunk_scores",
+    "context_attention",
+    "document_attention",
+    "document_scores",
+    "select_chunks",
+    "top_documents",
+]

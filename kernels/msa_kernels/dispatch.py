@@ -1,0 +1,129 @@
+"""Which backend runs an operation, and why; or why none can.
+
+CUDA tensors -> Triton where a Triton kernel exists; CPU tensors -> the tiled torch path;
+TRITON_INTERPRET=1 (set before Triton is imported) -> the Triton code on CPU tensors. The torch
+paths run on any device. Unsupported tensors are refused with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msa_kernels.errors import KernelError
+
+OPERATIONS = (
+    "chunk_mean",
+    "document_scores",
+    "chunk_scores",
+    "top_documents",
+    "select_chunks",
+    "document_attention",
+    "context_attention",
+)
+TRITON_OPERATIONS = frozenset({"chunk_mean"})
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend ("triton" or "torch") that runs an operation, and the reason."""
+
+    backend: str
+    reason: str
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_missing() -> str | None:
+    """Why Triton cannot be used here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    try:
+        import triton  # noqa: F401
+    except Exception as error:  # a broken install must not take the torch paths down with it
+        return f"triton does not import: {error}"
+    return None
+
+
+def choose(operation: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The backend for `operation` on tensors of this device and dtype."""
+    if operation not in TRITON_OPERATIONS:
+        return Choice("torch", "no Triton kernel of this operation yet")
+    if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
+        return Choice("torch", f"{device.type} tensors take the tiled torch path")
+    if dtype not in TRITON_DTYPES:
+        return Choice("torch", f"the Triton kernel accumulates in float32, tensors are {dtype}")
+    if missing := triton_missing():
+        return Choice("torch", missing)
+    return Choice("triton", "TRITON_INTERPRET=1" if device.type == "cpu" else "CUDA tensors")
+
+
+def backend_report(device: str | torch.device | None = None) -> dict[str, dict[str, str]]:
+    """{operation: {"backend", "reason"}} for float32 tensors of `device` (default: CUDA if any)."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    choices = {name: choose(name, torch.device(device), torch.float32) for name in OPERATIONS}
+    return {name: {"backend": c.backend, "reason": c.reason} for name, c in choices.items()}
+
+
+def check_floating(operation: str, **tensors: Tensor | None) -> None:
+    """Refuses tensors that are not floating point, or not all on one device."""
+    given = {name: x for name, x in tensors.items() if x is not None}
+    for name, x in given.items():
+        if not x.is_floating_point() or x.dtype.itemsize < 2:
+            raise KernelError(
+                f"{operation}: {name} is {x.dtype}; pass float32, bfloat16, float16 or float64"
+            )
+    devices = {name: str(x.device) for name, x in given.items()}
+    if len(set(devices.values())) > 1:
+        raise KernelError(f"{operation}: tensors lie on different devices: {devices}")
+
+
+def check_cumulative(operation: str, name: str, cu: Tensor, total: int | None = None) -> None:
+    """Refuses cumulative lengths that are not int64 [count+1] ending at `total` rows."""
+    if cu.dtype != torch.int64 or cu.dim() != 1 or len(cu) == 0:
+        raise KernelError(
+            f"{operation}: {name} is {cu.dtype} of shape {tuple(cu.shape)}; "
+            "pass int64 cumulative lengths [count + 1]"
+        )
+    # On an accelerator the look would wait for the device.
+    if total is not None and cu.device.type == "cpu" and int(cu[-1]) != total:
+        raise KernelError(
+            f"{operation}: {name} ends at {int(cu[-1])}, but there are {total} rows to divide"
+        )
+
+
+def check_positive(operation: str, name: str, value: float) -> None:
+    if value <= 0:
+        raise KernelError(f"{operation}: {name} is {value}; it must be positive")
+
+
+def check_heads(operation: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuses query, key and value heads that do not fit together."""
+    if k.shape != v.shape or q.dim() != 3 or k.dim() != 3 or q.shape[2] != k.shape[2]:
+        shapes = [tuple(x.shape) for x in (q, k, v)]
+        raise KernelError(
+            f"{operation}: q, k, v have shapes {shapes}; need [N, H, D], [N, G, D] twice"
+        )
+    if q.shape[1] % k.shape[1]:
+        raise KernelError(
+            f"{operation}: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads"
+        )
+
+
+def exact(device: torch.device) -> contextlib.AbstractContextManager:
+    """Arithmetic in the dtypes written here, also where the caller runs under autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

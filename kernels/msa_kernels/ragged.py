@@ -1,0 +1,155 @@
+"""Packed sequences: cumulative lengths, and the padded batches that dense kernels want.
+
+`cu` is int64 [count+1], first entry 0: sequence i holds rows cu[i]..cu[i+1]-1 of a packed tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def cumulative(lengths: Tensor) -> Tensor:
+    """[count] lengths -> [count+1] cumulative lengths, int64."""
+    cu = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
+    torch.cumsum(lengths, 0, out=cu[1:])
+    return cu
+
+
+def chunk_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
+    """Cumulative number of chunks of each document (SPEC section 2, "chunks").
+
+    cu_seqlens [n+1] tokens -> [n+1]. A document of L tokens has ceil(L / chunk_size) chunks; an
+    empty document has none.
+    """
+    return cumulative((cu_seqlens.diff() + chunk_size - 1) // chunk_size)
+
+
+def chunk_token_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
+    """Cumulative number of tokens of each chunk: [C+1] from documents [n+1]."""
+    chunk_cu = chunk_offsets(cu_seqlens, chunk_size)
+    counts = chunk_cu.diff()
+    document_start = cu_seqlens[:-1] - chunk_cu[:-1] * chunk_size
+    chunk = torch.arange(int(chunk_cu[-1]), device=cu_seqlens.device)
+    starts = chunk * chunk_size + document_start.repeat_interleave(counts)
+    return torch.cat([starts, cu_seqlens[-1:]])
+
+
+def segment_ids(cu: Tensor) -> Tensor:
+    """[cu[-1]] the sequence that each packed row belongs to."""
+    return torch.arange(len(cu) - 1, device=cu.device).repeat_interleave(cu.diff())
+
+
+def similar_lengths(
+    lengths: list[int], slack: int = 512, waste: float = 0.25, limit: int | None = None
+) -> list[list[int]]:
+    """Groups of non-empty sequences whose padding to the longest of the group stays small.
+
+    Padding of up to `slack` rows, or of `waste` times the real rows, is cheaper than another round
+    of kernel launches. `limit` bounds the padded rows of a group (one sequence always fits).
+    Every group lists its sequences in ascending order.
+    """
+    order = sorted((i for i, n in enumerate(lengths) if n > 0), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    longest = real = 0
+    for i in order:
+        padded = longest * (len(groups[-1]) + 1) if groups else 0
+        fits = groups and padded - real - lengths[i] <= max(slack, waste * (real + lengths[i]))
+        if not fits or (limit is not None and padded > limit):
+            groups.append([])
+            longest, real = lengths[i], 0
+        groups[-1].append(i)
+        real += lengths[i]
+    return [sorted(group) for group in groups]
+
+
+def padded_rows(cu: Tensor, members: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows of a padded batch of the sequences `members` [r]: (rows [r, width], real [r, width]).
+
+    Padding repeats the sequence's last row (row 0 for an empty sequence): gathered values stay
+    finite, and a padded copy can win no maximum against the row it repeats.
+    """
+    starts, lengths = cu[members], cu[members + 1] - cu[members]
+    place = torch.arange(width, device=cu.device)
+    last = (lengths - 1).clamp(min=0)
+    rows = starts[:, None] + torch.minimum(place, last[:, None])
+    rows = torch.where(lengths[:, None] > 0, rows, 0)
+    return rows, place < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A packed tensor's rows as padded sequences in another order, and the way back.
+
+    rows [p] the packed row of each padded row: padding repeats the sequence's last row (row 0 where
+    the sequence is empty). place [N] the padded row of each packed row; where sequences are left
+    out (`complete` is False), theirs is p, a row of zeros. real [p]: whether a row is no padding.
+    """
+
+    rows: Tensor
+    real: Tensor
+    place: Tensor
+    complete: bool
+
+    @classmethod
+    def of(cls, cu: Tensor, order: list[int], widths: list[int]) -> Padding:
+        """The sequences `order` one after the other, each padded to its width."""
+        new = {"dtype": torch.int64, "device": cu.device}
+        sequences, width = torch.tensor(order, **new), torch.tensor(widths, **new)
+        starts, lengths = cu[sequences], cu.diff()[sequences]
+        total = sum(widths)
+        begins = cumulative(width)[:-1].repeat_interleave(width)
+        place = torch.arange(total, device=cu.device) - begins
+        real = place < lengths.repeat_interleave(width)
+        last = torch.where(lengths > 0, starts + lengths - 1, 0).repeat_interleave(width)
+        rows = torch.minimum(starts.repeat_interleave(width) + place, last)
+        places = torch.full((int(cu[-1]),), total, **new)
+        kept = real.nonzero().squeeze(1)
+        places[rows[kept]] = kept
+        return cls(rows, real, places, len(kept) == len(places))
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """[N, ...] -> [p, ...]; no gradient through padding."""
+        return _Pad.apply(packed, self)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """[p, ...] -> [N, ...]; zero for the rows of sequences left out."""
+        return _Unpad.apply(padded, self)
+
+    def take(self, packed: Tensor) -> Tensor:
+        flat = packed.flatten(1) if packed.dim() > 1 else packed
+        return flat.index_select(0, self.rows).view(-1, *packed.shape[1:])
+
+    def give(self, padded: Tensor) -> Tensor:
+        flat = padded.flatten(1) if padded.dim() > 1 else padded
+        if not self.complete:
+            flat = torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])
+        return flat.index_select(0, self.place).view(-1, *padded.shape[1:])
+
+
+class _Pad(torch.autograd.Function):
+    """Each packed row has one real copy: the gradient is gathered, never added up."""
+
+    @staticmethod
+    def forward(ctx, packed: Tensor, padding: Padding) -> Tensor:
+        ctx.padding = padding
+        return padding.take(packed)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.padding.give(grad), None
+
+
+class _Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, padded: Tensor, padding: Padding) -> Tensor:
+        ctx.padding = padding
+        return padding.give(padded)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        padding = ctx.padding
+        taken = padding.take(grad)
+        return taken * padding.real.view(-1, *[1] * (taken.dim() - 1)), None

@@ -1,0 +1,199 @@
+"""The torch truth of every operation: shapes, formula and empty cases, written once.
+
+Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. The fast
+paths of pool.py, route.py and attend.py take the same arguments and are tested against these.
+
+Shape letters: N tokens, n documents, C chunks, m contexts, b banks, H query heads, G key/value
+heads, D head dim, V = G*D, S selected chunk entries (ragged over contexts). `*_cu` are cumulative
+lengths: int64, first entry 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from msa_kernels.ragged import cumulative
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32, or float64 where an input is float64 (gradient checks)."""
+    double = any(x.dtype == torch.float64 for x in tensors)
+    return torch.float64 if double else torch.float32
+
+
+def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
+    """Mean over the real tokens of each chunk (SPEC section 2, "chunks").
+
+    x [N, ...], cu_seqlens [n+1] -> [C, ...] in x's dtype, accumulated in float32. Chunk j of a
+    document covers its tokens j*chunk_size .. min((j+1)*chunk_size, length)-1.
+    """
+    wide = x.to(accumulation_dtype(x))
+    means = [
+        wide[start : min(start + chunk_size, end)].mean(0)
+        for begin, end in _spans(cu_seqlens)
+        for start in range(begin, end, chunk_size)
+    ]
+    return (torch.stack(means) if means else wide[:0]).to(x.dtype)
+
+
+def document_scores(
+    query: Tensor,
+    query_cu: Tensor,
+    keys: Tensor,
+    chunk_cu: Tensor,
+    context_bank: Tensor,
+    bank_cu: Tensor,
+) -> Tensor:
+    """Score of every document of each context's bank (SPEC section 2, "chunk score").
+
+    query [N, V] of query tokens, query_cu [m+1]; keys [C, V], chunk_cu [n+1]; context_bank [m];
+    bank_cu [b+1] documents per bank -> [m, n] float32: the maximum of <query, key> over the
+    context's query tokens and the document's chunks. -inf outside the context's bank, for
+    documents without chunks, and for contexts without query tokens. The gradient goes to the
+    arg-max (token, chunk) alone; among equals to the first chunk, then to its first token.
+    """
+    dtype = accumulation_dtype(query, keys)
+    query, keys = query.to(dtype), keys.to(dtype)
+    nothing = query.new_tensor(-math.inf)
+    rows = []
+    for context, (start, end) in enumerate(_spans(query_cu)):
+        row = [nothing] * (len(chunk_cu) - 1)
+        bank = int(context_bank[context])
+        for document in range(int(bank_cu[bank]), int(bank_cu[bank + 1])):
+            chunks = keys[chunk_cu[document] : chunk_cu[document + 1]]
+            if start < end and len(chunks):
+                row[document] = _first_maximum(query[start:end] @ chunks.T)
+        rows.append(torch.stack(row) if row else query.new_empty(0))
+    return torch.stack(rows) if rows else query.new_empty(0, len(chunk_cu) - 1)
+
+
+def chunk_scores(
+    query: Tensor, query_cu: Tensor, keys: Tensor, index: Tensor, index_cu: Tensor
+) -> Tensor:
+    """Scores of selected chunks, which the gate weighs (SPEC section 3, "The gate").
+
+    query [N, V], query_cu [m+1]; keys [C, V]; index [S] chunks, index_cu [m+1] entries per context
+    -> [S] float32: the maximum over the context's query tokens of <query, keys[index]>; -inf for
+    a context without query tokens. Gradient as in document_scores.
+    """
+    dtype = accumulation_dtype(query, keys)
+    query, keys = query.to(dtype), keys.to(dtype)
+    scores = []
+    for (start, end), (first, last) in zip(_spans(query_cu), _spans(index_cu), strict=True):
+        for chunk in index[first:last].tolist():
+            if start == end:
+                scores.append(query.new_tensor(-math.inf))
+            else:
+                scores.append(_first_maximum(query[start:end] @ keys[chunk : chunk + 1].T))
+    return torch.stack(scores) if scores else query.new_empty(0)
+
+
+def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best documents of each context (SPEC section 2, "selected").
+
+    scores [m, n] -> values [m, k'], index [m, k'], k' = min(k, n); best first, equal scores in
+    ascending document order. Where fewer exist (score -inf): value -inf, index -1.
+    """
+    values, index = scores.sort(dim=1, descending=True, stable=True)
+    values, index = values[:, :k], index[:, :k]
+    return values, index.masked_fill(values == -math.inf, -1)
+
+
+def select_chunks(index: Tensor, chunk_cu: Tensor) -> tuple[Tensor, Tensor]:
+    """All chunks of the selected documents.
+
+    index [m, k'] documents, -1 for none; chunk_cu [n+1] -> chunks [S], entries per context [m+1];
+    documents ascending within a context.
+    """
+    chunks: list[int] = []
+    counts = []
+    for row in index.tolist():
+        before = len(chunks)
+        for document in sorted(d for d in row if d >= 0):
+            chunks += range(int(chunk_cu[document]), int(chunk_cu[document + 1]))
+        counts.append(len(chunks) - before)
+    counts = torch.tensor(counts, dtype=torch.int64, device=index.device)
+    return torch.tensor(chunks, dtype=torch.int64, device=index.device), cumulative(counts)
+
+
+def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+    """Causal attention inside each packed document (SPEC section 1).
+
+    q [N, H, D], k, v [N, G, D], cu_seqlens [n+1] -> [N, H, D]; head i reads kv head i // (H/G).
+    """
+    out = [q[:0]]
+    for start, end in _spans(cu_seqlens):
+        part = slice(start, end)
+        out.append(
+            _attention(q[part], k[part], v[part], _causal(end - start, end - start, q), scale)
+        )
+    return torch.cat(out)
+
+
+def context_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_cu: Tensor,
+    k_cu: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    index: Tensor,
+    index_cu: Tensor,
+    bias: Tensor | None,
+    memory_from: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Each context attends to its selected pooled chunks and its own tokens (SPEC section 2).
+
+    q [Nq, H, D], k, v [Nk, G, D], q_cu, k_cu [m+1]: the q rows are the LAST tokens of their
+    context (all of them in training, the newest in decoding), each sees its own and earlier keys.
+    pooled_k, pooled_v [C, G, D]; index [S], index_cu [m+1] the chunks each context reads; bias [S]
+    is added to the logits of an entry for all heads (the gate); q rows before memory_from [m]
+    (counted within the context's q rows) see no chunk: the template head never depends on the
+    memory. Returns [Nq, H, D].
+    """
+    out = [q[:0]]
+    for context, (start, end) in enumerate(_spans(q_cu)):
+        own = slice(int(k_cu[context]), int(k_cu[context + 1]))
+        entries = slice(int(index_cu[context]), int(index_cu[context + 1]))
+        chunks = index[entries]
+        hidden = 0 if memory_from is None else int(memory_from[context])
+        rows, keys = end - start, own.stop - own.start
+        gate = q.new_zeros(len(chunks)) if bias is None else bias[entries].to(q.dtype)
+        head = (torch.arange(rows, device=q.device) < hidden)[:, None]
+        memory = gate.expand(rows, -1).masked_fill(head, -math.inf)
+        mask = torch.cat([memory, _causal(rows, keys, q)], 1)
+        all_k, all_v = torch.cat([pooled_k[chunks], k[own]]), torch.cat([pooled_v[chunks], v[own]])
+        out.append(_attention(q[start:end], all_k, all_v, mask, scale))
+    return torch.cat(out)
+
+
+def _spans(cu: Tensor) -> list[tuple[int, int]]:
+    bounds = cu.tolist()
+    return list(itertools.pairwise(bounds))
+
+
+def _first_maximum(scores: Tensor) -> Tensor:
+    """Maximum of [tokens, chunks] whose gradient reaches one entry: first chunk, first token."""
+    place = int(scores.T.reshape(-1).argmax())
+    tokens = len(scores)
+    return scores[place % tokens, place // tokens]
+
+
+def _causal(rows: int, keys: int, like: Tensor) -> Tensor:
+    """[rows, keys] additive mask; the last row sees every key (bottom-right causal)."""
+    hidden = torch.ones(rows, keys, dtype=torch.bool, device=like.device).triu(keys - rows + 1)
+    return like.new_zeros(rows, keys).masked_fill(hidden, -math.inf)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """q [t, H, D], k, v [s, G, D], additive mask [t, s] -> [t, H, D]."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    logits = torch.einsum("thd,shd->hts", q, k) * scale + mask
+    return torch.einsum("hts,shd->thd", logits.softmax(-1), v)

@@ -1,0 +1,81 @@
+"""`msa data`: build the shards of a run, and look at what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from msa_train.commands.output import add_config, add_json, config_arguments, print_json
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("data", help="build shards, look at samples")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="train the tokenizer and build OUTPUT/shards")
+    add_config(build)
+    add_json(build)
+    build.set_defaults(run=_build)
+    show = actions.add_parser("show", help="print one sample as the model sees it")
+    add_config(show)
+    show.add_argument("--sample", type=int, default=0, help="which sample (default 0)")
+    show.add_argument("--contexts", type=int, default=3, help="how many of its contexts")
+    show.set_defaults(run=_show)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from msa_train.config import load_config
+
+    manifest = build_once(load_config(config_arguments(options)))
+    if options.json:
+        print_json(asdict(manifest))
+    else:
+        for i, stage in enumerate(manifest.stages):
+            print(
+                f"stage {i}: {stage.samples} banks, {stage.documents} documents "
+                f"({stage.document_tokens:.0f} tokens a bank), {stage.contexts} contexts "
+                f"({stage.context_tokens:.0f} tokens a bank)"
+            )
+    return 0
+
+
+def build_once(config):
+    """Build the shards of a run, unless exactly these are there. Returns the manifest."""
+    from data_pipeline.manifest import Manifest
+    from data_pipeline.shards import build_shards
+    from msa_train.errors import ConfigError
+
+    folder = config.path / "shards"
+    if not folder.exists():
+        return build_shards(config.data, folder)
+    manifest = Manifest.load(folder)
+    if not manifest.matches(config.data):
+        raise ConfigError(
+            f"{folder} was built from other data.* settings: remove it, or set another output"
+        )
+    print(f"{folder} is there already, of these settings", file=sys.stderr)
+    return manifest
+
+
+def _show(options: argparse.Namespace) -> int:
+    from data_pipeline.loader import ShardReader
+    from data_pipeline.protocol import context_pieces, document_pieces
+    from msa_train.config import load_config
+    from msa_train.errors import ConfigError
+
+    reader = ShardReader(load_config(config_arguments(options)).path / "shards")
+    if not 0 <= options.sample < len(reader):
+        raise ConfigError(f"--sample {options.sample}: give 0 to {len(reader) - 1}")
+    sample = reader[options.sample]
+    print(f"source {sample.source}: {len(sample.documents)} documents, the first of them:")
+    first = sample.documents[0]
+    print("".join(piece.text for piece in document_pieces(first.number, first.text)))
+    for context in sample.contexts[: options.contexts]:
+        print(f"\n--- {context.kind}, positives {list(context.positives)}")
+        print("".join(_marked(piece) for piece in context_pieces(context)))
+    print("\n(what the model is asked to write stands in «»)")
+    return 0
+
+
+def _marked(piece) -> str:
+    return f"«{piece.text}»" if piece.label else piece.text

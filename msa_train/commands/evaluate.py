@@ -1,0 +1,40 @@
+"""`msa eval`: how well an exported model remembers, as its memory grows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from msa_train.commands.output import add_config, add_json, config_arguments, print_json
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "eval", help="needle tasks at growing memory lengths, real text beside BM25"
+    )
+    parser.add_argument("export", type=Path, help="folder of an exported model")
+    add_config(parser)
+    parser.add_argument("--out", type=Path, help="folder of the report (default: OUTPUT)")
+    add_json(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from msa_train.config import load_config
+    from msa_train.evaluation.evaluate import evaluate
+    from msa_train.evaluation.report import tables
+    from msa_train.interop.export import load_export
+
+    config = load_config(config_arguments(options))
+    model, _, tokenizer, _ = load_export(options.export)
+    out = options.out or config.path
+    out.mkdir(parents=True, exist_ok=True)
+    report = evaluate(model, tokenizer, config, out)
+    if options.json:
+        print_json(report)
+    else:
+        Console().print(tables(report))
+        print(f"report and pictures: {out}")
+    return 0

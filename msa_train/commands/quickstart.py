@@ -1,0 +1,135 @@
+"""`msa quickstart`: the whole path on one small model, from raw text to answers and a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from msa_train.commands.output import add_config, config_arguments
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "quickstart", help="data, training, export, memory, questions and report in one go"
+    )
+    add_config(parser)
+    parser.set_defaults(run=_quickstart)
+
+
+def _quickstart(options: argparse.Namespace) -> int:
+    from msa_train.config import load_config
+    from msa_train.errors import ConfigError
+
+    arguments = config_arguments(options)
+    config = load_config(arguments)
+    if (config.path / "report.json").exists():
+        raise ConfigError(
+            f"{config.path} holds a finished run: remove it, or give another --output"
+        )
+    watch = MemoryWatch()
+    began = time.monotonic()
+    _step("1/5", "data: train the tokenizer, build WebDataset shards")
+    _run(["data", "build", *arguments])
+    _step("2/5", "training: DeepSpeed over Megatron groups, two ranks")
+    _run(["train", *arguments, "--ranks", "2", "--resume"])
+    _step("3/5", "export: safetensors under the published names")
+    _run(["export", str(config.path), str(config.path / "export")])
+    _step("4/5", "memory: encode this Python's documentation, and a bank of needles; ask")
+    _ask_three(config)
+    _step("5/5", "evaluation: the same questions while the memory grows, beside BM25")
+    _run(["eval", str(config.path / "export"), *arguments])
+    _finish_report(config.path / "report.json", time.monotonic() - began, watch.stop())
+    return 0
+
+
+def _step(number: str, what: str) -> None:
+    print(f"\n== {number}  {what}", flush=True)
+
+
+def _run(arguments: list[str]) -> None:
+    """A command of `msa` in this process; it prints what it prints."""
+    from msa_train.cli import main
+
+    print(f"$ msa {' '.join(arguments)}", flush=True)
+    if code := main(arguments):
+        raise SystemExit(code)
+
+
+def _ask_three(config: Any) -> None:
+    """Build two banks and ask a single needle, a multi-value needle, and Python's documentation."""
+    export, needles = config.path / "export", config.path / "needles.jsonl"
+    questions = _write_needles(config, needles)
+    for corpus, name in ((str(needles), "needles"), ("pydocs", "pydocs")):
+        _run(["memory", "build", str(export), corpus, str(config.path / "banks" / name)])
+    bank = str(config.path / "banks" / "needles")
+    _run(["ask", str(export), bank, questions["single"], "--retrieval", "memory"])
+    _run(["ask", str(export), bank, questions["multi_value"]])
+    _run(["ask", str(export), str(config.path / "banks" / "pydocs"), questions["pydocs"]])
+
+
+def _write_needles(config: Any, path: Path) -> dict[str, str]:
+    """A corpus of 1,000 needle documents as JSON lines; one question of each kind about it."""
+    import numpy as np
+
+    from data_pipeline.sources.niah import NiahSource
+    from data_pipeline.sources.pydocs import PydocsSource
+    from msa_train.interop.export import load_export
+
+    _, _, tokenizer, _ = load_export(config.path / "export")
+    rng = np.random.default_rng(config.evaluation.seed)
+    bank = NiahSource(config.data.niah, tokenizer, config.data.numbers).bank(rng, 1000)
+    with path.open("w") as lines:
+        for document in bank.documents:
+            lines.write(json.dumps({"text": document.text}) + "\n")
+    questions = {}
+    for query in bank.queries:
+        questions.setdefault("multi_value" if query.values else "single", query.question)
+    held_out = PydocsSource(config.data.pydocs, tokenizer).whole_bank(rng).queries
+    questions["pydocs"] = held_out[0].question
+    return questions
+
+
+def _finish_report(path: Path, seconds: float, peak_rss_gb: float) -> None:
+    from msa_train.evaluation.report import write_report
+
+    report = json.loads(path.read_text())
+    report |= {"seconds": round(seconds, 1), "peak_rss_gb": round(peak_rss_gb, 2)}
+    write_report(report, path)
+    print(
+        f"\nquickstart: {seconds / 60:.1f} minutes, at most {peak_rss_gb:.1f} GB of memory. "
+        f"Report and pictures are in {path.parent}"
+    )
+
+
+class MemoryWatch:
+    """Peak resident memory of this process and all its children, sampled in a thread."""
+
+    def __init__(self, every_s: float = 0.5):
+        import psutil
+
+        self._root, self._every, self._peak = psutil.Process(), every_s, 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """Peak in GB."""
+        self._stopped.set()
+        self._thread.join()
+        return self._peak / 1e9
+
+    def _watch(self) -> None:
+        import psutil
+
+        while not self._stopped.wait(self._every):
+            total = 0
+            for process in [self._root, *self._root.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self._peak = max(self._peak, total)

@@ -1,0 +1,97 @@
+"""Questions asked of a model through the memory engine, and what of it is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.protocol import parse_ids
+from data_pipeline.schema import Query
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.evaluation.metrics import Columns, answer_columns, id_columns, recall_columns
+from msa_train.evaluation.progress import Progress
+from msa_train.memory.answers import Answer, Chosen
+from msa_train.memory.engine import MemoryEngine
+from msa_train.memory.interleave import Limits
+from msa_train.memory.search import MemoryView
+from msa_train.model.decoder import MSADecoder
+
+# Far above what a right answer needs: a model that rambles must not cost the whole evaluation.
+LIMITS = Limits(rounds=3, retrieval_characters=200, answer_tokens=48)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A model that is asked; batch_contexts questions at once."""
+
+    model: MSADecoder
+    tokenizer: Tokenizer
+    batch_contexts: int
+    progress: Progress
+
+    def routing(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
+        """Recall of what the router selects, per layer and voted."""
+        chosen = self._engine(view).route(_questions(queries))
+        self.progress.advance(len(queries))
+        return _recalls(chosen, queries)
+
+    def from_memory(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
+        """Answers from pooled memory alone."""
+        return answer_columns("answer_memory", _said(self._ask(view, queries, "memory")), queries)
+
+    def from_memory_with_routing(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
+        """Both of one pass: routing happens at the prompt, whatever follows it."""
+        answers = self._ask(view, queries, "memory")
+        recalls = _recalls([answer.rounds[0].chosen for answer in answers], queries)
+        return recalls | answer_columns("answer_memory", _said(answers), queries)
+
+    def with_texts(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
+        """Memory Interleave: the ids the model wrote, and its answers after reading the texts."""
+        answers = self._ask(view, queries, "generate")
+        written = [_written(answer) for answer in answers]
+        return id_columns(written, queries) | answer_columns("answer_text", _said(answers), queries)
+
+    def _ask(self, view: MemoryView, queries: Sequence[Query], mode) -> list[Answer]:
+        answers = self._engine(view).ask(_questions(queries), mode, LIMITS)
+        self.progress.advance(len(queries))
+        return answers
+
+    def _engine(self, view: MemoryView) -> MemoryEngine:
+        return MemoryEngine(self.model, self.tokenizer, view, self.batch_contexts)
+
+
+def bm25_columns(ranked: np.ndarray, numbers: np.ndarray, queries: Sequence[Query]) -> Columns:
+    """ranked [questions, k]: places of documents, whose numbers are `numbers` [n]."""
+    return recall_columns(numbers[ranked], queries, "bm25_")
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Columns over the questions of several groups."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _questions(queries: Sequence[Query]) -> list[str]:
+    return [query.question for query in queries]
+
+
+def _said(answers: Sequence[Answer]) -> list[str]:
+    return [answer.answer for answer in answers]
+
+
+def _written(answer: Answer) -> list[int]:
+    """All document numbers the model wrote, also those of no document."""
+    return parse_ids("".join(each.written for each in answer.rounds), known=lambda number: True)
+
+
+def _recalls(chosen: Sequence[Chosen], queries: Sequence[Query]) -> Columns:
+    columns = recall_columns([_numbers(each.voted) for each in chosen], queries)
+    for layer in chosen[0].layers:
+        ranked = [_numbers(each.layers[layer]) for each in chosen]
+        columns |= recall_columns(ranked, queries, f"layer{layer}/")
+    return columns
+
+
+def _numbers(ranking: Sequence[tuple[int, float]]) -> list[int]:
+    return [number for number, _ in ranking]

@@ -1,0 +1,100 @@
+"""Documents encoded once, in memory, and the views of them that questions are asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.schema import Document
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.memory.encoder import encode_documents
+from msa_train.memory.progress import with_progress
+from msa_train.memory.search import MemoryView, StoredMemory
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+from msa_train.model.decoder import MSADecoder
+
+STATES = torch.float16  # what a bank on disk keeps: what is measured is what is served
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """n documents, ascending by number, with their pooled states.
+
+    tokens [n] with wrapper; pooled: router layer -> states of all chunks; chunk_cu [n+1].
+    """
+
+    documents: tuple[Document, ...]
+    tokens: np.ndarray
+    pooled: dict[int, Pooled]
+    chunk_cu: Tensor
+    router: RouterConfig
+
+    @classmethod
+    def encode(
+        cls, model: MSADecoder, tokenizer: Tokenizer, documents: Sequence[Document]
+    ) -> EncodedSet:
+        encoded = encode_documents(model, tokenizer, documents, dtype=STATES)
+        batches = list(with_progress(encoded, total=len(documents)))
+        pooled = {
+            layer: Pooled(*(_joined(batches, layer, name) for name in ("k", "v", "key")))
+            for layer in model.config.router_layers
+        }
+        chunks = torch.cat([batch.chunks for batch in batches])
+        return cls(
+            tuple(documents),
+            torch.cat([batch.tokens for batch in batches]).numpy(),
+            pooled,
+            torch.nn.functional.pad(chunks.cumsum(0), (1, 0)),
+            model.config.router,
+        )
+
+    @property
+    def numbers(self) -> list[int]:
+        return [document.number for document in self.documents]
+
+    def view(self, places: np.ndarray | None = None) -> MemoryView:
+        """The memory of the documents at `places` (ascending), or of all."""
+        chosen = np.arange(len(self.documents)) if places is None else places
+        memory = StoredMemory(self.pooled, self.chunk_cu, self.router, torch.from_numpy(chosen))
+        documents = {self.documents[place].number: self.documents[place] for place in chosen}
+        return MemoryView(memory, torch.tensor(list(documents), dtype=torch.int64), documents)
+
+    def nothing(self) -> MemoryView:
+        """Control: a memory without documents."""
+        return self.view(np.empty(0, dtype=np.int64))
+
+    def part(self, places: np.ndarray) -> EncodedSet:
+        """The documents at `places` (ascending) as a set of their own."""
+        lengths = self.chunk_cu.diff()[places]
+        rows = torch.cat([torch.arange(*self.chunk_cu[place : place + 2]) for place in places])
+        return replace(
+            self,
+            documents=tuple(self.documents[place] for place in places),
+            tokens=self.tokens[places],
+            pooled={
+                layer: Pooled(states.k[rows], states.v[rows], states.key[rows])
+                for layer, states in self.pooled.items()
+            },
+            chunk_cu=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        )
+
+    def misrouted(self, seed: int) -> EncodedSet:
+        """Control: every chunk found under another's router key, in all layers alike.
+
+        Scores, and so the gate, are as sharp as ever; what they lead to is random.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(int(self.chunk_cu[-1]), generator=generator)
+        pooled = {
+            layer: replace(states, key=states.key[order]) for layer, states in self.pooled.items()
+        }
+        return replace(self, pooled=pooled)
+
+
+def _joined(batches, layer: int, name: str) -> Tensor:
+    return torch.cat([getattr(batch.pooled[layer], name) for batch in batches])

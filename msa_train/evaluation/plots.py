@@ -1,0 +1,196 @@
+"""Pictures of a report and of a training run, as PNGs that read at the width of a README."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+
+CURVES = (  # measure, label, colour, marker, line style
+    ("recall@16", "router finds (recall@16)", "#1f5fa8", "o", "-"),
+    ("bm25_recall@16", "BM25 finds (recall@16)", "#8a8a8a", "s", "--"),
+    ("answer_memory", "answers from pooled memory alone", "#c2410c", "D", "-"),
+    ("answer_text", "answers with texts appended", "#2f855a", "^", "-"),
+)
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+}
+PANELS = {  # title -> which keys of metrics.jsonl it shows
+    "losses": r"loss",
+    "router recall in training": r"recall",
+    "gate sharpness": r"gate",
+}
+
+
+def plot_memory(report: dict[str, Any], path: Path) -> None:
+    """The headline: what is found and answered, against memory tokens, a panel per needle task."""
+    plt = _pyplot()
+    tasks = report["niah"]
+    with plt.rc_context(STYLE):
+        width = max(5.6, 4.6 * len(tasks))
+        figure, axes = plt.subplots(
+            1, len(tasks), figsize=(width, 4.6), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axis, (task, sections) in zip(axes[0], tasks.items(), strict=True):
+            _memory_panel(axis, task, sections)
+        axes[0, 0].set_ylabel("share found, or answered right")
+        axes[0, 0].set_ylim(_bottom(tasks), 1.025)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.suptitle("Every document of the memory is a needle (bands: 95 %)", fontsize=12)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        _save(figure, path)
+
+
+def plot_pydocs(report: dict[str, Any], path: Path) -> None:
+    """Recall of held-out questions over all of pydocs: router, its layers, BM25."""
+    plt = _pyplot()
+    section = report["pydocs"]
+    layers = list(section["layers"])
+    groups = {"router, all layers voting": ("", "#1f5fa8")}
+    for shade, layer in zip(("#7aa6d6", "#a9c6e6", "#cfdff1"), layers[:3], strict=False):
+        groups[f"router, layer {layer} alone"] = (f"layer{layer}/", shade)
+    groups["BM25"] = ("bm25_", "#8a8a8a")
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
+        width = 0.8 / len(groups)
+        for place, (label, (prefix, colour)) in enumerate(groups.items()):
+            x = [k + (place - (len(groups) - 1) / 2) * width for k in range(3)]
+            _bars(axis, x, width * 0.92, section, prefix, label, colour)
+        axis.set_xticks(range(3), [f"recall@{k}" for k in (1, 5, 16)])
+        axis.set_ylim(0, 1.12)
+        axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        axis.grid(axis="x", visible=False)
+        axis.set_ylabel("share of questions")
+        axis.set_title(
+            f"Python documentation: {section['questions']:,} held-out questions, "
+            f"bank of {section['documents']:,} documents",
+            fontsize=11,
+        )
+        figure.legend(loc="outside lower center", ncols=2)
+        _save(figure, path)
+
+
+def plot_training(metrics: Path, path: Path) -> None:
+    """Losses, router recall and gates of a run's metrics.jsonl. Raises DataError if it has none."""
+    series = _series(metrics)
+    panels = {
+        title: chosen
+        for title, pattern in PANELS.items()
+        if (chosen := {key: line for key, line in series.items() if re.search(pattern, key)})
+    }
+    if not panels:
+        raise DataError(f"{metrics}: no step with a loss, recall or gate; nothing to draw")
+    plt = _pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(4.2 * len(panels), 3.9), squeeze=False, layout="constrained"
+        )
+        for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+            for key, (steps, values) in lines.items():
+                axis.plot(steps, values, label=_spoken(key), linewidth=1.6)
+            axis.set_title(title, fontsize=11)
+            axis.set_xlabel("step")
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize=9)
+        _save(figure, path)
+
+
+def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
+    lengths = [int(length) for length in sections]
+    for measure, label, colour, marker, line in CURVES:
+        drawn = [s for s in sections.values() if measure in s]
+        if len(drawn) < len(lengths):
+            continue
+        low, high = zip(*(s["intervals"][measure] for s in drawn), strict=True)
+        axis.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
+        values = [s[measure] for s in drawn]
+        axis.plot(
+            lengths, values, line, color=colour, marker=marker, markersize=6, linewidth=2,
+            markeredgecolor="white", markeredgewidth=0.8, label=label,
+        )  # fmt: skip
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(lengths, [_short(length) for length in lengths])
+    axis.minorticks_off()
+    axis.set_xlabel("memory tokens")
+    questions = next(iter(sections.values()))["questions"]
+    title = task.replace("_", "-").capitalize()
+    axis.set_title(f"{title} needle: the same {questions:,} questions", fontsize=11)
+
+
+def _bars(axis, x, width: float, section, prefix: str, label: str, colour: str) -> None:
+    layer = prefix.removeprefix("layer").removesuffix("/")
+    source = section["layers"][layer] if prefix.startswith("layer") else section
+    start = "bm25_" if prefix == "bm25_" else ""
+    values = [source[f"{start}recall@{k}"] for k in (1, 5, 16)]
+    bounds = [section["intervals"][f"{prefix}recall@{k}"] for k in (1, 5, 16)]
+    below = [value - low for value, (low, _) in zip(values, bounds, strict=True)]
+    above = [high - value for value, (_, high) in zip(values, bounds, strict=True)]
+    axis.bar(x, values, width, color=colour, label=label)
+    axis.errorbar(x, values, (below, above), fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+    for place, value, up in zip(x, values, above, strict=True):
+        axis.text(place, value + up + 0.012, f"{value:.2f}", ha="center", va="bottom", fontsize=9)
+
+
+def _series(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
+    series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    for number, line in enumerate(metrics.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise DataError(f"{metrics}, line {number}: not JSON; was the run cut off?") from None
+        for key, value in row.items():
+            if "step" in row and key != "step" and isinstance(value, (int, float)):
+                series[key][0].append(row["step"])
+                series[key][1].append(value)
+    return dict(series)
+
+
+def _bottom(tasks: dict[str, Any]) -> float:
+    """Zero, or one half where every curve lies above it, so that differences can be seen."""
+    shown = {measure for measure, *_ in CURVES}
+    lows = [
+        low
+        for sections in tasks.values()
+        for section in sections.values()
+        for name, (low, _) in section["intervals"].items()
+        if name in shown
+    ]
+    return 0.5 if min(lows, default=0) > 0.55 else 0.0
+
+
+def _short(tokens: int) -> str:
+    if tokens % 2**20 == 0:
+        return f"{tokens // 2**20}M"
+    return f"{tokens // 2**10}K" if tokens % 2**10 == 0 else f"{tokens:,}"
+
+
+def _spoken(key: str) -> str:
+    return key.replace("_", " ").replace("/", ", ")
+
+
+def _save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+    _pyplot().close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

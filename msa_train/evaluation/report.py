@@ -1,0 +1,194 @@
+"""report.json and its tables: averages, intervals, counts, and on what machine.
+
+A measure is a column of one number per question ("layer2/..." for one router layer). A section of
+the report holds every column's mean under its name (per layer under "layers"), and beside them
+"intervals" (95 % bootstrap, low and high) and "n" (questions).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from msa_train.evaluation.metrics import Bootstrap, Columns
+
+PACKAGES = ("msa-train", "torch", "numpy", "bm25s", "PyStemmer", "sentencepiece")
+SHOWN = {  # column of the needle tables -> measure
+    "router\nrecall@16": "recall@16",
+    "BM25\nrecall@16": "bm25_recall@16",
+    "writes ids\nF1": "ids_f1",
+    "answers,\nmemory alone": "answer_memory",
+    "answers,\nwith texts": "answer_text",
+}
+LEGEND = """\
+router        right documents among the first 1, 5, 16 that the router's layers vote for
+BM25          the same for word search over the very same documents
+writes ids    the model names the documents it wants to read: F1 of those numbers
+memory alone  exactly right answers read from the pooled memory; the model sees no text
+with texts    exactly right answers after the texts of the documents it named
+Below each number: 95 % bootstrap interval. Loss: relative, over the same questions, paired."""
+
+
+def summarise(columns: Columns, resamples: int, seed: int) -> dict[str, Any]:
+    """Means, intervals and counts of measures over questions; columns may differ in length."""
+    draws: dict[int, Bootstrap] = {}
+    section: dict[str, Any] = {}
+    means, intervals, counts = {}, {}, {}
+    for name, values in columns.items():
+        n = len(values)
+        draws.setdefault(n, Bootstrap(n, resamples, seed))
+        means[name] = float(values.mean())
+        intervals[name] = list(draws[n].interval(values))
+        counts[name] = n
+    section |= {name: mean for name, mean in means.items() if "/" not in name}
+    section["layers"] = _by_layer(means)
+    section["intervals"], section["n"] = intervals, counts
+    return section
+
+
+def relative_losses(first: Columns, last: Columns, resamples: int, seed: int) -> dict[str, Any]:
+    """Per measure: loss from the shortest to the longest memory, paired over the same questions."""
+    losses = {}
+    for name in first.keys() & last.keys():
+        if len(first[name]) != len(last[name]):
+            continue
+        draws = Bootstrap(len(first[name]), resamples, seed)
+        if (loss := draws.relative_loss(first[name], last[name])) is not None:
+            losses[name] = dict(zip(("value", "low", "high"), loss, strict=True))
+    return dict(sorted(losses.items()))
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, usable cores, memory and versions of what the numbers depend on."""
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(pages / 2**30, 1),
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+    }
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    """Replaces the file at once: a reader never sees half a report."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def tables(report: dict[str, Any]) -> Group:
+    """What rich prints: a table per needle task, one for pydocs, and what the columns mean."""
+    parts: list[Any] = []
+    for task, lengths in report.get("niah", {}).items():
+        parts.append(_needle_table(task, lengths, report["niah_loss"][task]))
+    if parts and (lines := _control_lines(report)):
+        parts.append(Text(lines, style="dim"))
+    if "pydocs" in report:
+        parts.append(_pydocs_table(report["pydocs"]))
+    return Group(*parts, Text(LEGEND, style="dim"))
+
+
+def _needle_table(task: str, lengths: dict[str, Any], losses: dict[str, Any]) -> Table:
+    first = next(iter(lengths.values()))
+    asked = f"{first['questions']:,} questions, the same at every length"
+    title = f"Needles, {task.replace('_', '-')}: {asked}"
+    table = _table(title)
+    table.add_column("memory tokens\nin documents", justify="right")
+    shown = {title: name for title, name in SHOWN.items() if name in first}
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    for length, section in lengths.items():
+        cells = [_with_interval(section, name) for name in shown.values()]
+        table.add_row(f"{int(length):,}\n[dim]{section['documents']:,.0f}[/dim]", *cells)
+    if losses:
+        table.add_section()
+        cells = [_loss(losses.get(name)) for name in shown.values()]
+        table.add_row("loss", *cells, style="bold")
+    return table
+
+
+def _pydocs_table(section: dict[str, Any]) -> Table:
+    title = (
+        f"Python documentation: {section['questions']} questions about held-out documents, "
+        f"bank of all {section['documents']:,}"
+    )
+    table = _table(title)
+    table.add_column("")
+    for k in (1, 5, 16):
+        table.add_column(f"recall@{k}", justify="right")
+    rows = {"router, voted": ""} | {
+        f"router, layer {layer}": f"layer{layer}/" for layer in section["layers"]
+    }
+    for name, prefix in (rows | {"BM25": "bm25_"}).items():
+        cells = [_with_interval(section, f"{prefix}recall@{k}") for k in (1, 5, 16)]
+        table.add_row(name, *cells)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 1))
+
+
+def _control_lines(report: dict[str, Any]) -> str:
+    lines = []
+    for task, controls in report.get("niah_controls", {}).items():
+        said = ", ".join(
+            f"{name.replace('_', ' ')} {section['answer_memory']:.3f}"
+            for name, section in controls.items()
+        )
+        lines.append(f"Controls, {task}: answers right with {said}")
+    return "\n".join(lines)
+
+
+def _with_interval(section: dict[str, Any], name: str) -> str:
+    if name not in section["intervals"]:
+        return "-"
+    layer, _, measure = name.rpartition("/")
+    value = section["layers"][layer.removeprefix("layer")][measure] if layer else section[name]
+    low, high = section["intervals"][name]
+    return f"{value:.3f}\n[dim]{low:.3f}-{high:.3f}[/dim]"
+
+
+def _loss(loss: dict[str, float] | None) -> str:
+    if loss is None:
+        return "-"
+    low, high = 100 * loss["low"], 100 * loss["high"]
+    return f"{100 * loss['value']:.1f} %\n[dim]{low:.1f} to {high:.1f}[/dim]"
+
+
+def _by_layer(means: dict[str, float]) -> dict[str, dict[str, float]]:
+    layers: dict[str, dict[str, float]] = {}
+    for name, mean in means.items():
+        layer, _, measure = name.rpartition("/")
+        if layer:
+            layers.setdefault(layer.removeprefix("layer"), {})[measure] = mean
+    return layers
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

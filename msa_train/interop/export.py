@@ -1,0 +1,106 @@
+"""Checkpoint -> export: safetensors under the published names, config.json, tokenizer.
+
+An export is what serves: torch, safetensors and a tokenizer read it; no DeepSpeed, no Megatron.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import yaml
+from safetensors.torch import load_file, save_file
+
+from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
+from msa_train.errors import CheckpointError
+from msa_train.interop.msa_checkpoint import from_published, to_published
+from msa_train.interop.weights import load_published
+from msa_train.model.config import ModelConfig, RouterConfig
+from msa_train.model.decoder import MSADecoder
+from msa_train.model.weights import published_weights
+
+WEIGHTS, CONFIG, RUN_CONFIG, FINGERPRINT = (
+    "model.safetensors", "config.json", "run.yaml", "fingerprint.json",
+)  # fmt: skip
+
+
+def export(source: Path, target: Path) -> dict[str, str]:
+    """Export a checkpoint (or a run's newest) to a new folder; returns its fingerprint.
+
+    Raises CheckpointError when there is no complete checkpoint or the target exists.
+    """
+    checkpoint = _checkpoint(source)
+    if target.exists():
+        raise CheckpointError(f"{target} exists: remove it, or give another folder")
+    settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    config = _model_config(settings["model"])
+    shards = [
+        load_file(checkpoint / f"weights-tp{rank}.safetensors")
+        for rank in range(settings["training"]["tensor_parallel"])
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.exporting-", dir=target.parent))
+    try:
+        weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(to_published(config), indent=2) + "\n")
+        Tokenizer.load(checkpoint / "tokenizer").save(folder)
+        shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
+        fingerprint = _fingerprint(folder)
+        (folder / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2) + "\n")
+        folder.chmod(0o755)  # mkdtemp makes it private
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return fingerprint
+
+
+def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[str, str]]:
+    """The serving module, its config and tokenizer, and the fingerprint that banks remember.
+
+    Raises CheckpointError where a file is missing, broken, or not what was exported.
+    """
+    try:
+        stored = json.loads((folder / FINGERPRINT).read_text())
+        config = from_published(json.loads((folder / CONFIG).read_text()), "serving")
+        fingerprint = _fingerprint(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no complete export: {error}") from error
+    if changed := [name for name in fingerprint if fingerprint[name] != stored.get(name)]:
+        raise CheckpointError(
+            f"{folder}: {', '.join(changed)} changed since the export; export again"
+        )
+    model = load_published(MSADecoder(config), load_file(folder / WEIGHTS))
+    return model.eval(), config, Tokenizer.load(folder), fingerprint
+
+
+def _checkpoint(source: Path) -> Path:
+    """A checkpoint folder as it is, or the newest of a run."""
+    if (source / "checkpoints" / "latest").is_file():
+        source = source / "checkpoints" / (source / "checkpoints" / "latest").read_text().strip()
+    if not (source / "state.json").is_file():
+        raise CheckpointError(
+            f"{source} holds no complete checkpoint: give a run's folder, or one of its "
+            "checkpoints/step-... (train first: msa train --config ...)"
+        )
+    return source
+
+
+def _model_config(settings: dict) -> ModelConfig:
+    return ModelConfig(**{**settings, "router": RouterConfig(**settings["router"])})
+
+
+def _fingerprint(folder: Path) -> dict[str, str]:
+    """sha256 of what the states of a memory depend on."""
+    files = {"weights": [WEIGHTS], "config": [CONFIG], "tokenizer": [MODEL_FILE, METADATA_FILE]}
+    digests = {}
+    for name, parts in files.items():
+        digest = hashlib.sha256()
+        for part in parts:
+            with (folder / part).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        digests[name] = digest.hexdigest()
+    return digests

@@ -1,0 +1,79 @@
+"""Samples (text) -> MemoryBatch (tensors). Runs in the loader's prefetch thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from data_pipeline.protocol import context_pieces, document_pieces
+from data_pipeline.schema import Role, Sample
+from data_pipeline.tokenizer import Encoded, Tokenizer
+from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+
+
+class Collate:
+    """Tokenises samples and packs them into one batch, a bank per sample.
+
+    top_k shifts the positions of what follows the template head (SPEC section 1).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, top_k: int):
+        self._tokenizer, self._top_k = tokenizer, top_k
+
+    def __call__(self, samples: Sequence[Sample]) -> MemoryBatch:
+        encode = self._tokenizer.encode_pieces
+        documents = [
+            encode(document_pieces(document.number, document.text)).tokens
+            for sample in samples
+            for document in sample.documents
+        ]
+        contexts = [encode(context_pieces(c)) for sample in samples for c in sample.contexts]
+        lengths = [len(context.tokens) for context in contexts]
+        heads = [context.head_length for context in contexts]
+        numbers = [document.number for sample in samples for document in sample.documents]
+        return MemoryBatch(
+            doc_tokens=_flat(documents),
+            doc_cu=_cumulative([len(tokens) for tokens in documents]),
+            doc_numbers=torch.tensor(numbers, dtype=torch.int64),
+            bank_cu=_cumulative([len(sample.documents) for sample in samples]),
+            tokens=_flat([context.tokens for context in contexts]),
+            ctx_cu=_cumulative(lengths),
+            ctx_bank=torch.tensor([i for i, s in enumerate(samples) for _ in s.contexts]),
+            positions=torch.cat(
+                [context_positions(n, h, self._top_k) for n, h in zip(lengths, heads, strict=True)]
+            ),
+            is_query=_flat([[r == Role.QUERY for r in c.roles] for c in contexts]).bool(),
+            memory_from=torch.tensor(heads, dtype=torch.int64),
+            labels=_flat([_shifted(context) for context in contexts]),
+            positives=_document_mask(samples, "positives"),
+            masked=_document_mask(samples, "masked"),
+        )
+
+
+def _shifted(context: Encoded) -> list[int]:
+    """Label of each token: the next one, where the model writes that; IGNORE elsewhere."""
+    following = zip(context.tokens[1:], context.labels[1:], strict=True)
+    return [token if written else IGNORE for token, written in following] + [IGNORE]
+
+
+def _document_mask(samples: Sequence[Sample], name: str) -> torch.Tensor:
+    """[m, n] bool: the documents that each context names as `name`."""
+    contexts = sum(len(sample.contexts) for sample in samples)
+    mask = torch.zeros(contexts, sum(len(s.documents) for s in samples), dtype=torch.bool)
+    row = first = 0
+    for sample in samples:
+        place = {document.number: first + i for i, document in enumerate(sample.documents)}
+        for context in sample.contexts:
+            mask[row, [place[number] for number in getattr(context, name)]] = True
+            row += 1
+        first += len(sample.documents)
+    return mask
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> torch.Tensor:
+    return torch.tensor([value for each in lists for value in each], dtype=torch.int64)
+
+
+def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)

@@ -1,0 +1,112 @@
+"""DeepSpeed, here and nowhere else: ZeRO, mixed precision, accumulation, clipping, its state on disk."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msa_train.config import TrainingConfig
+from msa_train.model.megatron import MSAModel
+from msa_train.parallel.cpu import prepare_deepspeed
+from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
+
+
+class Engine:
+    """A model under DeepSpeed. Losses given to `backward` are this rank's share of a global mean."""
+
+    def __init__(self, model: MSAModel, config: TrainingConfig):
+        prepare_deepspeed()
+        deepspeed = _import_deepspeed()
+        sum_over_tensor_ranks(model.partial_gradient_parameters())
+        self._config = config
+        self.model = model
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=_optimizer(model, config),
+            config=_settings(config),
+            mpu=DeepSpeedGroups,
+            dist_init_required=False,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def __call__(self, batch: Any) -> Any:
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """One micro-batch. DeepSpeed takes the mean over ranks and micro-batches; the caller's loss
+        is already divided by global counts, so that mean is turned back into a sum."""
+        ranks = DeepSpeedGroups.get_data_parallel_world_size()
+        self._engine.backward(loss * (ranks * self._config.micro_batches))
+
+    def step(self) -> None:
+        """After each micro-batch; the weights change after the last one of a step."""
+        self._engine.step()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gradient_norm(self) -> float | None:
+        """Global norm before clipping; None where DeepSpeed does not know it (stage 0)."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, float32 weight) of this tensor-parallel rank; every data-parallel rank must ask."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.model.named_parameters():
+            weight = None
+            if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+                weight = safe_get_full_fp32_param(parameter)
+            weight = parameter if weight is None else weight
+            yield name, weight.detach().to("cpu", torch.float32).clone().view(_shape(parameter))
+
+    def save(self, folder: Path, tag: str) -> None:
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        self._engine.load_checkpoint(str(folder), tag=tag)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _import_deepspeed():
+    warnings.filterwarnings("ignore", module=r"deepspeed\.")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _optimizer(model: MSAModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norms and the gate's scalars do not."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.phases[0].lr, betas=config.betas, fused=True)
+
+
+def _settings(config: TrainingConfig) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.micro_batches,
+        "gradient_clipping": config.clip,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "steps_per_print": 1 << 30,
+    }

@@ -1,0 +1,67 @@
+"""Start ranks with the deepspeed launcher, as `msa train` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from msa_train.config import load_config
+from msa_train.errors import RankError
+
+MODULE = "msa_train.training.trainer"
+
+
+def launch(arguments: list[str], ranks: int, resume: bool) -> int:
+    """Train with `ranks` local ranks and wait for them. Returns the first failing rank's exit code.
+
+    arguments: `--config FILE --dotted.key value ...`, checked before anything is started.
+    """
+    config = load_config(arguments)
+    command = [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks),
+        "--master_port", str(_free_port()), "--module", MODULE, *arguments,
+    ]  # fmt: skip
+    if resume:
+        command.append("--resume")
+    done = subprocess.run(command, env=_environment(ranks))
+    if done.returncode:
+        return done.returncode
+    # The launcher says 0 even when one of its own processes was killed.
+    reached = last_step(config.path)
+    if reached < config.training.steps:
+        raise RankError(
+            f"the launcher ended at step {reached} of {config.training.steps} without an error: a "
+            "rank was killed from outside; continue with --resume"
+        )
+    return 0
+
+
+def last_step(output: Path) -> int:
+    """Step of the newest checkpoint, 0 without one."""
+    try:
+        tag = (output / "checkpoints" / "latest").read_text().strip()
+        return json.loads((output / "checkpoints" / tag / "state.json").read_text())["step"]
+    except OSError:
+        return 0
+
+
+def _environment(ranks: int) -> dict[str, str]:
+    """The launcher's environment: this interpreter's scripts on PATH, cores shared by ranks."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+    env = {**os.environ, "PATH": path}
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0))
+        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks))}
+    return env
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,152 @@
+"""What a run reports: Weights & Biases, a JSON-lines file with the same numbers, a progress line.
+
+Tracking never stalls or fails training: whatever W&B raises is said once, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from msa_train.config import Config, WandbConfig, to_plain
+from msa_train.model.batch import MemoryBatch
+from msa_train.model.router import Routing
+
+Numbers = dict[str, float]
+
+
+class RecallCounter:
+    """Router recall over the contexts that have positives, per router layer, over all ranks."""
+
+    def __init__(self, layers: tuple[int, ...], group: dist.ProcessGroup):
+        self._layers, self._group = layers, group
+        self._sums = torch.zeros(len(layers), 2, dtype=torch.float64)  # hits at 1, recall at K
+        self._contexts = 0
+
+    def add(self, batch: MemoryBatch, routings: dict[int, Routing]) -> None:
+        asked = batch.positives.any(1)
+        self._contexts += int(asked.sum())
+        for row, layer in enumerate(self._layers):
+            found = _found(routings[layer].documents[asked], batch.positives[asked])
+            self._sums[row, 0] += float(found[:, 0].sum()) if found.shape[1] else 0.0
+            self._sums[row, 1] += float((found.sum(1) / batch.positives[asked].sum(1)).sum())
+
+    def result(self) -> Numbers:
+        """Every data-parallel rank must ask."""
+        flat = torch.cat([self._sums.flatten(), torch.tensor([float(self._contexts)])])
+        dist.all_reduce(flat, group=self._group)
+        mean = flat[:-1].view(-1, 2) / flat[-1].clamp(min=1)
+        numbers: Numbers = {}
+        for row, layer in enumerate(self._layers):
+            numbers[f"router/layer_{layer}_recall@1"] = float(mean[row, 0])
+            numbers[f"router/layer_{layer}_recall@k"] = float(mean[row, 1])
+        return numbers
+
+
+def _found(documents: Tensor, positives: Tensor) -> Tensor:
+    """[m, K] whether each selected document is a positive."""
+    return positives.gather(1, documents.clamp(min=0)) & (documents >= 0)
+
+
+class Reporter:
+    """Rank 0's voice. `log` takes the numbers of a step; `line` says the main ones to a person."""
+
+    def __init__(self, config: Config, wandb_id: str | None, first_step: int, rank: int):
+        self._speaks = rank == 0
+        self._total, self._first, self._began = config.training.steps, first_step, time.monotonic()
+        self._run = None
+        if self._speaks:
+            self._file = (config.path / "metrics.jsonl").open("a", buffering=1)
+            self._run = _start_wandb(config, wandb_id)
+
+    @property
+    def wandb_id(self) -> str | None:
+        return getattr(self._run, "id", None)
+
+    def log(self, step: int, numbers: Numbers) -> None:
+        if not self._speaks:
+            return
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._guarded(lambda: self._run.log(numbers, step=step))
+        self._line(step, numbers)
+
+    def finish(self) -> None:
+        if self._speaks:
+            self._file.close()
+            self._guarded(lambda: self._run.finish())
+
+    def _line(self, step: int, numbers: Numbers) -> None:
+        done = max(1, step - self._first)
+        left = (time.monotonic() - self._began) / done * (self._total - step)
+        recalls = [v for k, v in numbers.items() if k.endswith("recall@1")]
+        recall = sum(recalls) / max(1, len(recalls))
+        print(
+            f"step {step:>5}/{self._total}  lm {numbers['loss/lm']:.3f}  "
+            f"router {numbers['loss/router']:.3f}  recall@1 {recall:.3f}  "
+            f"lr {numbers['lr']:.1e}  {numbers['step_ms']:.0f} ms  "
+            f"{int(left) // 60}:{int(left) % 60:02d} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _guarded(self, call: Callable[[], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:  # tracking must never end a run
+            print(f"W&B: {error}; training goes on without it", file=sys.stderr)
+            self._run = None
+
+
+def _start_wandb(config: Config, run_id: str | None) -> Any:
+    """The W&B run, or None: off, not installed, or it cannot even start offline."""
+    settings = config.training.wandb
+    if settings.mode == "off":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        print("W&B is not installed: metrics go to metrics.jsonl alone", file=sys.stderr)
+        return None
+    for mode in dict.fromkeys((_wandb_mode(settings), "offline")):
+        try:
+            return wandb.init(
+                project=settings.project,
+                group=settings.group,
+                tags=list(settings.tags),
+                name=config.path.name,
+                dir=str(config.path),
+                id=run_id,
+                resume="allow" if run_id and mode == "online" else None,
+                mode=mode,
+                config=to_plain(config),
+                settings=wandb.Settings(
+                    init_timeout=settings.init_timeout_s, silent=True, console="off"
+                ),
+            )
+        except Exception as error:  # unreachable, not logged in, broken: never a reason to stop
+            print(f"W&B ({mode}): {error}", file=sys.stderr)
+    return None
+
+
+def _wandb_mode(settings: WandbConfig) -> str:
+    """online when asked for, or when a key is at hand."""
+    if settings.mode != "auto":
+        return settings.mode
+    logged_in = "WANDB_API_KEY" in os.environ or "api.wandb.ai" in _netrc()
+    return "online" if logged_in else "offline"
+
+
+def _netrc() -> str:
+    path = Path.home() / ".netrc"
+    return path.read_text(errors="ignore") if path.is_file() else ""

@@ -1,0 +1,245 @@
+"""The training loop: one process per rank, started by the deepspeed launcher.
+
+Exit codes: 0 all steps done, 143 stopped by SIGTERM after saving, otherwise the error's own code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.loader import ShardLoader
+from data_pipeline.manifest import Manifest
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.config import Config, load_config
+from msa_train.errors import CheckpointError, ConfigError
+from msa_train.model.batch import MemoryBatch
+from msa_train.model.megatron import MSAModel, initial_reader
+from msa_train.parallel import groups
+from msa_train.training import checkpoint
+from msa_train.training.collate import Collate
+from msa_train.training.engine import Engine
+from msa_train.training.metrics import Numbers, RecallCounter, Reporter
+from msa_train.training.schedule import learning_rate, phase_of
+
+TERMINATED = 143  # 128 + SIGTERM
+
+
+@dataclass
+class StepSums:
+    """Losses of a step, summed over this rank's micro-batches."""
+
+    lm: float = 0.0
+    router: float = 0.0
+    memory_tokens: int = 0
+    active_tokens: int = 0
+
+
+class Trainer:
+    """Everything of one rank."""
+
+    def __init__(self, config: Config, resume: bool):
+        self.config, self.settings = config, config.training
+        self.group = groups.DeepSpeedGroups.get_data_parallel_group()
+        self.rank, ranks = dist.get_rank(), groups.DeepSpeedGroups.get_data_parallel_world_size()
+        shards = config.path / "shards"
+        self.tokenizer = _tokenizer(config, shards)
+        collate = Collate(self.tokenizer, config.model.router.top_k)
+        self.loader = ShardLoader(
+            shards,
+            seed=config.seed,
+            rank=groups.DeepSpeedGroups.get_data_parallel_rank(),
+            world_size=ranks,
+            transform=lambda sample: collate([sample]),
+        )
+        model = MSAModel(config.model, recompute=self.settings.recompute)
+        model.load_published(initial_reader(config.model, config.seed))
+        self.engine = Engine(model, self.settings)
+        self.step, wandb_id = self._start(resume)
+        self.reporter = Reporter(config, wandb_id, self.step, self.rank)
+        self.stopping = False
+
+    def _start(self, resume: bool) -> tuple[int, str | None]:
+        found = checkpoint.find(self.config.path)
+        if found is None:
+            return 0, None
+        if not resume:
+            raise CheckpointError(
+                f"{found} exists: continue it with --resume, or start under another output"
+            )
+        state = checkpoint.load(self.engine, self.config, found)
+        self.loader.load_state_dict(state.loader)
+        return state.step, state.wandb_id
+
+    def run(self) -> int:
+        """Train to the last step, or to SIGTERM. Returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        saved, waited, began = self.step, 0.0, time.perf_counter()
+        while self.step < self.settings.steps:
+            fetch = time.perf_counter()
+            batches = [next(self.loader) for _ in range(self.settings.micro_batches)]
+            waited += time.perf_counter() - fetch
+            logs = (self.step + 1) % self.settings.log_every == 0
+            numbers, stop = self._train_step(batches, logs)
+            self.step += 1
+            if logs:
+                steps_s = (time.perf_counter() - began) / self.settings.log_every
+                self._report(numbers, steps_s, waited / self.settings.log_every)
+                waited, began = 0.0, time.perf_counter()
+            if stop or self.step % self.settings.checkpoint_every == 0:
+                self._save()
+                saved = self.step
+            if stop:
+                return TERMINATED
+        if saved < self.step:
+            self._save()
+        return 0
+
+    def close(self) -> None:
+        self.loader.close()
+        self.reporter.finish()
+
+    def _train_step(self, batches: list[MemoryBatch], logs: bool) -> tuple[Numbers, bool]:
+        """One optimizer step. Returns its numbers (where it logs) and whether to stop after it."""
+        labels, contexts, stop = self._global_counts(batches)
+        phase, _ = phase_of(self.step, self.settings)
+        rate = learning_rate(self.step, self.settings)
+        self.engine.set_learning_rate(rate)
+        recall = RecallCounter(self.config.model.router_layers, self.group) if logs else None
+        sums = StepSums()
+        for batch in batches:
+            batch = batch.to(self.engine.device)
+            losses = self.engine(batch)
+            lm = losses.lm / max(1.0, labels)
+            router = losses.router / max(1.0, contexts)
+            self.engine.backward(phase.lm_weight * lm + phase.router_weight * router)
+            self.engine.step()
+            if recall is not None:
+                recall.add(batch, losses.routings)
+                sums.lm += float(lm.detach())
+                sums.router += float(router.detach())
+                sums.memory_tokens += len(batch.doc_tokens)
+                sums.active_tokens += len(batch.tokens)
+        if recall is None:
+            return {}, stop
+        return self._numbers(sums, recall, rate), stop
+
+    def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
+        """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""
+        counts = torch.tensor(
+            [
+                float(sum(batch.label_count for batch in batches)),
+                float(sum(batch.routed_context_count for batch in batches)),
+                float(self.stopping),
+            ],
+            dtype=torch.float64,
+        ).to(self.engine.device)
+        dist.all_reduce(counts, group=self.group)
+        labels, contexts, stopping = counts.tolist()
+        return labels, contexts, stopping > 0
+
+    def _numbers(self, sums: StepSums, recall: RecallCounter, rate: float) -> Numbers:
+        losses = torch.tensor(
+            [sums.lm, sums.router, sums.memory_tokens, sums.active_tokens], dtype=torch.float64
+        ).to(self.engine.device)
+        dist.all_reduce(losses, group=self.group)
+        lm, router, memory_tokens, active_tokens = losses.tolist()
+        numbers = {
+            "loss/lm": lm,
+            "loss/router": router,
+            "lr": rate,
+            "memory_tokens": memory_tokens,
+            "active_tokens": active_tokens,
+            **recall.result(),
+        }
+        if (norm := self.engine.gradient_norm()) is not None:
+            numbers["grad_norm"] = norm
+        return numbers
+
+    def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
+        numbers["step_ms"] = step_s * 1e3
+        numbers["data_wait"] = wait_s / step_s
+        numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
+        numbers["active_tokens_per_s"] = numbers.pop("active_tokens") / step_s
+        numbers |= _gates(self.engine)
+        self.reporter.log(self.step, numbers)
+
+    def _save(self) -> None:
+        state = checkpoint.RunState(
+            self.step, self.loader.state_dict(), self.reporter.wandb_id, dist.get_world_size()
+        )
+        checkpoint.save(self.engine, self.config, self.tokenizer, state)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self.stopping = True
+
+
+def _gates(engine: Engine) -> Numbers:
+    """The learned scalars of the gate, where this rank holds them whole."""
+    numbers = {}
+    for layer in engine.model.decoder.layers:
+        for name in ("router_gate", "router_threshold"):
+            weight = getattr(layer.self_attention, name, None)
+            if weight is not None and weight.numel() == 1:
+                short = name.removeprefix("router_")
+                numbers[f"router/layer_{layer.layer_number - 1}_{short}"] = float(weight)
+    return numbers
+
+
+def _tokenizer(config: Config, shards: Path) -> Tokenizer:
+    """The shards' tokenizer, after checking that the shards are those of the config."""
+    if not Manifest.load(shards).matches(config.data):
+        raise ConfigError(
+            f"{shards} was built from other data.* settings than this config's: "
+            "build them again (msa data build), or set another output"
+        )
+    tokenizer = Tokenizer.load(shards / "tokenizer")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {shards} has "
+            f"{tokenizer.vocab_size} tokens: set model.vocab_size to that"
+        )
+    return tokenizer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """A rank's whole life; never returns."""
+    arguments = [a for a in arguments or sys.argv[1:] if not a.startswith("--local_rank")]
+    resume = "--resume" in arguments
+    try:
+        config = load_config([a for a in arguments if a != "--resume"])
+        groups.start(config.training.tensor_parallel, config.training.timeout_s)
+        config.path.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(config, resume)
+        code = trainer.run()
+        trainer.close()
+    except ValueError as error:
+        code = _explain(error)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    groups.finish(code)
+
+
+def _explain(error: ValueError) -> int:
+    """Say a user's error once: rank 0 speaks for a setting that every rank has read."""
+    if not hasattr(error, "exit_code"):
+        traceback.print_exc()
+        return 1
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not isinstance(error, ConfigError):
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

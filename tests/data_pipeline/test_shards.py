@@ -1,0 +1,146 @@
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_pipeline.errors import DataError
+from data_pipeline.loader import ShardReader
+from data_pipeline.manifest import INDEX_DTYPE, Manifest, load_index
+from data_pipeline.mixture import Stage
+from data_pipeline.schema import Sample
+from data_pipeline.shards import build_shards
+
+
+@pytest.fixture
+def built(shards):
+    return shards, Manifest.load(shards)
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_processes(built, config, tokenizer, tmp_path):
+    build_shards(config, tmp_path / "two", 2, tokenizer)
+    assert contents(tmp_path / "two") == contents(built[0])
+
+
+def test_nothing_is_left_beside_the_shards(built):
+    assert [path.name for path in built[0].parent.iterdir()] == [built[0].name]
+    assert sorted(path.name for path in built[0].iterdir()) == [
+        "index.npy",
+        "manifest.json",
+        "shard-000000.tar",
+        "shard-000001.tar",
+        "shard-000002.tar",
+        "tokenizer",
+    ]
+
+
+def test_plain_webdataset_reads_the_shards(built, samples):
+    tars = sorted(str(path) for path in built[0].glob("*.tar"))
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
+    read = list(dataset)
+    assert [item["__key__"] for item in read] == [f"{i:09d}" for i in range(len(samples))]
+    assert [Sample.from_bytes(item["json"]) for item in read] == samples
+
+
+def test_tars_carry_no_time(built):
+    with tarfile.open(built[0] / "shard-000000.tar") as tar:
+        assert {member.mtime for member in tar} == {0}
+
+
+def test_the_index_points_at_every_sample(built, samples):
+    folder, manifest = built
+    index = load_index(folder, manifest)
+    assert isinstance(index, np.memmap) and index.dtype == INDEX_DTYPE
+    assert index["shard"].tolist() == [0] * 10 + [1] * 10 + [2] * 4
+    assert index["stage"].tolist() == [0] * 6 + [1] * 6 + [2] * 12
+    reader = ShardReader(folder)
+    assert [reader[i] for i in range(len(reader))] == samples
+
+
+def test_the_manifest_tells_origin_and_counts(built, samples, tokenizer):
+    folder, manifest = built
+    assert (
+        manifest.tokenizer == tokenizer.fingerprint == ShardReader(folder).tokenizer().fingerprint
+    )
+    assert manifest.samples == 24
+    assert [stage.samples for stage in manifest.stages] == [6, 6, 12]
+    assert sum(stage.documents for stage in manifest.stages) == sum(
+        len(sample.documents) for sample in samples
+    )
+    assert manifest.stages[0].measured == 1 and manifest.stages[0].document_tokens > 100
+    assert manifest.shards == tuple(
+        (folder / f"shard-{i:06d}.tar").stat().st_size for i in range(3)
+    )
+
+
+def test_a_manifest_knows_its_settings(built, config):
+    manifest = Manifest.load(built[0])
+    assert manifest.matches(config)
+    assert manifest.matches(replace(config, workers=9))
+    assert not manifest.matches(replace(config, seed=1))
+    assert not manifest.matches(replace(config, stages=(Stage(),)))
+
+
+def test_a_folder_in_use_is_refused_and_kept(built, config, tokenizer, tmp_path):
+    before = contents(built[0])
+    with pytest.raises(DataError, match="not empty"):
+        build_shards(config, built[0], 1, tokenizer)
+    assert contents(built[0]) == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="not empty"):
+        build_shards(config, tmp_path / "file", 1, tokenizer)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_that_fails_leaves_nothing(config, tokenizer, tmp_path, workers):
+    too_short = replace(
+        config, niah=replace(config.niah, document_tokens=20), stages=(Stage(weights={"niah": 1}),)
+    )
+    with pytest.raises(DataError, match=r"takes .* tokens"):
+        build_shards(too_short, tmp_path / "out", workers, tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_is_trained_when_none_is_given(config, tokenizer, tmp_path):
+    small = replace(config, samples=3, stages=(Stage(weights={"niah": 1.0}),))
+    assert build_shards(small, tmp_path / "out", 1).tokenizer == tokenizer.fingerprint
+
+
+def test_broken_manifests_and_indices_are_refused(built, tmp_path):
+    folder, manifest = built
+    with pytest.raises(DataError, match=r"manifest\.json is missing"):
+        Manifest.load(tmp_path)
+    for text, words in [("{", "broken"), ("[]", "broken"), ('{"format": "x"}', "msa-shards-1")]:
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(DataError, match=words):
+            Manifest.load(tmp_path)
+    data = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**data, "surprise": 1}))
+    with pytest.raises(DataError, match="surprise"):
+        Manifest.load(tmp_path)
+    with pytest.raises(DataError, match=r"index\.npy cannot be read"):
+        load_index(tmp_path, manifest)
+    np.save(tmp_path / "index.npy", np.zeros(3, INDEX_DTYPE))
+    with pytest.raises(DataError, match=r"3 rows.*24 samples"):
+        load_index(tmp_path, manifest)
+
+
+def test_shards_of_another_tokenizer_are_refused(built, tmp_path):
+    from shutil import copytree
+
+    from data_pipeline.tokenizer import train_sentencepiece
+
+    copy = copytree(built[0], tmp_path / "copy")
+    train_sentencepiece([f"word {i}" for i in range(500)], 280).save(copy / "tokenizer")
+    with pytest.raises(DataError, match="not the tokenizer"):
+        ShardReader(copy).tokenizer()

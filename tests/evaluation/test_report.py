@@ -1,0 +1,118 @@
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data_pipeline.errors import DataError
+from msa_train.evaluation.plots import plot_memory, plot_pydocs, plot_training
+from msa_train.evaluation.report import machine, relative_losses, summarise, tables, write_report
+
+LENGTHS = (16384, 1048576)
+
+
+def columns(share, n=200):
+    rng = np.random.default_rng(0)
+
+    def column():
+        return (rng.random(n) < share).astype(float)
+
+    names = [
+        f"{prefix}recall@{k}" for k in (1, 5, 16) for prefix in ("", "layer2/", "layer3/", "bm25_")
+    ]
+    return {name: column() for name in (*names, "answer_memory", "answer_text", "ids_f1")}
+
+
+@pytest.fixture
+def report():
+    short, long = columns(0.95), columns(0.8)
+    sections = {
+        str(length): summarise(chosen, 200, 0) | {"questions": 200, "documents": length // 62}
+        for length, chosen in zip(LENGTHS, (short, long), strict=True)
+    }
+    return {
+        "niah": {"single": sections, "multi_value": sections},
+        "niah_loss": dict.fromkeys(("single", "multi_value"), relative_losses(short, long, 200, 0)),
+        "niah_controls": {"single": {"no_memory": {"answer_memory": 0.004}}},
+        "pydocs": summarise(columns(0.7), 200, 0) | {"questions": 200, "documents": 5000},
+        "machine": machine(),
+    }
+
+
+def test_a_section_holds_means_intervals_and_counts():
+    section = summarise(
+        {"recall@1": np.array([1.0, 0, 1, 1]), "layer2/recall@1": np.ones(3)}, 99, 0
+    )
+    assert section["recall@1"] == 0.75
+    assert section["layers"] == {"2": {"recall@1": 1.0}}
+    low, high = section["intervals"]["recall@1"]
+    assert 0 <= low < 0.75 < high <= 1
+    assert section["n"] == {"recall@1": 4, "layer2/recall@1": 3}
+
+
+def test_losses_compare_only_the_same_questions():
+    first = {"a": np.ones(10), "b": np.ones(10), "never": np.zeros(10)}
+    last = {"a": np.r_[np.zeros(1), np.ones(9)], "b": np.ones(4), "never": np.zeros(10)}
+    losses = relative_losses(first, last, 100, 0)
+    assert list(losses) == ["a"]
+    assert losses["a"]["value"] == pytest.approx(0.1)
+
+
+def test_the_file_is_json_and_replaced_whole(report, tmp_path):
+    path = tmp_path / "run" / "report.json"
+    write_report({"old": 1}, path)
+    with pytest.raises(ValueError):
+        write_report(report | {"seconds": math.nan}, path)
+    assert json.loads(path.read_text()) == {"old": 1}
+    write_report(report, path)
+    assert json.loads(path.read_text())["niah"]["single"]["16384"]["recall@16"] > 0.9
+    assert report["machine"]["cores"] >= 1 and report["machine"]["versions"]["torch"]
+
+
+def test_tables_show_every_length_and_the_loss(report):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(tables(report))
+    text = console.export_text()
+    section = report["niah"]["single"]["1048576"]
+    for shown in ("16,384", "1,048,576", "loss", "router, layer 3", "no memory 0.004"):
+        assert shown in text
+    assert f"{section['answer_memory']:.3f}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("draw", [plot_memory, plot_pydocs])
+def test_plots_are_pictures(report, tmp_path, draw):
+    path = tmp_path / "plots" / "a.png"
+    draw(report, path)
+    assert_drawn(path)
+
+
+def test_training_curves(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    rows = [{"step": s, "lm_loss": 4 / s, "recall@1/layer2": 1 - 1 / s} for s in range(1, 20)]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_training(metrics, tmp_path / "training.png")
+    assert_drawn(tmp_path / "training.png")
+
+
+def test_a_run_without_metrics_is_refused(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "lr": 0.1}\n')
+    with pytest.raises(DataError, match="nothing to draw"):
+        plot_training(metrics, tmp_path / "training.png")
+    metrics.write_text('{"step": 1, "lm_lo')
+    with pytest.raises(DataError, match="line 1"):
+        plot_training(metrics, tmp_path / "training.png")
+
+
+def assert_drawn(path):
+    from matplotlib.image import imread
+
+    picture = imread(path)[..., :3]
+    assert picture.shape[1] > 800
+    picture = picture[::5, ::5]
+    colours = np.unique((picture.reshape(-1, 3) * 255).astype(np.uint8), axis=0)
+    assert len(colours) > 30, "an empty canvas has a handful"
+    assert (picture < 0.5).any(2).mean() > 0.01

@@ -1,0 +1,108 @@
+"""Random ragged problems for the kernel tests, and scale-free comparison."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from msa_kernels import chunk_offsets
+from msa_kernels.ragged import cumulative
+from torch import Tensor
+
+
+def cu(lengths) -> Tensor:
+    return cumulative(torch.tensor(list(lengths), dtype=torch.int64))
+
+
+def error_ratio(actual: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over that of the expected, where that is finite."""
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    finite = expected.isfinite()
+    assert torch.equal(actual[~finite], expected[~finite])
+    actual, expected = actual[finite].detach().double(), expected[finite].detach().double()
+    if not expected.numel() or not expected.any():
+        return float(actual.abs().max()) if actual.numel() else 0.0
+    return float((actual - expected).norm() / expected.norm())
+
+
+@dataclass
+class Routing:
+    """Arguments of document_scores; small whole numbers make equal scores common."""
+
+    query: Tensor
+    query_cu: Tensor
+    keys: Tensor
+    chunk_cu: Tensor
+    context_bank: Tensor
+    bank_cu: Tensor
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        return tuple(vars(self).values())
+
+    def double(self) -> "Routing":
+        fields = dict(vars(self))
+        fields["query"], fields["keys"] = fields["query"].double(), fields["keys"].double()
+        return Routing(**fields)
+
+
+@st.composite
+def routings(draw, ties: bool = True, banks: int = 3) -> Routing:
+    """Empty banks and documents, contexts without question tokens, one to `banks` banks."""
+    sizes = draw(st.lists(st.integers(0, 5), min_size=1, max_size=banks))
+    lengths = draw(st.lists(st.integers(0, 40), min_size=sum(sizes), max_size=sum(sizes)))
+    chunk_cu = chunk_offsets(cu(lengths), 8)
+    tokens = draw(st.lists(st.integers(0, 6), max_size=5))
+    bank = draw(
+        st.lists(st.integers(0, len(sizes) - 1), min_size=len(tokens), max_size=len(tokens))
+    )
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    width = 6
+    query = torch.randn(sum(tokens), width, generator=random)
+    keys = torch.randn(int(chunk_cu[-1]), width, generator=random)
+    if ties and draw(st.booleans()):
+        query, keys = query.round(), keys.round()
+    return Routing(
+        query, cu(tokens), keys, chunk_cu, torch.tensor(bank, dtype=torch.int64), cu(sizes)
+    )
+
+
+@st.composite
+def attentions(draw, decode: bool = True) -> dict:
+    """Arguments of context_attention: contexts with nothing selected, empty contexts, decoding."""
+    groups, repeat, width = draw(st.sampled_from([(1, 1, 4), (2, 2, 4), (1, 3, 2)]))
+    rows = draw(st.lists(st.integers(0, 9), max_size=5))
+    earlier = [draw(st.integers(0, 5)) if decode else 0 for _ in rows]
+    chunks = draw(st.integers(1, 7))
+    selected = [draw(st.lists(st.integers(0, chunks - 1), max_size=5)) for _ in rows]
+    if draw(st.booleans()):
+        selected = [[] for _ in rows]
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def states(count: int, heads: int) -> Tensor:
+        return torch.randn(count, heads, width, generator=random)
+
+    keys = [a + b for a, b in zip(rows, earlier, strict=True)]
+    index = [chunk for part in selected for chunk in part]
+    bias = torch.randn(len(index), generator=random) * 3
+    head = torch.tensor([draw(st.integers(0, 4)) for _ in rows], dtype=torch.int64)
+    return {
+        "q": states(sum(rows), groups * repeat),
+        "k": states(sum(keys), groups),
+        "v": states(sum(keys), groups),
+        "q_cu": cu(rows),
+        "k_cu": cu(keys),
+        "pooled_k": states(chunks, groups),
+        "pooled_v": states(chunks, groups),
+        "index": torch.tensor(index, dtype=torch.int64),
+        "index_cu": cu(len(part) for part in selected),
+        "bias": draw(st.sampled_from([bias, None])),
+        "memory_from": draw(st.sampled_from([head, None])),
+        "scale": 0.4,
+    }
+
+
+def gradients(out: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Tensor]:
+    """Gradients of <out, weight> where out is finite; zeros for inputs that out does not use."""
+    total = torch.where(out.isfinite(), out * weight, 0).sum()
+    found = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else None
+    found = found or [None] * len(inputs)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]

@@ -1,0 +1,117 @@
+"""Attention of documents and contexts: the padded path against the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msa_kernels import KernelError, context_attention, document_attention, reference
+
+from tests.kernels.kernel_cases import attentions, cu, error_ratio, gradients
+
+CASES = settings(max_examples=50, deadline=None)
+SCRATCH = st.sampled_from([1e-4, 64.0])  # some query rows at a time, or everything at once
+
+
+def in_double(case: dict) -> tuple[dict, list[torch.Tensor]]:
+    wide = {
+        name: x.double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x
+        for name, x in case.items()
+    }
+    return wide, [x for x in wide.values() if torch.is_tensor(x) and x.requires_grad]
+
+
+@given(attentions(), SCRATCH)
+@CASES
+def test_context_attention_matches_the_reference(case, scratch_mb):
+    expected = reference.context_attention(**case)
+    assert error_ratio(context_attention(**case, scratch_mb=scratch_mb), expected) < 1e-6
+
+
+@given(attentions(), SCRATCH)
+@CASES
+def test_context_attention_gradients_match_the_reference(case, scratch_mb):
+    case, inputs = in_double(case)
+    expected = reference.context_attention(**case)
+    actual = context_attention(**case, scratch_mb=scratch_mb)
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
+        assert error_ratio(a, b) < 1e-10
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+@CASES
+def test_document_attention_matches_the_reference(lengths):
+    offsets = cu(lengths)
+    q, k, v = (torch.randn(sum(lengths), heads, 8) for heads in (4, 2, 2))
+    expected = reference.document_attention(q, k, v, offsets, 0.3)
+    assert error_ratio(document_attention(q, k, v, offsets, 0.3), expected) < 1e-6
+    inputs = [x.double().requires_grad_() for x in (q, k, v)]
+    outs = [f(*inputs, offsets, 0.3) for f in (document_attention, reference.document_attention)]
+    weight = torch.randn(q.shape, dtype=torch.float64)
+    for a, b in zip(*(gradients(x, inputs, weight) for x in outs), strict=True):
+        assert error_ratio(a, b) < 1e-10
+
+
+def context(rows=6, keys=6, chunks=3, dtype=torch.float32):
+    q, k, v, pooled_k, pooled_v = (
+        torch.randn(count, heads, 8).to(dtype)
+        for count, heads in ((rows, 4), (keys, 2), (keys, 2), (chunks, 2), (chunks, 2))
+    )
+    states = [q, k, v, cu([rows]), cu([keys]), pooled_k, pooled_v]
+    return [*states, torch.arange(chunks), cu([chunks]), torch.randn(chunks) * 10, None, 0.35]
+
+
+def test_decoding_one_token_gives_the_last_row():
+    whole = context()
+    last = [whole[0][-1:], *whole[1:3], cu([1]), *whole[4:]]
+    torch.testing.assert_close(context_attention(*last), context_attention(*whole)[-1:])
+
+
+def test_the_head_does_not_depend_on_the_memory():
+    first, second = context(), context()
+    second[:3] = first[:3]
+    outs = []
+    for case in (first, second):
+        case[10] = torch.tensor([2])
+        outs.append(context_attention(*case))
+    assert torch.equal(outs[0][:2], outs[1][:2])
+    assert not torch.allclose(outs[0][2:], outs[1][2:])
+
+
+def test_order_of_chunks_does_not_matter():
+    case = context()
+    expected = context_attention(*case)
+    order = torch.tensor([2, 0, 1])
+    case[7], case[9] = case[7][order], case[9][order]
+    torch.testing.assert_close(context_attention(*case), expected)
+
+
+def test_half_precision_keeps_the_gate_sharp():
+    # Around 30, neighbouring bfloat16 numbers are 1/8 apart: the bias must not be rounded to them.
+    case = context(dtype=torch.bfloat16)
+    bias = torch.tensor([-30.03, -30.09, -29.97])
+    case[0] = torch.zeros_like(case[0])  # only the bias decides
+    case[2] = torch.zeros_like(case[2])
+    case[6] = torch.eye(3, 8, dtype=torch.bfloat16)[:, None].expand(3, 2, 8)
+    case[9] = bias
+    weights = context_attention(*case).float()[0, 0, :3]
+    torch.testing.assert_close(weights / weights.sum(), bias.softmax(0), rtol=0.01, atol=0)
+
+
+def test_a_long_document_matches_the_reference():
+    q, k, v = (torch.randn(700, heads, 8) for heads in (2, 1, 1))
+    expected = reference.document_attention(q, k, v, cu([690, 10]), 0.35)
+    assert error_ratio(document_attention(q, k, v, cu([690, 10]), 0.35), expected) < 1e-6
+
+
+def test_impossible_arguments_are_refused():
+    case = context()
+    with pytest.raises(KernelError, match="more q rows than keys"):
+        context_attention(*case[:1], *(x[:4] for x in case[1:3]), case[3], cu([4]), *case[5:])
+    q, k, v = case[:3]
+    with pytest.raises(KernelError, match="3 query heads are not a multiple of 2"):
+        document_attention(q[:, :3], k, v, cu([6]), 0.3)
+    with pytest.raises(KernelError, match="ends at 5, but there are 6 rows"):
+        document_attention(q, k, v, cu([5]), 0.3)
+    with pytest.raises(KernelError, match="need"):
+        document_attention(q, k[..., :4], v[..., :4], cu([6]), 0.3)

@@ -1,0 +1,56 @@
+"""Which backend runs what, and that the package stands alone."""
+
+import subprocess
+import sys
+
+import torch
+from msa_kernels import backend_report, dispatch
+
+
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment or None
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_cpu_tensors_take_the_torch_path(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    report = backend_report("cpu")
+    assert set(report) == set(dispatch.OPERATIONS)
+    assert {entry["backend"] for entry in report.values()} == {"torch"}
+    assert all(entry["reason"] for entry in report.values())
+
+
+def test_cuda_tensors_take_triton_where_a_kernel_exists(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_missing", lambda: None)
+    cuda = torch.device("cuda")
+    assert dispatch.choose("chunk_mean", cuda, torch.bfloat16).backend == "triton"
+    assert dispatch.choose("chunk_mean", cuda, torch.float64).backend == "torch"
+    assert dispatch.choose("document_scores", cuda, torch.float32).backend == "torch"
+
+
+def test_a_missing_triton_is_the_reason(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_missing", lambda: "triton is not installed")
+    choice = dispatch.choose("chunk_mean", torch.device("cuda"), torch.float32)
+    assert choice == dispatch.Choice("torch", "triton is not installed")
+
+
+def test_without_triton_everything_on_the_cpu_works():
+    code = """
+import sys
+sys.modules["triton"] = None  # any import of it raises
+import torch, msa_kernels
+cu = torch.tensor([0, 5])
+x = torch.randn(5, 2, 4)
+msa_kernels.chunk_mean(x, cu, 4)
+msa_kernels.document_attention(x, x, x, cu, 0.5)
+print(*(m.split(".")[0] for m in sys.modules))
+"""
+    loaded = set(python(code).split())
+    assert not loaded & {"msa_train", "data_pipeline", "transformers", "deepspeed"}
+
+
+def test_importing_the_package_does_not_import_triton():
+    assert python("import sys, msa_kernels; print('triton' in sys.modules)").strip() == "False"

@@ -1,0 +1,190 @@
+"""Scoring and selection: the tiled path against the reference, and what must hold of any scores."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msa_kernels import (
+    KernelError,
+    chunk_scores,
+    document_scores,
+    reference,
+    select_chunks,
+    top_documents,
+)
+from msa_kernels.bench.measure import peak_memory_mb
+from msa_kernels.segments import segment_max
+
+from tests.kernels.kernel_cases import cu, error_ratio, gradients, routings
+
+CASES = settings(max_examples=60, deadline=None)
+# A tile of one chunk, tiles that cut documents, and everything at once.
+SCRATCH = st.sampled_from([1e-5, 2e-3, 64.0])
+
+
+@given(routings(), SCRATCH)
+@CASES
+def test_document_scores_match_the_reference(case, scratch_mb):
+    expected = reference.document_scores(*case.arguments())
+    actual = document_scores(*case.arguments(), scratch_mb=scratch_mb)
+    assert error_ratio(actual, expected) < 1e-6
+
+
+@given(routings(), SCRATCH)
+@CASES
+def test_document_score_gradients_match_the_reference(case, scratch_mb):
+    case = case.double()
+    inputs = [case.query.requires_grad_(), case.keys.requires_grad_()]
+    expected = reference.document_scores(*case.arguments())
+    actual = document_scores(*case.arguments(), scratch_mb=scratch_mb)
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
+        assert error_ratio(a, b) < 1e-12
+
+
+@given(routings(), SCRATCH, st.integers(1, 4))
+@CASES
+def test_chunk_scores_match_the_reference(case, scratch_mb, k):
+    case = case.double()
+    inputs = [case.query.requires_grad_(), case.keys.requires_grad_()]
+    _, best = top_documents(document_scores(*case.arguments()).detach(), k)
+    index = select_chunks(best, case.chunk_cu)
+    given_ = (case.query, case.query_cu, case.keys, *index)
+    expected = reference.chunk_scores(*given_)
+    actual = chunk_scores(*given_, scratch_mb=scratch_mb)
+    assert error_ratio(actual, expected) < 1e-12
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
+        assert error_ratio(a, b) < 1e-12
+
+
+@given(routings())
+@CASES
+def test_chunk_scores_reach_the_document_score(case):
+    scores = document_scores(*case.arguments())
+    index, index_cu = select_chunks(top_documents(scores, 99)[1], case.chunk_cu)
+    parts = chunk_scores(case.query, case.query_cu, case.keys, index, index_cu)
+    document = torch.searchsorted(case.chunk_cu, index, right=True) - 1
+    context = torch.searchsorted(index_cu, torch.arange(len(index)), right=True) - 1
+    best = torch.full_like(scores, -math.inf)
+    best.index_put_((context, document), parts)  # ones that follow overwrite
+    for c, d, s in zip(context.tolist(), document.tolist(), parts.tolist(), strict=True):
+        best[c, d] = max(float(best[c, d]), s)
+    torch.testing.assert_close(best, scores)
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda m: st.lists(
+            st.lists(st.sampled_from([-math.inf, 0.0, 0.5, 0.5, 1.0]), min_size=m, max_size=m),
+            max_size=12,
+        ).map(lambda columns: torch.tensor(columns).reshape(-1, m).T)
+    ),
+    st.integers(1, 14),
+)
+@CASES
+def test_selection_matches_the_reference(scores, k):
+    values, index = top_documents(scores, k)
+    expected_values, expected_index = reference.top_documents(scores, k)
+    assert torch.equal(values, expected_values) and torch.equal(index, expected_index)
+    chunk_cu = cu(d % 4 for d in range(scores.shape[1]))
+    actual, expected = (f(index, chunk_cu) for f in (select_chunks, reference.select_chunks))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 3), st.booleans())
+@CASES
+def test_segment_max_finds_the_first_maximum(lengths, gap, whole_numbers):
+    starts = cu(n + gap for n in lengths)
+    values = torch.randn(2, int(starts[-1]))
+    values = values.round() if whole_numbers else values
+    best, place = segment_max(values, starts[:-1], torch.tensor(lengths), True)
+    for i, length in enumerate(lengths):
+        part = values[:, int(starts[i]) : int(starts[i]) + length]
+        assert torch.equal(best[:, i], part.amax(1))
+        first = [row.index(max(row)) for row in part.tolist()]
+        assert (place[:, i] - starts[i]).tolist() == first
+
+
+def one_bank(lengths, tokens=5, width=8):
+    chunk_cu, query_cu = cu(lengths), cu([tokens])
+    query, keys = torch.randn(tokens, width), torch.randn(int(chunk_cu[-1]), width)
+    return query, query_cu, keys, chunk_cu, torch.tensor([0]), cu([len(lengths)])
+
+
+def test_permuting_documents_permutes_scores():
+    lengths = [3, 1, 0, 4, 2]
+    query, query_cu, keys, chunk_cu, bank, bank_cu = one_bank(lengths)
+    order = torch.randperm(len(lengths))
+    rows = torch.cat([torch.arange(int(chunk_cu[d]), int(chunk_cu[d + 1])) for d in order])
+    shuffled_cu = cu(lengths[d] for d in order)
+    scores = document_scores(query, query_cu, keys, chunk_cu, bank, bank_cu)
+    shuffled = document_scores(query, query_cu, keys[rows], shuffled_cu, bank, bank_cu)
+    torch.testing.assert_close(shuffled, scores[:, order])
+
+
+def test_adding_a_document_lowers_no_other():
+    query, query_cu, keys, chunk_cu, bank, bank_cu = one_bank([3, 1, 4, 2])
+    scores = document_scores(query, query_cu, keys, chunk_cu, bank, bank_cu)
+    fewer = document_scores(query, query_cu, keys[:8], chunk_cu[:-1], bank, cu([3]))
+    torch.testing.assert_close(fewer, scores[:, :3], rtol=0, atol=1e-6)
+
+
+@given(st.integers(0, 9), st.integers(1, 6), st.booleans())
+@CASES
+def test_searching_two_halves_and_merging_is_one_search(cut, k, whole_numbers):
+    query, query_cu, keys, chunk_cu, bank, _ = one_bank([1, 2, 1, 3, 1, 1, 2, 0, 1])
+    if whole_numbers:
+        query, keys = query.round(), keys.round()
+    whole = top_documents(document_scores(query, query_cu, keys, chunk_cu, bank, cu([9])), k)
+    values, index = [], []
+    for low, high in ((0, cut), (cut, 9)):
+        part_cu = chunk_cu[low : high + 1] - chunk_cu[low]
+        part = keys[chunk_cu[low] : chunk_cu[high]]
+        scores = document_scores(query, query_cu, part, part_cu, bank, cu([high - low]))
+        best, found = top_documents(scores, k)
+        values.append(best)
+        index.append(torch.where(found >= 0, found + low, -1))
+    merged, order = torch.cat(values, 1).sort(dim=1, descending=True, stable=True)
+    found = torch.cat(index, 1).gather(1, order)[:, : whole[1].shape[1]]
+    torch.testing.assert_close(merged[:, : found.shape[1]], whole[0], rtol=0, atol=1e-6)
+    assert torch.equal(found, whole[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keys_are_scored_in_float32(dtype):
+    query, query_cu, keys, *rest = one_bank([3, 1, 4])
+    scores = document_scores(query, query_cu, keys.to(dtype), *rest)
+    expected = document_scores(query, query_cu, keys.to(dtype).float(), *rest)
+    assert scores.dtype == torch.float32 and torch.equal(scores, expected)
+
+
+def test_autocast_does_not_lower_the_precision_of_scores():
+    case = one_bank([3, 1, 4])
+    expected = document_scores(*case)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(document_scores(*case), expected)
+
+
+def test_scratch_stays_under_the_budget():
+    case = one_bank([2] * 3000, tokens=40, width=16)
+    half = (*case[:2], case[2].bfloat16(), *case[3:])
+    for arguments in (case, half):
+        assert peak_memory_mb(lambda a=arguments: document_scores(*a, scratch_mb=0.5)) < 0.6
+    query = case[0].requires_grad_()
+    expected_mb = 3 * 3000 * 8 / 2**20 + 0.6  # scores and their two indices come on top
+    assert peak_memory_mb(lambda: document_scores(query, *case[1:], scratch_mb=0.5)) < expected_mb
+
+
+def test_impossible_arguments_are_refused():
+    query, query_cu, keys, chunk_cu, bank, bank_cu = one_bank([3, 1, 4])
+    with pytest.raises(KernelError, match="chunk_cu ends at 8, but there are 7"):
+        document_scores(query, query_cu, keys[:-1], chunk_cu, bank, bank_cu)
+    with pytest.raises(KernelError, match=r"query is torch\.int64"):
+        document_scores(query.long(), query_cu, keys, chunk_cu, bank, bank_cu)
+    with pytest.raises(KernelError, match=r"need \[N, V\]"):
+        chunk_scores(query, query_cu, keys[:, :3], torch.tensor([0]), cu([1]))
+    with pytest.raises(KernelError, match="k is 0"):
+        top_documents(torch.zeros(1, 3), 0)

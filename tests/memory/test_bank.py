@@ -1,0 +1,258 @@
+"""Banks on disk: what was encoded is what is read, or the bank is refused."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from data_pipeline.errors import DataError
+from data_pipeline.schema import Document
+from msa_train.errors import BankError
+from msa_train.memory.bank import MemoryBank
+from msa_train.memory.build import build_bank, unfinished_builds
+from msa_train.memory.corpus import read_corpus
+from msa_train.memory.encoder import encode_documents, encode_in_memory
+from msa_train.memory.engine import MemoryEngine
+from msa_train.memory.interleave import Limits
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
+
+
+def build(path, documents=None, **settings):
+    documents = tiny_documents() if documents is None else documents
+    settings = {"fingerprint": FINGERPRINT, "dtype": "float32", "token_budget": 50} | settings
+    return build_bank(path, tiny_model(), tiny_tokenizer(), documents, **settings)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    path = tmp_path_factory.mktemp("banks") / "bank"
+    build(path)
+    return MemoryBank.open(path, FINGERPRINT, verify=True)
+
+
+def questions(count=3, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    config = tiny_model().config
+    query = torch.randn(count * 4, config.kv_heads * config.head_dim, generator=gen)
+    return query, torch.arange(0, count * 4 + 1, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_bank_reads_back_exactly_what_was_encoded(tmp_path, dtype):
+    build(tmp_path / "bank", dtype=dtype)
+    bank = MemoryBank.open(tmp_path / "bank", FINGERPRINT)
+    kind = getattr(torch, dtype)
+    (encoded,) = encode_documents(
+        tiny_model(), tiny_tokenizer(), tiny_documents(), 10**6, dtype=kind
+    )
+    for layer, states in encoded.pooled.items():
+        for name in ("k", "v", "key"):
+            stored = getattr(bank._pooled[layer], name)
+            assert stored.dtype == kind
+            torch.testing.assert_close(stored, getattr(states, name), rtol=1e-2, atol=1e-5)
+    assert torch.equal(bank.documents.chunks, encoded.chunks)
+    assert torch.equal(bank.documents.tokens, encoded.tokens)
+
+
+def test_search_in_a_bank_equals_search_in_memory(bank):
+    view = encode_in_memory(tiny_model(), tiny_tokenizer(), tiny_documents(), token_budget=50)
+    query, query_cu = questions()
+    for layer in tiny_model().config.router_layers:
+        ours, k, v = bank.view(tiny_model().config.router).memory.search(layer, query, query_cu)
+        theirs, other_k, other_v = view.memory.search(layer, query, query_cu)
+        assert torch.equal(ours.documents, theirs.documents)
+        assert torch.equal(ours.chunk_scores, theirs.chunk_scores)
+        assert torch.equal(k, other_k) and torch.equal(v, other_v)
+
+
+@pytest.mark.parametrize("places", [[0], [1, 2, 3], [6, 0, 3], [5, 6], list(range(7))])
+def test_a_part_of_a_bank_is_a_bank_of_those_documents(bank, places):
+    part = [tiny_documents()[place] for place in sorted(places)]
+    router = tiny_model().config.router
+    ours = bank.view(router, torch.tensor(places))
+    theirs = encode_in_memory(tiny_model(), tiny_tokenizer(), part, token_budget=50)
+    assert ours.memory.size == len(ours) == len(places)
+    assert ours.numbers.tolist() == [document.number for document in part]
+    query, query_cu = questions()
+    for layer in tiny_model().config.router_layers:
+        a, k, v = ours.memory.search(layer, query, query_cu)
+        b, other_k, other_v = theirs.memory.search(layer, query, query_cu)
+        assert torch.equal(a.documents, b.documents)
+        torch.testing.assert_close(a.document_scores, b.document_scores)
+        torch.testing.assert_close(k[a.chunk_index], other_k[b.chunk_index])
+        torch.testing.assert_close(v[a.chunk_index], other_v[b.chunk_index])
+
+
+def test_consecutive_parts_copy_nothing(bank):
+    memory = bank.view(tiny_model().config.router, torch.tensor([1, 2, 3])).memory
+    whole, part = bank._pooled[2].key, memory._keys[2]
+    assert part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def test_documents_are_found_by_number(bank):
+    for document in tiny_documents():
+        assert bank.documents[document.number] == document
+    view = bank.view(tiny_model().config.router, torch.tensor([0, 2]))
+    assert [n for n in range(50) if view.knows(n)] == [2, 17]
+    for number in (0, 18, 10**9):
+        with pytest.raises(KeyError):
+            bank.documents[number]
+
+
+def test_info_counts(bank):
+    info = bank.info()
+    assert info["documents"] == 7
+    assert info["tokens"] == int(bank.documents.tokens.sum())
+    assert info["chunks"] == int(bank.documents.chunks.sum())
+    assert info["fingerprint"] == FINGERPRINT
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_an_existing_target_is_left_alone(tmp_path):
+    (tmp_path / "bank").mkdir()
+    with pytest.raises(BankError, match="exists"):
+        build(tmp_path / "bank")
+    assert not any((tmp_path / "bank").iterdir())
+
+
+def test_other_weights_are_refused_by_name(bank):
+    with pytest.raises(BankError, match=r"its model fingerprint is aaaa.*model's is cccc"):
+        MemoryBank.open(bank.path, FINGERPRINT | {"model": "c" * 64})
+    with pytest.raises(BankError, match="config fingerprint"):
+        MemoryBank.open(bank.path, FINGERPRINT | {"config": "d" * 64})
+
+
+def test_a_failing_corpus_leaves_nothing(tmp_path):
+    def documents():
+        yield from tiny_documents()[:4]
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError):
+        build(tmp_path / "bank", documents())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_build_leaves_no_bank_but_says_what_it_left(tmp_path, capfd):
+    code = """
+        import os, signal
+        from tests.memory.test_bank import build, tiny_documents
+        def documents():
+            yield from tiny_documents()[:5]
+            os.kill(os.getpid(), signal.SIGKILL)
+        build({path!r}, documents())
+    """
+    code = textwrap.dedent(code).format(path=str(tmp_path / "bank"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = unfinished_builds(tmp_path / "bank")
+    with pytest.raises(BankError, match="unfinished build"):
+        MemoryBank.open(left)
+    with pytest.raises(BankError, match=f"no such folder; an unfinished build.*{left.name}"):
+        MemoryBank.open(tmp_path / "bank")
+    build(tmp_path / "bank")
+    assert f"{left}: an unfinished build" in capfd.readouterr().err
+    assert len(MemoryBank.open(tmp_path / "bank", FINGERPRINT).documents) == 7
+
+
+def test_an_empty_bank_is_a_bank(tmp_path):
+    build(tmp_path / "bank", [])
+    view = MemoryBank.open(tmp_path / "bank", FINGERPRINT, True).view(tiny_model().config.router)
+    assert (len(view), view.memory.size, view.knows(0)) == (0, 0, False)
+    (answer,) = MemoryEngine(tiny_model(), tiny_tokenizer(), view).ask(
+        ["?"], "router", Limits(answer_tokens=2)
+    )
+    assert answer.evidence == () and answer.rounds[0].chosen.voted == []
+
+
+def copy_of(bank, tmp_path):
+    return shutil.copytree(bank.path, tmp_path / "copy")
+
+
+FILES = ["documents.arrow", "layer-2.k", "layer-3.v", "layer-3.key"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_refused_by_name(bank, tmp_path, name):
+    file = copy_of(bank, tmp_path) / "segment-000000" / name
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(BankError, match=f"{name} has .* bytes"):
+        MemoryBank.open(tmp_path / "copy", FINGERPRINT)
+    file.unlink()
+    with pytest.raises(BankError, match=f"{name} is missing"):
+        MemoryBank.open(tmp_path / "copy", FINGERPRINT)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_by_verify(bank, tmp_path, name):
+    file = copy_of(bank, tmp_path) / "segment-000000" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BankError, match=f"{name} was changed"):
+        MemoryBank.open(tmp_path / "copy", FINGERPRINT, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [("{", "damaged"), ("{}", "not the manifest"), (None, "has no manifest.json")],
+)
+def test_a_broken_manifest_is_refused(bank, tmp_path, manifest, message):
+    file = copy_of(bank, tmp_path) / "manifest.json"
+    file.unlink() if manifest is None else file.write_text(manifest)
+    with pytest.raises(BankError, match=message):
+        MemoryBank.open(tmp_path / "copy")
+
+
+def test_a_newer_format_is_refused(bank, tmp_path):
+    file = copy_of(bank, tmp_path) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))
+    with pytest.raises(BankError, match="format 2; this version reads 1"):
+        MemoryBank.open(tmp_path / "copy")
+
+
+def test_states_that_overflow_are_refused(tmp_path):
+    weights = {name: w.clone() for name, w in tiny_model().state_dict().items()}
+    weights["model.layers.2.self_attn.v_proj.weight"] *= 1e6
+    model = type(tiny_model())(tiny_model().config)
+    model.load_state_dict(weights)
+    with pytest.raises(BankError, match="v of layer 2 is not finite as float16"):
+        build_bank(tmp_path / "bank", model, tiny_tokenizer(), tiny_documents(), FINGERPRINT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(BankError, match="dtype is 'int8'"):
+        build(tmp_path / "bank", dtype="int8")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
+    lines = '{"id": "a", "title": "T", "text": "one\\u2028two"}\n\n{"text": "three", "n": 1}\n'
+    file = tmp_path / f"corpus{suffix}"
+    file.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
+    expected = [Document(5, "one\u2028two", "a", "T"), Document(6, "three")]
+    assert list(read_corpus(file, first_number=5)) == expected
+
+
+@pytest.mark.parametrize("line", [b"{", b'"text"', b'{"title": "t"}', b'{"text": 3}', b"\xff"])
+def test_a_broken_line_is_named(tmp_path, line):
+    file = tmp_path / "corpus.jsonl"
+    file.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"corpus.jsonl, line 2"):
+        list(read_corpus(file))
+
+
+def test_a_missing_or_cut_corpus_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        list(read_corpus(tmp_path / "corpus.jsonl"))
+    whole = gzip.compress(os.urandom(2000).hex().join(['{"text": "', '"}']).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match="no complete gzip"):
+        list(read_corpus(tmp_path / "cut.jsonl.gz"))
