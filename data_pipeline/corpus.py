@@ -16,6 +16,7 @@ from data_pipeline.sources.pydocs import training_texts
 from data_pipeline.tokenizer import Tokenizer, train_sentencepiece
 
 _CONVERSATIONS = 1000
+_DIGIT_PAIRS = tuple(f"{pair:02}" for pair in range(100))
 
 
 def train_tokenizer(config: DataConfig, out_dir: Path | str | None = None) -> Tokenizer:
@@ -27,7 +28,10 @@ def train_tokenizer(config: DataConfig, out_dir: Path | str | None = None) -> To
         corpus_texts(config),
         config.tokenizer.vocab_size,
         config.tokenizer.model_type,
-        template_phrases(config) if config.tokenizer.phrases else (),
+        (
+            *(template_phrases(config) if config.tokenizer.phrases else ()),
+            *(_DIGIT_PAIRS if config.tokenizer.digit_pairs else ()),
+        ),
     )
     if out_dir is not None:
         tokenizer.save(out_dir)

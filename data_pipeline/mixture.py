@@ -6,13 +6,13 @@ Everything random is fixed when shards are built, so that reading them is only a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import KINDS
 from data_pipeline.sources.base import NumberConfig
-from data_pipeline.sources.needles import NiahConfig
+from data_pipeline.sources.needles import NiahConfig, Task
 from data_pipeline.sources.pydocs import PydocsConfig
 
 SourceName = Literal["niah", "pydocs"]
@@ -79,11 +79,15 @@ class Stage:
     share: of the samples, relative to the other stages' shares.
     document_tokens: target length of needle documents (0: bare needles; None: full length).
     weights: of the sources in this stage, instead of data.banks.*.weight.
+    tasks: needle tasks of this stage, instead of data.niah.tasks.
+    contexts: kinds of contexts of this stage, instead of data.contexts.
     """
 
     share: float = 1.0
     document_tokens: int | None = None
     weights: Mapping[SourceName, float] | None = None
+    tasks: Mapping[Task, float] | None = None
+    contexts: ContextConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.share > 0:
@@ -104,6 +108,8 @@ class TokenizerConfig:
     """The SentencePiece tokenizer that is trained on the corpus.
 
     phrases: the fixed phrases of protocol and needles become one token each: shorter contexts.
+    digit_pairs: two digits are one token (three for a number below 100,000), so that pooled memory
+        holds the order of fewer tokens; else every digit is one.
     needle_texts: needle documents to train on. word_repeats: how often each word of the needle
         lists is repeated, so that it becomes one token.
     """
@@ -111,6 +117,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     model_type: Literal["bpe", "unigram"] = "bpe"
     phrases: bool = False
+    digit_pairs: bool = False
     needle_texts: int = 8000
     word_repeats: int = 400
 
@@ -166,6 +173,7 @@ class DataConfig:
                 f"data.stages[{i}].document_tokens is {stage.document_tokens}, more than "
                 f"data.niah.document_tokens ({self.niah.document_tokens}): raise that"
             )
+        self.stage_niah(i)
         if not sum(self.source_weights(i).values()) > 0:
             raise DataError(
                 f"data.stages[{i}]: every source has weight 0; give data.banks.*.weight or "
@@ -192,6 +200,15 @@ class DataConfig:
         if given is not None:
             return {name: given.get(name, 0.0) for name in SOURCES}
         return {name: getattr(self.banks, name).weight for name in SOURCES}
+
+    def stage_niah(self, stage: int) -> NiahConfig:
+        """Needle settings of a stage. Raises DataError where its tasks are impossible."""
+        tasks = self.stages[stage].tasks
+        return self.niah if tasks is None else replace(self.niah, tasks=dict(tasks))
+
+    def stage_contexts(self, stage: int) -> ContextConfig:
+        """Kinds of contexts of a stage."""
+        return self.stages[stage].contexts or self.contexts
 
     def stage_ends(self) -> tuple[int, ...]:
         """Cumulative number of samples at the end of each stage; every stage has at least one."""

@@ -19,6 +19,7 @@ from data_pipeline.protocol import (
 )
 from data_pipeline.schema import KINDS, Context, Document, Kind, Query, Sample
 from data_pipeline.sources.base import Bank, Source
+from data_pipeline.sources.needles import NiahConfig
 from data_pipeline.tokenizer import Tokenizer
 
 
@@ -86,11 +87,12 @@ class SampleBuilder:
         self.config = config
         self._ends = config.stage_ends()
         stages = range(len(config.stages))
-        self._sources: dict[str, Source] = {
+        made: dict[str, Source] = {
             name: make_source(name, config, tokenizer)
             for name in SOURCES
             if any(config.source_weights(stage)[name] > 0 for stage in stages)
         }
+        self._sources = [_of_stage(made, config.stage_niah(stage)) for stage in stages]
 
     def stage(self, index: int) -> int:
         """The stage that sample `index` belongs to."""
@@ -104,13 +106,20 @@ class SampleBuilder:
         shares = np.array([weights[name] for name in SOURCES])
         name = SOURCES[rng.choice(len(SOURCES), p=shares / shares.sum())]
         settings = getattr(self.config.banks, name)
-        bank = self._sources[name].bank(
+        bank = self._sources[stage][name].bank(
             rng,
             settings.documents,
             settings.contexts,
             self.config.stages[stage].document_tokens,
         )
-        return make_sample(rng, bank, self.config.contexts, name)
+        return make_sample(rng, bank, self.config.stage_contexts(stage), name)
+
+
+def _of_stage(sources: dict[str, Source], niah: NiahConfig) -> dict[str, Source]:
+    """The sources with a stage's needle settings."""
+    if "niah" not in sources:
+        return sources
+    return {**sources, "niah": sources["niah"].with_settings(niah)}
 
 
 def make_source(name: SourceName, config: DataConfig, tokenizer: Tokenizer) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 
@@ -32,6 +33,12 @@ class NiahSource:
         self.numbers = numbers or NumberConfig()
         self._prose = Prose(tokenizer)
         self._cost = _NeedleCost(self.needles, self._prose, tokenizer)
+
+    def with_settings(self, config: NiahConfig) -> NiahSource:
+        """The same prose and words under other tasks."""
+        other = copy(self)
+        other.config, other.needles = config, Needles(config)
+        return other
 
     def bank(
         self,
@@ -113,11 +120,13 @@ class NiahSource:
 class _NeedleCost:
     """Tokens of a document that holds nothing but a needle, wrapper included, by addition.
 
-    Digits are tokens of their own, so a number costs its width. What a last word costs more when
+    What a last word costs more when
     the closing bracket touches it is charged at its worst, for needle and filler alike.
     """
 
     def __init__(self, needles: Needles, prose: Prose, tokenizer: Tokenizer):
+        self._tokenizer, self._known_digits = tokenizer, {}
+
         def length(text: str) -> int:
             return len(tokenizer.encode_text(text))
 
@@ -131,12 +140,18 @@ class _NeedleCost:
         # <|im_start|> "[7]." ... "[7]" <|im_end|>, without the digits
         self._frame = 2 + (length("[7].") - 1) + (length("[7]") - 1) + worst
 
+    def _digits(self, number: int) -> int:
+        if (known := self._known_digits.get(number)) is None:
+            known = len(self._tokenizer.encode_text(str(number)))
+            self._known_digits[number] = known
+        return known
+
     def wrapper(self, number: int) -> int:
-        return self._frame + 2 * len(str(number))
+        return self._frame + 2 * self._digits(number)
 
     def __call__(self, number: int, key: str, value: str) -> int:
         words = sum(self._word[word] for word in key.split())
-        answer = self._value.get(value) or self._number_value + len(value)
+        answer = self._value.get(value) or self._number_value + self._digits(int(value))
         return self.wrapper(number) + self._fixed + words + answer
 
 

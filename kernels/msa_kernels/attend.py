@@ -16,49 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msa_kernels import dispatch
+from msa_kernels.batches import Batch, batch_padding, make_batches
 from msa_kernels.errors import KernelError
-from msa_kernels.ragged import Padding, similar_lengths
+from msa_kernels.ragged import Padding
 
 SCRATCH_MB = 64.0
-SLACK, WASTE = 128, 0.1  # padded rows of a batch, where the cost is quadratic (measured)
-ALIGN = 16  # padded lengths the fused CPU kernel's matrix products like
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """r sequences padded to t query rows, `keys` own keys and s selected chunks each."""
-
-    members: list[int]
-    t: int
-    keys: int
-    s: int
-
-    @property
-    def widths(self) -> tuple[int, int, int]:
-        return self.t, self.keys, self.s
-
-
-def _batches(sizes: list[tuple[int, int, int]], budget: int, itemsize: int) -> list[_Batch]:
-    """Sequences (t, keys, s) with query rows, in batches whose masks fit the budget if possible."""
-    lengths = [keys + s if t else 0 for t, keys, s in sizes]
-    limit = budget // (itemsize * max([1, *(t for t, _, _ in sizes)]))
-    batches = []
-    for members in similar_lengths(lengths, SLACK, WASTE, limit=max(1, limit)):
-        t, keys, s = (max(part) for part in zip(*(sizes[i] for i in members), strict=True))
-        if t > 1:
-            t, keys = (-(-width // ALIGN) * ALIGN for width in (t, keys))
-        batches.append(_Batch(members, t, keys, s))
-    return batches
-
-
-def _padding(cu: Tensor, batches: list[_Batch], part: int) -> tuple[Padding, list[int]]:
-    """(padding of the packed rows of one part, padded rows of each batch)."""
-    order = [i for batch in batches for i in batch.members]
-    widths = [batch.widths[part] for batch in batches for _ in batch.members]
-    return Padding.of(cu, order, widths), [len(b.members) * b.widths[part] for b in batches]
-
-
-def _split(padded: Tensor, rows: list[int], batches: list[_Batch]) -> list[Tensor]:
+def _split(padded: Tensor, rows: list[int], batches: list[Batch]) -> list[Tensor]:
     """[p, heads, D] -> of each batch [r, heads, width, D]."""
     parts = zip(padded.split(rows), batches, strict=True)
     return [x.unflatten(0, (len(b.members), -1)).transpose(1, 2) for x, b in parts]
@@ -78,10 +43,10 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scal
     """
     _check("document_attention", q, k, v, cu_seqlens, cu_seqlens)
     sizes = [(n, n, 0) for n in cu_seqlens.diff().tolist()]
-    batches = _batches(sizes, len(q) * max(1, len(q)), 1)
+    batches = make_batches(sizes, len(q) * max(1, len(q)), 1)
     if not batches:
         return q * 1
-    padding, rows = _padding(cu_seqlens, batches, 0)
+    padding, rows = batch_padding(cu_seqlens, batches, 0)
     padded = [_split(padding.pad(x), rows, batches) for x in (q, k, v)]
     parts = [_attention(*x, scale, is_causal=True) for x in zip(*padded, strict=True)]
     return padding.unpad(torch.cat(parts))
@@ -132,10 +97,12 @@ def _read(q, k, v, cus: tuple[Tensor, ...], memory: _Memory, scale: float, budge
     sizes = list(zip(*(cu.diff().tolist() for cu in cus), strict=True))
     if any(t > keys for t, keys, _ in sizes):
         raise KernelError("context_attention: a context has more q rows than keys (q_cu, k_cu)")
-    batches = _batches(sizes, budget, q.element_size())
+    batches = make_batches(sizes, budget, q.element_size())
     if not batches:
         return torch.zeros_like(q)
-    paddings, counts = zip(*(_padding(cu, batches, i) for i, cu in enumerate(cus)), strict=True)
+    paddings, counts = zip(
+        *(batch_padding(cu, batches, i) for i, cu in enumerate(cus)), strict=True
+    )
     rows, own, entries = paddings
     gate = None
     if memory.bias is not None:
@@ -205,7 +172,7 @@ class _Keys(torch.autograd.Function):
         return padding.give(d_own), d_pooled.view(count, groups, width), d_gate, *[None] * 4
 
 
-def _cuts(batches: list[_Batch]):
+def _cuts(batches: list[Batch]):
     """(batch, its padded own rows, its padded entries)."""
     rows = slots = 0
     for batch in batches:
@@ -218,7 +185,7 @@ def _cuts(batches: list[_Batch]):
 class _Hidden:
     """What the query rows of a batch do not see: padding, later tokens, the memory for the head."""
 
-    def __init__(self, batch: _Batch, unreal: Tensor, cus: tuple, visible_from: Tensor | None):
+    def __init__(self, batch: Batch, unreal: Tensor, cus: tuple, visible_from: Tensor | None):
         members = torch.tensor(batch.members, device=unreal.device)
         self.batch, self.unreal = batch, unreal.view(len(members), 1, batch.s)
         self.lead = (cus[1].diff() - cus[0].diff())[members]

@@ -79,6 +79,11 @@ def padded_rows(cu: Tensor, members: Tensor, width: int) -> tuple[Tensor, Tensor
     return rows, place < lengths[:, None]
 
 
+def gather_rows(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """x[rows]: [N, V] gathered at [r, t]; index_select is several times faster than indexing."""
+    return x.index_select(0, rows.flatten()).view(*rows.shape, -1).to(dtype)
+
+
 @dataclass(frozen=True)
 class Padding:
     """A packed tensor's rows as padded sequences in another order, and the way back.

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from msa_kernels import dispatch
 from msa_kernels.errors import KernelError
-from msa_kernels.ragged import padded_rows, similar_lengths
+from msa_kernels.ragged import gather_rows, padded_rows, similar_lengths
 from msa_kernels.reference import accumulation_dtype
-from msa_kernels.segments import segment_max
+from msa_kernels.segments import first_place, segment_max
 
 SCRATCH_MB = 64.0
 CACHE_BYTES = 8 << 20  # keys and scores of a tile, per thread (measured)
@@ -46,13 +46,8 @@ def _groups(query, query_cu, context_bank, bank_cu, dtype, budget):
         for members in similar_lengths(own, slack=512, limit=limit):
             contexts = torch.tensor(members, device=query.device)
             rows, _ = padded_rows(query_cu, contexts, max(lengths[c] for c in members))
-            part = _rows(query, rows, dtype)
+            part = gather_rows(query, rows, dtype)
             yield _Group(contexts, rows, part, (bounds[bank], bounds[bank + 1]))
-
-
-def _rows(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """x[rows]: [N, V] gathered at [r, t]; index_select is several times faster than indexing."""
-    return x.index_select(0, rows.flatten()).view(*rows.shape, -1).to(dtype)
 
 
 def _tile_size(group: _Group, keys: Tensor, budget: float) -> int:
@@ -121,17 +116,10 @@ def _search_tile(
     if not with_index:
         best[0][:, present] = torch.maximum(best[0][:, present], found)
         return
-    rows = group.rows.gather(1, _first_token(scores, values).gather(1, column))
+    rows = group.rows.gather(1, first_place(scores, values).gather(1, column))
     better = found > best[0][:, present]
     for whole, new in zip(best, (found, rows, column + start), strict=True):
         whole[:, present] = torch.where(better, new, whole[:, present])
-
-
-def _first_token(scores: Tensor, values: Tensor) -> Tensor:
-    """[r, c] the first token of scores [r, t, c] that reaches values [r, c]."""
-    t = scores.shape[1]
-    tokens = torch.arange(t, dtype=torch.int32, device=scores.device)[:, None]
-    return torch.where(scores == values[:, None], tokens, t - 1).amin(1).long()
 
 
 def _scatter(
@@ -222,10 +210,10 @@ def _selected(query, query_cu, keys, index, index_cu, budget):
         contexts = torch.tensor(members, device=query.device)
         rows, _ = padded_rows(query_cu, contexts, max(tokens[c] for c in members))
         slots, real = padded_rows(index_cu, contexts, max(entries[c] for c in members))
-        part = _rows(query, rows, dtype) @ _rows(keys, index[slots], dtype).mT
+        part = gather_rows(query, rows, dtype) @ gather_rows(keys, index[slots], dtype).mT
         best = part.amax(1)
         scores[slots[real]] = best[real]
-        places[slots[real]] = rows.gather(1, _first_token(part, best))[real]
+        places[slots[real]] = rows.gather(1, first_place(part, best))[real]
     return scores, places
 
 

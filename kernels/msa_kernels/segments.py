@@ -55,3 +55,10 @@ def _double(values: Tensor, place: Tensor | None, window: int) -> tuple[Tensor, 
     if place is None:
         return torch.maximum(a, b), None
     return torch.maximum(a, b), torch.where(b > a, place[:, window:], place[:, :-window])
+
+
+def first_place(scores: Tensor, values: Tensor) -> Tensor:
+    """[r, c] the first place on axis 1 of scores [r, t, c] that reaches values [r, c]."""
+    t = scores.shape[1]
+    places = torch.arange(t, dtype=torch.int32, device=scores.device)[:, None]
+    return torch.where(scores == values[:, None], places, t - 1).amin(1).long()

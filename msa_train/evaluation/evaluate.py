@@ -11,12 +11,12 @@ from msa_train.config import Config, to_plain
 from msa_train.evaluation import niah, qa
 from msa_train.evaluation.asking import Asker
 from msa_train.evaluation.memories import EncodedSet
-from msa_train.evaluation.plots import plot_memory, plot_pydocs
+from msa_train.evaluation.plots import plot_memory, plot_pydocs, plot_training
 from msa_train.evaluation.progress import Progress
 from msa_train.evaluation.report import machine, write_report
 from msa_train.model.decoder import MSADecoder
 
-REPORT = "report.json"
+REPORT, METRICS = "report.json", "metrics.jsonl"
 PICTURES = {"memory.png": plot_memory, "pydocs.png": plot_pydocs}
 
 
@@ -25,6 +25,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures everything, writes out_dir/report.json and the pictures, returns the report.
 
+    The run's training curves are drawn too, where its metrics.jsonl is in config.path.
     The caller may add its own keys (seconds, peak_rss_gb) and write the report again. Progress
     goes to standard error. Raises DataError where the settings leave too few questions.
     """
@@ -50,4 +51,6 @@ def evaluate(
     write_report(report, out_dir / REPORT)
     for name, draw in PICTURES.items():
         draw(report, out_dir / name)
+    if (metrics := config.path / METRICS).is_file():
+        plot_training(metrics, out_dir / "training.png")
     return report

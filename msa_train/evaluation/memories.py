@@ -13,10 +13,11 @@ from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.encoder import encode_documents
 from msa_train.memory.progress import with_progress
-from msa_train.memory.search import MemoryView, StoredMemory
+from msa_train.memory.search import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
+from msa_train.model.resident import ResidentMemory
 
 STATES = torch.float16  # what a bank on disk keeps: what is measured is what is served
 
@@ -60,7 +61,7 @@ class EncodedSet:
     def view(self, places: np.ndarray | None = None) -> MemoryView:
         """The memory of the documents at `places` (ascending), or of all."""
         chosen = np.arange(len(self.documents)) if places is None else places
-        memory = StoredMemory(self.pooled, self.chunk_cu, self.router, torch.from_numpy(chosen))
+        memory = ResidentMemory(self.pooled, self.chunk_cu, self.router, torch.from_numpy(chosen))
         documents = {self.documents[place].number: self.documents[place] for place in chosen}
         return MemoryView(memory, torch.tensor(list(documents), dtype=torch.int64), documents)
 

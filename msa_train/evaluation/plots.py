@@ -27,8 +27,8 @@ STYLE = {
     "figure.dpi": 150,
 }
 PANELS = {  # title -> which keys of metrics.jsonl it shows
-    "losses": r"loss",
-    "router recall in training": r"recall",
+    "losses": r"^loss/",
+    "router recall@1 on training banks": r"recall@1$",
     "gate sharpness": r"gate",
 }
 
@@ -176,7 +176,9 @@ def _short(tokens: int) -> str:
 
 
 def _spoken(key: str) -> str:
-    return key.replace("_", " ").replace("/", ", ")
+    """router/layer_2_recall@1 -> layer 2; loss/lm -> lm."""
+    layer = re.search(r"layer_?(\d+)", key)
+    return f"layer {layer[1]}" if layer else key.rpartition("/")[2].replace("_", " ")
 
 
 def _save(figure, path: Path) -> None:

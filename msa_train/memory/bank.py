@@ -23,9 +23,10 @@ from torch import Tensor
 
 from msa_train.errors import BankError
 from msa_train.memory.documents import StoredDocuments
-from msa_train.memory.search import MemoryView, StoredMemory
+from msa_train.memory.search import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
+from msa_train.model.resident import ResidentMemory
 
 FORMAT, VERSION = "msa-memory-bank", 1
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ class MemoryBank:
         """
         if places is not None:
             places = places.sort().values
-        memory = StoredMemory(self._pooled, self.documents.chunk_cu, router, places)
+        memory = ResidentMemory(self._pooled, self.documents.chunk_cu, router, places)
         numbers = self.documents.numbers if places is None else self.documents.numbers[places]
         return MemoryView(memory, numbers, self.documents)
 

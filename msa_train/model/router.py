@@ -140,8 +140,8 @@ def gate_bias(
 ) -> Tensor:
     """[S] added to the attention logits of each selected chunk (SPEC section 3, "The gate").
 
-    `gate` (g) and `threshold` (theta) [1] are the learned scalars, `documents` [m] the number of documents in each
-    context's bank.
+    `gate` (g) and `threshold` (theta) [1] are the learned scalars, `documents` [m] the number of
+    documents in each context's bank.
     """
     context = entry_contexts(index_cu)
     if router.gate != "threshold":

@@ -1,12 +1,18 @@
-"""What DeepSpeed needs to be told on a machine without CUDA."""
+"""What Megatron and DeepSpeed need to be told on a machine without CUDA: all of it, here."""
 
 import torch
 
 
-def prepare_deepspeed() -> None:
-    """Before anything of DeepSpeed starts: on a CPU it would compile a communication op for minutes.
+def prepare_megatron() -> None:
+    """Megatron allocates the buffers of its collectives on torch.cuda.current_device()."""
+    if not torch.cuda.is_available():
+        torch.cuda.current_device = lambda: torch.device("cpu")
 
-    gloo does the same job; a killed compile would leave a lock that later runs wait on for ever.
+
+def prepare_deepspeed() -> None:
+    """Keep DeepSpeed from compiling a CPU communication op for minutes; gloo does the same job.
+
+    A killed compile would also leave a lock that later runs wait on for ever.
     """
     if torch.cuda.is_available():
         return

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from msa_train.errors import ConfigError
+from msa_train.parallel.cpu import prepare_megatron
 
 
 class DeepSpeedGroups:
@@ -66,6 +67,7 @@ def start(tensor_parallel: int, timeout_s: float) -> None:
             )
         else:
             dist.init_process_group(backend, timeout=limit)
+    prepare_megatron()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
         distributed_timeout_minutes=max(1, int(timeout_s / 60)),

@@ -1,4 +1,4 @@
-"""Checkpoints: DeepSpeed's state, every rank's own state, and weights that need no DeepSpeed to read.
+"""Checkpoints: DeepSpeed's state, every rank's own, and weights that need no DeepSpeed to read.
 
 OUTPUT/checkpoints/step-000500/state.json            written last: a folder without it is no
                                                      checkpoint

@@ -1,4 +1,4 @@
-"""DeepSpeed, here and nowhere else: ZeRO, mixed precision, accumulation, clipping, its state on disk."""
+"""DeepSpeed, here and nowhere else: ZeRO, precision, accumulation, clipping, its state on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 
 
 class Engine:
-    """A model under DeepSpeed. Losses given to `backward` are this rank's share of a global mean."""
+    """A model under DeepSpeed. `backward` takes this rank's share of a global mean."""
 
     def __init__(self, model: MSAModel, config: TrainingConfig):
         prepare_deepspeed()
@@ -61,7 +61,7 @@ class Engine:
         return None if norm is None else float(norm)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, float32 weight) of this tensor-parallel rank; every data-parallel rank must ask."""
+        """(name, float32 weight) of this tensor rank; every data-parallel rank must ask."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.model.named_parameters():

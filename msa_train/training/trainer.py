@@ -191,7 +191,7 @@ def _gates(engine: Engine) -> Numbers:
             weight = getattr(layer.self_attention, name, None)
             if weight is not None and weight.numel() == 1:
                 short = name.removeprefix("router_")
-                numbers[f"router/layer_{layer.layer_number - 1}_{short}"] = float(weight)
+                numbers[f"router/layer_{layer.layer_number - 1}_{short}"] = float(weight.detach())
     return numbers
 
 

@@ -131,7 +131,8 @@ def test_questions_are_shared_out_over_the_groups():
 
 def test_the_report(model, tokenizer, config, pydocs, monkeypatch, tmp_path):
     monkeypatch.setattr(qa, "pydocs_bank", lambda *_: pydocs)
-    report = evaluate(model, tokenizer, config, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/lm": 2.0}\n')
+    report = evaluate(model, tokenizer, replace(config, output=str(tmp_path)), tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     for task in ("single", "multi_value"):
         assert list(report["niah"][task]) == ["2048", "8192"]
@@ -144,4 +145,5 @@ def test_the_report(model, tokenizer, config, pydocs, monkeypatch, tmp_path):
         assert set(report["niah_controls"][task]) == {"no_memory", "random_router"}
     assert {f"{p}recall@{k}" for p in ("", "bm25_") for k in (1, 5, 16)} <= set(report["pydocs"])
     assert report["pydocs"]["bm25_recall@1"] == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "memory.png", "pydocs.png"}
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"memory.png", "pydocs.png", "training.png"}

@@ -91,7 +91,9 @@ def test_plots_are_pictures(report, tmp_path, draw):
 
 def test_training_curves(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
-    rows = [{"step": s, "lm_loss": 4 / s, "recall@1/layer2": 1 - 1 / s} for s in range(1, 20)]
+    rows = [
+        {"step": s, "loss/lm": 4 / s, "router/layer_2_recall@1": 1 - 1 / s} for s in range(1, 20)
+    ]
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plot_training(metrics, tmp_path / "training.png")
     assert_drawn(tmp_path / "training.png")

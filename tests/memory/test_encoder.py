@@ -30,7 +30,8 @@ def test_batches_keep_to_the_token_budget():
     assert all(int(part.tokens.sum()) <= 60 or len(part.documents) == 1 for part in parts)
 
 
-def test_documents_are_read_as_they_are_encoded():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_documents_are_read_as_they_are_encoded(threads):
     taken = []
 
     def documents():
@@ -38,8 +39,29 @@ def test_documents_are_read_as_they_are_encoded():
             taken.append(document.number)
             yield document
 
-    next(encode_documents(tiny_model(), tiny_tokenizer(), documents(), token_budget=1))
-    assert len(taken) == 2  # the one encoded, and the one that did not fit
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        batches = encode_documents(tiny_model(), tiny_tokenizer(), documents(), token_budget=1)
+        next(batches)
+        assert len(taken) <= 2 * threads  # the ones encoded ahead, and one that did not fit
+        batches.close()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_keep_order_and_states():
+    before, parts = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            parts[threads] = encode(tiny_documents(), token_budget=40)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(parts[1], parts[3], strict=True):
+        assert one.documents == other.documents
+        torch.testing.assert_close(one.pooled[3].v, other.pooled[3].v)
 
 
 def test_chunk_counts_follow_from_token_counts():

@@ -1,0 +1,91 @@
+"""Tiny training runs for the tests of the trainer, executed on every rank."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import torch
+
+
+def settings(output, **overrides) -> list[str]:
+    """Command-line settings of a tiny run; `overrides` use __ for dots."""
+    plain = {
+        "output": str(output),
+        "model.layers": 2, "model.hidden": 32, "model.heads": 4, "model.kv_heads": 2,
+        "model.head_dim": 8, "model.ffn": 32, "model.vocab_size": 1200,
+        "model.router.top_k": 3, "model.router.chunk_size": 16,
+        "data.samples": 24, "data.tokenizer.vocab_size": 1200,
+        "data.niah.adjectives": 24, "data.niah.nouns": 24, "data.niah.values": 24,
+        "data.niah.key_words": 2, "data.tokenizer.needle_texts": 400,
+        "data.tokenizer.word_repeats": 40,
+        "data.banks": "{niah: {documents: 12, contexts: 6}, pydocs: {weight: 0}}",
+        "training.phases": "[{name: main, steps: 4, lr: 1e-2, final_lr: 1e-2, lm_weight: 1, "
+        "router_weight: 1}]",
+        "training.lr_warmup_steps": 1, "training.log_every": 1, "training.wandb.mode": "off",
+    }  # fmt: skip
+    plain |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return [part for key, value in plain.items() for part in (f"--{key}", str(value))]
+
+
+def train_all(runs: list[dict]) -> list[dict]:
+    """On each rank: train runs one after another; {"arguments", "shards", "stop_after"} each."""
+    from msa_train.config import load_config
+    from msa_train.parallel import groups
+
+    first = load_config(runs[0]["arguments"])
+    groups.start(first.training.tensor_parallel, timeout_s=120)
+    return [_train(**run) for run in runs]
+
+
+def _train(arguments: list[str], shards: str, stop_after: int | None = None) -> dict:
+    from msa_train.config import load_config
+    from msa_train.training.trainer import Trainer
+
+    config = load_config(arguments)
+    config.path.mkdir(parents=True, exist_ok=True)
+    if not (config.path / "shards").exists():
+        with contextlib.suppress(FileExistsError):  # the other rank may be first
+            (config.path / "shards").symlink_to(shards)
+    codes = []
+    trainer = Trainer(config, resume=False)
+    if stop_after is not None:
+        _stop_after(trainer, stop_after)
+        codes.append(trainer.run())
+        trainer.close()
+        trainer = Trainer(config, resume=True)
+    codes.append(trainer.run())
+    hidden = _hidden_states(trainer)
+    trainer.close()
+    return {"codes": codes, "hidden": hidden}
+
+
+def _stop_after(trainer, steps: int) -> None:
+    """As SIGTERM would at that step."""
+    real = trainer._train_step
+
+    def step(batches, logs):
+        trainer.stopping = trainer.step + 1 >= steps
+        return real(batches, logs)
+
+    trainer._train_step = step
+
+
+def _hidden_states(trainer):
+    """Final states of the trained module for one batch: what the export must reproduce."""
+    if trainer.settings.zero_stage == 3:
+        return None  # its parameters are partitioned between steps
+    with torch.no_grad():
+        states, _ = trainer.engine.model.hidden_states(example_batch(trainer.config))
+    return states.float().numpy()
+
+
+def example_batch(config):
+    from data_pipeline.loader import ShardReader
+    from msa_train.training.collate import Collate
+
+    reader = ShardReader(config.path / "shards")
+    return Collate(reader.tokenizer(), config.model.router.top_k)([reader[0]])
+
+
+def logged(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,86 @@
+"""Real DeepSpeed on gloo ranks: normalisation, ZeRO stages, tensor parallel, resume, export."""
+
+import numpy as np
+import pytest
+import torch
+
+from msa_train.config import load_config
+from msa_train.interop.export import export, load_export
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import example_batch, logged, settings, train_all
+
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """Outputs of equal runs under different layouts: name -> (folder, results of rank 0)."""
+    root = tmp_path_factory.mktemp("runs")
+    layouts = {
+        1: {"alone": {"training__micro_batches": 2}},
+        2: {
+            **{f"zero{stage}": {"training__zero_stage": stage} for stage in STAGES},
+            "stopped": {"training__zero_stage": 2},
+            "stopped3": {"training__zero_stage": 3},
+        },
+    }
+    tensor = {"tensor": {"training__tensor_parallel": 2, "training__micro_batches": 2}}
+    found = {}
+    for ranks, group in ((1, layouts[1]), (2, layouts[2]), (2, tensor)):
+        runs = [
+            {
+                "arguments": settings(root / name, **overrides),
+                "shards": str(shards),
+                "stop_after": 2 if name.startswith("stopped") else None,
+            }
+            for name, overrides in group.items()
+        ]
+        results = run_ranks(ranks, train_all, runs)[0]
+        found |= {name: (root / name, r) for name, r in zip(group, results, strict=True)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    root = tmp_path_factory.mktemp("exports")
+    for name, (folder, _) in trained.items():
+        export(folder, root / name)
+    return root
+
+
+@pytest.mark.parametrize("name", [*(f"zero{stage}" for stage in STAGES), "tensor"])
+def test_losses_do_not_depend_on_the_layout(trained, name):
+    expected, ours = logged(trained["alone"][0]), logged(trained[name][0])
+    assert len(ours) == len(expected) == 4
+    for a, b in zip(ours, expected, strict=True):
+        for key in ("loss/lm", "loss/router", "router/layer_1_recall@1"):
+            assert a[key] == pytest.approx(b[key], rel=2e-5), (key, a["step"])
+    assert expected[-1]["loss/lm"] < expected[0]["loss/lm"]
+
+
+@pytest.mark.parametrize("name", [*(f"zero{stage}" for stage in STAGES), "tensor"])
+def test_trained_weights_do_not_depend_on_the_layout(exported, name):
+    expected = load_export(exported / "alone")[0].state_dict()
+    for key, weight in load_export(exported / name)[0].state_dict().items():
+        torch.testing.assert_close(weight, expected[key], rtol=1e-3, atol=2e-4, msg=key)
+
+
+@pytest.mark.parametrize(("stopped", "whole"), [("stopped", "zero2"), ("stopped3", "zero3")])
+def test_a_stopped_run_continues_bit_for_bit(trained, exported, stopped, whole):
+    assert trained[stopped][1]["codes"] == [143, 0]
+    expected = load_export(exported / whole)[0].state_dict()
+    for key, weight in load_export(exported / stopped)[0].state_dict().items():
+        assert torch.equal(weight, expected[key]), key
+    losses = [
+        [step["loss/lm"] for step in logged(trained[name][0])] for name in (stopped, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["alone", "zero0", "zero1", "zero2", "tensor"])
+def test_the_export_computes_what_was_trained(trained, exported, name):
+    folder, result = trained[name]
+    model, *_ = load_export(exported / name)
+    with torch.no_grad():
+        ours = model(example_batch(load_config(settings(folder)))).hidden
+    np.testing.assert_allclose(ours.numpy(), result["hidden"], rtol=1e-5, atol=1e-5)
