@@ -30,17 +30,14 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Projections:
-    """q, k (normed, rotated), v of packed tokens; rq, rk of a router layer with own projections."""
+    """q, k (normed, rotated) and v of packed tokens."""
 
     q: Tensor  # [N, H, D]
     k: Tensor  # [N, G, D]
     v: Tensor  # [N, G, D]
-    rq: Tensor | None = None  # [N, H, D]
-    rk: Tensor | None = None  # [N, G, D]
 
     def part(self, rows: slice) -> Projections:
-        cut = (x if x is None else x[rows] for x in (self.q, self.k, self.v, self.rq, self.rk))
-        return Projections(*cut)
+        return Projections(self.q[rows], self.k[rows], self.v[rows])
 
 
 @dataclass(frozen=True)
@@ -65,22 +62,38 @@ class HeadGroup:
     spread: Callable[[Tensor], Tensor] = lambda x: x
 
 
-def pool_documents(
-    documents: Projections, doc_cu: Tensor, router: RouterConfig, group: HeadGroup
-) -> Pooled:
-    """Chunk means of document projections [Nd, ...] (SPEC section 2, "chunks")."""
-    k = chunk_mean(documents.k, doc_cu, router.chunk_size)
-    v = chunk_mean(documents.v, doc_cu, router.chunk_size)
-    rk = chunk_mean(documents.rk, doc_cu, router.chunk_size) if router.decouple else k
-    return Pooled(k, v, group.gather(key_vectors(rk, router)))
+Project = Callable[[Tensor], Tensor]
 
 
-def router_query(
-    contexts: Projections, rows: Tensor, router: RouterConfig, group: HeadGroup
-) -> Tensor:
-    """Query vectors of the query tokens `rows` of the active stream."""
-    rq = (contexts.rq if router.decouple else contexts.q)[rows]
-    return group.gather(query_vectors(rq, contexts.k.shape[1], group.heads, router))
+@dataclass(frozen=True)
+class Router:
+    """The router of one layer. queries: normed states [T, d] -> [T, H, D]; keys: -> [T, G, D];
+    both None where q and pooled k route themselves. gate None: as published."""
+
+    settings: RouterConfig
+    group: HeadGroup
+    gate: Gate | None
+    queries: Project | None
+    keys: Project | None
+
+
+def pool_documents(h: Tensor, documents: Projections, doc_cu: Tensor, router: Router) -> Pooled:
+    """Chunk means of documents: normed states h [Nd, d] and their projections (SPEC section 2).
+
+    A router key has neither norm nor rotation, so the mean of projections is the projection of the
+    mean: one row per chunk is projected, not one per token.
+    """
+    size = router.settings.chunk_size
+    k, v = chunk_mean(documents.k, doc_cu, size), chunk_mean(documents.v, doc_cu, size)
+    rk = k if router.keys is None else router.keys(chunk_mean(h, doc_cu, size))
+    return Pooled(k, v, router.group.gather(key_vectors(rk, router.settings)))
+
+
+def router_query(h: Tensor, contexts: Projections, rows: Tensor, router: Router) -> Tensor:
+    """Query vectors of the query tokens `rows` of the active stream, normed states h [Na, d]."""
+    rq = contexts.q[rows] if router.queries is None else router.queries(h[rows])
+    vectors = query_vectors(rq, contexts.k.shape[1], router.group.heads, router.settings)
+    return router.group.gather(vectors)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,6 @@ class Reading:
     routing: Routing
     k: Tensor  # [C, G, D]
     v: Tensor  # [C, G, D]
-    bank_sizes: Tensor  # [m] documents in each context's bank
     bias: Tensor | None  # [S] the gate's addition to the attention logits
 
 
@@ -111,29 +123,16 @@ def read_memory(
     )  # fmt: skip
 
 
-def reading(
-    routing: Routing,
-    k: Tensor,
-    v: Tensor,
-    bank_sizes: Tensor,
-    gate: Gate | None,
-    router: RouterConfig,
-    group: HeadGroup,
-) -> Reading:
-    """A Reading with its gate bias; `gate` None as published."""
+def reading(routing: Routing, k: Tensor, v: Tensor, bank_sizes: Tensor, router: Router) -> Reading:
+    """A Reading with its gate bias; bank_sizes [m] documents in each context's bank."""
     bias = None
-    if gate is not None:
-        bias = group.spread(
-            gate_bias(
-                routing.chunk_scores,
-                routing.index_cu,
-                gate.sharpness,
-                gate.threshold,
-                bank_sizes,
-                router,
-            )
+    if router.gate is not None:
+        scores, gate = routing.chunk_scores, router.gate
+        bias = gate_bias(
+            scores, routing.index_cu, gate.sharpness, gate.threshold, bank_sizes, router.settings
         )
-    return Reading(routing, k, v, bank_sizes, bias)
+        bias = router.group.spread(bias)
+    return Reading(routing, k, v, bias)
 
 
 def plain_layer(x: Projections, layout: Layout) -> Tensor:
@@ -149,30 +148,26 @@ def plain_layer(x: Projections, layout: Layout) -> Tensor:
 
 
 def router_layer(
-    x: Projections,
-    layout: Layout,
-    gate: Gate | None,
-    router: RouterConfig,
-    group: HeadGroup,
-    contexts_only: bool = False,
+    h: Tensor, x: Projections, layout: Layout, router: Router, contexts_only: bool = False
 ) -> tuple[Tensor, Routing, Pooled]:
-    """Attention of a router layer (SPEC section 2).
+    """Attention of a router layer (SPEC section 2): normed states h [N, d], their projections x.
 
     Returns the attended states [N, H, D], or [Na, H, D] with `contexts_only` (the last layer,
     where a document needs only what is pooled of it), the routing, and the pooled memory.
     """
-    scale, nd = x.q.shape[-1] ** -0.5, layout.doc_token_count
+    nd, cu = layout.doc_token_count, layout.ctx_cu
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
-    pooled = pool_documents(documents, layout.doc_cu, router, group)
-    query = router_query(contexts, layout.query_index, router, group)
+    pooled = pool_documents(h[:nd], documents, layout.doc_cu, router)
+    query = router_query(h[nd:], contexts, layout.query_index, router)
     routing = route(
-        query, layout.query_cu, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router
-    )
+        query, layout.query_cu, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu,
+        router.settings,
+    )  # fmt: skip
     bank_sizes = layout.bank_cu.diff()[layout.ctx_bank]
-    memory = reading(routing, pooled.k, pooled.v, bank_sizes, gate, router, group)
-    cu = layout.ctx_cu
+    memory = reading(routing, pooled.k, pooled.v, bank_sizes, router)
     read = read_memory(contexts.q, contexts.k, contexts.v, cu, cu, layout.memory_from, memory)
     if contexts_only:
         return read, routing, pooled
+    scale = x.q.shape[-1] ** -0.5
     alone = document_attention(documents.q, documents.k, documents.v, layout.doc_cu, scale)
     return torch.cat([alone, read]), routing, pooled

@@ -80,4 +80,4 @@ def no_memory(k: Tensor, contexts: int) -> Reading:
     cu = nothing.new_zeros(contexts + 1)
     none = nothing.new_zeros(contexts, 0)
     routing = Routing(none, cu, none, none, nothing, cu, None)
-    return Reading(routing, k[:0], k[:0], nothing, None)
+    return Reading(routing, k[:0], k[:0], None)

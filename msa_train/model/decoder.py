@@ -20,7 +20,7 @@ from msa_train.model.attention import (
     HeadGroup,
     Pooled,
     Projections,
-    Reading,
+    Router,
     plain_layer,
     pool_documents,
     read_memory,
@@ -83,24 +83,28 @@ class Attention(nn.Module):
             self.router_threshold = nn.Parameter(torch.zeros(1))
 
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
-        """Normed states [N, d] -> q, k, v and router projections."""
-
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(1, (-1, self.head_dim))
-
+        """Normed states [N, d] -> q, k, v."""
         return Projections(
-            rotate(self.q_norm(heads(self.q_proj(h))), cos, sin),
-            rotate(self.k_norm(heads(self.k_proj(h))), cos, sin),
-            heads(self.v_proj(h)),
-            heads(self.router_q_proj(h)) if self.decoupled else None,
-            heads(self.router_k_proj(h)) if self.decoupled else None,
+            rotate(self.q_norm(self._heads(self.q_proj(h))), cos, sin),
+            rotate(self.k_norm(self._heads(self.k_proj(h))), cos, sin),
+            self._heads(self.v_proj(h)),
         )
+
+    def router(self, config: ModelConfig) -> Router:
+        queries = keys = None
+        if self.decoupled:
+            queries = lambda h: self._heads(self.router_q_proj(h))  # noqa: E731
+            keys = lambda h: self._heads(self.router_k_proj(h))  # noqa: E731
+        return Router(config.router, HeadGroup(config.heads), self.gate, queries, keys)
 
     @property
     def gate(self) -> Gate | None:
         if not hasattr(self, "router_gate"):
             return None
         return Gate(self.router_gate, self.router_threshold)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, self.head_dim))
 
 
 class MLP(nn.Module):
@@ -122,9 +126,6 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> Projections:
-        return self.self_attn.project(self.input_layernorm(x), cos, sin)
-
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.self_attn.o_proj(attended.flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -144,7 +145,6 @@ class MSADecoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.heads = HeadGroup(config.heads)
         self.model = Backbone(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
@@ -163,16 +163,13 @@ class MSADecoder(nn.Module):
         out = Output(x, None)
         for number, layer in enumerate(self.model.layers):
             out.inputs.append(x)
-            projections = layer.project(x, cos, sin)
+            h = layer.input_layernorm(x)
+            projections = layer.self_attn.project(h, cos, sin)
             last = number == self.config.layers - 1 and not layout.keep_documents
             if layer.self_attn.routes:
+                router = layer.self_attn.router(self.config)
                 attended, out.routings[number], out.pooled[number] = router_layer(
-                    projections,
-                    layout,
-                    layer.self_attn.gate,
-                    self.config.router,
-                    self.heads,
-                    contexts_only=last,
+                    h, projections, layout, router, contexts_only=last
                 )
             else:
                 attended = plain_layer(projections, layout)
@@ -188,9 +185,11 @@ class MSADecoder(nn.Module):
         cos, sin = self._tables(positions_within(doc_cu))
         pooled = {}
         for number, layer in enumerate(self.model.layers):
-            p = layer.project(x, cos, sin)
+            h = layer.input_layernorm(x)
+            p = layer.self_attn.project(h, cos, sin)
             if layer.self_attn.routes:
-                pooled[number] = pool_documents(p, doc_cu, self.config.router, self.heads)
+                router = layer.self_attn.router(self.config)
+                pooled[number] = pool_documents(h, p, doc_cu, router)
             if number == self.config.layers - 1:
                 break  # nothing reads a document's state after its last pooled keys
             scale = self.config.head_dim**-0.5
@@ -217,10 +216,14 @@ class MSADecoder(nn.Module):
         x = self.model.embed_tokens(tokens)
         cos, sin = self._tables(positions)
         for number, layer in enumerate(self.model.layers):
-            p = layer.project(x, cos, sin)
+            h = layer.input_layernorm(x)
+            p = layer.self_attn.project(h, cos, sin)
             if layer.self_attn.routes:
-                query = router_query(p, rows, self.config.router, self.heads)
-                cache.memory[number] = self._search(number, query, query_cu, memory)
+                router = layer.self_attn.router(self.config)
+                query = router_query(h, p, rows, router)
+                routing, k, v = memory.search(number, query, query_cu)
+                sizes = lengths.new_full((len(lengths),), memory.size)
+                cache.memory[number] = reading(routing, k, v, sizes, router)
                 attended = read_memory(
                     p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, cache.memory[number]
                 )
@@ -241,7 +244,7 @@ class MSADecoder(nn.Module):
         cos, sin = self._tables(step.positions)
         x = self.model.embed_tokens(tokens)
         for number, layer in enumerate(self.model.layers):
-            p = layer.project(x, cos, sin)
+            p = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
             k, v = step.write(cache.keys[number], p.k), step.write(cache.values[number], p.v)
             memory = cache.memory.get(number) or no_memory(k, len(cache.lengths))
             everywhere = torch.zeros_like(cache.lengths)
@@ -253,12 +256,6 @@ class MSADecoder(nn.Module):
         for number, layer in enumerate(self.model.layers):
             if layer.self_attn.gate is not None:
                 yield number, float(layer.self_attn.gate.sharpness)
-
-    def _search(self, number: int, query: Tensor, query_cu: Tensor, memory: Memory) -> Reading:
-        routing, k, v = memory.search(number, query, query_cu)
-        sizes = query_cu.new_full((len(query_cu) - 1,), memory.size)
-        gate = self.model.layers[number].self_attn.gate
-        return reading(routing, k, v, sizes, gate, self.config.router, self.heads)
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from msa_train.model.attention import Gate, HeadGroup, Projections, plain_layer, router_layer
+from msa_train.model.attention import (
+    Gate,
+    HeadGroup,
+    Projections,
+    Router,
+    plain_layer,
+    router_layer,
+)
 from msa_train.model.batch import IGNORE, Layout, MemoryBatch
 from msa_train.model.config import ModelConfig
 from msa_train.model.losses import router_loss_sum
@@ -88,25 +96,18 @@ class MemoryAttention(SelfAttention):
     def project(self, h: Tensor, streams: TwoStreams) -> Projections:
         """Normed states [N, 1, d] -> this rank's heads."""
         q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
-        rq = rk = None
-        if self.routes and self.model.router.decouple:
-            rq, rk = (
-                layer(h)[0].squeeze(1).unflatten(1, (-1, self.model.head_dim))
-                for layer in (self.router_q, self.router_k)
-            )
         cos, sin = streams.cos, streams.sin
-        return Projections(rotate(q, cos, sin), rotate(k, cos, sin), v, rq, rk)
+        return Projections(rotate(q, cos, sin), rotate(k, cos, sin), v)
 
     def forward(self, hidden_states: Tensor, streams: TwoStreams, contexts_only: bool) -> Tensor:
         """[N, 1, d] -> [N, 1, d], or the contexts' [Na, 1, d] with `contexts_only`."""
         projections = self.project(hidden_states, streams)
         if self.routes:
             attended, routing, _ = router_layer(
+                hidden_states.squeeze(1),
                 projections,
                 streams.layout,
-                self._gate(),
-                self.model.router,
-                self.group,
+                self._router(),
                 contexts_only,
             )
             streams.routings.setdefault(self.number, routing)  # once: recomputation comes again
@@ -114,10 +115,19 @@ class MemoryAttention(SelfAttention):
             attended = plain_layer(projections, streams.layout)
         return self.linear_proj(attended.flatten(1)[:, None])[0]
 
-    def _gate(self) -> Gate | None:
-        if self.model.router.gate == "none":
-            return None
-        return Gate(self.router_gate, self.router_threshold)
+    def _router(self) -> Router:
+        gate = queries = keys = None
+        if self.model.router.gate != "none":
+            gate = Gate(self.router_gate, self.router_threshold)
+        if self.model.router.decouple:
+            queries, keys = (
+                partial(self._heads, layer) for layer in (self.router_q, self.router_k)
+            )
+        return Router(self.model.router, self.group, gate, queries, keys)
+
+    def _heads(self, layer: ColumnParallelLinear, h: Tensor) -> Tensor:
+        """[T, d] -> [T, this rank's heads, D]."""
+        return layer(h[:, None])[0].squeeze(1).unflatten(1, (-1, self.model.head_dim))
 
 
 class MemoryLayer(TransformerLayer):
