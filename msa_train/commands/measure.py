@@ -16,7 +16,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("directory", type=Path, help="holds a folder per case, with meta.json")
     parser.set_defaults(run=_conformance)
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
-    parser.add_argument("name", help="routing")
+    parser.add_argument("name", help="routing, or training")
     add_json(parser)
     parser.set_defaults(run=_bench)
 
@@ -35,12 +35,12 @@ def _conformance(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from msa_kernels.bench import BENCHMARKS, run
+    from msa_kernels.bench import names, run
 
-    if options.name not in BENCHMARKS:
+    if options.name not in names():
         raise ConfigError(
             f"bench {options.name!r}: there is no such benchmark; "
-            f"choose from {', '.join(sorted(BENCHMARKS))}"
+            f"choose from {', '.join(names())}"
         )
     result = run(options.name)
     if options.json:

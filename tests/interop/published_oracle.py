@@ -168,7 +168,7 @@ def margins(documents: dict[int, Tensor], k: int) -> tuple[float | None, float]:
 
 
 def ranking_loss(method: str, scores: Tensor, positive: Tensor, temperature: Tensor) -> Tensor:
-    """scores [n], positive [n] bool: the loss of one sample in one layer."""
+    """scores [n], positive [n] bool: the loss of one sample in one layer; 0 without positives."""
     scores = scores / temperature.clamp(0.001, 0.5)
     terms = []
     for i in torch.nonzero(positive)[:, 0].tolist():
@@ -178,7 +178,7 @@ def ranking_loss(method: str, scores: Tensor, positive: Tensor, temperature: Ten
             assert method == "INFONCE_DECOUPLE"
             rivals = torch.cat([scores[i : i + 1], scores[~positive]])
         terms.append(scores[i] - torch.logsumexp(rivals, 0))
-    return -torch.stack(terms).mean()
+    return -torch.stack(terms).mean() if terms else torch.zeros(())
 
 
 @dataclass

@@ -1,0 +1,284 @@
+"""Case directories in the conformance format, made by the dense oracle from a seed and a variant.
+
+A variant is redrawn until its choices are clear of rounding: every gap between a selected document
+and the next best, and every greedy argmax, is above MARGIN.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.interop.published_oracle import HEAD, Settings, Weights, training_forward
+from tests.interop.published_serving import answer, build_memory, serving_scale
+
+MARGIN = 2e-3
+TAIL = 2  # template tokens after the question
+START, USER, NEWLINE, END = 1, 4, 10, 2
+
+
+def published_config(tie: bool = False, layers: int = 4, heads=(4, 2, 8), **msa) -> dict:
+    """A tiny config.json; `msa` overrides keys of msa_config, None removes one."""
+    routing = {
+        "router_layer_idx": "2,3",
+        "aux_loss": True,
+        "lmloss_weigth": 1.0,
+        "auxloss_weight": 0.1,
+        "recloss_weight": 0.0,
+        "ansloss_weight": 1.0,
+        "aux_loss_method": "INFONCE_DECOUPLE",
+        "decouple_router": True,
+        "rewrite_position": True,
+        "top_k_docs": 2,
+        "pooling_kernel_size": 4,
+        "infonce_loss_temp": 0.1,
+        "head_reduce_method": "mean",
+        "query_reduce_method": "max",
+        "chunk_reduce_method": "max",
+        "decouple_pooling_mode": "mean",
+    } | msa
+    return {
+        "hidden_size": 24,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": heads[2],
+        "vocab_size": 128,
+        "intermediate_size": 40,
+        "rope_theta": 5000000.0,
+        "rms_norm_eps": 1e-06,
+        "tie_word_embeddings": tie,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "msa_config": {key: value for key, value in routing.items() if value is not None},
+    }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Document lengths, their numbers (1.. when empty), the positive ones, and the prompt."""
+
+    docs: tuple[int, ...]
+    positives: tuple[int, ...]
+    question: int = 5
+    response: int = 4
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def numbered(self) -> tuple[int, ...]:
+        return self.numbers or tuple(range(1, len(self.docs) + 1))
+
+
+RAGGED = (
+    Sample((7, 3, 10, 1), (2,), question=6),
+    Sample((5, 9, 4), (1,), question=4, response=6),
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    name: str
+    config: dict = field(default_factory=published_config)
+    samples: tuple[Sample, ...] = RAGGED
+    left_padded: bool = False
+    label_all: bool = False
+    temperature: float | None = None  # of the checkpoint; None: the config's
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Serving:
+    name: str
+    config: dict = field(default_factory=published_config)
+    blocks: tuple[tuple[int, ...], ...] = ((9, 5, 14, 6, 2),)  # text lengths of each document
+    questions: tuple[int, ...] = (8, 13)
+    steps: int = 3
+    seed: int = 2
+
+
+def random_weights(config: dict, temperature: float, gen: torch.Generator) -> Weights:
+    """Linear N(0, 1/fan_in), embeddings 0.5 N(0, 1), norms 1 + 0.1 N(0, 1)."""
+    s = Settings(config)
+    hidden, ffn, vocab = (config[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    heads, groups, dim = s.heads
+
+    def linear(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=gen) * columns**-0.5
+
+    def norm(size: int) -> Tensor:
+        return 1 + 0.1 * torch.randn(size, generator=gen)
+
+    w = {
+        "model.embed_tokens.weight": 0.5 * torch.randn(vocab, hidden, generator=gen),
+        "model.norm.weight": norm(hidden),
+        "temperature": torch.tensor(temperature),
+    }
+    if not config["tie_word_embeddings"]:
+        w["lm_head.weight"] = linear(vocab, hidden)
+    for layer in range(s.layers):
+        at = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            w[f"{at}{name}.weight"] = norm(hidden)
+        for name, size in (("q", heads), ("k", groups), ("v", groups)):
+            w[f"{at}self_attn.{name}_proj.weight"] = linear(size * dim, hidden)
+        w[f"{at}self_attn.o_proj.weight"] = linear(hidden, heads * dim)
+        for name in ("q_norm", "k_norm"):
+            w[f"{at}self_attn.{name}.weight"] = norm(dim)
+        for name, shape in (("gate", (ffn, hidden)), ("up", (ffn, hidden)), ("down", (hidden, ffn))):
+            w[f"{at}mlp.{name}_proj.weight"] = linear(*shape)
+        if layer in s.router_layers and s.decoupled:
+            for name, size in (("q", heads), ("k", groups)):
+                w[f"{at}self_attn.router_{name}_proj.0.weight"] = linear(size * dim, hidden)
+    return w
+
+
+def padded(rows: list[dict[str, Tensor]], left: bool, fill: dict[str, int]) -> Weights:
+    length = max(len(row["doc_ids"]) for row in rows)
+    out = {name: torch.full((len(rows), length), fill.get(name, 0)) for name in rows[0]}
+    for b, row in enumerate(rows):
+        for name, value in row.items():
+            place = slice(length - len(value), None) if left else slice(0, len(value))
+            out[name][b, place] = value
+    return out
+
+
+def training_row(sample: Sample, s: Settings, label_all: bool, gen) -> dict[str, Tensor]:
+    doc_ids, positions = [-2] * HEAD, list(range(HEAD))
+    for number, length in zip(sample.numbered, sample.docs, strict=True):
+        doc_ids += [number] * length
+        positions += range(length)
+    after = [0] * sample.question + [-2] * TAIL + [-1] * sample.response
+    doc_ids += after
+    positions += range(HEAD + s.top_k, HEAD + s.top_k + len(after))
+    ids = torch.randint(3, s.config["vocab_size"], (len(doc_ids),), generator=gen)
+    labels = torch.where(torch.tensor(doc_ids) == -1, ids, -100)
+    if label_all:
+        labels = torch.cat([torch.tensor([-100]), ids[1:]])
+    return {
+        "input_ids": ids,
+        "doc_ids": torch.tensor(doc_ids),
+        "position_ids": torch.tensor(positions),
+        "labels": labels,
+        "attention_mask": torch.ones_like(ids),
+    }
+
+
+def write_training(variant: Training, root: Path) -> Path:
+    """root/<name>: meta.json and inputs, weights, outputs, grads."""
+    s = Settings(variant.config)
+    aux = [[int(n in x.positives) for n in x.numbered] for x in variant.samples]
+    for attempt in range(50):
+        gen = torch.Generator().manual_seed(1000 * attempt + variant.seed)
+        warmth = variant.temperature or s.msa["infonce_loss_temp"]
+        w = random_weights(variant.config, warmth, gen)
+        rows = [training_row(x, s, variant.label_all, gen) for x in variant.samples]
+        inputs = padded(rows, variant.left_padded, {"labels": -100})
+        for name, tensor in w.items():
+            tensor.requires_grad_(name != "temperature")
+        out = training_forward(s, w, inputs, aux)
+        if out.closest > MARGIN:
+            break
+    else:
+        raise AssertionError(f"{variant.name}: no clear draw")
+    out.tensors["total_loss"].backward()
+    meta = {
+        "kind": "train",
+        "seed": variant.seed,
+        "batch_aux_labels": aux,
+        "left_padded": variant.left_padded,
+        "selected_docs": out.selected,
+        "score_margin_at_k": out.margin,
+        "params_without_grad": [name for name in w if w[name].grad is None],
+        "weights_from": variant.name,
+    }
+    files = {
+        "inputs": inputs,
+        "weights": {name: tensor.detach() for name, tensor in w.items()},
+        "outputs": out.tensors,
+        "grads": {name: t.grad for name, t in w.items() if t.grad is not None},
+    }
+    return write_case(root / variant.name, variant.config, meta, files)
+
+
+def memory_block(texts: tuple[int, ...], first: int, gen) -> dict[str, Tensor]:
+    """Head and documents `<start>[g]. text[g]<end>`, one token for each character."""
+    ids, doc_ids, positions = [START, USER, NEWLINE], [-2] * HEAD, list(range(HEAD))
+    for index, length in enumerate(texts):
+        text = torch.randint(97, 123, (length,), generator=gen).tolist()
+        name = f"[{first + index}]"
+        tokens = [START, *f"{name}. ".encode(), *text, *name.encode(), END]
+        ids += tokens
+        doc_ids += [index + 1] * len(tokens)
+        positions += range(len(tokens))
+    parts = {"input_ids": ids, "doc_ids": doc_ids, "position_ids": positions}
+    return {name: torch.tensor(values) for name, values in parts.items()}
+
+
+def prompt_row(question: int, s: Settings, gen) -> dict[str, Tensor]:
+    ids = torch.randint(97, 123, (question,), generator=gen).tolist() + [END, NEWLINE, START]
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.ones(len(ids), dtype=torch.long),
+        "doc_ids": torch.tensor([0] * question + [-2] * TAIL + [-1]),
+        "position_ids": torch.arange(len(ids)) + HEAD + s.top_k,
+    }
+
+
+@torch.no_grad()
+def write_serving(variant: Serving, root: Path) -> Path:
+    """root/<name>: meta.json, memory, query; root/<name>_weights: the weights alone."""
+    s = Settings(variant.config)
+    firsts = [sum(map(len, variant.blocks[:i])) for i in range(len(variant.blocks))]
+    for attempt in range(50):
+        gen = torch.Generator().manual_seed(1000 * attempt + variant.seed)
+        w = random_weights(variant.config, 0.1, gen)
+        pairs = zip(variant.blocks, firsts, strict=True)
+        blocks = [memory_block(texts, first, gen) for texts, first in pairs]
+        rows = [prompt_row(question, s, gen) for question in variant.questions]
+        prompt = padded(rows, True, {"input_ids": END, "position_ids": HEAD + s.top_k})
+        memory = build_memory(s, w, blocks)
+        out = answer(s, w, memory, prompt, variant.steps)
+        if out.closest > MARGIN:
+            break
+    else:
+        raise AssertionError(f"{variant.name}: no clear draw")
+    source = f"{variant.name}_weights"
+    (root / source).mkdir(parents=True)
+    save_file(w, root / source / "weights.safetensors")
+    meta = {
+        "kind": "infer",
+        "seed": variant.seed,
+        "doc_top_k": s.top_k,
+        "scaling_applied_to_router_q": serving_scale(s),
+        "selected_docs_score_order": out.selected,
+        "num_selected_chunks": out.chunks,
+        "score_margin_at_k": out.margin,
+        "stage1_blocks": [list(texts) for texts in variant.blocks],
+        "steps": variant.steps,
+        "weights_from": source,
+    }
+    for i, block in enumerate(blocks):
+        memory.tensors |= {f"stage1.{i}.{name}": value for name, value in block.items()}
+    files = {"memory": memory.tensors, "query": prompt | out.tensors}
+    return write_case(root / variant.name, variant.config, meta, files)
+
+
+def write_case(case: Path, config: dict, meta: dict, files: dict[str, Weights]) -> Path:
+    case.mkdir(parents=True)
+    shapes = {}
+    for name, tensors in files.items():
+        tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+        save_file(tensors, case / f"{name}.safetensors")
+        if name not in ("weights", "grads"):
+            shapes[name] = {
+                key: [str(value.dtype).removeprefix("torch."), list(value.shape)]
+                for key, value in tensors.items()
+            }
+    meta = {"case": case.name, "config": config, **meta, "tensors": shapes}
+    (case / "meta.json").write_text(json.dumps(meta, indent=1))
+    return case

@@ -1,0 +1,71 @@
+"""Text to tensors: positions, classes, shifted labels, positives."""
+
+import pytest
+import torch
+
+from data_pipeline.protocol import context_pieces, document_pieces
+from data_pipeline.samples import answer_memory_context, answer_text_context, retrieve_context
+from data_pipeline.schema import Document, Query, Sample
+from data_pipeline.tokenizer import train_sentencepiece
+from msa_train.model.batch import IGNORE
+from msa_train.training.collate import Collate
+
+TOP_K = 5
+DOCUMENTS = (Document(3, "the red door is open"), Document(41, "a blue door"), Document(77, "tea"))
+QUERY = Query("which door is open?", ("red",), (3,))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_sentencepiece(["the red door is open, a blue door, tea"] * 50, vocab_size=290)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    contexts = (
+        retrieve_context(QUERY),
+        answer_text_context(QUERY, DOCUMENTS[:1]),
+        answer_memory_context(QUERY),
+    )
+    other = Sample((Document(5, "alone"),), (retrieve_context(Query("who?", ("it",), (5,))),))
+    return Collate(tokenizer, TOP_K)([Sample(DOCUMENTS, contexts), other])
+
+
+def test_documents_are_packed_in_order(tokenizer, batch):
+    tokens = [tokenizer.encode_pieces(document_pieces(d.number, d.text)).tokens for d in DOCUMENTS]
+    assert batch.doc_numbers.tolist() == [3, 41, 77, 5]
+    assert batch.bank_cu.tolist() == [0, 3, 4]
+    assert batch.doc_tokens[: batch.doc_cu[3]].tolist() == [t for each in tokens for t in each]
+
+
+def test_positions_leave_room_for_the_documents_after_the_head(batch):
+    head = int(batch.memory_from[0])
+    first = batch.positions[: batch.ctx_cu[1]].tolist()
+    assert first[:head] == list(range(head))
+    assert first[head:] == list(range(head + TOP_K, len(first) + TOP_K))
+
+
+def test_labels_are_the_next_written_token(tokenizer, batch):
+    start, end = batch.ctx_cu[2:4].tolist()
+    labels, tokens = batch.labels[start:end], batch.tokens[start:end]
+    written = [int(t) for t in labels if t != IGNORE]
+    assert tokenizer.decode(written) == "The answer to the question is: red<|im_end|>"
+    for place in range(end - start - 1):
+        assert labels[place] in (IGNORE, tokens[place + 1])
+    assert labels[-1] == IGNORE
+
+
+def test_query_tokens_are_the_question(tokenizer, batch):
+    start, end = batch.ctx_cu[:2].tolist()
+    asked = tokenizer.decode(batch.tokens[start:end][batch.is_query[start:end]].tolist())
+    text = "".join(p.text for p in context_pieces(retrieve_context(QUERY)))
+    assert asked in text
+    assert asked.endswith("related to the question\n")
+
+
+def test_positives_are_columns_of_the_own_bank(batch):
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[0, 0] = expected[2, 0] = expected[3, 3] = True
+    assert torch.equal(batch.positives, expected)
+    assert batch.ctx_bank.tolist() == [0, 0, 0, 1]
+    assert batch.routed_context_count == 3
