@@ -39,8 +39,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     if options.name not in names():
         raise ConfigError(
-            f"bench {options.name!r}: there is no such benchmark; "
-            f"choose from {', '.join(names())}"
+            f"bench {options.name!r}: there is no such benchmark; choose from {', '.join(names())}"
         )
     result = run(options.name)
     if options.json:

@@ -103,6 +103,6 @@ def run_case(case: Path) -> CaseReport:
             compare_training(case, meta, weights, recorder)
         else:
             compare_serving(case, meta, weights, recorder)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever is wrong with one case, the others are still compared
         recorder.fail(f"{type(error).__name__}: {error}")
     return recorder.report

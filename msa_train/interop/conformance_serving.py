@@ -35,6 +35,8 @@ def compare_serving(
     for layer, ours in pooled.items():
         _compare_memory(layer, ours, stored, config, recorder)
     chunks = (doc_cu.diff() + config.router.chunk_size - 1) // config.router.chunk_size
+    numbers = torch.arange(1, len(chunks) + 1).repeat_interleave(chunks)
+    recorder.equal("chunk_doc", numbers.tolist(), stored["chunk_doc"].tolist())
     chunk_cu = torch.nn.functional.pad(chunks.cumsum(0), (1, 0))
     memory = ResidentMemory(pooled, chunk_cu, config.router)
     query = load_file(case / "query.safetensors")
@@ -116,7 +118,12 @@ def _compare_decoding(
         recorder.close(f"logits of step {step}", logits, query["logits"][step])
         chosen = logits.argmax(-1)
         recorder.equal(
-            f"tokens of step {step}", chosen.tolist(), query["step_tokens"][step].tolist()
+            f"step_tokens of step {step}", chosen.tolist(), query["step_tokens"][step].tolist()
+        )
+        recorder.equal(
+            f"step_positions of step {step}",
+            (cache.next_positions - 1).tolist(),
+            query["step_positions"][step].tolist(),
         )
         if step + 1 < steps:
             last = model.decode(chosen, cache)

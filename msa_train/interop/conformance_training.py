@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,20 +30,19 @@ def compare_training(
 ) -> None:
     """Hidden states, pooled states, scores, selections, losses and gradients of one case."""
     config = from_published(meta["config"], "training")
+    if "temperature" in weights:  # the published loss reads the weight, not the config
+        temperature = float(weights["temperature"])
+        config = replace(config, router=replace(config.router, temperature=temperature))
     model = load_published(MSADecoder(config), weights)
     packed = PackedCase(load_file(case / "inputs.safetensors"), meta["batch_aux_labels"])
     expected = load_file(case / "outputs.safetensors")
     out = model(packed.batch)
+    _compare_layout(packed, config, expected, recorder)
     _compare_states(packed, out, expected, recorder)
     for layer in config.router_layers:
         _compare_routing(packed, config, out, layer, expected, meta, recorder)
     _compare_losses(packed, config, model, out, expected, meta, recorder)
-    for name, gradient in load_file(case / "grads.safetensors").items():
-        ours = model.get_parameter(name).grad
-        if ours is None:
-            recorder.fail(f"grad {name}: none")
-        else:
-            recorder.close(f"grad {name}", ours, gradient)
+    _compare_gradients(model, load_file(case / "grads.safetensors"), recorder)
 
 
 class PackedCase:
@@ -109,6 +109,29 @@ class PackedCase:
 
     def contexts_of(self, padded: Tensor) -> Tensor:
         return padded[tuple(torch.tensor(self.ctx_places).T)]
+
+
+def _compare_layout(
+    packed: PackedCase, config: ModelConfig, expected: dict[str, Tensor], recorder: Recorder
+) -> None:
+    """The sample and the document number of each pooled row."""
+    lengths, size = packed.batch.doc_cu.diff(), config.router.chunk_size
+    rows = torch.tensor(packed.documents).repeat_interleave((lengths + size - 1) // size, 0)
+    for name, ours in (("chunk_sample", rows[:, 0]), ("chunk_doc", rows[:, 1])):
+        if (theirs := expected.get(name)) is not None:
+            recorder.equal(name, ours.tolist(), theirs.tolist())
+
+
+def _compare_gradients(model: MSADecoder, expected: dict[str, Tensor], recorder: Recorder) -> None:
+    """Every gradient of theirs, and none of ours beside them."""
+    for name, weight in model.named_parameters():
+        if name in expected:
+            ours = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            recorder.close(f"grad {name}", ours, expected[name])
+        elif weight.grad is not None and bool(weight.grad.any()):
+            recorder.fail(f"grad {name}: not zero, expected none")
+    for name in sorted(expected.keys() - dict(model.named_parameters()).keys()):
+        recorder.fail(f"grad {name}: no such parameter")
 
 
 def _compare_states(
@@ -198,7 +221,9 @@ def _compare_losses(
         )
         for layer in config.loss_layers
     ]
-    aux = sum(per_layer) / len(per_layer) / batch.routed_context_count
+    # As published, a sample without positives counts in the mean, and no layer at all gives 0.
+    samples = len(batch.positives)
+    aux = torch.stack(per_layer).mean() / samples if per_layer else torch.zeros(())
     msa = meta["config"]["msa_config"]
     total = msa.get("lmloss_weigth", 1.0) * lm + msa.get("auxloss_weight", 0.1) * aux
     for name, ours in (("lm_loss", lm), ("aux_loss", aux), ("total_loss", total)):

@@ -71,9 +71,7 @@ def test_a_stopped_run_continues_bit_for_bit(trained, exported, stopped, whole):
     expected = load_export(exported / whole)[0].state_dict()
     for key, weight in load_export(exported / stopped)[0].state_dict().items():
         assert torch.equal(weight, expected[key]), key
-    losses = [
-        [step["loss/lm"] for step in logged(trained[name][0])] for name in (stopped, whole)
-    ]
+    losses = [[step["loss/lm"] for step in logged(trained[name][0])] for name in (stopped, whole)]
     assert losses[0] == losses[1]
 
 

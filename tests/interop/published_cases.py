@@ -1,104 +1,26 @@
 """Case directories in the conformance format, made by the dense oracle from a seed and a variant.
 
-A variant is redrawn until its choices are clear of rounding: every gap between a selected document
-and the next best, and every greedy argmax, is above MARGIN.
+A variant is drawn again until its choices are clear of rounding: every gap between a selected
+document and the next best, and every greedy argmax, is above MARGIN.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.interop.published_oracle import HEAD, Settings, Weights, training_forward
+from tests.interop.published_oracle import HEAD, Settings, Weights
 from tests.interop.published_serving import answer, build_memory, serving_scale
+from tests.interop.published_training import training_forward
+from tests.interop.published_variants import Sample, Serving, Training
 
 MARGIN = 2e-3
 TAIL = 2  # template tokens after the question
 START, USER, NEWLINE, END = 1, 4, 10, 2
-
-
-def published_config(tie: bool = False, layers: int = 4, heads=(4, 2, 8), **msa) -> dict:
-    """A tiny config.json; `msa` overrides keys of msa_config, None removes one."""
-    routing = {
-        "router_layer_idx": "2,3",
-        "aux_loss": True,
-        "lmloss_weigth": 1.0,
-        "auxloss_weight": 0.1,
-        "recloss_weight": 0.0,
-        "ansloss_weight": 1.0,
-        "aux_loss_method": "INFONCE_DECOUPLE",
-        "decouple_router": True,
-        "rewrite_position": True,
-        "top_k_docs": 2,
-        "pooling_kernel_size": 4,
-        "infonce_loss_temp": 0.1,
-        "head_reduce_method": "mean",
-        "query_reduce_method": "max",
-        "chunk_reduce_method": "max",
-        "decouple_pooling_mode": "mean",
-    } | msa
-    return {
-        "hidden_size": 24,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads[0],
-        "num_key_value_heads": heads[1],
-        "head_dim": heads[2],
-        "vocab_size": 128,
-        "intermediate_size": 40,
-        "rope_theta": 5000000.0,
-        "rms_norm_eps": 1e-06,
-        "tie_word_embeddings": tie,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "msa_config": {key: value for key, value in routing.items() if value is not None},
-    }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Document lengths, their numbers (1.. when empty), the positive ones, and the prompt."""
-
-    docs: tuple[int, ...]
-    positives: tuple[int, ...]
-    question: int = 5
-    response: int = 4
-    numbers: tuple[int, ...] = ()
-
-    @property
-    def numbered(self) -> tuple[int, ...]:
-        return self.numbers or tuple(range(1, len(self.docs) + 1))
-
-
-RAGGED = (
-    Sample((7, 3, 10, 1), (2,), question=6),
-    Sample((5, 9, 4), (1,), question=4, response=6),
-)
-
-
-@dataclass(frozen=True)
-class Training:
-    name: str
-    config: dict = field(default_factory=published_config)
-    samples: tuple[Sample, ...] = RAGGED
-    left_padded: bool = False
-    label_all: bool = False
-    temperature: float | None = None  # of the checkpoint; None: the config's
-    seed: int = 1
-
-
-@dataclass(frozen=True)
-class Serving:
-    name: str
-    config: dict = field(default_factory=published_config)
-    blocks: tuple[tuple[int, ...], ...] = ((9, 5, 14, 6, 2),)  # text lengths of each document
-    questions: tuple[int, ...] = (8, 13)
-    steps: int = 3
-    seed: int = 2
 
 
 def random_weights(config: dict, temperature: float, gen: torch.Generator) -> Weights:
@@ -129,7 +51,11 @@ def random_weights(config: dict, temperature: float, gen: torch.Generator) -> We
         w[f"{at}self_attn.o_proj.weight"] = linear(hidden, heads * dim)
         for name in ("q_norm", "k_norm"):
             w[f"{at}self_attn.{name}.weight"] = norm(dim)
-        for name, shape in (("gate", (ffn, hidden)), ("up", (ffn, hidden)), ("down", (hidden, ffn))):
+        for name, shape in (
+            ("gate", (ffn, hidden)),
+            ("up", (ffn, hidden)),
+            ("down", (hidden, ffn)),
+        ):
             w[f"{at}mlp.{name}_proj.weight"] = linear(*shape)
         if layer in s.router_layers and s.decoupled:
             for name, size in (("q", heads), ("k", groups)):
@@ -220,7 +146,7 @@ def memory_block(texts: tuple[int, ...], first: int, gen) -> dict[str, Tensor]:
 
 
 def prompt_row(question: int, s: Settings, gen) -> dict[str, Tensor]:
-    ids = torch.randint(97, 123, (question,), generator=gen).tolist() + [END, NEWLINE, START]
+    ids = [*torch.randint(97, 123, (question,), generator=gen).tolist(), END, NEWLINE, START]
     return {
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.ones(len(ids), dtype=torch.long),

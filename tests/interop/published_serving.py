@@ -59,7 +59,7 @@ def serving_scale(s: Settings) -> float:
 
 
 def encode_block(s: Settings, w: Weights, block: Weights) -> tuple[dict, Tensor]:
-    """One stage-1 block [T] -> its pooled and template tensors, and the chunks' document numbers."""
+    """One stage-1 block [T] -> pooled and template tensors, and the chunks' document numbers."""
     doc, positions = block["doc_ids"], block["position_ids"][None]
     members, numbers = chunk_members(doc, torch.ones_like(doc, dtype=torch.bool), s.chunk)
     mask = (doc[:, None] == doc[None, :]).tril()
@@ -68,9 +68,13 @@ def encode_block(s: Settings, w: Weights, block: Weights) -> tuple[dict, Tensor]
     for layer in range(s.layers):
         h = rms(x, w[f"model.layers.{layer}.input_layernorm.weight"], s.config["rms_norm_eps"])
         q, k, v = project(s, w, layer, h, positions)
-        out[f"template_k.{layer}"], out[f"template_v.{layer}"] = (t[0][:, doc == -2] for t in (k, v))
+        out[f"template_k.{layer}"], out[f"template_v.{layer}"] = (
+            t[0][:, doc == -2] for t in (k, v)
+        )
         if layer in s.router_layers:
-            out[f"pooled_k.{layer}"], out[f"pooled_v.{layer}"] = (pool(t[0], members) for t in (k, v))
+            out[f"pooled_k.{layer}"], out[f"pooled_v.{layer}"] = (
+                pool(t[0], members) for t in (k, v)
+            )
             keys = out[f"pooled_k.{layer}"]
             if s.decoupled:
                 keys = pool(router_projections(s, w, layer, h)[1][0], members)
