@@ -108,8 +108,9 @@ class EvaluationConfig:
 
     memory_tokens: lengths of the needle memories; every length answers the same questions.
     niah_tasks: they share one set of documents in equal parts. questions: of each needle task.
-    text_questions: how many of them, evenly from all groups, are also answered with texts appended
-    (each costs several times as much), and by the controls. resamples: of the bootstrap.
+    text_questions: how many of them are also answered with texts appended (each costs several
+    times as much), and by the controls. resamples: of the bootstrap. workers: processes that ask
+    (None: one per core; always one where an accelerator does the work).
     """
 
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
@@ -119,6 +120,7 @@ class EvaluationConfig:
     pydocs_questions: int = 1000
     resamples: int = 2000
     batch_contexts: int = 64
+    workers: int | None = None
     seed: int = 20_000
 
     def __post_init__(self) -> None:
@@ -131,6 +133,8 @@ class EvaluationConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}: give 1 or more")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"evaluation.workers is {self.workers}: give 1 or more, or null")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from data_pipeline.protocol import parse_ids
 from data_pipeline.schema import Query
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.evaluation.metrics import Columns, answer_columns, id_columns, recall_columns
-from msa_train.evaluation.progress import Progress
 from msa_train.memory.answers import Answer, Chosen
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.interleave import Limits
@@ -29,13 +28,10 @@ class Asker:
     model: MSADecoder
     tokenizer: Tokenizer
     batch_contexts: int
-    progress: Progress
 
     def routing(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Recall of what the router selects, per layer and voted."""
-        chosen = self._engine(view).route(_questions(queries))
-        self.progress.advance(len(queries))
-        return _recalls(chosen, queries)
+        return _recalls(self._engine(view).route(_questions(queries)), queries)
 
     def from_memory(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Answers from pooled memory alone."""
@@ -54,17 +50,10 @@ class Asker:
         return id_columns(written, queries) | answer_columns("answer_text", _said(answers), queries)
 
     def _ask(self, view: MemoryView, queries: Sequence[Query], mode) -> list[Answer]:
-        answers = self._engine(view).ask(_questions(queries), mode, LIMITS)
-        self.progress.advance(len(queries))
-        return answers
+        return self._engine(view).ask(_questions(queries), mode, LIMITS)
 
     def _engine(self, view: MemoryView) -> MemoryEngine:
         return MemoryEngine(self.model, self.tokenizer, view, self.batch_contexts)
-
-
-def bm25_columns(ranked: np.ndarray, numbers: np.ndarray, queries: Sequence[Query]) -> Columns:
-    """ranked [questions, k]: places of documents, whose numbers are `numbers` [n]."""
-    return recall_columns(numbers[ranked], queries, "bm25_")
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipeline.schema import Query
+from msa_train.evaluation.metrics import RECALL_AT, Columns, recall_columns
+
 
 class BM25:
     """BM25 (Lucene's form, k1 1.5, b 0.75) with English stemming and stop words, by bm25s.
@@ -36,6 +39,11 @@ class BM25:
             scores = index.get_scores([names[w] for w in ids]) if len(ids) else nothing
             best[row] = best_first(scores, k)
         return part[best]
+
+    def recalls(self, part: np.ndarray, numbers: np.ndarray, queries: Sequence[Query]) -> Columns:
+        """bm25_recall@k over the same bank; numbers [texts]: document numbers."""
+        ranked = self.rank(part, [query.question for query in queries], max(RECALL_AT))
+        return recall_columns(numbers[ranked].tolist(), queries, "bm25_")
 
     def _index(self, part: np.ndarray):
         import bm25s

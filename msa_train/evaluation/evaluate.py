@@ -10,9 +10,9 @@ from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import Config, to_plain
 from msa_train.evaluation import niah, qa
 from msa_train.evaluation.asking import Asker
+from msa_train.evaluation.jobs import run_jobs, usable_workers
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.plots import plot_memory, plot_pydocs, plot_training
-from msa_train.evaluation.progress import Progress
 from msa_train.evaluation.report import machine, write_report
 from msa_train.model.decoder import MSADecoder
 
@@ -36,11 +36,15 @@ def evaluate(
     tasks = niah.needle_tasks(needles, needle_memory, settings)
     pydocs = qa.pydocs_bank(settings, config.data, tokenizer)
     pydocs_memory = EncodedSet.encode(model, tokenizer, pydocs.documents)
-    total = niah.asked_in_all(tasks, settings) + qa.asked_in_all(pydocs.queries, settings)
-    with Progress(total) as progress:
-        asker = Asker(model, tokenizer, settings.batch_contexts, progress)
-        report = niah.evaluate_needles(tasks, needle_memory, asker, settings)
-        report["pydocs"] = qa.evaluate_pydocs(pydocs.queries, pydocs_memory, asker, settings)
+    asker = Asker(model, tokenizer, settings.batch_contexts)
+    jobs = niah.needle_jobs(tasks, needle_memory, asker, settings)
+    pydocs_jobs = qa.pydocs_jobs(pydocs.queries, pydocs_memory, asker, settings)
+    workers = usable_workers(settings.workers, model.model.embed_tokens.weight.device)
+    results = run_jobs(jobs | pydocs_jobs, workers)
+    report = niah.needle_report(tasks, needle_memory, {key: results[key] for key in jobs}, settings)
+    report["pydocs"] = qa.pydocs_report(
+        pydocs.queries, pydocs_memory, {key: results[key] for key in pydocs_jobs}, settings
+    )
     report |= {
         "evaluation_seconds": round(time.monotonic() - began, 1),
         "gates": {str(layer): gate for layer, gate in model.gates()},

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
 
+from msa_train.errors import RankError
 from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.progress import Progress
 
@@ -31,7 +33,7 @@ _jobs: Mapping[Hashable, Job] = {}  # what forked workers find
 
 
 def run_jobs(jobs: Mapping[Hashable, Job], workers: int) -> dict[Hashable, Columns]:
-    """Results by key. The jobs' order is the order they are begun in.
+    """Results by key, in the jobs' order, which is also the order they are begun in.
 
     Raises what a job raises, and RankError where a worker was killed.
     """
@@ -62,23 +64,21 @@ def _forked(
     _jobs, results = jobs, {}
     # One thread each: more would compete, and a forked process must not use its parent's pool.
     executor = ProcessPoolExecutor(workers, get_context("fork"), torch.set_num_threads, (1,))
-    with executor:
+    try:
         waiting: dict[Future, Hashable] = {executor.submit(_run, key): key for key in jobs}
-        try:
-            for future in as_completed(waiting):
-                key = waiting[future]
-                results[key] = future.result()
-                progress.describe(jobs[key].part)
-                progress.advance(jobs[key].questions)
-        except BrokenPipeError as error:
-            raise _killed() from error
-        except RuntimeError as error:
-            if "terminated abruptly" in str(error):
-                raise _killed() from error
-            raise
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-            _jobs = {}
+        for future in as_completed(waiting):
+            key = waiting[future]
+            results[key] = future.result()
+            progress.describe(jobs[key].part)
+            progress.advance(jobs[key].questions)
+    except BrokenProcessPool as error:
+        raise RankError(
+            "a process of the evaluation was killed, perhaps for want of memory: "
+            "lower evaluation.workers or evaluation.batch_contexts"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+        _jobs = {}
     return {key: results[key] for key in jobs}
 
 

@@ -6,8 +6,9 @@ of every other. All tasks share one set of documents, and all lengths ask the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -20,13 +21,18 @@ from data_pipeline.sources.base import Bank
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import EvaluationConfig
-from msa_train.evaluation.asking import Asker, bm25_columns, joined
+from msa_train.evaluation.asking import Asker, joined
 from msa_train.evaluation.banks import Group, groups, ring_order
 from msa_train.evaluation.baselines import BM25
+from msa_train.evaluation.jobs import Job
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.report import relative_losses, summarise
+from msa_train.memory.search import MemoryView
 
+Key = tuple[str, int | str, str, int]  # task, length or control, measure, group
+Measure = Callable[[MemoryView, Sequence[Query]], Columns]
+CONTROLS = ("no_memory", "random_router")
 _PROBE = 256  # documents that tell how long they are on average
 _MARGIN = 1.01
 
@@ -68,94 +74,124 @@ def needle_tasks(bank: Bank, memory: EncodedSet, config: EvaluationConfig) -> li
     return tasks
 
 
-def evaluate_needles(
+def needle_jobs(
     tasks: Sequence[NeedleTask], memory: EncodedSet, asker: Asker, config: EvaluationConfig
+) -> dict[Key, Job]:
+    """All that is asked, by (task, length or control, measure, group)."""
+    bm25 = BM25([document.text for document in memory.documents])
+    jobs: dict[Key, Job] = {}
+    for task in tasks:
+        # The longest memory first: what is left at the end, when workers run dry, is short.
+        for length in sorted(config.memory_tokens, reverse=True):
+            jobs |= _length_jobs(task, length, memory, bm25, asker, config)
+        jobs |= _control_jobs(task, min(config.memory_tokens), memory, asker, config)
+    return jobs
+
+
+def needle_report(
+    tasks: Sequence[NeedleTask],
+    memory: EncodedSet,
+    results: Mapping[Key, Columns],
+    config: EvaluationConfig,
 ) -> dict[str, Any]:
     """The report's sections niah, niah_loss and niah_controls, per task."""
-    bm25 = BM25([document.text for document in memory.documents])
-    lengths = sorted(config.memory_tokens)
     report: dict[str, Any] = {"niah": {}, "niah_loss": {}, "niah_controls": {}}
+    lengths = sorted(config.memory_tokens)
+    draws = (config.resamples, config.seed)
     for task in tasks:
-        columns = {}
-        for length in lengths:
-            asker.progress.describe(f"{task.name}, {length:,} tokens")
-            columns[length] = _measure(task, length, memory, bm25, asker, config)
+        columns = {length: _collected(results, task.name, length) for length in lengths}
         report["niah"][task.name] = {
-            str(length): _section(task, length, columns[length], memory, config)
+            str(length): summarise(columns[length], *draws) | _sizes(task, length, memory)
             for length in lengths
         }
         report["niah_loss"][task.name] = relative_losses(
-            columns[lengths[0]], columns[lengths[-1]], config.resamples, config.seed
+            columns[lengths[0]], columns[lengths[-1]], *draws
         )
-        asker.progress.describe(f"{task.name}, controls")
-        report["niah_controls"][task.name] = _controls(task, lengths[0], memory, asker, config)
+        report["niah_controls"][task.name] = {
+            control: summarise(_collected(results, task.name, control), *draws)
+            | {"memory_tokens": lengths[0]}
+            for control in CONTROLS
+        }
     return report
 
 
-def asked_in_all(tasks: Sequence[NeedleTask], config: EvaluationConfig) -> int:
-    """Questions that evaluate_needles asks, for a progress bar."""
-    with_texts = min(config.text_questions, config.questions)
-    each_task = len(config.memory_tokens) * (config.questions + with_texts) + 2 * with_texts
-    return len(tasks) * each_task
+def whole_groups(parts: Sequence[Group], count: int) -> list[Group]:
+    """Groups, evenly spaced, with `count` questions in all (or all there are); the last is cut.
+
+    Whole groups, because questions of one bank are answered together.
+    """
+    for groups_taken in range(1, len(parts) + 1):
+        chosen = [parts[i * len(parts) // groups_taken] for i in range(groups_taken)]
+        spare = sum(len(group.queries) for group in chosen) - count
+        if spare >= 0:
+            kept = len(chosen[-1].queries) - spare
+            return [*chosen[:-1], replace(chosen[-1], queries=chosen[-1].queries[:kept])]
+    return list(parts)
 
 
-def first_of_each(parts: Sequence[Group], count: int) -> list[Group]:
-    """The same groups with `count` questions in all, shared out as evenly as can be."""
-    left, chosen = count, []
-    for place, group in enumerate(parts):
-        share = ceil(left / (len(parts) - place))
-        chosen.append(replace(group, queries=group.queries[:share]))
-        left -= len(chosen[-1].queries)
-    return [group for group in chosen if group.queries]
-
-
-def _measure(
+def _length_jobs(
     task: NeedleTask,
     length: int,
     memory: EncodedSet,
     bm25: BM25,
     asker: Asker,
     config: EvaluationConfig,
-) -> Columns:
-    numbers = np.array(memory.numbers)
-    every, some = [], []
-    for group in task.groups:
-        places = group.banks[length]
-        found = asker.from_memory_with_routing(memory.view(places), group.queries)
-        ranked = bm25.rank(places, [query.question for query in group.queries], 16)
-        every.append(found | bm25_columns(ranked, numbers, group.queries))
-    for group in first_of_each(task.groups, config.text_questions):
-        some.append(asker.with_texts(memory.view(group.banks[length]), group.queries))
-    return joined(every) | joined(some)
+) -> dict[Key, Job]:
+    part, jobs = f"{task.name}, {length:,} tokens", {}
+    for number, group in enumerate(whole_groups(task.groups, config.text_questions)):
+        ask = partial(_ask, asker.with_texts, memory, group, length)
+        jobs[task.name, length, "text", number] = Job(part, len(group.queries), ask)
+    for number, group in enumerate(task.groups):
+        ask = partial(_ask, asker.from_memory_with_routing, memory, group, length)
+        jobs[task.name, length, "memory", number] = Job(part, len(group.queries), ask)
+    search = partial(_search, bm25, memory, task.groups, length)
+    jobs[task.name, length, "bm25", 0] = Job(part, len(task.queries), search)
+    return jobs
 
 
-def _controls(
+def _control_jobs(
     task: NeedleTask, length: int, memory: EncodedSet, asker: Asker, config: EvaluationConfig
-) -> dict[str, Any]:
+) -> dict[Key, Job]:
     """Answers in the smallest bank without a memory, and with a router that leads astray."""
-    asked = first_of_each(task.groups, config.text_questions)
-    nothing = [asker.from_memory(memory.nothing(), group.queries) for group in asked]
-    astray = [
-        asker.from_memory(
-            memory.part(group.banks[length]).misrouted(config.seed).view(), group.queries
-        )
-        for group in asked
-    ]
-    return {
-        name: summarise(joined(parts), config.resamples, config.seed) | {"memory_tokens": length}
-        for name, parts in (("no_memory", nothing), ("random_router", astray))
-    }
+    jobs: dict[Key, Job] = {}
+    for number, group in enumerate(whole_groups(task.groups, config.text_questions)):
+        for control in CONTROLS:
+            ask = partial(_ask_control, control, asker, memory, group, length, config.seed)
+            part = f"{task.name}, {control.replace('_', ' ')}"
+            jobs[task.name, control, "memory", number] = Job(part, len(group.queries), ask)
+    return jobs
 
 
-def _section(
-    task: NeedleTask,
-    length: int,
-    columns: Columns,
-    memory: EncodedSet,
-    config: EvaluationConfig,
-) -> dict[str, Any]:
+def _ask(measure: Measure, memory: EncodedSet, group: Group, length: int) -> Columns:
+    return measure(memory.view(group.banks[length]), group.queries)
+
+
+def _ask_control(
+    control: str, asker: Asker, memory: EncodedSet, group: Group, length: int, seed: int
+) -> Columns:
+    if control == "no_memory":
+        return asker.from_memory(memory.nothing(), group.queries)
+    astray = memory.part(group.banks[length]).misrouted(seed)
+    return asker.from_memory(astray.view(), group.queries)
+
+
+def _search(bm25: BM25, memory: EncodedSet, asked: Sequence[Group], length: int) -> Columns:
+    numbers = np.array(memory.numbers)
+    return joined([bm25.recalls(g.banks[length], numbers, g.queries) for g in asked])
+
+
+def _collected(results: Mapping[Key, Columns], task: str, which: int | str) -> Columns:
+    """All measures of a length or control, over the questions of all groups."""
+    found: dict[str, list[Columns]] = {}
+    for (name, part, measure, _), columns in results.items():
+        if (name, part) == (task, which):
+            found.setdefault(measure, []).append(columns)
+    return {name: column for parts in found.values() for name, column in joined(parts).items()}
+
+
+def _sizes(task: NeedleTask, length: int, memory: EncodedSet) -> dict[str, Any]:
     banks = [group.banks[length] for group in task.groups]
-    return summarise(columns, config.resamples, config.seed) | {
+    return {
         "questions": len(task.queries),
         "banks": len(banks),
         "documents": float(np.mean([len(places) for places in banks])),

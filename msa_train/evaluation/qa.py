@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ from data_pipeline.sources.base import Bank
 from data_pipeline.sources.pydocs import PydocsSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import EvaluationConfig
-from msa_train.evaluation.asking import Asker, bm25_columns
+from msa_train.evaluation.asking import Asker, joined
 from msa_train.evaluation.baselines import BM25
+from msa_train.evaluation.jobs import Job
 from msa_train.evaluation.memories import EncodedSet
+from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.report import summarise
+
+Key = tuple[str, str, int]  # "pydocs", measure, first question
 
 
 def pydocs_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer) -> Bank:
@@ -28,25 +33,40 @@ def pydocs_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer
     return Bank(bank.documents, tuple(bank.queries[place] for place in chosen))
 
 
-def evaluate_pydocs(
+def pydocs_jobs(
     queries: Sequence[Query], memory: EncodedSet, asker: Asker, config: EvaluationConfig
+) -> dict[Key, Job]:
+    """All that is asked, by (measure, first question)."""
+    view, some = memory.view(), queries[: config.text_questions]
+    bm25 = BM25([document.text for document in memory.documents])
+    search = partial(bm25.recalls, np.arange(len(view)), np.array(memory.numbers))
+    asked = {
+        "text": (partial(asker.with_texts, view), some),
+        "memory": (partial(asker.from_memory, view), some),
+        "routing": (partial(asker.routing, view), queries),
+        "bm25": (search, queries),
+    }
+    jobs: dict[Key, Job] = {}
+    for measure, (ask, of) in asked.items():
+        for first in range(0, len(of), config.batch_contexts):
+            chunk = of[first : first + config.batch_contexts]
+            jobs["pydocs", measure, first] = Job("pydocs", len(chunk), partial(ask, chunk))
+    return jobs
+
+
+def pydocs_report(
+    queries: Sequence[Query],
+    memory: EncodedSet,
+    results: Mapping[Key, Columns],
+    config: EvaluationConfig,
 ) -> dict[str, Any]:
     """The report's section pydocs."""
-    asker.progress.describe("pydocs")
-    view = memory.view()
-    bm25 = BM25([document.text for document in memory.documents])
-    ranked = bm25.rank(np.arange(len(view)), [query.question for query in queries], 16)
-    columns = asker.routing(view, queries)
-    columns |= bm25_columns(ranked, np.array(memory.numbers), queries)
-    some = queries[: config.text_questions]
-    columns |= asker.from_memory(view, some) | asker.with_texts(view, some)
+    found: dict[str, list[Columns]] = {}
+    for (_, measure, _), part in results.items():
+        found.setdefault(measure, []).append(part)
+    columns = {name: column for parts in found.values() for name, column in joined(parts).items()}
     return summarise(columns, config.resamples, config.seed) | {
         "questions": len(queries),
-        "documents": len(view),
+        "documents": len(memory.documents),
         "memory_tokens": int(memory.tokens.sum()),
     }
-
-
-def asked_in_all(queries: Sequence[Query], config: EvaluationConfig) -> int:
-    """Questions that evaluate_pydocs asks, for a progress bar."""
-    return len(queries) + 2 * min(config.text_questions, len(queries))

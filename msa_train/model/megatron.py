@@ -178,6 +178,9 @@ class MSAModel(MegatronModule):
             for name, parameter in self.named_parameters():
                 part = megatron_shard(name, read, self.model, tensor_rank(), tensor_size())
                 parameter.copy_(part)
+                # Every matrix is sharded; gradient norms count a replicated weight once. Megatron
+                # sets this while it initialises, which is not done here.
+                parameter.tensor_model_parallel = parameter.dim() >= 2
 
     def hidden_states(self, batch: MemoryBatch) -> tuple[Tensor, TwoStreams]:
         """Final states [Na, d] ([Nd+Na, d] with document labels) and what was routed."""

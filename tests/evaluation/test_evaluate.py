@@ -14,8 +14,7 @@ from msa_train.evaluation import niah, qa
 from msa_train.evaluation.asking import Asker
 from msa_train.evaluation.evaluate import evaluate
 from msa_train.evaluation.memories import EncodedSet
-from msa_train.evaluation.niah import first_of_each, needle_bank, needle_tasks
-from msa_train.evaluation.progress import Progress
+from msa_train.evaluation.niah import needle_bank, needle_tasks, whole_groups
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.generation import ContextBatch
 
@@ -32,7 +31,7 @@ def memory(model, tokenizer, needles):
 
 @pytest.fixture
 def asker(model, tokenizer):
-    return Asker(model, tokenizer, 4, Progress(1))
+    return Asker(model, tokenizer, 4)
 
 
 @pytest.fixture
@@ -123,16 +122,28 @@ def test_ids_of_no_document_cost_precision(oracle, asker, needles, memory, token
     assert columns["ids_recall"].tolist() == [1]
 
 
-def test_questions_are_shared_out_over_the_groups():
-    groups = [niah.Group(tuple(range(n)), {}) for n in (5, 1, 5)]
-    assert [len(group.queries) for group in first_of_each(groups, 7)] == [3, 1, 3]
-    assert sum(len(group.queries) for group in first_of_each(groups, 2)) == 2
+def test_whole_groups_are_asked():
+    groups = [niah.Group(tuple(range(n)), {}) for n in (5, 1, 5, 4)]
+    assert [len(group.queries) for group in whole_groups(groups, 4)] == [4]
+    assert [group.queries for group in whole_groups(groups, 8)] == [tuple(range(5)), (0, 1, 2)]
+    assert sum(len(group.queries) for group in whole_groups(groups, 14)) == 14
+    assert whole_groups(groups, 99) == groups
 
 
-def test_the_report(model, tokenizer, config, pydocs, monkeypatch, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_report(workers, model, tokenizer, config, pydocs, monkeypatch, tmp_path):
     monkeypatch.setattr(qa, "pydocs_bank", lambda *_: pydocs)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/lm": 2.0}\n')
-    report = evaluate(model, tokenizer, replace(config, output=str(tmp_path)), tmp_path)
+    report = evaluate(
+        model,
+        tokenizer,
+        replace(
+            config,
+            output=str(tmp_path),
+            evaluation=replace(config.evaluation, workers=workers),
+        ),
+        tmp_path,
+    )
     assert json.loads((tmp_path / "report.json").read_text()) == report
     for task in ("single", "multi_value"):
         assert list(report["niah"][task]) == ["2048", "8192"]
