@@ -255,7 +255,7 @@ class MSADecoder(nn.Module):
     def gates(self) -> Iterator[tuple[int, float]]:
         for number, layer in enumerate(self.model.layers):
             if layer.self_attn.gate is not None:
-                yield number, float(layer.self_attn.gate.sharpness)
+                yield number, float(layer.self_attn.gate.sharpness.detach())
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
