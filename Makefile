@@ -30,7 +30,7 @@ quickstart: setup
 	@$(VENV)/bin/msa quickstart
 
 test: setup
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow"
 
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
