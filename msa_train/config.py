@@ -116,7 +116,7 @@ class EvaluationConfig:
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
     niah_tasks: tuple[Task, ...] = ("single", "multi_value")
     questions: int = 1024
-    text_questions: int = 256
+    text_questions: int = 128
     pydocs_questions: int = 1000
     resamples: int = 2000
     batch_contexts: int = 64
@@ -149,6 +149,12 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        if not self.model.loss_layers and any(p.router_weight for p in self.training.phases):
+            raise ConfigError(
+                f"model.router.loss_layers is {self.model.router.loss_layers}, but no layer of "
+                f"model.router.layers ({self.model.router.layers}) is in the upper half: nothing "
+                "would train the router; use loss_layers all"
+            )
         ranks = self.training.tensor_parallel
         for name in ("kv_heads", "ffn", "vocab_size"):
             value = getattr(self.model, name)

@@ -39,6 +39,11 @@ def test_a_saved_config_loads_equal(tmp_path):
         (["--model.router.layers", "9"], "model.router.layers"),
         (["--model.router.layers", "two"], "model.router.layers"),
         (["--model.router.head_reduce", "max"], "model.router.gate"),
+        (["--model.router.gate_growth", "true"], "gate_growth"),
+        (
+            ["--model.router.layers", "0,1", "--model.router.loss_layers", "upper_half"],
+            "loss_layers",
+        ),
         (["--training.zero_stage", "5"], "training.zero_stage"),
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.clip", "0"], "training.clip"),

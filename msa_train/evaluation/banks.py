@@ -68,7 +68,8 @@ def groups(
     usable = _with_questions(queries, place_of, ring, _disjoint(tokens, min(lengths)))
     chosen, total = [], 0
     for first, asked in _spread(usable, questions):
-        asked = asked[: questions - total]
+        if not (asked := asked[: questions - total]):
+            break  # the groups before this one happened to be rich
         total += len(asked)
         banks = {length: np.sort(ring[window(tokens, first, length)]) for length in lengths}
         chosen.append(Group(tuple(asked), banks))

@@ -120,13 +120,15 @@ def whole_groups(parts: Sequence[Group], count: int) -> list[Group]:
 
     Whole groups, because questions of one bank are answered together.
     """
-    for groups_taken in range(1, len(parts) + 1):
-        chosen = [parts[i * len(parts) // groups_taken] for i in range(groups_taken)]
-        spare = sum(len(group.queries) for group in chosen) - count
-        if spare >= 0:
-            kept = len(chosen[-1].queries) - spare
-            return [*chosen[:-1], replace(chosen[-1], queries=chosen[-1].queries[:kept])]
-    return list(parts)
+    for taken in range(1, len(parts) + 1):
+        chosen = [parts[i * len(parts) // taken] for i in range(taken)]
+        if sum(len(group.queries) for group in chosen) >= count:
+            break
+    left, kept = count, []
+    for group in chosen:
+        kept.append(replace(group, queries=group.queries[:left]))
+        left -= len(kept[-1].queries)
+    return [group for group in kept if group.queries]
 
 
 def _length_jobs(

@@ -8,7 +8,7 @@ from msa_train.errors import CheckpointError
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import weight_shapes
 
-# Written by the published code, used by none of its computations.
+# The published code keeps the router loss's temperature (not trained) among the weights.
 _IGNORED = {"temperature", "model.temperature"}
 
 

@@ -56,6 +56,11 @@ class RouterConfig:
                 f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
                 "needs mean, max, max; use gate none to reproduce a published variant"
             )
+        if self.gate_growth and self.gate == "threshold":
+            raise ConfigError(
+                "model.router.gate_growth with gate threshold: it would multiply the whole weight "
+                "of the memory, not its contrast; use gate chunk or document"
+            )
         if self.gate_growth and self.gate_documents < 2:
             raise ConfigError(
                 f"model.router.gate_documents is {self.gate_documents}: gate_growth divides by "

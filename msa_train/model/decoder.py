@@ -31,6 +31,7 @@ from msa_train.model.attention import (
 from msa_train.model.batch import Layout, MemoryBatch, positions_within, query_rows
 from msa_train.model.cache import Cache, no_memory, padded
 from msa_train.model.config import ModelConfig
+from msa_train.model.norm import RMSNorm
 from msa_train.model.rope import rotary_tables, rotate
 from msa_train.model.router import Routing
 
@@ -71,8 +72,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, narrow, bias=False)
         self.v_proj = nn.Linear(d, narrow, bias=False)
         self.o_proj = nn.Linear(wide, d, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.routes = layer in config.router_layers
         self.decoupled = self.routes and config.router.decouple
         if self.decoupled:  # Sequential: the published names end in `.0.weight`
@@ -121,9 +122,9 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.mlp = MLP(config)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
-        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
 
 
 class MSADecoder(nn.Module):

@@ -40,6 +40,7 @@ from msa_train.model.attention import (
 from msa_train.model.batch import IGNORE, Layout, MemoryBatch
 from msa_train.model.config import ModelConfig
 from msa_train.model.losses import router_loss_sum
+from msa_train.model.norm import RMSNorm
 from msa_train.model.rope import rotary_tables, rotate
 from msa_train.model.router import Routing
 from msa_train.model.weights import Read, megatron_shard
@@ -219,7 +220,7 @@ class MSAModel(MegatronModule):
             )
             for layer in self.model.loss_layers
         ]
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() if losses else streams.cos.new_zeros(())
 
     def partial_gradient_parameters(self) -> list[torch.nn.Parameter]:
         """Replicated parameters used on sharded heads: each rank has a part of their gradient."""
@@ -235,6 +236,12 @@ class MSAModel(MegatronModule):
 
 def _layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
+    for submodules, names in (
+        (spec.submodules, ("input_layernorm", "pre_mlp_layernorm")),
+        (spec.submodules.self_attention.submodules, ("q_layernorm", "k_layernorm")),
+    ):
+        for name in names:
+            setattr(submodules, name, _MegatronNorm)
     attention = spec.submodules.self_attention
     attention.module = MemoryAttention
     attention.params = {**attention.params, "model": model}
@@ -242,6 +249,13 @@ def _layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
     spec.module = MemoryLayer
     spec.params = {"recompute": recompute}
     return spec
+
+
+class _MegatronNorm(RMSNorm):
+    """RMSNorm as Megatron builds one."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: object):
+        super().__init__(hidden_size, eps)
 
 
 def _transformer_config(model: ModelConfig) -> TransformerConfig:

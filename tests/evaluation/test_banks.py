@@ -57,6 +57,14 @@ def test_every_length_answers_the_same_questions(tokens, queries, questions):
         assert {number - 1000 for q in group.queries for number in q.positives} <= small
 
 
+@pytest.mark.parametrize("questions", range(1, 60, 3))
+def test_no_group_is_without_questions(tokens, questions):
+    rich_in_places = [query for query in singles() if query.positives[0] % 17 < 8]
+    found = groups(rich_in_places, RING, NUMBERS, tokens, LENGTHS, questions)
+    assert all(group.queries for group in found)
+    assert sum(len(group.queries) for group in found) == questions
+
+
 def test_places_of_a_bank_are_ascending(tokens):
     for group in groups(
         scattered(), ring_order(scattered(), NUMBERS), NUMBERS, tokens, LENGTHS, 20

@@ -128,6 +128,11 @@ def test_whole_groups_are_asked():
     assert [group.queries for group in whole_groups(groups, 8)] == [tuple(range(5)), (0, 1, 2)]
     assert sum(len(group.queries) for group in whole_groups(groups, 14)) == 14
     assert whole_groups(groups, 99) == groups
+    uneven = [niah.Group(tuple(range(n)), {}) for n in (4, 1, 1, 9)]
+    for count in range(1, 16):
+        chosen = whole_groups(uneven, count)
+        assert all(group.queries for group in chosen)
+        assert sum(len(group.queries) for group in chosen) == count
 
 
 @pytest.mark.parametrize("workers", [1, 2])
