@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: done, the command is $(VENV)/bin/msa"
 
 quickstart: setup
-	@$(VENV)/bin/msa quickstart
+	@$(VENV)/bin/msa quickstart --config configs/quickstart.yaml
 
 test: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow"
