@@ -37,10 +37,7 @@ def run_jobs(jobs: Mapping[Hashable, Job], workers: int) -> dict[Hashable, Colum
 
     Raises what a job raises, and RankError where a worker was killed.
     """
-    with Progress(sum(job.questions for job in jobs.values())) as progress:
-        if workers == 1:
-            return {key: _counted(job, progress) for key, job in jobs.items()}
-        return _forked(jobs, workers, progress)
+    return _here(jobs) if workers == 1 else _forked(jobs, workers)
 
 
 def usable_workers(asked: int | None, device: torch.device) -> int:
@@ -50,27 +47,30 @@ def usable_workers(asked: int | None, device: torch.device) -> int:
     return asked or len(os.sched_getaffinity(0))
 
 
-def _counted(job: Job, progress: Progress) -> Columns:
-    progress.describe(job.part)
-    columns = job.run()
-    progress.advance(job.questions)
-    return columns
+def _here(jobs: Mapping[Hashable, Job]) -> dict[Hashable, Columns]:
+    results = {}
+    with _progress(jobs) as progress:
+        for key, job in jobs.items():
+            progress.describe(job.part)
+            results[key] = job.run()
+            progress.advance(job.questions)
+    return results
 
 
-def _forked(
-    jobs: Mapping[Hashable, Job], workers: int, progress: Progress
-) -> dict[Hashable, Columns]:
+def _forked(jobs: Mapping[Hashable, Job], workers: int) -> dict[Hashable, Columns]:
     global _jobs
     _jobs, results = jobs, {}
     # One thread each: more would compete, and a forked process must not use its parent's pool.
     executor = ProcessPoolExecutor(workers, get_context("fork"), torch.set_num_threads, (1,))
     try:
+        # Workers are forked here, before the progress bar starts a thread.
         waiting: dict[Future, Hashable] = {executor.submit(_run, key): key for key in jobs}
-        for future in as_completed(waiting):
-            key = waiting[future]
-            results[key] = future.result()
-            progress.describe(jobs[key].part)
-            progress.advance(jobs[key].questions)
+        with _progress(jobs) as progress:
+            for future in as_completed(waiting):
+                key = waiting[future]
+                results[key] = future.result()
+                progress.describe(jobs[key].part)
+                progress.advance(jobs[key].questions)
     except BrokenProcessPool as error:
         raise RankError(
             "a process of the evaluation was killed, perhaps for want of memory: "
@@ -80,6 +80,10 @@ def _forked(
         executor.shutdown(cancel_futures=True)
         _jobs = {}
     return {key: results[key] for key in jobs}
+
+
+def _progress(jobs: Mapping[Hashable, Job]) -> Progress:
+    return Progress(sum(job.questions for job in jobs.values()))
 
 
 def _run(key: Hashable) -> Columns:
