@@ -96,6 +96,12 @@ class TrainingConfig:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 1 or more")
         if self.clip <= 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            # DeepSpeed's optimizer there starts with a hidden step: the first update is wrong.
+            raise ConfigError(
+                "training.zero_stage is 0 with precision bf16, which DeepSpeed computes wrongly: "
+                "use 1, equal in numbers and smaller"
+            )
 
     @property
     def steps(self) -> int:

@@ -45,6 +45,7 @@ def test_a_saved_config_loads_equal(tmp_path):
             "loss_layers",
         ),
         (["--training.zero_stage", "5"], "training.zero_stage"),
+        (["--training.precision", "bf16", "--training.zero_stage", "0"], "training.zero_stage"),
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.clip", "0"], "training.clip"),
         (["--training.phases", "[]"], "training.phases"),

@@ -22,6 +22,11 @@ def trained(shards, tmp_path_factory):
             **{f"zero{stage}": {"training__zero_stage": stage} for stage in STAGES},
             "stopped": {"training__zero_stage": 2},
             "stopped3": {"training__zero_stage": 3},
+            **{
+                f"bf16-zero{stage}": {"training__zero_stage": stage, "training__precision": "bf16"}
+                for stage in STAGES[1:]
+            },
+            "stopped-bf16": {"training__zero_stage": 2, "training__precision": "bf16"},
         },
     }
     tensor = {"tensor": {"training__tensor_parallel": 2, "training__micro_batches": 2}}
@@ -66,7 +71,14 @@ def test_trained_weights_do_not_depend_on_the_layout(exported, name):
         torch.testing.assert_close(weight, expected[key], rtol=1e-3, atol=2e-4, msg=key)
 
 
-@pytest.mark.parametrize(("stopped", "whole"), [("stopped", "zero2"), ("stopped3", "zero3")])
+@pytest.mark.parametrize(
+    ("stopped", "whole"),
+    [
+        ("stopped", "zero2"),
+        ("stopped3", "zero3"),
+        ("stopped-bf16", "bf16-zero2"),
+    ],
+)
 def test_a_stopped_run_continues_bit_for_bit(trained, exported, stopped, whole):
     assert trained[stopped][1]["codes"] == [143, 0]
     expected = load_export(exported / whole)[0].state_dict()
@@ -74,6 +86,20 @@ def test_a_stopped_run_continues_bit_for_bit(trained, exported, stopped, whole):
         assert torch.equal(weight, expected[key]), key
     losses = [[step["loss/lm"] for step in logged(trained[name][0])] for name in (stopped, whole)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", [f"bf16-zero{stage}" for stage in STAGES[1:]])
+def test_half_precision_follows_single_and_keeps_its_master_weights(trained, exported, name):
+    expected, ours = logged(trained["alone"][0]), logged(trained[name][0])
+    for a, b in zip(ours, expected, strict=True):
+        assert a["loss/lm"] == pytest.approx(b["loss/lm"], rel=0.02), a["step"]
+        assert a["loss/router"] == pytest.approx(b["loss/router"], rel=0.05), a["step"]
+    expected = load_export(exported / "alone")[0].state_dict()
+    for key, weight in load_export(exported / name)[0].state_dict().items():
+        moved = float((weight - expected[key]).norm() / expected[key].norm())
+        assert moved < 0.05, (key, moved)
+        rounded = weight.bfloat16().float()
+        assert weight.dim() < 2 or not torch.equal(weight, rounded), f"{key} lost its master"
 
 
 @pytest.mark.parametrize("name", ["alone", "zero0", "zero1", "zero2", "tensor"])

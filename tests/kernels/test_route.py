@@ -16,6 +16,7 @@ from msa_kernels import (
 )
 from msa_kernels.bench.measure import peak_memory_mb
 from msa_kernels.segments import segment_max
+from torch.nn.functional import normalize as unit
 
 from tests.kernels.kernel_cases import cu, error_ratio, gradients, routings
 
@@ -109,8 +110,9 @@ def test_segment_max_finds_the_first_maximum(lengths, gap, whole_numbers):
 
 
 def one_bank(lengths, tokens=5, width=8):
+    """Unit vectors as in use: scores are cosines, and an absolute bound means something."""
     chunk_cu, query_cu = cu(lengths), cu([tokens])
-    query, keys = torch.randn(tokens, width), torch.randn(int(chunk_cu[-1]), width)
+    query, keys = unit(torch.randn(tokens, width)), unit(torch.randn(int(chunk_cu[-1]), width))
     return query, query_cu, keys, chunk_cu, torch.tensor([0]), cu([len(lengths)])
 
 
@@ -137,7 +139,7 @@ def test_adding_a_document_lowers_no_other():
 def test_searching_two_halves_and_merging_is_one_search(cut, k, whole_numbers):
     query, query_cu, keys, chunk_cu, bank, _ = one_bank([1, 2, 1, 3, 1, 1, 2, 0, 1])
     if whole_numbers:
-        query, keys = query.round(), keys.round()
+        query, keys = (3 * query).round(), (3 * keys).round()
     whole = top_documents(document_scores(query, query_cu, keys, chunk_cu, bank, cu([9])), k)
     values, index = [], []
     for low, high in ((0, cut), (cut, 9)):
