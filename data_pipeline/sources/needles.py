@@ -34,8 +34,7 @@ class NiahConfig:
         the easy haystack.
     key_words: words of a key, the last one a noun. adjectives, nouns, values: sizes of the lists.
     value_form: a word, or a number of value_digits digits.
-    value_order: of a multi-value answer: by ascending document number, alphabetical, or random
-        (any value not yet written is right: a model need not sort).
+    value_order: of a multi-value answer: by ascending document number, or alphabetical.
     document_tokens: length of a document with its wrapper, in tokens; none is longer.
     """
 
@@ -47,7 +46,7 @@ class NiahConfig:
     values: int = 256
     value_form: Literal["word", "number"] = "word"
     value_digits: int = 7
-    value_order: Literal["number", "alphabet", "random"] = "number"
+    value_order: Literal["number", "alphabet"] = "number"
     document_tokens: int = 64
 
     def __post_init__(self) -> None:

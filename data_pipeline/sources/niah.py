@@ -66,7 +66,7 @@ class NiahSource:
             for number, key, value in zip(own, _key_per_value(group), group.values, strict=True):
                 built.append(self._document(rng, number, key, value, target))
             if group.asked:
-                queries += self._queries(rng, group, own)
+                queries += self._queries(group, own)
         built += [self._hay(rng, number, target) for number in numbers]
         order = rng.permutation(len(queries))[:questions].tolist()
         return Bank(
@@ -96,9 +96,7 @@ class NiahSource:
         prose = self._prose.draw(rng, budget)
         return Document(number, " ".join(" ".join(sentence) for sentence in prose))
 
-    def _queries(
-        self, rng: np.random.Generator, group: Group, numbers: list[int]
-    ) -> Iterator[Query]:
+    def _queries(self, group: Group, numbers: list[int]) -> Iterator[Query]:
         """One query for the group, or one for each key that is asked for alone."""
         if group.task in ("single", "multi_key"):
             for number, key, value in zip(numbers, group.keys, group.values, strict=True):
@@ -107,7 +105,9 @@ class NiahSource:
             return
         values = group.values
         if group.task == "multi_value":
-            values = self._ordered(rng, numbers, values)
+            order = self.config.value_order
+            pairs = sorted(zip(numbers, values, strict=True))
+            values = tuple(v for _, v in pairs) if order == "number" else tuple(sorted(values))
         yield Query(
             self.needles.question(group.keys, several=True),
             (", ".join(values),),
@@ -116,27 +116,20 @@ class NiahSource:
             id=f"{group.task}/{group.keys[0]}",
         )
 
-    def _ordered(
-        self, rng: np.random.Generator, numbers: list[int], values: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        """The values of one key in the order of a right answer."""
-        if self.config.value_order == "number":
-            return tuple(value for _, value in sorted(zip(numbers, values, strict=True)))
-        if self.config.value_order == "alphabet":
-            return tuple(sorted(values))
-        return tuple(values[i] for i in rng.permutation(len(values)))
-
 
 class _NeedleCost:
     """Tokens of a document that holds nothing but a needle, wrapper included, by addition.
 
-    What a last word costs more when the closing bracket touches it is charged at its worst, for
-    needle and filler alike.
+    What a last word costs more when
+    the closing bracket touches it is charged at its worst, for needle and filler alike.
     """
 
     def __init__(self, needles: Needles, prose: Prose, tokenizer: Tokenizer):
-        self._tokenizer, self._known = tokenizer, {}
-        length = self._length
+        self._tokenizer, self._known_digits = tokenizer, {}
+
+        def length(text: str) -> int:
+            return len(tokenizer.encode_text(text))
+
         words = needles.words
         self._fixed = length(f" {needles.opening}") + length(" is:")
         self._word = {word: length(f" {word}") for word in words.adjectives + words.nouns}
@@ -144,20 +137,21 @@ class _NeedleCost:
         self._number_value = length(" 1.") - 1 if needles.config.value_form == "number" else 0
         joint = [length(f" {value}.[") - self._value[value] - length("[") for value in words.values]
         worst = max(0, *joint, *prose.joint.values())
-        # <|im_start|> "[7]." ... "[7]" <|im_end|>, without the numbers
-        self._frame = 2 + (length("[7].") - length("[7]")) + worst
+        # <|im_start|> "[7]." ... "[7]" <|im_end|>, without the digits
+        self._frame = 2 + (length("[7].") - 1) + (length("[7]") - 1) + worst
 
-    def _length(self, text: str) -> int:
-        if (known := self._known.get(text)) is None:
-            known = self._known[text] = len(self._tokenizer.encode_text(text))
+    def _digits(self, number: int) -> int:
+        if (known := self._known_digits.get(number)) is None:
+            known = len(self._tokenizer.encode_text(str(number)))
+            self._known_digits[number] = known
         return known
 
     def wrapper(self, number: int) -> int:
-        return self._frame + 2 * self._length(f"[{number}]")
+        return self._frame + 2 * self._digits(number)
 
     def __call__(self, number: int, key: str, value: str) -> int:
         words = sum(self._word[word] for word in key.split())
-        answer = self._value.get(value) or self._number_value + self._length(value)
+        answer = self._value.get(value) or self._number_value + self._digits(int(value))
         return self.wrapper(number) + self._fixed + words + answer
 
 

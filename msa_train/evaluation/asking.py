@@ -49,6 +49,11 @@ class Asker:
         written = [_written(answer) for answer in answers]
         return id_columns(written, queries) | answer_columns("answer_text", _said(answers), queries)
 
+    def with_voted_texts(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
+        """Answers after reading the texts of the documents that the router's layers vote for."""
+        said = _said(self._ask(view, queries, "router"))
+        return answer_columns("answer_voted_text", said, queries)
+
     def _ask(self, view: MemoryView, queries: Sequence[Query], mode) -> list[Answer]:
         return self._engine(view).ask(_questions(queries), mode, LIMITS)
 

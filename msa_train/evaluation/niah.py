@@ -141,8 +141,9 @@ def _length_jobs(
 ) -> dict[Key, Job]:
     part, jobs = f"{task.name}, {length:,} tokens", {}
     for number, group in enumerate(whole_groups(task.groups, config.text_questions)):
-        ask = partial(_ask, asker.with_texts, memory, group, length)
-        jobs[task.name, length, "text", number] = Job(part, len(group.queries), ask)
+        for name, measure in (("text", asker.with_texts), ("voted", asker.with_voted_texts)):
+            ask = partial(_ask, measure, memory, group, length)
+            jobs[task.name, length, name, number] = Job(part, len(group.queries), ask)
     for number, group in enumerate(task.groups):
         ask = partial(_ask, asker.from_memory_with_routing, memory, group, length)
         jobs[task.name, length, "memory", number] = Job(part, len(group.queries), ask)

@@ -23,18 +23,20 @@ from msa_train.evaluation.metrics import Bootstrap, Columns
 
 PACKAGES = ("msa-train", "torch", "numpy", "bm25s", "PyStemmer", "sentencepiece")
 SHOWN = {  # column of the needle tables -> measure
-    "router\nrecall@16": "recall@16",
-    "BM25\nrecall@16": "bm25_recall@16",
-    "writes ids\nF1": "ids_f1",
-    "answers,\nmemory alone": "answer_memory",
-    "answers,\nwith texts": "answer_text",
+    "router\nrecall\n@16": "recall@16",
+    "BM25\nrecall\n@16": "bm25_recall@16",
+    "ids\nwritten\nF1": "ids_f1",
+    "answers\nmemory\nalone": "answer_memory",
+    "answers\nnamed\ntexts": "answer_text",
+    "answers\nvoted\ntexts": "answer_voted_text",
 }
 LEGEND = """\
 router        right documents among the first 1, 5, 16 that the router's layers vote for
 BM25          the same for word search over the very same documents
-writes ids    the model names the documents it wants to read: F1 of those numbers
+ids written   the model names the documents it wants to read: F1 of those numbers
 memory alone  exactly right answers read from the pooled memory; the model sees no text
-with texts    exactly right answers after the texts of the documents it named
+named texts   exactly right answers after the texts of the documents it named
+voted texts   the same after the texts of the four documents the router votes for most
 Below each number: 95 % bootstrap interval. Loss: relative, over the same questions, paired."""
 
 
@@ -104,7 +106,7 @@ def _needle_table(task: str, lengths: dict[str, Any], losses: dict[str, Any]) ->
     asked = f"{first['questions']:,} questions, the same at every length"
     title = f"Needles, {task.replace('_', '-')}: {asked}"
     table = _table(title)
-    table.add_column("memory tokens\nin documents", justify="right")
+    table.add_column("memory\ntokens,\ndocuments", justify="right")
     shown = {title: name for title, name in SHOWN.items() if name in first}
     for heading in shown:
         table.add_column(heading, justify="right")
@@ -137,7 +139,15 @@ def _pydocs_table(section: dict[str, Any]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 1))
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
 
 
 def _control_lines(report: dict[str, Any]) -> str:
@@ -157,7 +167,12 @@ def _with_interval(section: dict[str, Any], name: str) -> str:
     layer, _, measure = name.rpartition("/")
     value = section["layers"][layer.removeprefix("layer")][measure] if layer else section[name]
     low, high = section["intervals"][name]
-    return f"{value:.3f}\n[dim]{low:.3f}-{high:.3f}[/dim]"
+    return f"{value:.3f}\n[dim]{_short(low)}-{_short(high)}[/dim]"
+
+
+def _short(share: float) -> str:
+    """Three digits without the leading zero, so that a table fits a terminal of 80 columns."""
+    return f"{share:.3f}".removeprefix("0") if share < 0.9995 else "1.0"
 
 
 def _loss(loss: dict[str, float] | None) -> str:
