@@ -19,6 +19,14 @@ from data_pipeline.sources.needles import Task
 from msa_train.errors import ConfigError
 from msa_train.model.config import ModelConfig
 
+_KINDS = {
+    "tuple": "list, as in [1, 2]",
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "bool": "true or false",
+}
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -94,6 +102,11 @@ class TrainingConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("lr_warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: give 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"training.betas is {self.betas}: give two numbers from 0 to below 1")
         if self.clip <= 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
         if self.precision == "bf16" and self.zero_stage == 0:
@@ -201,7 +214,7 @@ def load_config(arguments: list[str]) -> Config:
     try:
         return Config(**_values(parser, arguments))
     except ArgumentError as error:
-        raise ConfigError(_first_lines(error)) from None
+        raise ConfigError(_in_plain_words(error)) from None
 
 
 def load_config_file(path: Path) -> Config:
@@ -215,11 +228,12 @@ def _values(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(chosen).items() if name != "config"}
 
 
-def _first_lines(error: Exception) -> str:
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, ValueError):
-        cause = cause.__cause__
-    return str(error)
+def _in_plain_words(error: Exception) -> str:
+    """The parser's message with names of YAML's kinds instead of Python's types."""
+    text = str(error).replace("typing.Literal", "choice of ")
+    for kind, plain in _KINDS.items():
+        text = text.replace(f"a <class '{kind}'>", plain)
+    return text
 
 
 if __name__ == "__main__":  # python -m msa_train.config FILE [--dotted.key value]: show it resolved

@@ -11,7 +11,7 @@ from data_pipeline.protocol import memory_answer_pieces, prompt_pieces
 from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import Bank
 from msa_train.evaluation import niah, qa
-from msa_train.evaluation.asking import Asker
+from msa_train.evaluation.asking import LIMITS, Asker
 from msa_train.evaluation.evaluate import evaluate
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.niah import needle_bank, needle_tasks, whole_groups
@@ -103,13 +103,23 @@ def test_controls_change_what_is_answered(model, tokenizer, memory, needles):
 def test_a_perfect_writer_gets_everything_right(oracle, asker, needles, memory, tokenizer):
     queries = needles.queries[:6]
     oracle(queries, tokenizer)
-    texts, alone = (
-        asker.with_texts(memory.view(), queries),
-        asker.from_memory(memory.view(), queries),
-    )
+    view = memory.view()
+    texts, alone = asker.with_texts(view, queries), asker.from_memory(view, queries)
+    voted = asker.with_voted_texts(view, queries)
     for name in ("ids_precision", "ids_recall", "answer_text", "answer_text_f1"):
         assert texts[name].tolist() == [1] * 6, name
     assert alone["answer_memory"].tolist() == [1] * 6
+    assert voted["answer_voted_text"].tolist() == [1] * 6
+
+
+def test_voted_texts_are_those_of_the_router(oracle, asker, needles, memory, tokenizer):
+    queries = needles.queries[:3]
+    oracle(queries, tokenizer)
+    view = memory.view()
+    voted = asker._engine(view).route([query.question for query in queries])
+    for answer, chosen in zip(asker._ask(view, queries, "router"), voted, strict=True):
+        best = [number for number, _ in chosen.voted[: LIMITS.documents]]
+        assert sorted(answer.rounds[0].evidence) == sorted(best)
 
 
 def test_ids_of_no_document_cost_precision(oracle, asker, needles, memory, tokenizer):
