@@ -16,7 +16,12 @@ from data_pipeline.sources.pydocs import training_texts
 from data_pipeline.tokenizer import Tokenizer, train_sentencepiece
 
 _CONVERSATIONS = 1000
-_DIGIT_PAIRS = tuple(f"{pair:02}" for pair in range(100))
+_PAIRS = [f"{pair:02}" for pair in range(100)]
+_PLACED_DIGITS = (
+    *(f"[{pair}" for pair in _PAIRS),
+    *_PAIRS,
+    *(f"{last}]" for last in (*_PAIRS, *"0123456789")),
+)
 
 
 def train_tokenizer(config: DataConfig, out_dir: Path | str | None = None) -> Tokenizer:
@@ -30,7 +35,7 @@ def train_tokenizer(config: DataConfig, out_dir: Path | str | None = None) -> To
         config.tokenizer.model_type,
         (
             *(template_phrases(config) if config.tokenizer.phrases else ()),
-            *(_DIGIT_PAIRS if config.tokenizer.digit_pairs else ()),
+            *(_PLACED_DIGITS if config.tokenizer.placed_digits else ()),
         ),
     )
     if out_dir is not None:

@@ -108,8 +108,9 @@ class TokenizerConfig:
     """The SentencePiece tokenizer that is trained on the corpus.
 
     phrases: the fixed phrases of protocol and needles become one token each: shorter contexts.
-    digit_pairs: two digits are one token (three for a number below 100,000), so that pooled memory
-        holds the order of fewer tokens; else every digit is one.
+    placed_digits: a number in brackets is spelled in tokens of two digits that know their place
+        (`[12`, `34`, `5]`), so that a bag of tokens, which pooled memory is, holds a number up to
+        six digits whole; else every digit is one token.
     needle_texts: needle documents to train on. word_repeats: how often each word of the needle
         lists is repeated, so that it becomes one token.
     """
@@ -117,7 +118,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     model_type: Literal["bpe", "unigram"] = "bpe"
     phrases: bool = False
-    digit_pairs: bool = False
+    placed_digits: bool = False
     needle_texts: int = 8000
     word_repeats: int = 400
 

@@ -15,14 +15,17 @@ ALLOWED = {
     "msa_kernels": set(),
     "data_pipeline": set(),
     "msa_train.errors": set(),
+    "msa_train.sealed": {"msa_train.errors"},
     "msa_train.parallel": {"msa_train.errors"},
     "msa_train.model": {"msa_kernels", "msa_train.parallel", "msa_train.errors"},
     "msa_train.config": {"msa_train.model", "data_pipeline", "msa_train.errors"},
     "msa_train.training": {
         "msa_train.model", "msa_train.parallel", "data_pipeline", "msa_train.config",
-        "msa_train.errors", "msa_kernels",
+        "msa_train.errors", "msa_train.sealed", "msa_kernels",
     },
-    "msa_train.interop": {"msa_train.model", "msa_train.errors", "data_pipeline"},
+    "msa_train.interop": {
+        "msa_train.model", "msa_train.errors", "msa_train.sealed", "data_pipeline",
+    },
     "msa_train.memory": {
         "msa_train.model", "msa_kernels", "msa_train.parallel", "data_pipeline", "msa_train.errors",
     },

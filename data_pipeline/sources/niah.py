@@ -120,16 +120,13 @@ class NiahSource:
 class _NeedleCost:
     """Tokens of a document that holds nothing but a needle, wrapper included, by addition.
 
-    What a last word costs more when
-    the closing bracket touches it is charged at its worst, for needle and filler alike.
+    What a last word costs more when the closing bracket touches it is charged at its worst, for
+    needle and filler alike.
     """
 
     def __init__(self, needles: Needles, prose: Prose, tokenizer: Tokenizer):
-        self._tokenizer, self._known_digits = tokenizer, {}
-
-        def length(text: str) -> int:
-            return len(tokenizer.encode_text(text))
-
+        self._tokenizer, self._known = tokenizer, {}
+        length = self._length
         words = needles.words
         self._fixed = length(f" {needles.opening}") + length(" is:")
         self._word = {word: length(f" {word}") for word in words.adjectives + words.nouns}
@@ -137,21 +134,20 @@ class _NeedleCost:
         self._number_value = length(" 1.") - 1 if needles.config.value_form == "number" else 0
         joint = [length(f" {value}.[") - self._value[value] - length("[") for value in words.values]
         worst = max(0, *joint, *prose.joint.values())
-        # <|im_start|> "[7]." ... "[7]" <|im_end|>, without the digits
-        self._frame = 2 + (length("[7].") - 1) + (length("[7]") - 1) + worst
+        # <|im_start|> "[7]." ... "[7]" <|im_end|>, without the numbers
+        self._frame = 2 + (length("[7].") - length("[7]")) + worst
 
-    def _digits(self, number: int) -> int:
-        if (known := self._known_digits.get(number)) is None:
-            known = len(self._tokenizer.encode_text(str(number)))
-            self._known_digits[number] = known
+    def _length(self, text: str) -> int:
+        if (known := self._known.get(text)) is None:
+            known = self._known[text] = len(self._tokenizer.encode_text(text))
         return known
 
     def wrapper(self, number: int) -> int:
-        return self._frame + 2 * self._digits(number)
+        return self._frame + 2 * self._length(f"[{number}]")
 
     def __call__(self, number: int, key: str, value: str) -> int:
         words = sum(self._word[word] for word in key.split())
-        answer = self._value.get(value) or self._number_value + self._digits(int(value))
+        answer = self._value.get(value) or self._number_value + self._length(value)
         return self.wrapper(number) + self._fixed + words + answer
 
 

@@ -13,8 +13,10 @@ from data_pipeline.errors import DataError
 CURVES = (  # measure, label, colour, marker, line style
     ("recall@16", "router finds (recall@16)", "#1f5fa8", "o", "-"),
     ("bm25_recall@16", "BM25 finds (recall@16)", "#8a8a8a", "s", "--"),
-    ("answer_memory", "answers from pooled memory alone", "#c2410c", "D", "-"),
-    ("answer_text", "answers with texts appended", "#2f855a", "^", "-"),
+    ("answer_memory", "answers, pooled memory alone", "#c2410c", "D", "-"),
+    ("answer_text", "answers, texts it named", "#2f855a", "^", "-"),
+    ("ids_f1", "document ids written (F1)", "#b7950b", "x", ":"),
+    ("answer_voted_text", "answers, texts the router voted for", "#7c3aed", "v", "-"),
 )
 STYLE = {
     "font.size": 11,

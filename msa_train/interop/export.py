@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
+from msa_train import sealed
 from msa_train.errors import CheckpointError
 from msa_train.interop.msa_checkpoint import from_published, to_published
 from msa_train.interop.weights import load_published
@@ -78,15 +79,17 @@ def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[
 
 
 def _checkpoint(source: Path) -> Path:
-    """A checkpoint folder as it is, or the newest of a run."""
-    if (source / "checkpoints" / "latest").is_file():
-        source = source / "checkpoints" / (source / "checkpoints" / "latest").read_text().strip()
-    if not (source / "state.json").is_file():
+    """A checkpoint folder as it is, or the newest undamaged one of a run."""
+    if (source / sealed.SEAL).is_file():
+        sealed.check(source)
+        return source
+    found = sealed.newest_good(source / "checkpoints")
+    if found is None:
         raise CheckpointError(
             f"{source} holds no complete checkpoint: give a run's folder, or one of its "
             "checkpoints/step-... (train first: msa train --config ...)"
         )
-    return source
+    return found
 
 
 def _model_config(settings: dict) -> ModelConfig:

@@ -58,6 +58,8 @@ def start(tensor_parallel: int, timeout_s: float) -> None:
             f"training.tensor_parallel is {tensor_parallel}, but {world} ranks were started: "
             f"start a multiple of {tensor_parallel}"
         )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         limit = timedelta(seconds=timeout_s)
         backend = "nccl" if torch.cuda.is_available() else "gloo"

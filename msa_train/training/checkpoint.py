@@ -1,21 +1,18 @@
 """Checkpoints: DeepSpeed's state, every rank's own, and weights that need no DeepSpeed to read.
 
-OUTPUT/checkpoints/step-000500/state.json            written last: a folder without it is no
-                                                     checkpoint
-                              /config.yaml           the resolved settings
-                              /tokenizer/
-                              /weights-tp0.safetensors   float32, by Megatron name, one per
+OUTPUT/checkpoints/step-000000500/state.json         where the run stands
+                                 /config.yaml        the resolved settings
+                                 /tokenizer/
+                                 /weights-tp0.safetensors   float32, by Megatron name, one per
                                                      tensor-parallel rank
-                              /rng-rank0.pt          random state of each rank
-                              /...                   DeepSpeed's own files
-OUTPUT/checkpoints/latest                            names the newest, replaced by rename
+                                 /rng-rank0.pt       random state of each rank
+                                 /...                DeepSpeed's own files
+                                 /seal.json          see msa_train.sealed
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from data_pipeline.tokenizer import Tokenizer
+from msa_train import sealed
 from msa_train.config import Config, load_config_file, to_plain
 from msa_train.errors import CheckpointError
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.engine import Engine
 
-FOLDER, LATEST, STATE = "checkpoints", "latest", "state.json"
+FOLDER, STATE = "checkpoints", "state.json"
 
 
 @dataclass(frozen=True)
@@ -44,53 +42,53 @@ class RunState:
 
 
 def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) -> Path:
-    """Write a checkpoint; every rank must call. Nothing points at it before all of it is there."""
-    folder, tag = config.path / FOLDER, f"step-{state.step:06d}"
-    target = folder / tag
-    if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)  # what an interrupted save left
-        target.mkdir(parents=True)
+    """Write a checkpoint; every rank must call. It appears whole or not at all."""
+    folder, rank = config.path / FOLDER, dist.get_rank()
+    partial = folder / sealed.partial_name(state.step)
+    if rank == 0:
+        sealed.clear_leftovers(folder)
+        partial.mkdir(parents=True)
+        config.save(partial / "config.yaml")
+        tokenizer.save(partial / "tokenizer")
+        (partial / STATE).write_text(json.dumps(asdict(state)) + "\n")
     dist.barrier()
-    engine.save(folder, tag)
-    torch.save({"cpu": torch.get_rng_state()}, target / f"rng-rank{dist.get_rank()}.pt")
+    engine.save(folder, partial.name)
+    torch.save({"cpu": torch.get_rng_state()}, partial / f"rng-rank{rank}.pt")
     weights = dict(engine.full_weights())
     if DeepSpeedGroups.get_data_parallel_rank() == 0:
         part = DeepSpeedGroups.get_model_parallel_rank()
-        save_file(weights, target / f"weights-tp{part}.safetensors")
+        save_file(weights, partial / f"weights-tp{part}.safetensors")
     dist.barrier()
-    if dist.get_rank() == 0:
-        config.save(target / "config.yaml")
-        tokenizer.save(target / "tokenizer")
-        _replace(target / STATE, json.dumps(asdict(state)))
-        _replace(folder / LATEST, tag)
-        _forget_old(folder, config.training.keep_checkpoints)
+    shares = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, sealed.digests(partial, rank, len(shares)))
+    if rank == 0:
+        sealed.seal(partial, state.step, {name: d for share in shares for name, d in share.items()})
+        sealed.forget_old(folder, config.training.keep_checkpoints)
     dist.barrier()
-    return target
+    return folder / sealed.name_of(state.step)
 
 
 def find(output: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None. Raises CheckpointError if it is damaged."""
-    latest = output / FOLDER / LATEST
-    if not latest.exists():
-        return None
-    target = output / FOLDER / latest.read_text().strip()
-    read_state(target)
+    """The newest undamaged checkpoint of a run, or None if it has none at all; rank 0 looks.
+
+    Damaged ones are named on standard error. Raises CheckpointError when all are damaged.
+    """
+    found: list[tuple[Path | None, str | None]] = [(None, None)]
+    if dist.get_rank() == 0:
+        try:
+            found = [(sealed.newest_good(output / FOLDER), None)]
+        except CheckpointError as error:
+            found = [(None, str(error))]
+    dist.broadcast_object_list(found, src=0)
+    target, problem = found[0]
+    if problem is not None:
+        raise CheckpointError(problem)
     return target
-
-
-def read_state(target: Path) -> RunState:
-    try:
-        return RunState(**json.loads((target / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{target} is no complete checkpoint ({error}); name an older one in "
-            f"{target.parent / LATEST}, or remove the run's checkpoints to start again"
-        ) from error
 
 
 def load(engine: Engine, config: Config, target: Path) -> RunState:
     """Continue from a checkpoint; every rank must call."""
-    state = read_state(target)
+    state = RunState(**json.loads((target / STATE).read_text()))
     _check_same(config, target)
     if state.ranks != dist.get_world_size():
         raise CheckpointError(
@@ -127,19 +125,3 @@ def _difference(old: Any, new: Any, where: str) -> str | None:
                 return found
         return None
     return None if old == new else f"{where} ({old!r}, now {new!r})"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or the old one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _forget_old(folder: Path, keep: int) -> None:
-    complete = sorted(path.parent for path in folder.glob(f"step-*/{STATE}"))
-    for old in complete[:-keep]:
-        shutil.rmtree(old)

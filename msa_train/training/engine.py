@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from msa_train.config import TrainingConfig
+from msa_train.errors import CheckpointError
 from msa_train.model.megatron import MSAModel
 from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
@@ -75,7 +76,9 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
-        self._engine.load_checkpoint(str(folder), tag=tag)
+        found, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if found is None:  # DeepSpeed says so in its log alone
+            raise CheckpointError(f"{folder / tag}: DeepSpeed found no state of this layout in it")
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
+from msa_train import sealed
 from msa_train.config import load_config
 from msa_train.errors import RankError
 
@@ -33,22 +32,13 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     if done.returncode:
         return done.returncode
     # The launcher says 0 even when one of its own processes was killed.
-    reached = last_step(config.path)
+    reached = sealed.last_step(config.path / "checkpoints")
     if reached < config.training.steps:
         raise RankError(
             f"the launcher ended at step {reached} of {config.training.steps} without an error: a "
             "rank was killed from outside; continue with --resume"
         )
     return 0
-
-
-def last_step(output: Path) -> int:
-    """Step of the newest checkpoint, 0 without one."""
-    try:
-        tag = (output / "checkpoints" / "latest").read_text().strip()
-        return json.loads((output / "checkpoints" / tag / "state.json").read_text())["step"]
-    except OSError:
-        return 0
 
 
 def _environment(ranks: int) -> dict[str, str]:

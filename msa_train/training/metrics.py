@@ -27,8 +27,8 @@ Numbers = dict[str, float]
 class RecallCounter:
     """Router recall over the contexts that have positives, per router layer, over all ranks."""
 
-    def __init__(self, layers: tuple[int, ...], group: dist.ProcessGroup):
-        self._layers, self._group = layers, group
+    def __init__(self, layers: tuple[int, ...], group: dist.ProcessGroup, device: torch.device):
+        self._layers, self._group, self._device = layers, group, device
         self._sums = torch.zeros(len(layers), 2, dtype=torch.float64)  # hits at 1, recall at K
         self._contexts = 0
 
@@ -43,6 +43,7 @@ class RecallCounter:
     def result(self) -> Numbers:
         """Every data-parallel rank must ask."""
         flat = torch.cat([self._sums.flatten(), torch.tensor([float(self._contexts)])])
+        flat = flat.to(self._device)  # NCCL adds up nothing else
         dist.all_reduce(flat, group=self._group)
         mean = flat[:-1].view(-1, 2) / flat[-1].clamp(min=1)
         numbers: Numbers = {}
@@ -149,4 +150,7 @@ def _wandb_mode(settings: WandbConfig) -> str:
 
 def _netrc() -> str:
     path = Path.home() / ".netrc"
-    return path.read_text(errors="ignore") if path.is_file() else ""
+    try:
+        return path.read_text(errors="ignore")
+    except OSError:  # not there, or not ours to read
+        return ""

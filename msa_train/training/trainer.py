@@ -114,8 +114,7 @@ class Trainer:
         phase, _ = phase_of(self.step, self.settings)
         rate = learning_rate(self.step, self.settings)
         self.engine.set_learning_rate(rate)
-        recall = RecallCounter(self.config.model.router_layers, self.group) if logs else None
-        sums = StepSums()
+        sums, recall = StepSums(), self._recall_counter() if logs else None
         for batch in batches:
             batch = batch.to(self.engine.device)
             losses = self.engine(batch)
@@ -132,6 +131,9 @@ class Trainer:
         if recall is None:
             return {}, stop
         return self._numbers(sums, recall, rate), stop
+
+    def _recall_counter(self) -> RecallCounter:
+        return RecallCounter(self.config.model.router_layers, self.group, self.engine.device)
 
     def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""

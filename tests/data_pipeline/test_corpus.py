@@ -26,3 +26,18 @@ def test_phrases_become_one_token_each(config):
     tokenizer = train_tokenizer(replace(config, tokenizer=replace(config.tokenizer, phrases=True)))
     for phrase in template_phrases(config):
         assert len(tokenizer.encode_text(phrase)) == 1, phrase
+
+
+def test_document_numbers_are_spelled_in_tokens_that_know_their_place(config):
+    settings = replace(config.tokenizer, placed_digits=True)
+    tokenizer = train_tokenizer(replace(config, tokenizer=settings))
+    for number, tokens in {
+        7: ["[", "7]"],
+        89: ["[89", "]"],
+        123: ["[12", "3]"],
+        4567: ["[45", "67]"],
+        12345: ["[12", "34", "5]"],
+        123456: ["[12", "34", "56]"],
+    }.items():
+        ids = tokenizer.encode_text(f"[{number}]")
+        assert [tokenizer.decode([i]) for i in ids] == tokens

@@ -60,7 +60,7 @@ def test_recall_is_counted_over_contexts_with_positives(monkeypatch):
     documents = torch.tensor([[0, 1], [0, 1], [2, -1]])
     none = torch.zeros(0)
     routing = Routing(none, none, documents, documents.float(), none, none, None)
-    counter = metrics.RecallCounter((3,), group=None)
+    counter = metrics.RecallCounter((3,), None, torch.device("cpu"))
     counter.add(Batch, {3: routing})
     assert counter.result() == {
         "router/layer_3_recall@1": pytest.approx(0.5),  # the first found one, the last none
