@@ -1,6 +1,7 @@
 # make setup       a virtual environment in .venv with everything for the CPU
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
 # make test        the tests (two cores, under 15 minutes)
+# make test-faults-training   kill -9 at 100 random moments of short runs
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart test test-slow lint clean
+.PHONY: setup quickstart test test-slow test-faults-training lint clean
 
 setup: $(STAMP)
 
@@ -34,6 +35,9 @@ test: setup
 
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
+
+test-faults-training: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults
 
 lint: setup
 	@$(VENV)/bin/ruff check .

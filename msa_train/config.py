@@ -71,6 +71,8 @@ class TrainingConfig:
     are accumulated one by one.
     clip: maximum gradient norm. lr_warmup_steps: linear warm-up at the start of the run.
     checkpoint_every: steps between checkpoints; the last one is always kept.
+    skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
+    before the run stops.
     timeout_s: how long a rank waits for another before it fails, naming the step.
     """
 
@@ -90,6 +92,7 @@ class TrainingConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    skipped_steps_limit: int = 10
     timeout_s: int = 600
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -98,7 +101,7 @@ class TrainingConfig:
             raise ConfigError("training.phases is empty: give at least one phase")
         for name in (
             "micro_batches", "tensor_parallel", "log_every", "checkpoint_every",
-            "keep_checkpoints", "timeout_s",
+            "keep_checkpoints", "skipped_steps_limit", "timeout_s",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 1 or more")

@@ -45,3 +45,9 @@ class RankError(MSAError):
     """Another process is missing or late; the message names it."""
 
     exit_code = 8
+
+
+class DivergedError(MSAError):
+    """Training met losses or gradients that are not finite, more often than it may."""
+
+    exit_code = 10

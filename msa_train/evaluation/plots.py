@@ -15,7 +15,7 @@ CURVES = (  # measure, label, colour, marker, line style
     ("bm25_recall@16", "BM25 finds (recall@16)", "#8a8a8a", "s", "--"),
     ("answer_memory", "answers, pooled memory alone", "#c2410c", "D", "-"),
     ("answer_text", "answers, texts it named", "#2f855a", "^", "-"),
-    ("ids_f1", "document ids written (F1)", "#b7950b", "x", ":"),
+    ("ids_f1", "document ids written (F1)", "#b7950b", "P", ":"),
     ("answer_voted_text", "answers, texts the router voted for", "#7c3aed", "v", "-"),
 )
 STYLE = {
@@ -110,7 +110,9 @@ def plot_training(metrics: Path, path: Path) -> None:
 
 def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
     lengths = [int(length) for length in sections]
-    for measure, label, colour, marker, line in CURVES:
+    several = "answer_memory_recall" in next(iter(sections.values()))
+    for name, label, colour, marker, line in CURVES:
+        measure = f"{name}_f1" if several and name.startswith("answer") else name
         drawn = [s for s in sections.values() if measure in s]
         if len(drawn) < len(lengths):
             continue
@@ -127,7 +129,8 @@ def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
     axis.set_xlabel("memory tokens")
     questions = next(iter(sections.values()))["questions"]
     title = task.replace("_", "-").capitalize()
-    axis.set_title(f"{title} needle: the same {questions:,} questions", fontsize=11)
+    counted = "F1 of the values" if several else "exactly right"
+    axis.set_title(f"{title}: {questions:,} questions, answers {counted}", fontsize=11)
 
 
 def _bars(axis, x, width: float, section, prefix: str, label: str, colour: str) -> None:

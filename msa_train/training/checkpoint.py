@@ -33,12 +33,17 @@ FOLDER, STATE = "checkpoints", "state.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. loader: samples consumed; wandb_id: to continue in the same chart."""
+    """Where a run stands.
+
+    loader: samples consumed. wandb_id: to continue in the same chart. skipped: steps so far whose
+    gradients were not finite.
+    """
 
     step: int
     loader: dict[str, int]
     wandb_id: str | None
     ranks: int
+    skipped: int
 
 
 def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from msa_train.config import TrainingConfig
@@ -51,6 +52,11 @@ class Engine:
     def step(self) -> None:
         """After each micro-batch; the weights change after the last one of a step."""
         self._engine.step()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step changed nothing, because a gradient was not finite on some rank."""
+        return bool(self._engine.optimizer.overflow)
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -101,7 +107,23 @@ def _optimizer(model: MSAModel, config: TrainingConfig) -> torch.optim.Optimizer
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.phases[0].lr, betas=config.betas, fused=True)
+    kind = _GuardedAdamW if config.zero_stage == 0 else torch.optim.AdamW
+    return kind(groups, lr=config.phases[0].lr, betas=config.betas, fused=True)
+
+
+class _GuardedAdamW(torch.optim.AdamW):
+    """AdamW that skips a step whose gradients are not finite, as DeepSpeed's ZeRO optimizers do."""
+
+    overflow = False
+
+    def step(self, closure: None = None) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        broken = (~norm.isfinite()).float()
+        dist.all_reduce(broken, op=dist.ReduceOp.MAX)  # a tensor-parallel rank sees only its part
+        self.overflow = bool(broken)
+        if not self.overflow:
+            super().step(closure)
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:

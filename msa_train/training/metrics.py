@@ -6,6 +6,7 @@ Tracking never stalls or fails training: whatever W&B raises is said once, and t
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -66,7 +67,9 @@ class Reporter:
         self._total, self._first, self._began = config.training.steps, first_step, time.monotonic()
         self._run = None
         if self._speaks:
-            self._file = (config.path / "metrics.jsonl").open("a", buffering=1)
+            path = config.path / "metrics.jsonl"
+            _forget_after(path, first_step)
+            self._file = path.open("a", buffering=1)
             self._run = _start_wandb(config, wandb_id)
 
     @property
@@ -76,7 +79,8 @@ class Reporter:
     def log(self, step: int, numbers: Numbers) -> None:
         if not self._speaks:
             return
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        valid = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        self._file.write(json.dumps({"step": step, **valid}) + "\n")
         self._guarded(lambda: self._run.log(numbers, step=step))
         self._line(step, numbers)
 
@@ -107,6 +111,22 @@ class Reporter:
         except Exception as error:  # tracking must never end a run
             print(f"W&B: {error}; training goes on without it", file=sys.stderr)
             self._run = None
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a run which was killed had done after its last checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # the line that was being written
+            break
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)
 
 
 def _start_wandb(config: Config, run_id: str | None) -> Any:

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from data_pipeline.loader import ShardLoader
 from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import Tokenizer
+from msa_train import sealed
 from msa_train.config import Config, load_config
-from msa_train.errors import CheckpointError, ConfigError
+from msa_train.errors import CheckpointError, ConfigError, DivergedError
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.megatron import MSAModel, initial_reader
 from msa_train.parallel import groups
@@ -64,6 +65,7 @@ class Trainer:
         model = MSAModel(config.model, recompute=self.settings.recompute)
         model.load_published(initial_reader(config.model, config.seed))
         self.engine = Engine(model, self.settings)
+        self.skipped = self.skipped_in_a_row = 0
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.rank)
         self.stopping = False
@@ -78,6 +80,7 @@ class Trainer:
             )
         state = checkpoint.load(self.engine, self.config, found)
         self.loader.load_state_dict(state.loader)
+        self.skipped = state.skipped
         return state.step, state.wandb_id
 
     def run(self) -> int:
@@ -91,6 +94,7 @@ class Trainer:
             logs = (self.step + 1) % self.settings.log_every == 0
             numbers, stop = self._train_step(batches, logs)
             self.step += 1
+            self._count_skipped()
             if logs:
                 steps_s = (time.perf_counter() - began) / self.settings.log_every
                 self._report(numbers, steps_s, waited / self.settings.log_every)
@@ -132,6 +136,23 @@ class Trainer:
             return {}, stop
         return self._numbers(sums, recall, rate), stop
 
+    def _count_skipped(self) -> None:
+        if not self.engine.skipped:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.rank == 0:
+            said = f"step {self.step} skipped: a loss or gradient was not finite"
+            print(f"{said} ({self.skipped} so far)", file=sys.stderr, flush=True)
+        if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
+            last = next(sealed.newest_first(self.config.path / checkpoint.FOLDER), None)
+            raise DivergedError(
+                f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or "
+                f"gradients that are not finite; the last good checkpoint is {last}: continue it "
+                "with --resume and a lower learning rate, or look at the data of these steps"
+            )
+
     def _recall_counter(self) -> RecallCounter:
         return RecallCounter(self.config.model.router_layers, self.group, self.engine.device)
 
@@ -168,6 +189,7 @@ class Trainer:
         return numbers
 
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
+        numbers["skipped_steps"] = self.skipped
         numbers["step_ms"] = step_s * 1e3
         numbers["data_wait"] = wait_s / step_s
         numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
@@ -177,7 +199,11 @@ class Trainer:
 
     def _save(self) -> None:
         state = checkpoint.RunState(
-            self.step, self.loader.state_dict(), self.reporter.wandb_id, dist.get_world_size()
+            self.step,
+            self.loader.state_dict(),
+            self.reporter.wandb_id,
+            dist.get_world_size(),
+            self.skipped,
         )
         checkpoint.save(self.engine, self.config, self.tokenizer, state)
 
@@ -238,7 +264,7 @@ def _explain(error: ValueError) -> int:
         traceback.print_exc()
         return 1
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or not isinstance(error, ConfigError):
+    if rank == "0" or not isinstance(error, (ConfigError, DivergedError)):
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 

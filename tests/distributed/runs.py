@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from msa_train.errors import DivergedError
+
 
 def settings(output, **overrides) -> list[str]:
     """Command-line settings of a tiny run; `overrides` use __ for dots."""
@@ -28,7 +30,7 @@ def settings(output, **overrides) -> list[str]:
 
 
 def train_all(runs: list[dict]) -> list[dict]:
-    """On each rank: train runs one after another; {"arguments", "shards", "stop_after"} each."""
+    """On each rank: train runs one after another; each a dict of _train's arguments."""
     from msa_train.config import load_config
     from msa_train.parallel import groups
 
@@ -37,7 +39,9 @@ def train_all(runs: list[dict]) -> list[dict]:
     return [_train(**run) for run in runs]
 
 
-def _train(arguments: list[str], shards: str, stop_after: int | None = None) -> dict:
+def _train(
+    arguments: list[str], shards: str, stop_after: int | None = None, poison: tuple[int, ...] = ()
+) -> dict:
     from msa_train.config import load_config
     from msa_train.training.trainer import Trainer
 
@@ -48,15 +52,30 @@ def _train(arguments: list[str], shards: str, stop_after: int | None = None) -> 
             (config.path / "shards").symlink_to(shards)
     codes = []
     trainer = Trainer(config, resume=False)
+    if poison:
+        _poison(trainer, poison)
     if stop_after is not None:
         _stop_after(trainer, stop_after)
         codes.append(trainer.run())
         trainer.close()
         trainer = Trainer(config, resume=True)
-    codes.append(trainer.run())
+    try:
+        codes.append(trainer.run())
+    except DivergedError as error:
+        codes.append(str(error))
     hidden = _hidden_states(trainer)
     trainer.close()
     return {"codes": codes, "hidden": hidden}
+
+
+def _poison(trainer, steps: tuple[int, ...]) -> None:
+    """Losses of these steps (from 1) are not a number, on rank 1 alone."""
+    real, rank = trainer.engine.backward, torch.distributed.get_rank()
+
+    def backward(loss):
+        real(loss * float("nan") if rank == 1 and trainer.step + 1 in steps else loss)
+
+    trainer.engine.backward = backward
 
 
 def _stop_after(trainer, steps: int) -> None:

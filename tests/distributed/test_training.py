@@ -1,8 +1,11 @@
 """Real DeepSpeed on gloo ranks: normalisation, ZeRO stages, tensor parallel, resume, export."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from msa_train.config import load_config
 from msa_train.interop.export import export, load_export
@@ -16,6 +19,7 @@ STAGES = (0, 1, 2, 3)
 def trained(shards, tmp_path_factory):
     """Outputs of equal runs under different layouts: name -> (folder, results of rank 0)."""
     root = tmp_path_factory.mktemp("runs")
+    every = {"training__checkpoint_every": 1, "training__keep_checkpoints": 4}
     layouts = {
         1: {"alone": {"training__micro_batches": 2}},
         2: {
@@ -27,6 +31,9 @@ def trained(shards, tmp_path_factory):
                 for stage in STAGES[1:]
             },
             "stopped-bf16": {"training__zero_stage": 2, "training__precision": "bf16"},
+            **{f"poisoned{stage}": every | {"training__zero_stage": stage} for stage in STAGES},
+            "poisoned-bf16": every | {"training__zero_stage": 1, "training__precision": "bf16"},
+            "diverged": {"training__skipped_steps_limit": 2, "training__checkpoint_every": 1},
         },
     }
     tensor = {"tensor": {"training__tensor_parallel": 2, "training__micro_batches": 2}}
@@ -37,6 +44,7 @@ def trained(shards, tmp_path_factory):
                 "arguments": settings(root / name, **overrides),
                 "shards": str(shards),
                 "stop_after": 2 if name.startswith("stopped") else None,
+                "poison": (3,) if name.startswith("poisoned") else (3, 4) * (name == "diverged"),
             }
             for name, overrides in group.items()
         ]
@@ -86,6 +94,34 @@ def test_a_stopped_run_continues_bit_for_bit(trained, exported, stopped, whole):
         assert torch.equal(weight, expected[key]), key
     losses = [[step["loss/lm"] for step in logged(trained[name][0])] for name in (stopped, whole)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("layout", [*map(str, STAGES), "-bf16"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(trained, layout):
+    """Steps 1 and 2 are as ever, step 3 changes nothing, step 4 trains on."""
+    folder, result = trained[f"poisoned{layout}"]
+    whole = "bf16-zero1" if layout == "-bf16" else f"zero{layout}"
+    ours, expected = logged(folder), logged(trained[whole][0])
+    assert result["codes"] == [0]
+    assert [row["skipped_steps"] for row in ours] == [0, 0, 1, 1]
+    assert ours[2]["loss/lm"] is None or ours[2]["loss/lm"] == expected[2]["loss/lm"]
+    assert [row["loss/lm"] for row in ours[:2]] == [row["loss/lm"] for row in expected[:2]]
+    assert ours[3]["loss/lm"] > 0
+    before, after, final = (
+        load_file(folder / "checkpoints" / f"step-{step:09d}" / "weights-tp0.safetensors")
+        for step in (2, 3, 4)
+    )
+    for key, weight in after.items():
+        assert torch.equal(weight, before[key]), key
+    assert any(not torch.equal(weight, after[key]) for key, weight in final.items())
+
+
+def test_too_many_such_steps_end_the_run_and_name_the_last_good_checkpoint(trained):
+    folder, result = trained["diverged"]
+    last = folder / "checkpoints" / "step-000000003"
+    (said,) = result["codes"]
+    assert "2 steps in a row, up to 4" in said and str(last) in said
+    assert json.loads((last / "state.json").read_text())["skipped"] == 1
 
 
 @pytest.mark.parametrize("name", [f"bf16-zero{stage}" for stage in STAGES[1:]])

@@ -1,0 +1,70 @@
+"""Training runs on two gloo ranks that can be killed at any moment.
+
+Ranks are forked from a server that has imported everything once: a start costs a second, so that a
+hundred kills fit into an hour.
+"""
+
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+RANKS = 2
+PATIENCE_S = 120
+
+
+@dataclass
+class Run:
+    """Two ranks at work."""
+
+    ranks: list
+
+    def wait(self) -> list[int]:
+        """Exit codes; fails, naming them, when ranks have not ended in time."""
+        deadline = time.monotonic() + PATIENCE_S
+        for rank in self.ranks:
+            rank.join(max(0.1, deadline - time.monotonic()))
+        late = [i for i, rank in enumerate(self.ranks) if rank.is_alive()]
+        for i in late:
+            self.ranks[i].kill()
+        assert not late, f"ranks {late} hang"
+        return [rank.exitcode for rank in self.ranks]
+
+    def kill(self, victims: list[int]) -> None:
+        for victim in victims:
+            self.ranks[victim].kill()
+
+
+def start(arguments: list[str], log: Path) -> Run:
+    """Start `msa_train.training.trainer` with these arguments on every rank."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["msa_train.training.trainer", "tests.faults.killing"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        context.Process(target=_rank, args=(rank, port, arguments, log), daemon=True)
+        for rank in range(RANKS)
+    ]
+    for rank in ranks:
+        rank.start()
+    return Run(ranks)
+
+
+def _rank(rank: int, port: int, arguments: list[str], log: Path) -> None:
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **os.environ,
+    }  # fmt: skip
+    from msa_train.training.trainer import main
+
+    sys.argv = ["trainer"]
+    main(arguments)

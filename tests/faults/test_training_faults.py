@@ -1,0 +1,92 @@
+"""kill -9 at random moments of a run: what continues from the last checkpoint is the same run.
+
+`make test` tries the first few points, `make test-faults-training` all of them.
+"""
+
+import random
+import time
+
+import pytest
+
+from msa_train import sealed
+from tests.distributed.runs import logged, settings
+from tests.faults.killing import start
+
+POINTS, QUICK = 100, 3
+STEPS = 15
+STAGES = "[{share: 9, document_tokens: 0}, {share: 15}]"  # a stage ends within step 5 of an epoch
+PHASES = (
+    "[{name: router, steps: 6, lr: 1e-2, final_lr: 1e-2, lm_weight: 0.1, router_weight: 1}, "
+    "{name: main, steps: 9, lr: 1e-2, final_lr: 1e-3, lm_weight: 1, router_weight: 0.1}]"
+)
+
+
+def arguments(output, zero_stage):
+    """24 samples are 12 steps of 2 ranks: 15 steps end within the second epoch."""
+    return settings(
+        output, data__stages=STAGES, training__phases=PHASES, training__zero_stage=zero_stage,
+        training__checkpoint_every=2, training__timeout_s=60,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    from data_pipeline.shards import build_shards
+    from msa_train.config import load_config
+
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    build_shards(load_config(arguments("unused", 1)).data, folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """ZeRO stage -> (seconds, outcome) of a run that nobody disturbs, made when first asked for."""
+    known = {}
+
+    def run(stage):
+        if stage not in known:
+            output = tmp_path_factory.mktemp(f"whole{stage}")
+            (output / "shards").symlink_to(shards)
+            began = time.monotonic()
+            codes = start(arguments(output, stage), output / "log").wait()
+            assert codes == [0, 0], (output / "log").read_text()[-3000:]
+            known[stage] = time.monotonic() - began, outcome(output)
+        return known[stage]
+
+    return run
+
+
+def outcome(output):
+    """Final weights, and every loss on the way to them."""
+    checkpoints = list(sealed.newest_first(output / "checkpoints"))
+    for each in checkpoints:
+        sealed.check(each)
+    assert len(checkpoints) == 2 and checkpoints[0].name == sealed.name_of(STEPS)
+    names = ("step", "loss/lm", "loss/router", "grad_norm")
+    losses = [tuple(row[name] for name in names) for row in logged(output)]
+    return (checkpoints[0] / "weights-tp0.safetensors").read_bytes(), losses
+
+
+def _points():
+    for point in range(POINTS):
+        marks = [pytest.mark.slow] if point >= QUICK else []
+        yield pytest.param(point, marks=marks, id=f"point{point}-zero{1 + point % 3}")
+
+
+@pytest.mark.parametrize("point", list(_points()))
+def test_a_killed_run_continues_to_the_same_end(point, whole, shards, tmp_path):
+    stage, rng = 1 + point % 3, random.Random(point)
+    seconds, expected = whole(stage)
+    (tmp_path / "shards").symlink_to(shards)
+    command, log = arguments(tmp_path, stage), tmp_path / "log"
+    for kill in range(rng.choice([1, 1, 2])):
+        run = start([*command, *["--resume"] * (kill > 0)], log)
+        time.sleep(rng.uniform(0, 1.1 * seconds))
+        run.kill(rng.choice([[0, 1], [0], [1]]))
+        run.wait()  # a rank whose peer died must end too
+    codes = start([*command, "--resume"], log).wait()
+    assert codes == [0, 0], log.read_text()[-3000:]
+    weights, losses = outcome(tmp_path)
+    assert losses == expected[1]
+    assert weights == expected[0]
