@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from msa_train.errors import ConfigError
+from msa_train.errors import ConfigError, RankError
 from msa_train.parallel.cpu import prepare_megatron
 
 
@@ -48,7 +48,8 @@ class DeepSpeedGroups:
 def start(tensor_parallel: int, timeout_s: float) -> None:
     """Join the process group that the launcher's environment names, and make Megatron's groups.
 
-    Without a launcher this is a single rank. Raises ConfigError when the ranks cannot be divided.
+    Without a launcher this is a single rank. Raises ConfigError when the ranks cannot be divided,
+    RankError when one of them does not come.
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -68,13 +69,25 @@ def start(tensor_parallel: int, timeout_s: float) -> None:
                 backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit
             )
         else:
-            dist.init_process_group(backend, timeout=limit)
+            _join(backend, limit)
     prepare_megatron()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
         distributed_timeout_minutes=max(1, int(timeout_s / 60)),
         create_gloo_process_groups=False,
     )
+
+
+def _join(backend: str, limit: timedelta) -> None:
+    try:
+        dist.init_process_group(backend, timeout=limit)
+    except dist.DistError as error:
+        rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankError(
+            f"rank {rank} of {world} met no rank 0 at {where}, or not all the others, within "
+            f"{limit.total_seconds():.0f} s (training.timeout_s): {str(error).splitlines()[0]}"
+        ) from error
 
 
 def sum_over_tensor_ranks(parameters: list[torch.nn.Parameter]) -> None:

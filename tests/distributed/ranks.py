@@ -11,11 +11,15 @@ from typing import Any
 import torch.multiprocessing as mp
 
 
-def run_ranks(count: int, target: Callable[..., Any], *args: Any, timeout_s: float = 300) -> list:
-    """Results of target(*args) on ranks 0..count-1. Fails when a rank raises, dies or is late."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def run_ranks(count: int, target: Callable[..., Any], *args: Any, timeout_s: float = 300) -> list:
+    """Results of target(*args) on ranks 0..count-1. Fails when a rank raises, dies or is late."""
+    port = free_port()
     context = mp.get_context("spawn")
     results = context.Queue()
     ranks = [

@@ -5,12 +5,13 @@ hundred kills fit into an hour.
 """
 
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+
+from tests.distributed.ranks import free_port
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
@@ -44,9 +45,7 @@ def start(arguments: list[str], log: Path) -> Run:
     """Start `msa_train.training.trainer` with these arguments on every rank."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["msa_train.training.trainer", "tests.faults.killing"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [
         context.Process(target=_rank, args=(rank, port, arguments, log), daemon=True)
         for rank in range(RANKS)

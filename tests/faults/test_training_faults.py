@@ -25,7 +25,7 @@ def arguments(output, zero_stage):
     """24 samples are 12 steps of 2 ranks: 15 steps end within the second epoch."""
     return settings(
         output, data__stages=STAGES, training__phases=PHASES, training__zero_stage=zero_stage,
-        training__checkpoint_every=2, training__timeout_s=60,
+        training__checkpoint_every=2, training__timeout_s=20,
     )  # fmt: skip
 
 
