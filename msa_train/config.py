@@ -69,6 +69,9 @@ class TrainingConfig:
 
     micro_batches: samples (banks with their contexts) each data-parallel rank reads per step; they
     are accumulated one by one.
+    recompute: keep a layer's input instead of its activations.
+    gradient_cache_tokens: encode at most so many document tokens of a bank at once, twice, with
+    equal gradients; bounds memory for banks of any size (null: a whole bank at once, once).
     clip: maximum gradient norm. lr_warmup_steps: linear warm-up at the start of the run.
     checkpoint_every: steps between checkpoints; the last one is always kept.
     skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
@@ -85,6 +88,7 @@ class TrainingConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
+    gradient_cache_tokens: int | None = None
     lr_warmup_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
@@ -110,6 +114,11 @@ class TrainingConfig:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"training.betas is {self.betas}: give two numbers from 0 to below 1")
+        if self.gradient_cache_tokens is not None and self.gradient_cache_tokens < 1:
+            raise ConfigError(
+                f"training.gradient_cache_tokens is {self.gradient_cache_tokens}: give 1 or more, "
+                "or null"
+            )
         if self.clip <= 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
         if self.precision == "bf16" and self.zero_stage == 0:

@@ -137,14 +137,31 @@ def reading(routing: Routing, k: Tensor, v: Tensor, bank_sizes: Tensor, router: 
 
 def plain_layer(x: Projections, layout: Layout) -> Tensor:
     """Attention of a layer without router: documents alone, contexts alone. [N, H, D]."""
-    scale, nd = x.q.shape[-1] ** -0.5, layout.doc_token_count
+    nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
-    return torch.cat(
-        [
-            document_attention(documents.q, documents.k, documents.v, layout.doc_cu, scale),
-            document_attention(contexts.q, contexts.k, contexts.v, layout.ctx_cu, scale),
-        ]
-    )
+    return torch.cat([alone(documents, layout.doc_cu), alone(contexts, layout.ctx_cu)])
+
+
+def alone(x: Projections, cu: Tensor) -> Tensor:
+    """Packed sequences attend causally to themselves. [N, H, D]."""
+    if not len(x.q):
+        return x.q
+    return document_attention(x.q, x.k, x.v, cu, x.q.shape[-1] ** -0.5)
+
+
+def context_layer(
+    h: Tensor, x: Projections, layout: Layout, router: Router, pooled: Pooled
+) -> tuple[Tensor, Routing]:
+    """Contexts [Na] of a router layer search and read pooled documents. [Na, H, D], routing."""
+    cu = layout.ctx_cu
+    query = router_query(h, x, layout.query_index, router)
+    routing = route(
+        query, layout.query_cu, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu,
+        router.settings,
+    )  # fmt: skip
+    bank_sizes = layout.bank_cu.diff()[layout.ctx_bank]
+    memory = reading(routing, pooled.k, pooled.v, bank_sizes, router)
+    return read_memory(x.q, x.k, x.v, cu, cu, layout.memory_from, memory), routing
 
 
 def router_layer(
@@ -155,19 +172,10 @@ def router_layer(
     Returns the attended states [N, H, D], or [Na, H, D] with `contexts_only` (the last layer,
     where a document needs only what is pooled of it), the routing, and the pooled memory.
     """
-    nd, cu = layout.doc_token_count, layout.ctx_cu
+    nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
     pooled = pool_documents(h[:nd], documents, layout.doc_cu, router)
-    query = router_query(h[nd:], contexts, layout.query_index, router)
-    routing = route(
-        query, layout.query_cu, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu,
-        router.settings,
-    )  # fmt: skip
-    bank_sizes = layout.bank_cu.diff()[layout.ctx_bank]
-    memory = reading(routing, pooled.k, pooled.v, bank_sizes, router)
-    read = read_memory(contexts.q, contexts.k, contexts.v, cu, cu, layout.memory_from, memory)
+    read, routing = context_layer(h[nd:], contexts, layout, router, pooled)
     if contexts_only:
         return read, routing, pooled
-    scale = x.q.shape[-1] ** -0.5
-    alone = document_attention(documents.q, documents.k, documents.v, layout.doc_cu, scale)
-    return torch.cat([alone, read]), routing, pooled
+    return torch.cat([alone(documents, layout.doc_cu), read]), routing, pooled

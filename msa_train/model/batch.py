@@ -7,6 +7,7 @@ K top_k, S selected chunk entries. `*_cu` are cumulative lengths: int64, first e
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -78,20 +79,59 @@ class Layout:
     keep_documents: bool  # the documents' final hidden states are wanted
 
     @classmethod
-    def of(cls, batch: MemoryBatch, chunk_size: int) -> Layout:
+    def of(cls, batch: MemoryBatch, chunk_size: int, stored: bool = False) -> Layout:
+        """stored: the documents' pooled states are at hand, their tokens not in the stream."""
         query_index, query_cu = query_rows(batch.is_query, batch.ctx_cu)
+        doc_cu = batch.doc_cu[:1] if stored else batch.doc_cu
         return cls(
-            doc_token_count=len(batch.doc_tokens),
-            doc_cu=batch.doc_cu,
+            doc_token_count=int(doc_cu[-1]),
+            doc_cu=doc_cu,
             bank_cu=batch.bank_cu,
             chunk_cu=chunk_offsets(batch.doc_cu, chunk_size),
             ctx_cu=batch.ctx_cu,
             ctx_bank=batch.ctx_bank,
             memory_from=batch.memory_from,
-            positions=torch.cat([positions_within(batch.doc_cu), batch.positions]),
+            positions=torch.cat([positions_within(doc_cu), batch.positions]),
             query_index=query_index,
             query_cu=query_cu,
             keep_documents=batch.doc_labels is not None,
+        )
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Packed documents without contexts: what is encoded of them is their pooled memory."""
+
+    tokens: Tensor  # [Nd]
+    cu: Tensor  # [n+1]
+
+    def groups(self, limit: int) -> list[Documents]:
+        """In order, each as many documents as have at most `limit` tokens (or one, longer)."""
+        ends, first, groups = self.cu.tolist(), 0, []
+        while first < len(ends) - 1:
+            last = max(bisect_right(ends, ends[first] + limit) - 1, first + 1)
+            groups.append(self._part(first, last))
+            first = last
+        return groups or [self]
+
+    def _part(self, first: int, last: int) -> Documents:
+        cu = self.cu[first : last + 1]
+        return Documents(self.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0])
+
+    def layout(self, chunk_size: int) -> Layout:
+        none, nobody = self.cu[:0], self.cu[:1]
+        return Layout(
+            doc_token_count=len(self.tokens),
+            doc_cu=self.cu,
+            bank_cu=nobody,
+            chunk_cu=chunk_offsets(self.cu, chunk_size),
+            ctx_cu=nobody,
+            ctx_bank=none,
+            memory_from=none,
+            positions=positions_within(self.cu),
+            query_index=none,
+            query_cu=nobody,
+            keep_documents=False,
         )
 
 

@@ -26,7 +26,6 @@ class Engine:
         prepare_deepspeed()
         deepspeed = _import_deepspeed()
         sum_over_tensor_ranks(model.partial_gradient_parameters())
-        self._config = config
         self.model = model
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -40,17 +39,29 @@ class Engine:
     def device(self) -> torch.device:
         return self._engine.device
 
-    def __call__(self, batch: Any) -> Any:
-        return self._engine(batch)
+    def __call__(self, *args: Any) -> Any:
+        return self._engine(*args)
 
     def backward(self, loss: Tensor) -> None:
-        """One micro-batch. DeepSpeed takes the mean over ranks and micro-batches; the caller's loss
-        is already divided by global counts, so that mean is turned back into a sum."""
-        ranks = DeepSpeedGroups.get_data_parallel_world_size()
-        self._engine.backward(loss * (ranks * self._config.micro_batches))
+        """Add the gradients of this rank's share of a global loss, as often as a step needs.
+
+        DeepSpeed takes the mean over ranks; losses are divided by global counts already, so that
+        mean is turned back into a sum."""
+        self.backward_once_scaled(loss * DeepSpeedGroups.get_data_parallel_world_size())
+
+    def backward_once_scaled(self, loss: Tensor) -> None:
+        """The same for what was made of gradients that went through `backward` before."""
+        self._engine.backward(loss)
+
+    def most(self, count: int) -> int:
+        """The largest count of all data-parallel ranks."""
+        counts = torch.tensor(count, device=self.device)
+        group = DeepSpeedGroups.get_data_parallel_group()
+        dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group)
+        return int(counts)
 
     def step(self) -> None:
-        """After each micro-batch; the weights change after the last one of a step."""
+        """Change the weights by the gradients added since the last step."""
         self._engine.step()
 
     @property
@@ -129,7 +140,7 @@ class _GuardedAdamW(torch.optim.AdamW):
 def _settings(config: TrainingConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.micro_batches,
+        "managed_gradient_accumulation": False,  # `step` ends a step, after any number of backwards
         "gradient_clipping": config.clip,
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": {"stage": config.zero_stage},

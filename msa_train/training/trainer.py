@@ -29,6 +29,7 @@ from msa_train.parallel import groups
 from msa_train.training import checkpoint
 from msa_train.training.collate import Collate
 from msa_train.training.engine import Engine
+from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import Numbers, RecallCounter, Reporter
 from msa_train.training.schedule import learning_rate, phase_of
 
@@ -65,6 +66,7 @@ class Trainer:
         model = MSAModel(config.model, recompute=self.settings.recompute)
         model.load_published(initial_reader(config.model, config.seed))
         self.engine = Engine(model, self.settings)
+        self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens)
         self.skipped = self.skipped_in_a_row = 0
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.rank)
@@ -119,19 +121,20 @@ class Trainer:
         rate = learning_rate(self.step, self.settings)
         self.engine.set_learning_rate(rate)
         sums, recall = StepSums(), self._recall_counter() if logs else None
+        lm_weight = phase.lm_weight / max(1.0, labels)
+        router_weight = phase.router_weight / max(1.0, contexts)
         for batch in batches:
             batch = batch.to(self.engine.device)
-            losses = self.engine(batch)
-            lm = losses.lm / max(1.0, labels)
-            router = losses.router / max(1.0, contexts)
-            self.engine.backward(phase.lm_weight * lm + phase.router_weight * router)
-            self.engine.step()
+            losses = self.gradients.backward(
+                batch, lambda losses: lm_weight * losses.lm + router_weight * losses.router
+            )
             if recall is not None:
                 recall.add(batch, losses.routings)
-                sums.lm += float(lm.detach())
-                sums.router += float(router.detach())
+                sums.lm += float(losses.lm.detach()) / max(1.0, labels)
+                sums.router += float(losses.router.detach()) / max(1.0, contexts)
                 sums.memory_tokens += len(batch.doc_tokens)
                 sums.active_tokens += len(batch.tokens)
+        self.engine.step()
         if recall is None:
             return {}, stop
         return self._numbers(sums, recall, rate), stop

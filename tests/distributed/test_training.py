@@ -33,6 +33,13 @@ def trained(shards, tmp_path_factory):
             "stopped-bf16": {"training__zero_stage": 2, "training__precision": "bf16"},
             **{f"poisoned{stage}": every | {"training__zero_stage": stage} for stage in STAGES},
             "poisoned-bf16": every | {"training__zero_stage": 1, "training__precision": "bf16"},
+            **{
+                f"cached{stage}": {
+                    "training__zero_stage": stage,
+                    "training__gradient_cache_tokens": 170,
+                }
+                for stage in STAGES
+            },
             "diverged": {"training__skipped_steps_limit": 2, "training__checkpoint_every": 1},
         },
     }
@@ -61,7 +68,10 @@ def exported(trained, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", [*(f"zero{stage}" for stage in STAGES), "tensor"])
+LAYOUTS = [*(f"{kind}{stage}" for kind in ("zero", "cached") for stage in STAGES), "tensor"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(trained, name):
     expected, ours = logged(trained["alone"][0]), logged(trained[name][0])
     assert len(ours) == len(expected) == 4
@@ -72,7 +82,7 @@ def test_losses_do_not_depend_on_the_layout(trained, name):
     assert expected[-1]["loss/lm"] < expected[0]["loss/lm"]
 
 
-@pytest.mark.parametrize("name", [*(f"zero{stage}" for stage in STAGES), "tensor"])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_trained_weights_do_not_depend_on_the_layout(exported, name):
     expected = load_export(exported / "alone")[0].state_dict()
     for key, weight in load_export(exported / name)[0].state_dict().items():

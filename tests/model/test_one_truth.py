@@ -19,25 +19,6 @@ def decoder_of(config, seed=0):
     return model
 
 
-@pytest.fixture(scope="module")
-def megatron():
-    from megatron.core import parallel_state
-
-    from msa_train.model.megatron import MSAModel, initial_reader
-    from msa_train.parallel import groups
-
-    groups.start(tensor_parallel=1, timeout_s=60)
-
-    def build(config, **settings):
-        model = MSAModel(config, **settings)
-        model.load_published(initial_reader(config, 0))
-        return model
-
-    yield build
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-
-
 GATES = ["none", "chunk", "document", "threshold"]
 
 

@@ -1,0 +1,24 @@
+"""Shared by all rooms: the training module on a single rank."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def megatron():
+    """Builds training modules of a ModelConfig."""
+    from megatron.core import parallel_state
+
+    from msa_train.model.megatron import MSAModel, initial_reader
+    from msa_train.parallel import groups
+
+    groups.start(tensor_parallel=1, timeout_s=60)
+
+    def build(config, **settings):
+        model = MSAModel(config, **settings)
+        model.load_published(initial_reader(config, 0))
+        return model
+
+    yield build
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
