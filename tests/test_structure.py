@@ -38,7 +38,7 @@ ALLOWED = {
 # package -> the only places that may import it
 HOMES = {
     "deepspeed": ("msa_train/training/engine.py", "msa_train/parallel/"),
-    "megatron": ("msa_train/model/megatron.py", "msa_train/parallel/"),
+    "megatron": ("msa_train/model/megatron", "msa_train/parallel/"),
     "wandb": ("msa_train/training/metrics.py",),
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py"),
     "transformers": ("msa_train/interop/huggingface.py",),
@@ -83,7 +83,7 @@ def test_rooms_import_in_one_direction(path):
         if there.split(".")[0] in OURS and there not in (here, "msa_train"):
             assert there in ALLOWED[here], f"{here} must not import {there}"
     if here == "msa_train.memory":
-        assert "msa_train.model.megatron" not in set(imported(path))
+        assert not any(m.startswith("msa_train.model.megatron") for m in imported(path))
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -16,7 +16,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("directory", type=Path, help="holds a folder per case, with meta.json")
     parser.set_defaults(run=_conformance)
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
-    parser.add_argument("name", help="routing, or training")
+    parser.add_argument("name", help="train, or one of the kernels': routing, operations")
     add_json(parser)
     parser.set_defaults(run=_bench)
 
@@ -37,14 +37,20 @@ def _conformance(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from msa_kernels.bench import names, run
 
-    if options.name not in names():
+    if options.name == "train":
+        from msa_train.training.bench import measure
+
+        result = measure()
+    elif options.name in names():
+        result = run(options.name)
+    else:
+        known = ", ".join(("train", *names()))
         raise ConfigError(
-            f"bench {options.name!r}: there is no such benchmark; choose from {', '.join(names())}"
+            f"bench {options.name!r}: there is no such benchmark; choose from {known}"
         )
-    result = run(options.name)
     if options.json:
         print_json(result)
     else:
-        for name, value in result.items():
-            print(f"{name:>20}  {value}")
+        for row in result if isinstance(result, list) else [result]:
+            print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0

@@ -39,8 +39,8 @@ def test_routing_prints_json_alone():
     assert result["ratio"] > 1
 
 
-def test_training_measures_every_operation():
-    result = run("training", repeats=1)
+def test_operations_are_all_measured():
+    result = run("operations", repeats=1)
     assert {"chunk_mean", "document_scores", "document_attention", "context_attention"} < set(
         result
     )

@@ -13,8 +13,8 @@ from importlib import import_module
 from msa_kernels.errors import KernelError
 
 _BENCHMARKS = {
+    "operations": "msa_kernels.bench.operations",
     "routing": "msa_kernels.bench.routing",
-    "training": "msa_kernels.bench.training",
 }
 
 

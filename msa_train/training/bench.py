@@ -1,0 +1,141 @@
+"""What a training step costs, against the memory it trains on: `msa bench train`.
+
+plain: one bank, many questions, everything with a graph. gradient_cache: the same gradients, the
+documents encoded twice in groups. published: one question per sequence, each with its own copy of
+the bank. dense: the backbone alone, documents and question as one causal sequence.
+
+The model is the quickstart's, untrained, the tokens are random: what is measured does not depend
+on them. Every row is a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import torch
+
+from msa_train.config import TrainingConfig, WandbConfig
+from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+from msa_train.model.config import ModelConfig, RouterConfig
+
+Mode = Literal["plain", "gradient_cache", "published", "dense"]
+
+MODEL = ModelConfig(
+    layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=256, vocab_size=4096,
+    router=RouterConfig(top_k=16, chunk_size=64, gate="threshold"),
+)  # fmt: skip
+DOCUMENT, CONTEXT, HEAD, ASKED = 64, 48, 4, 20  # tokens
+GROUP = 4096
+K = 1024
+ROWS: tuple[tuple[Mode, int, int], ...] = (
+    *(("gradient_cache", n * K, 64) for n in (4, 16, 64, 256, 1024)),
+    *(("plain", n * K, 64) for n in (4, 16, 64)),
+    *(("plain", 16 * K, questions) for questions in (1, 8)),
+    *(("published", 16 * K, questions) for questions in (1, 8, 64)),
+    *(("dense", n * K, 1) for n in (4, 16, 64)),
+)
+LEAST_S, LONG_S = 4.0, 30.0  # steps are repeated for at least so long; a long one is not
+
+
+def measure(rows: tuple[tuple[Mode, int, int], ...] = ROWS) -> list[dict[str, Any]]:
+    """A row per measurement; memory_tokens and tokens_per_s count each document once."""
+    context, found = get_context("spawn"), []
+    for row in rows:
+        print("bench train:", *row, file=sys.stderr, flush=True)
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_row, row))
+    return found
+
+
+def _row(mode: Mode, memory_tokens: int, questions: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    batches = list(_batches(mode, memory_tokens, questions))
+    step = _stepper(mode, batches)
+    step_s, steps = _timed(step), 1
+    if step_s < LONG_S:  # the first one warmed up
+        began, steps = time.perf_counter(), 0
+        while steps == 0 or time.perf_counter() - began < LEAST_S:
+            step()
+            steps += 1
+        step_s = (time.perf_counter() - began) / steps
+    return {
+        "mode": mode,
+        "memory_tokens": memory_tokens,
+        "questions": questions,
+        "tokens_per_s": round(memory_tokens / step_s, 1),
+        "step_ms": round(step_s * 1e3, 1),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "steps": steps,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _timed(step: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryBatch]:
+    """The micro-batches of one step."""
+    if mode == "dense":
+        yield from (_dense(memory_tokens) for _ in range(questions))
+    elif mode == "published":
+        yield from (_batch(memory_tokens, 1) for _ in range(questions))
+    else:
+        yield _batch(memory_tokens, questions)
+
+
+def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> MemoryBatch:
+    """One bank of documents of DOCUMENT tokens; each question has one positive."""
+    documents, tokens = memory_tokens // DOCUMENT, questions * context
+    place = torch.arange(tokens) % context
+    written = torch.randint(MODEL.vocab_size, (tokens,))
+    positives = torch.zeros(questions, documents, dtype=torch.bool)
+    if documents:
+        positives[torch.arange(questions), torch.randint(documents, (questions,))] = True
+    return MemoryBatch(
+        doc_tokens=torch.randint(MODEL.vocab_size, (documents * DOCUMENT,)),
+        doc_cu=torch.arange(documents + 1) * DOCUMENT,
+        doc_numbers=torch.arange(documents),
+        bank_cu=torch.tensor([0, documents]),
+        tokens=torch.randint(MODEL.vocab_size, (tokens,)),
+        ctx_cu=torch.arange(questions + 1) * context,
+        ctx_bank=torch.zeros(questions, dtype=torch.int64),
+        positions=context_positions(context, HEAD, MODEL.router.top_k).repeat(questions),
+        is_query=(place >= HEAD) & (place < ASKED),
+        memory_from=torch.full((questions,), HEAD),
+        labels=torch.where(place >= context - CONTEXT + ASKED, written, IGNORE),
+        positives=positives,
+        masked=torch.zeros_like(positives),
+    )
+
+
+def _dense(memory_tokens: int) -> MemoryBatch:
+    """Documents and question as one sequence without a memory."""
+    return _batch(0, 1, memory_tokens + CONTEXT)
+
+
+def _stepper(mode: Mode, batches: list[MemoryBatch]) -> Callable[[], None]:
+    from msa_train.model.megatron import MSAModel, initial_reader
+    from msa_train.parallel import groups
+    from msa_train.training.engine import Engine
+    from msa_train.training.gradient_cache import GradientCache
+
+    groups.start(tensor_parallel=1, timeout_s=60)
+    model = MSAModel(MODEL)
+    model.load_published(initial_reader(MODEL, 0))
+    engine = Engine(model, TrainingConfig(zero_stage=1, wandb=WandbConfig(mode="off")))
+    gradients = GradientCache(engine, GROUP if mode == "gradient_cache" else None)
+
+    def step() -> None:
+        for batch in batches:
+            gradients.backward(batch, lambda losses: (losses.lm + losses.router) / len(batches))
+        engine.step()
+
+    return step
