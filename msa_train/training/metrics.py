@@ -14,49 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
 from msa_train.config import Config, WandbConfig, to_plain
-from msa_train.model.batch import MemoryBatch
-from msa_train.model.router import Routing
 
 Numbers = dict[str, float]
-
-
-class RecallCounter:
-    """Router recall over the contexts that have positives, per router layer, over all ranks."""
-
-    def __init__(self, layers: tuple[int, ...], group: dist.ProcessGroup, device: torch.device):
-        self._layers, self._group, self._device = layers, group, device
-        self._sums = torch.zeros(len(layers), 2, dtype=torch.float64)  # hits at 1, recall at K
-        self._contexts = 0
-
-    def add(self, batch: MemoryBatch, routings: dict[int, Routing]) -> None:
-        asked = batch.positives.any(1)
-        self._contexts += int(asked.sum())
-        for row, layer in enumerate(self._layers):
-            found = _found(routings[layer].documents[asked], batch.positives[asked])
-            self._sums[row, 0] += float(found[:, 0].sum()) if found.shape[1] else 0.0
-            self._sums[row, 1] += float((found.sum(1) / batch.positives[asked].sum(1)).sum())
-
-    def result(self) -> Numbers:
-        """Every data-parallel rank must ask."""
-        flat = torch.cat([self._sums.flatten(), torch.tensor([float(self._contexts)])])
-        flat = flat.to(self._device)  # NCCL adds up nothing else
-        dist.all_reduce(flat, group=self._group)
-        mean = flat[:-1].view(-1, 2) / flat[-1].clamp(min=1)
-        numbers: Numbers = {}
-        for row, layer in enumerate(self._layers):
-            numbers[f"router/layer_{layer}_recall@1"] = float(mean[row, 0])
-            numbers[f"router/layer_{layer}_recall@k"] = float(mean[row, 1])
-        return numbers
-
-
-def _found(documents: Tensor, positives: Tensor) -> Tensor:
-    """[m, K] whether each selected document is a positive."""
-    return positives.gather(1, documents.clamp(min=0)) & (documents >= 0)
 
 
 class Reporter:

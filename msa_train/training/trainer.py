@@ -11,11 +11,11 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipeline.loader import ShardLoader
 from data_pipeline.manifest import Manifest
@@ -24,26 +24,17 @@ from msa_train import sealed
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError
 from msa_train.model.batch import MemoryBatch
-from msa_train.model.megatron import MSAModel, initial_reader
+from msa_train.model.megatron import Losses, MSAModel, initial_reader
 from msa_train.parallel import groups
 from msa_train.training import checkpoint
 from msa_train.training.collate import Collate
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
-from msa_train.training.metrics import Numbers, RecallCounter, Reporter
+from msa_train.training.measurement import StepMeasurement
+from msa_train.training.metrics import Numbers, Reporter
 from msa_train.training.schedule import learning_rate, phase_of
 
 TERMINATED = 143  # 128 + SIGTERM
-
-
-@dataclass
-class StepSums:
-    """Losses of a step, summed over this rank's micro-batches."""
-
-    lm: float = 0.0
-    router: float = 0.0
-    memory_tokens: int = 0
-    active_tokens: int = 0
 
 
 class Trainer:
@@ -120,24 +111,21 @@ class Trainer:
         phase, _ = phase_of(self.step, self.settings)
         rate = learning_rate(self.step, self.settings)
         self.engine.set_learning_rate(rate)
-        sums, recall = StepSums(), self._recall_counter() if logs else None
-        lm_weight = phase.lm_weight / max(1.0, labels)
-        router_weight = phase.router_weight / max(1.0, contexts)
+        measured = self._measurement(labels, contexts) if logs else None
+
+        def weigh(losses: Losses) -> Tensor:
+            lm, router = losses.lm / max(1.0, labels), losses.router / max(1.0, contexts)
+            return phase.lm_weight * lm + phase.router_weight * router
+
         for batch in batches:
             batch = batch.to(self.engine.device)
-            losses = self.gradients.backward(
-                batch, lambda losses: lm_weight * losses.lm + router_weight * losses.router
-            )
-            if recall is not None:
-                recall.add(batch, losses.routings)
-                sums.lm += float(losses.lm.detach()) / max(1.0, labels)
-                sums.router += float(losses.router.detach()) / max(1.0, contexts)
-                sums.memory_tokens += len(batch.doc_tokens)
-                sums.active_tokens += len(batch.tokens)
+            losses = self.gradients.backward(batch, weigh)
+            if measured is not None:
+                measured.add(batch, losses)
         self.engine.step()
-        if recall is None:
+        if measured is None:
             return {}, stop
-        return self._numbers(sums, recall, rate), stop
+        return measured.result() | {"lr": rate} | self._gradient_norm(), stop
 
     def _count_skipped(self) -> None:
         if not self.engine.skipped:
@@ -156,8 +144,13 @@ class Trainer:
                 "with --resume and a lower learning rate, or look at the data of these steps"
             )
 
-    def _recall_counter(self) -> RecallCounter:
-        return RecallCounter(self.config.model.router_layers, self.group, self.engine.device)
+    def _measurement(self, labels: float, contexts: float) -> StepMeasurement:
+        layers, device = self.config.model.router_layers, self.engine.device
+        return StepMeasurement(layers, self.group, device, labels, contexts)
+
+    def _gradient_norm(self) -> Numbers:
+        norm = self.engine.gradient_norm()
+        return {} if norm is None else {"grad_norm": norm}
 
     def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""
@@ -172,24 +165,6 @@ class Trainer:
         dist.all_reduce(counts, group=self.group)
         labels, contexts, stopping = counts.tolist()
         return labels, contexts, stopping > 0
-
-    def _numbers(self, sums: StepSums, recall: RecallCounter, rate: float) -> Numbers:
-        losses = torch.tensor(
-            [sums.lm, sums.router, sums.memory_tokens, sums.active_tokens], dtype=torch.float64
-        ).to(self.engine.device)
-        dist.all_reduce(losses, group=self.group)
-        lm, router, memory_tokens, active_tokens = losses.tolist()
-        numbers = {
-            "loss/lm": lm,
-            "loss/router": router,
-            "lr": rate,
-            "memory_tokens": memory_tokens,
-            "active_tokens": active_tokens,
-            **recall.result(),
-        }
-        if (norm := self.engine.gradient_norm()) is not None:
-            numbers["grad_norm"] = norm
-        return numbers
 
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
         numbers["skipped_steps"] = self.skipped

@@ -3,10 +3,8 @@
 import json
 
 import pytest
-import torch
 
 from msa_train.config import load_config
-from msa_train.model.router import Routing
 from msa_train.training import metrics
 
 NUMBERS = {"loss/lm": 1.5, "loss/router": 0.5, "lr": 1e-3, "step_ms": 10.0,
@@ -49,20 +47,3 @@ def test_other_ranks_are_silent(config):
     reporter.log(10, NUMBERS)
     reporter.finish()
     assert not (config.path / "metrics.jsonl").exists()
-
-
-def test_recall_is_counted_over_contexts_with_positives(monkeypatch):
-    monkeypatch.setattr(metrics.dist, "all_reduce", lambda *_, **__: None)
-
-    class Batch:
-        positives = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
-
-    documents = torch.tensor([[0, 1], [0, 1], [2, -1]])
-    none = torch.zeros(0)
-    routing = Routing(none, none, documents, documents.float(), none, none, None)
-    counter = metrics.RecallCounter((3,), None, torch.device("cpu"))
-    counter.add(Batch, {3: routing})
-    assert counter.result() == {
-        "router/layer_3_recall@1": pytest.approx(0.5),  # the first found one, the last none
-        "router/layer_3_recall@k": pytest.approx(0.25),
-    }
