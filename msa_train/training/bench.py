@@ -10,6 +10,7 @@ on them. Every row is a process of its own, so that its peak memory is its own.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -53,6 +54,7 @@ def measure(rows: tuple[tuple[Mode, int, int], ...] = ROWS) -> list[dict[str, An
 
 
 def _row(mode: Mode, memory_tokens: int, questions: int) -> dict[str, Any]:
+    os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     torch.manual_seed(0)
     batches = list(_batches(mode, memory_tokens, questions))
     step = _stepper(mode, batches)

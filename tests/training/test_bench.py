@@ -19,10 +19,11 @@ def test_every_mode_asks_the_same_of_the_same_memory(mode):
         assert sum(batch.routed_context_count for batch in batches) == 3
 
 
-def test_rows_are_measured():
+def test_rows_are_measured_and_nothing_else_is_printed(capfd):
     rows = bench.measure((("gradient_cache", 8192, 2), ("dense", 256, 1)))
     assert [row["mode"] for row in rows] == ["gradient_cache", "dense"]
     for row in rows:
         assert row["step_ms"] > 0 and row["peak_mb"] > 100 and row["steps"] >= 1
         expected = row["memory_tokens"] / row["step_ms"] * 1e3
         assert row["tokens_per_s"] == pytest.approx(expected, rel=0.01)
+    assert capfd.readouterr().out == ""
