@@ -43,7 +43,11 @@ def trained(shards, tmp_path_factory):
             "diverged": {"training__skipped_steps_limit": 2, "training__checkpoint_every": 1},
         },
     }
-    tensor = {"tensor": {"training__tensor_parallel": 2, "training__micro_batches": 2}}
+    sharded = {"training__tensor_parallel": 2, "training__micro_batches": 2}
+    tensor = {
+        "tensor": sharded,
+        "tensor-cached": sharded | {"training__gradient_cache_tokens": 170},
+    }
     found = {}
     for ranks, group in ((1, layouts[1]), (2, layouts[2]), (2, tensor)):
         runs = [
@@ -68,7 +72,8 @@ def exported(trained, tmp_path_factory):
     return root
 
 
-LAYOUTS = [*(f"{kind}{stage}" for kind in ("zero", "cached") for stage in STAGES), "tensor"]
+LAYOUTS = [*(f"{kind}{stage}" for kind in ("zero", "cached") for stage in STAGES)]
+LAYOUTS += ["tensor", "tensor-cached"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
