@@ -1,0 +1,143 @@
+"""A dataset folder: passages, and questions that name the passages which answer them.
+
+DIR/corpus.jsonl[.gz]             {"id", "title", "text"}, one passage per line
+DIR/questions.SPLIT.jsonl[.gz]    {"id", "question", "answers": [...], "positives": [id, ...],
+                                   "steps": [[id, ...], ...], "negatives": [id, ...]}
+
+Every converter writes this form and every dataset source reads it. `answers`, `steps` and
+`negatives` may be left out; other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.jsonl import read_objects
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage of a corpus; `id` is its name inside the dataset."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a corpus.
+
+    answers: alternatives, the first the main one; empty: the passages are all that is known.
+    positives: ids of ALL the passages needed. steps: the same ids in the order in which a chain of
+    retrievals finds them, one group per step (empty: all at once). negatives: ids of passages that
+    the dataset says do not answer it.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    positives: tuple[str, ...]
+    steps: tuple[tuple[str, ...], ...] = ()
+    negatives: tuple[str, ...] = ()
+
+
+def find_file(folder: Path | str, name: str) -> Path:
+    """FOLDER/NAME.jsonl or .jsonl.gz. Raises DataError when neither is there."""
+    for suffix in (".jsonl", ".jsonl.gz"):
+        if (path := Path(folder) / f"{name}{suffix}").is_file():
+            return path
+    raise DataError(
+        f"{Path(folder) / name}.jsonl (or .jsonl.gz) is missing: give a dataset folder, as "
+        "`msa data convert` writes it"
+    )
+
+
+def read_passages(path: Path) -> Iterator[Passage]:
+    """Passages of a corpus file. Raises DataError, naming file and line."""
+    for place, (where, data) in enumerate(read_objects(path)):
+        text = data.get("text")
+        if not isinstance(text, str):
+            raise DataError(f'{where}: "text" is {text!r}: give a string')
+        yield Passage(str(data.get("id", place)), str(data.get("title", "")), text)
+
+
+def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
+    """(where, question) of a question file. Raises DataError, naming file and line."""
+    for place, (where, data) in enumerate(read_objects(path)):
+        question = data.get("question")
+        if not isinstance(question, str) or not question.strip():
+            raise DataError(f'{where}: "question" is {question!r}: give a string with text')
+        steps = data.get("steps", [])
+        if not isinstance(steps, list):
+            raise DataError(f'{where}: "steps" is {steps!r}: give a list of lists of passage ids')
+        yield (
+            where,
+            Question(
+                str(data.get("id", place)),
+                question,
+                _strings(data, "answers", where),
+                _strings(data, "positives", where),
+                tuple(_strings({"steps": step}, "steps", where) for step in steps),
+                _strings(data, "negatives", where),
+            ),
+        )
+
+
+def write_dataset(
+    folder: Path | str,
+    passages: Iterable[Passage],
+    questions: Iterable[tuple[str, Question]],
+) -> dict[str, int]:
+    """Write a dataset folder; it appears whole or not at all. questions: (split, question) pairs.
+
+    Passages are written first, then questions, both lazily. Returns the lines of each file.
+    Raises DataError when the folder exists already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} exists already: remove it, or give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    counts: dict[str, int] = {}
+    files: dict[str, Any] = {}
+
+    def write(name: str, data: dict[str, Any]) -> None:
+        if name not in files:
+            files[name] = open(partial / name, "w", encoding="utf-8")  # noqa: SIM115
+        files[name].write(json.dumps(data, ensure_ascii=False) + "\n")
+        counts[name] = counts.get(name, 0) + 1
+
+    try:
+        for passage in passages:
+            write("corpus.jsonl", vars(passage))
+        for split, question in questions:
+            data = {key: value for key, value in vars(question).items() if value}
+            write(f"questions.{split}.jsonl", data)
+        for file in files.values():
+            file.close()
+        if "corpus.jsonl" not in counts:
+            raise DataError(f"nothing to write to {folder}: the input holds no passage")
+        partial.chmod(0o755)  # mkdtemp keeps it to its owner
+        os.replace(partial, folder)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return counts
+
+
+def _strings(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    values = data.get(key, [])
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise DataError(f'{where}: "{key}" is {values!r}: give a list of strings')
+    return tuple(values)
