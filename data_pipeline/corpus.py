@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
 from data_pipeline import protocol
-from data_pipeline.mixture import DataConfig
+from data_pipeline.dataset import find_file, read_passages, read_questions
+from data_pipeline.mixture import Corpus
 from data_pipeline.schema import Piece
+from data_pipeline.settings import DataConfig
+from data_pipeline.sources.dataset_config import DatasetConfig
+from data_pipeline.sources.dataset_tables import shown_text
 from data_pipeline.sources.needles import Needles
 from data_pipeline.sources.niah import needle_texts
 from data_pipeline.sources.pydocs import training_texts
@@ -24,13 +27,16 @@ _PLACED_DIGITS = (
 )
 
 
-def train_tokenizer(config: DataConfig, out_dir: Path | str | None = None) -> Tokenizer:
-    """Train the corpus's tokenizer (data.tokenizer) and, given a folder, save it there.
+def corpus_tokenizer(corpus: Corpus) -> Tokenizer:
+    """The tokenizer of data.tokenizer: taken from its path, or trained on the corpus's sources.
 
     Raises DataError when the texts cannot fill the vocabulary.
     """
-    tokenizer = train_sentencepiece(
-        corpus_texts(config),
+    config = corpus.data
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path)
+    return train_sentencepiece(
+        corpus_texts(config, used_sources(corpus)),
         config.tokenizer.vocab_size,
         config.tokenizer.model_type,
         (
@@ -38,20 +44,40 @@ def train_tokenizer(config: DataConfig, out_dir: Path | str | None = None) -> To
             *(_PLACED_DIGITS if config.tokenizer.placed_digits else ()),
         ),
     )
-    if out_dir is not None:
-        tokenizer.save(out_dir)
-    return tokenizer
 
 
-def corpus_texts(config: DataConfig) -> Iterator[str]:
-    """Needle words and documents, conversations in the protocol, and pydocs' training split."""
+def used_sources(corpus: Corpus) -> tuple[str, ...]:
+    """Sources that some stage draws from."""
+    weights = [corpus.source_weights(stage) for stage in range(len(corpus.stages))]
+    return tuple(name for name in corpus.data.sources if any(w[name] > 0 for w in weights))
+
+
+def corpus_texts(config: DataConfig, sources: Collection[str]) -> Iterator[str]:
+    """Texts of the sources: needle words and documents, conversations in the protocol, training
+    documents."""
     rng = np.random.default_rng((config.seed, 0x70CE))  # its own stream, apart from the samples'
-    words = list(Needles(config.niah).words.all)
-    for _ in range(config.tokenizer.word_repeats):
-        yield "".join(f" {word}" for word in rng.permutation(words))
-    yield from needle_texts(config.niah, rng, config.tokenizer.needle_texts)
+    if "niah" in sources:
+        words = list(Needles(config.niah).words.all)
+        for _ in range(config.tokenizer.word_repeats):
+            yield "".join(f" {word}" for word in rng.permutation(words))
+        yield from needle_texts(config.niah, rng, config.tokenizer.needle_texts)
     yield from _conversations(config, rng)
-    yield from training_texts(config.pydocs)
+    if "pydocs" in sources:
+        yield from training_texts(config.pydocs)
+    for name in sources:
+        if name in config.datasets:
+            yield from _dataset_texts(config.datasets[name], config.tokenizer.passages, rng)
+
+
+def _dataset_texts(config: DatasetConfig, passages: int, rng: np.random.Generator) -> Iterator[str]:
+    """So many passages under their titles, from all over the corpus, and as many questions."""
+    corpus = read_passages(find_file(config.path, "corpus"))
+    texts = [[shown_text(passage.title, passage.text) for passage in corpus]]
+    if config.tasks.get("given"):
+        questions = read_questions(find_file(config.path, f"questions.{config.split}"))
+        texts.append([question.question for _, question in questions])
+    for some in texts:
+        yield from (some[place] for place in rng.permutation(len(some))[:passages].tolist())
 
 
 def template_phrases(config: DataConfig) -> tuple[str, ...]:

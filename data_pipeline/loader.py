@@ -7,99 +7,53 @@ and the whole state is one integer: how many samples all ranks together have con
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
-import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import TOKENIZER_FOLDER, Manifest, load_index, shard_name
+from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
-from data_pipeline.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
 
-class ShardReader:
-    """Random access to the samples of a shard set, each checked by its CRC-32."""
+class GlobalOrder:
+    """The order in which all ranks together read: place in it -> sample.
 
-    def __init__(self, directory: Path | str):
-        self.directory = Path(directory)
-        self.manifest = Manifest.load(directory)
-        self.index = load_index(directory, self.manifest)
-        self._files: dict[int, int] = {}  # shard -> file descriptor
+    samples, epochs: of each stage; a stage is read so many times, each time in another order.
+    """
+
+    def __init__(self, samples: Sequence[int], epochs: Sequence[int], seed: int):
+        self._samples, self._seed = tuple(samples), seed
+        self._firsts = (0, *accumulate(samples))
+        reads = (count * times for count, times in zip(samples, epochs, strict=True))
+        self._ends = tuple(accumulate(reads))
+        self._now, self._order = (-1, -1), np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.index)
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the corpus. Raises DataError when it is not the one it was built by."""
-        tokenizer = Tokenizer.load(self.directory / TOKENIZER_FOLDER)
-        if tokenizer.fingerprint != self.manifest.tokenizer:
-            raise DataError(
-                f"{self.directory / TOKENIZER_FOLDER} is not the tokenizer that these shards "
-                "were built with: build the shards again"
-            )
-        return tokenizer
-
-    def __getitem__(self, sample: int) -> Sample:
-        """Raises DataError naming shard and sample when the file is missing, short or damaged."""
-        row = self.index[sample]
-        where = f"sample {sample} of {self.directory / shard_name(int(row['shard']))}"
-        file = self._open(int(row["shard"]), where)
-        data = os.pread(file, int(row["size"]), int(row["offset"]))
-        if len(data) < int(row["size"]):
-            raise DataError(f"{where} is cut short: the shard is truncated; copy or build it again")
-        if zlib.crc32(data) != int(row["crc32"]):
-            raise DataError(f"{where} is damaged (CRC-32 differs): copy or build the shard again")
-        return Sample.from_bytes(data)
-
-    def close(self) -> None:
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
-
-    def _open(self, shard: int, where: str) -> int:
-        if shard not in self._files:
-            try:
-                path = self.directory / shard_name(shard)
-                self._files[shard] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(
-                    f"{where} cannot be read ({error.strerror}): copy or build the shard again"
-                ) from error
-        return self._files[shard]
-
-
-class GlobalOrder:
-    """The order in which all ranks together read: place in it -> sample. Epochs follow on."""
-
-    def __init__(self, stages: np.ndarray, seed: int):
-        """stages: [samples] stage of each sample, ascending."""
-        self._bounds = np.searchsorted(stages, np.arange(int(stages[-1]) + 2)).tolist()
-        self._length = len(stages)
-        self._seed = seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        return self._ends[-1]
 
     def __getitem__(self, place: int) -> int:
-        epoch, place = divmod(place, self._length)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._permuted(epoch)
-        return int(self._order[place])
-
-    def _permuted(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self._seed, epoch))
-        bounds = zip(self._bounds, self._bounds[1:], strict=False)
-        return np.concatenate([low + rng.permutation(high - low) for low, high in bounds])
+        stage = bisect_right(self._ends, place)
+        if stage == len(self._ends):
+            raise IndexError(place)
+        begin = self._ends[stage - 1] if stage else 0
+        epoch, at = divmod(place - begin, self._samples[stage])
+        if (stage, epoch) != self._now:
+            rng = np.random.default_rng((self._seed, stage, epoch))
+            self._now = stage, epoch
+            self._order = self._firsts[stage] + rng.permutation(self._samples[stage])
+        return int(self._order[at])
 
 
 class ShardLoader(Generic[T]):
-    """An endless iterator over this rank's samples; epochs follow one another.
+    """Iterates over this rank's samples, all stages in sequence.
 
     transform: applied to each sample in the prefetch thread (tokenising, collating).
     prefetch: samples made ready ahead.
@@ -111,7 +65,7 @@ class ShardLoader(Generic[T]):
 
     def __init__(
         self,
-        directory: Path | str,
+        reader: ShardReader,
         *,
         seed: int = 0,
         rank: int = 0,
@@ -123,16 +77,18 @@ class ShardLoader(Generic[T]):
             raise DataError(f"rank {rank} of world_size {world_size}: give 0 to world_size - 1")
         if prefetch < 1:
             raise DataError(f"prefetch is {prefetch}: give 1 or more")
-        self.reader = ShardReader(directory)
-        self._order = GlobalOrder(self.reader.index["stage"], seed)
+        self.reader = reader
+        stages = reader.manifest.stages
+        samples, epochs = [s.samples for s in stages], [s.epochs for s in stages]
+        self._order = GlobalOrder(samples, epochs, seed)
         self._rank, self._world_size = rank, world_size
         self._transform, self._prefetch = transform, prefetch
         self._consumed = 0
         self._thread: _Prefetch | None = None
 
     def __len__(self) -> int:
-        """Samples of an epoch, over all ranks."""
-        return len(self.reader)
+        """Samples that all ranks together read from beginning to end."""
+        return len(self._order)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -162,7 +118,7 @@ class ShardLoader(Generic[T]):
 
     def _read(self, consumed: int) -> Iterator[T | Sample]:
         place = consumed + self._rank
-        while True:
+        while place < len(self._order):
             sample = self.reader[self._order[place]]
             yield sample if self._transform is None else self._transform(sample)
             place += self._world_size
@@ -174,7 +130,7 @@ class ShardLoader(Generic[T]):
 
 
 class _Prefetch:
-    """Runs an endless iterator in a thread, a few items ahead; its exception comes out of get."""
+    """Runs an iterator in a thread, a few items ahead; its exception, or end, comes out of get."""
 
     def __init__(self, items: Iterator[Any], ahead: int):
         self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
@@ -205,5 +161,6 @@ class _Prefetch:
                 self._queue.put((item, None))
                 if self._stopped.is_set():
                     return
+            self._queue.put((None, StopIteration()))
         except BaseException as error:
             self._queue.put((None, error))

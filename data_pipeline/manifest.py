@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import DataConfig
+from data_pipeline.mixture import Corpus
 
-FORMAT = "msa-shards-1"
+FORMAT = "msa-shards-2"
 MANIFEST_FILE, INDEX_FILE, TOKENIZER_FOLDER = "manifest.json", "index.npy", "tokenizer"
 INDEX_DTYPE = np.dtype(
     [("shard", "<u4"), ("stage", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")]
@@ -31,9 +31,13 @@ def shard_name(shard: int) -> str:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """One stage: exact counts, and mean tokens per sample over `measured` of its samples."""
+    """One stage: exact counts, and mean tokens per sample over `measured` of its samples.
+
+    epochs: how often the samples are read.
+    """
 
     samples: int
+    epochs: int
     documents: int
     contexts: int
     measured: int
@@ -50,10 +54,16 @@ class Manifest:
     samples: int
     shards: tuple[int, ...]
     stages: tuple[StageCounts, ...]
+    batch_samples: int  # samples of a step
 
-    def matches(self, config: DataConfig) -> bool:
-        """Whether building `config` would make these very shards again."""
-        return self.settings == _plain(config.settings())
+    def matches(self, corpus: Corpus) -> bool:
+        """Whether building `corpus` would make these very shards again."""
+        return self.settings == corpus.settings()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of each stage."""
+        return tuple(stage.samples * stage.epochs // self.batch_samples for stage in self.stages)
 
     def save(self, directory: Path) -> None:
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
@@ -76,12 +86,6 @@ class Manifest:
             raise DataError(f"{path} is broken ({error!r}): build the shards again") from error
 
 
-def make_manifest(
-    config: DataConfig, tokenizer: str, shards: tuple[int, ...], stages: tuple[StageCounts, ...]
-) -> Manifest:
-    return Manifest(_plain(config.settings()), tokenizer, config.samples, shards, stages)
-
-
 def load_index(directory: Path | str, manifest: Manifest) -> np.ndarray:
     """[samples] rows of INDEX_DTYPE, memory-mapped, stages ascending."""
     path = Path(directory) / INDEX_FILE
@@ -95,8 +99,3 @@ def load_index(directory: Path | str, manifest: Manifest) -> np.ndarray:
             f"{manifest.samples} samples: build the shards again"
         )
     return index
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back: tuples are lists."""
-    return json.loads(json.dumps(settings))

@@ -152,8 +152,16 @@ def memory_answer_pieces(question: str) -> list[Piece]:
 
 
 def context_pieces(context: Context) -> list[Piece]:
-    """All pieces of a training context: its prompt and its response."""
+    """All pieces of a training context: its prompt and its response (plain text has no prompt)."""
+    if context.kind == "text":
+        return list(context.response)
     return [*prompt_pieces(context.question, context.rounds == 0), *context.response]
+
+
+def text_pieces(text: str) -> list[Piece]:
+    """Plain text that the model learns to continue; it asks nothing, so it routes nothing."""
+    start = _control(IM_START, Role.TEMPLATE)
+    return [start, Piece(text, label=True), _control(IM_END, label=True)]
 
 
 # Reading what the model wrote

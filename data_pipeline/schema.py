@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 from data_pipeline.errors import DataError
 
-Kind = Literal["retrieve", "answer_text", "answer_memory"]
+Kind = Literal["retrieve", "answer_text", "answer_memory", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ASKED_KINDS = KINDS[:3]  # those that ask a question
 
 
 class Role(IntEnum):
@@ -76,9 +77,12 @@ class Query:
     """A question against a bank.
 
     answers: alternative full answers, each of them right; the first is the one a model is taught.
+        Empty: the question is answered by its documents (retrieval alone).
     values: the parts an answer must ALL contain, when the answer is a list (multi-value and
         multi-query needles), in the order of the first answer. Empty: the answer is not a list.
     positives: numbers of the documents that hold the answer, ascending.
+    steps: the same numbers in the order in which a chain of retrievals finds them (empty: at once).
+    masked: numbers of documents that may hold the answer too: neither positive nor negative.
     """
 
     question: str
@@ -86,10 +90,15 @@ class Query:
     positives: tuple[int, ...]
     values: tuple[str, ...] = ()
     id: str = ""
+    steps: tuple[tuple[int, ...], ...] = ()
+    masked: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.answers:
-            raise DataError(f"the question {self.question!r} has no answer: give at least one")
+        found = sorted(number for step in self.steps for number in step)
+        if self.steps and found != list(self.positives):
+            raise DataError(
+                f"the steps of {self.question!r} find {found}, its positives are {self.positives}"
+            )
         if list(self.positives) != sorted(set(self.positives)):
             raise DataError(
                 f"the positives of {self.question!r} are {self.positives}: "
@@ -104,6 +113,8 @@ class Query:
                 "positives": list(self.positives),
                 "values": list(self.values),
                 "id": self.id,
+                "steps": [list(step) for step in self.steps],
+                "masked": list(self.masked),
             }
         )
 
@@ -115,6 +126,8 @@ class Query:
             positives=tuple(data.get("positives", ())),
             values=tuple(data.get("values", ())),
             id=data.get("id", ""),
+            steps=tuple(tuple(step) for step in data.get("steps", ())),
+            masked=tuple(data.get("masked", ())),
         )
 
 
@@ -123,7 +136,8 @@ class Context:
     """One active context: a question and what follows the response head (SPEC section 4).
 
     kind: retrieve (write the ids), answer_text (answer with texts appended), answer_memory (answer
-        from pooled memory alone).
+        from pooled memory alone), text (plain text without a question or a memory, to keep what a
+        backbone knows).
     response: the pieces after the response head; protocol.context_pieces gives all of them.
     positives: documents this step must find; empty means no router loss.
     masked: documents that are neither positive nor negative in the router loss.

@@ -1,15 +1,17 @@
 """Build standard WebDataset shards: the same bytes for the same settings and tokenizer.
 
-Shards are built by any number of processes, in a temporary folder that is renamed at the end: a
-folder with a manifest is complete.
+Shards are built by any number of processes, in a hidden folder that is renamed at the end: a folder
+with a manifest is complete. An interrupted build is taken up again.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import tarfile
-import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,7 +32,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from data_pipeline.corpus import train_tokenizer
+from data_pipeline.builder import SampleBuilder
+from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
     INDEX_DTYPE,
@@ -38,48 +41,56 @@ from data_pipeline.manifest import (
     TOKENIZER_FOLDER,
     Manifest,
     StageCounts,
-    make_manifest,
     shard_name,
 )
-from data_pipeline.mixture import DataConfig
+from data_pipeline.mixture import Corpus
 from data_pipeline.protocol import context_pieces, document_pieces
-from data_pipeline.samples import SampleBuilder
 from data_pipeline.schema import Sample
 from data_pipeline.tokenizer import Tokenizer
 
 _TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
+_BUILD = "build.json"  # what an unfinished build builds
 _MEASURED_EVERY = 32  # tokenising a sample costs more than building it
 
 
 def build_shards(
-    config: DataConfig,
+    corpus: Corpus,
     out_dir: Path | str,
     workers: int | None = None,
     tokenizer: Tokenizer | None = None,
+    held_out: bool = False,
 ) -> Manifest:
     """Build the shards of a corpus into out_dir, which must not exist yet (or be empty).
 
-    workers: processes (None: config.workers). tokenizer: None trains one on the corpus; either
-    way it is saved with the shards.
+    A build that was interrupted is taken up where it stopped, if corpus and tokenizer are the same.
+    workers: processes (None: data.workers). tokenizer: None takes the one of data.tokenizer; either
+    way it is saved with the shards. held_out: what training does not see.
     Raises DataError when out_dir is in use, or when the settings cannot be met.
     """
     out = Path(out_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: remove it, or give another folder for the shards")
-    with _renamed_at_end(out) as folder:
-        tokenizer = tokenizer or train_tokenizer(config)
-        tokenizer.save(folder / TOKENIZER_FOLDER)
-        builder = SampleBuilder(config, tokenizer)
-        built = _build_all(folder, builder, tokenizer, workers or config.workers)
-        np.save(folder / INDEX_FILE, np.concatenate([shard.index for shard in built]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial"
+    with _owned(partial):
+        tokenizer = tokenizer or corpus_tokenizer(corpus)
+        _take_up(partial, corpus, tokenizer, held_out)
+        builder = SampleBuilder(corpus, tokenizer, out.parent / "prepared", held_out)
+        built = _build_all(partial, builder, workers or corpus.data.workers)
+        np.save(partial / INDEX_FILE, np.concatenate([shard.index for shard in built]))
         totals = sum(shard.totals for shard in built)
-        manifest = make_manifest(
-            config,
+        manifest = Manifest(
+            corpus.settings(),
             tokenizer.fingerprint,
+            len(builder),
             tuple(shard.size for shard in built),
-            tuple(_stage_counts(row) for row in totals),
+            tuple(map(_stage_counts, totals, (stage.epochs for stage in corpus.stages))),
+            corpus.batch_samples,
         )
-        manifest.save(folder)
+        manifest.save(partial)
+        for note in (*partial.glob("*.npz"), partial / _BUILD):
+            note.unlink()
+        os.replace(partial, out)
     return manifest
 
 
@@ -92,59 +103,60 @@ class _Shard:
     totals: np.ndarray  # [stages, len(_TOTALS)]
 
 
-def _build_all(
-    folder: Path, builder: SampleBuilder, tokenizer: Tokenizer, workers: int
-) -> list[_Shard]:
-    config = builder.config
-    count = -(-config.samples // config.shard_samples)
+def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shard]:
+    shard_samples = builder.corpus.data.shard_samples
+    count = -(-len(builder) // shard_samples)
+    built = {shard: found for shard in range(count) if (found := _built(folder, shard)) is not None}
+    missing = [shard for shard in range(count) if shard not in built]
     with _progress() as progress:
-        task = progress.add_task("building shards", total=config.samples)
+        task = progress.add_task("building shards", total=len(builder))
+        progress.update(task, advance=sum(len(shard.index) for shard in built.values()))
         if workers == 1:
-            built = []
-            for shard in range(count):
-                built.append(_build_shard(folder, builder, tokenizer, shard))
-                progress.update(task, advance=len(built[-1].index))
-            return built
+            for shard in missing:
+                built[shard] = _build_shard(folder, builder, shard)
+                progress.update(task, advance=len(built[shard].index))
+            return [built[shard] for shard in range(count)]
         with ProcessPoolExecutor(
-            min(workers, count), get_context("spawn"), _start_worker, (folder, builder, tokenizer)
+            min(workers, count), get_context("spawn"), _start_worker, (folder, builder)
         ) as pool:
-            futures = [pool.submit(_build_in_worker, shard) for shard in range(count)]
+            futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
             try:
                 for future in as_completed(futures):
+                    built[futures[future]] = future.result()
                     progress.update(task, advance=len(future.result().index))
             except BrokenProcessPool as error:
                 raise DataError(
-                    "a process that builds shards died (out of memory?): lower data.workers"
+                    "a process that builds shards died (out of memory?): lower data.workers and "
+                    "build again; the shards that are done are kept"
                 ) from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-            return [future.result() for future in futures]
+            return [built[shard] for shard in range(count)]
 
 
-_worker: tuple[Path, SampleBuilder, Tokenizer]
+_worker: tuple[Path, SampleBuilder]
 
 
-def _start_worker(folder: Path, builder: SampleBuilder, tokenizer: Tokenizer) -> None:
+def _start_worker(folder: Path, builder: SampleBuilder) -> None:
     global _worker
-    _worker = folder, builder, tokenizer
+    _worker = folder, builder
 
 
 def _build_in_worker(shard: int) -> _Shard:
     return _build_shard(*_worker, shard)
 
 
-def _build_shard(folder: Path, builder: SampleBuilder, tokenizer: Tokenizer, shard: int) -> _Shard:
+def _build_shard(folder: Path, builder: SampleBuilder, shard: int) -> _Shard:
     from webdataset import ShardWriter
 
-    config = builder.config
-    first = shard * config.shard_samples
-    last = min(first + config.shard_samples, config.samples)
-    path = folder / shard_name(shard)
-    totals = np.zeros((len(config.stages), len(_TOTALS)))
+    size = builder.corpus.data.shard_samples
+    first, last = shard * size, min((shard + 1) * size, len(builder))
+    path, partial = folder / shard_name(shard), folder / f"partial-{shard_name(shard)}"
+    totals = np.zeros((len(builder.corpus.stages), len(_TOTALS)))
     # One file exactly, so no limit of size; mtime 0 and no encoder, so equal bytes every time.
     with ShardWriter(
-        str(path).replace("%", "%%").replace(shard_name(shard), "shard-%06d.tar"),
-        maxcount=config.shard_samples,
+        str(folder).replace("%", "%%") + "/partial-shard-%06d.tar",
+        maxcount=size,
         maxsize=float("inf"),
         start_shard=shard,
         verbose=0,
@@ -154,10 +166,29 @@ def _build_shard(folder: Path, builder: SampleBuilder, tokenizer: Tokenizer, sha
         for i in range(first, last):
             sample = builder.build(i)
             writer.write({"__key__": f"{i:09d}", "json": sample.to_bytes()})
-            measured = i % _MEASURED_EVERY == 0
-            totals[builder.stage(i)] += _count(sample, tokenizer if measured else None)
+            measured = i % _MEASURED_EVERY == 0 or i == first
+            totals[builder.stage(i)] += _count(sample, builder.tokenizer if measured else None)
     stages = [builder.stage(i) for i in range(first, last)]
-    return _Shard(path.stat().st_size, _index(path, shard, stages), totals)
+    index = _index(partial, shard, stages)
+    partial.rename(path)
+    np.savez(_note(folder, shard), index=index, totals=totals)  # last: now the shard is done
+    return _Shard(path.stat().st_size, index, totals)
+
+
+def _note(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:06d}.npz"
+
+
+def _built(folder: Path, shard: int) -> _Shard | None:
+    """A shard that an interrupted build had finished."""
+    path, note = folder / shard_name(shard), _note(folder, shard)
+    try:
+        with np.load(note) as found:
+            index, totals = found["index"], found["totals"]
+        size = path.stat().st_size
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return _Shard(size, index, totals)
 
 
 def _index(path: Path, shard: int, stages: list[int]) -> np.ndarray:
@@ -187,10 +218,11 @@ def _count(sample: Sample, tokenizer: Tokenizer | None) -> np.ndarray:
     return np.array(counts, dtype=np.float64)
 
 
-def _stage_counts(totals: np.ndarray) -> StageCounts:
+def _stage_counts(totals: np.ndarray, epochs: int) -> StageCounts:
     samples, documents, contexts, measured, document_tokens, context_tokens = totals.tolist()
     return StageCounts(
         int(samples),
+        epochs,
         int(documents),
         int(contexts),
         int(measured),
@@ -200,17 +232,35 @@ def _stage_counts(totals: np.ndarray) -> StageCounts:
 
 
 @contextmanager
-def _renamed_at_end(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place if all goes well."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+def _owned(partial: Path) -> Iterator[None]:
+    """The folder of an unfinished build, for this process alone.
+
+    What was built stays when a build is interrupted; impossible settings leave nothing.
+    """
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
     try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp keeps it to its owner
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise DataError(f"another process builds {partial}: wait for it, or stop it") from error
+    try:
+        yield
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _take_up(partial: Path, corpus: Corpus, tokenizer: Tokenizer, held_out: bool) -> None:
+    """Keep what an interrupted build of this very corpus left, and nothing else."""
+    build = json.dumps([corpus.settings(), tokenizer.fingerprint, held_out])
+    if not (partial / _BUILD).exists() or (partial / _BUILD).read_text() != build:
+        for path in partial.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        tokenizer.save(partial / TOKENIZER_FOLDER)
+        (partial / _BUILD).write_text(build)
 
 
 def _progress() -> Progress:

@@ -1,23 +1,27 @@
 """Every setting of a run: frozen dataclasses, YAML + `--dotted.key value`, checked on load.
 
-A run's YAML has the sections model, data, training and evaluation; unknown keys, wrong types and
-impossible values are refused before anything heavy is imported, naming the key.
+A run's YAML has the sections model, data, stages, training and evaluation; unknown keys, wrong
+types and impossible values are refused before anything heavy is imported, naming the key.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from data_pipeline.mixture import DataConfig
+from data_pipeline.errors import DataError
+from data_pipeline.mixture import Corpus, CorpusStage
+from data_pipeline.settings import DataConfig
 from data_pipeline.sources.needles import Task
 from msa_train.errors import ConfigError
 from msa_train.model.config import ModelConfig
+from msa_train.stages import Stage
 
 _KINDS = {
     "tuple": "list, as in [1, 2]",
@@ -26,30 +30,6 @@ _KINDS = {
     "str": "text",
     "bool": "true or false",
 }
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training: L = lm_weight LM + router_weight router (SPEC section 3).
-
-    The learning rate goes linearly from lr to final_lr over the phase's steps.
-    """
-
-    name: str
-    steps: int
-    lr: float
-    final_lr: float
-    lm_weight: float
-    router_weight: float
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"training.phases[{self.name}].steps is {self.steps}: give 1 or more")
-        for name in ("lr", "final_lr", "lm_weight", "router_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"training.phases[{self.name}].{name} is {getattr(self, name)}: give 0 or more"
-                )
 
 
 @dataclass(frozen=True)
@@ -67,49 +47,55 @@ class WandbConfig:
 class TrainingConfig:
     """How a run trains.
 
-    micro_batches: samples (banks with their contexts) each data-parallel rank reads per step; they
-    are accumulated one by one.
+    start_from: weights to begin with: an export, or a converted backbone without a router (null:
+    random ones). The optimizer starts afresh; data.tokenizer.path should name its tokenizer.
+    batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
+    rank reads its share one by one.
     recompute: keep a layer's input instead of its activations.
     gradient_cache_tokens: encode at most so many document tokens of a bank at once, twice, with
     equal gradients; bounds memory for banks of any size (null: a whole bank at once, once).
-    clip: maximum gradient norm. lr_warmup_steps: linear warm-up at the start of the run.
+    clip: maximum gradient norm.
     checkpoint_every: steps between checkpoints; the last one is always kept.
+    held_out_every: steps between evaluations on held-out samples (0: never); see held_out_samples.
+    held_out_samples: samples of what training does not see, with the last stage's data.
+    damaged_samples: a sample that cannot be read ends the run, or is skipped and counted.
+    shards: folder or URL of the shards (null: OUTPUT/shards). cache_gb: of shards behind a URL, so
+    much is kept under OUTPUT/shard-cache.
     skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
     before the run stops.
     timeout_s: how long a rank waits for another before it fails, naming the step.
     """
 
-    phases: tuple[Phase, ...] = (
-        Phase("router", 100, 2e-3, 2e-3, 0.1, 1.0),
-        Phase("main", 1000, 2e-3, 5e-4, 1.0, 0.1),
-    )
-    micro_batches: int = 1
+    start_from: str | None = None
+    batch_samples: int = 2
     tensor_parallel: int = 1
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
     gradient_cache_tokens: int | None = None
-    lr_warmup_steps: int = 50
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    held_out_every: int = 0
+    held_out_samples: int = 16
+    damaged_samples: Literal["error", "skip"] = "error"
+    shards: str | None = None
+    cache_gb: float = 10.0
     skipped_steps_limit: int = 10
     timeout_s: int = 600
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        if not self.phases:
-            raise ConfigError("training.phases is empty: give at least one phase")
         for name in (
-            "micro_batches", "tensor_parallel", "log_every", "checkpoint_every",
-            "keep_checkpoints", "skipped_steps_limit", "timeout_s",
+            "batch_samples", "tensor_parallel", "log_every", "checkpoint_every",
+            "keep_checkpoints", "held_out_samples", "skipped_steps_limit", "timeout_s",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("lr_warmup_steps", "weight_decay"):
+        for name in ("held_out_every", "weight_decay", "cache_gb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -127,10 +113,6 @@ class TrainingConfig:
                 "training.zero_stage is 0 with precision bf16, which DeepSpeed computes wrongly: "
                 "use 1, equal in numbers and smaller"
             )
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
 
 
 @dataclass(frozen=True)
@@ -176,11 +158,19 @@ class Config:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    stages: tuple[Stage, ...] = (
+        Stage("router", 2e-3, 100, warmup_steps=50, lm_weight=0.1, router_weight=1.0),
+        Stage("main", 2e-3, 1000, final_lr=5e-4),
+    )
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if not self.model.loss_layers and any(p.router_weight for p in self.training.phases):
+        try:
+            self.corpus  # noqa: B018 (impossible stages are refused now)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        if not self.model.loss_layers and any(s.router_weight for s in self.stages):
             raise ConfigError(
                 f"model.router.loss_layers is {self.model.router.loss_layers}, but no layer of "
                 f"model.router.layers ({self.model.router.layers}) is in the upper half: nothing "
@@ -202,6 +192,28 @@ class Config:
     @property
     def path(self) -> Path:
         return Path(self.output)
+
+    @property
+    def shards(self) -> str:
+        """Folder or URL of the run's shards."""
+        return self.training.shards or str(self.path / "shards")
+
+    @property
+    def manifest_folder(self) -> Path:
+        """Where the shards' manifest lies on this machine (behind a URL: once training began)."""
+        return self.path / "shard-cache" if "://" in self.shards else Path(self.shards)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """What the shards are built from."""
+        size = self.training.batch_samples
+        return Corpus(self.data, tuple(stage.amount(size) for stage in self.stages), size)
+
+    @cached_property
+    def held_out(self) -> Corpus:
+        """What training does not see, with the data of the last stage."""
+        samples = self.training.held_out_samples
+        return Corpus(self.data, (CorpusStage(self.stages[-1].data, samples=samples),), 1)
 
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(to_plain(self), sort_keys=False))

@@ -9,7 +9,8 @@ def megatron():
     """Builds training modules of a ModelConfig."""
     from megatron.core import parallel_state
 
-    from msa_train.model.megatron import MSAModel, initial_reader
+    from msa_train.model.megatron import MSAModel
+    from msa_train.model.weights import initial_reader
     from msa_train.parallel import groups
 
     groups.start(tensor_parallel=1, timeout_s=60)

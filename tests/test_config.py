@@ -48,7 +48,10 @@ def test_a_saved_config_loads_equal(tmp_path):
         (["--training.precision", "bf16", "--training.zero_stage", "0"], "training.zero_stage"),
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.clip", "0"], "training.clip"),
-        (["--training.phases", "[]"], "training.phases"),
+        (["--stages", "[]"], "stages"),
+        (["--stages", "[{name: a, steps: 1, lr: 1, data: {weights: {b: 1}}}]"], "'b'"),
+        (["--stages", "[{name: a, steps: 1}]"], "lr"),
+        (["--training.batch_samples", "0"], "training.batch_samples"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

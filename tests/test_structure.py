@@ -18,10 +18,13 @@ ALLOWED = {
     "msa_train.sealed": {"msa_train.errors"},
     "msa_train.parallel": {"msa_train.errors"},
     "msa_train.model": {"msa_kernels", "msa_train.parallel", "msa_train.errors"},
-    "msa_train.config": {"msa_train.model", "data_pipeline", "msa_train.errors"},
+    "msa_train.stages": {"data_pipeline", "msa_train.errors"},
+    "msa_train.config": {
+        "msa_train.model", "data_pipeline", "msa_train.errors", "msa_train.stages",
+    },
     "msa_train.training": {
         "msa_train.model", "msa_train.parallel", "data_pipeline", "msa_train.config",
-        "msa_train.errors", "msa_train.sealed", "msa_kernels",
+        "msa_train.errors", "msa_train.sealed", "msa_train.stages", "msa_kernels",
     },
     "msa_train.interop": {
         "msa_train.model", "msa_train.errors", "msa_train.sealed", "data_pipeline",

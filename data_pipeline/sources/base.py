@@ -13,14 +13,34 @@ from data_pipeline.schema import Document, Query
 
 @dataclass(frozen=True)
 class Bank:
-    """Documents ascending by number, and questions that they answer."""
+    """Documents ascending by number, and questions that they answer.
+
+    texts: plain texts that are read beside them, each alone and without the documents.
+    """
 
     documents: tuple[Document, ...]
     queries: tuple[Query, ...]
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """Banks of one source: how often it is drawn, documents of a bank, contexts asked of it."""
+
+    weight: float = 1.0
+    documents: int = 128
+    contexts: int = 64
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise DataError(f"a bank's weight is {self.weight}: give 0 or more")
+        for name in ("documents", "contexts"):
+            if getattr(self, name) < 1:
+                raise DataError(f"a bank's {name} is {getattr(self, name)}: give 1 or more")
 
 
 class Source(Protocol):
-    """A source draws banks: equal generators give equal banks."""
+    """A source draws banks: equal generators and places give equal banks."""
 
     name: str
 
@@ -30,10 +50,13 @@ class Source(Protocol):
         documents: int,
         questions: int | None = None,
         document_tokens: int | None = None,
+        place: int = 0,
     ) -> Bank:
         """A bank of `documents` documents and at most `questions` questions (None: all it has).
 
         document_tokens: target length of a document, for sources that can choose it.
+        place: how many banks were drawn from this source before, for sources whose questions run
+        out: each is asked once before any is asked again.
         """
         ...
 

@@ -46,6 +46,7 @@ class NiahSource:
         documents: int,
         questions: int | None = None,
         document_tokens: int | None = None,
+        place: int = 0,
     ) -> Bank:
         """A bank of needles; its questions in random order (None: one for every needle or group).
 

@@ -88,6 +88,7 @@ class PydocsSource:
         documents: int,
         questions: int | None = None,
         document_tokens: int | None = None,
+        place: int = 0,
     ) -> Bank:
         """A bank of training documents; one question for each document asked about.
 

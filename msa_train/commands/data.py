@@ -32,7 +32,9 @@ def _build(options: argparse.Namespace) -> int:
     else:
         for i, stage in enumerate(manifest.stages):
             print(
-                f"stage {i}: {stage.samples} banks, {stage.documents} documents "
+                f"stage {i}: {manifest.steps[i]} steps, {stage.samples} banks"
+                f"{f' read {stage.epochs} times' if stage.epochs > 1 else ''}, "
+                f"{stage.documents} documents "
                 f"({stage.document_tokens:.0f} tokens a bank), {stage.contexts} contexts "
                 f"({stage.context_tokens:.0f} tokens a bank)"
             )
@@ -40,30 +42,41 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def build_once(config):
-    """Build the shards of a run, unless exactly these are there. Returns the manifest."""
+    """Build the shards of a run, and its held-out ones, unless exactly these are there."""
+    from data_pipeline.tokenizer import Tokenizer
+
+    manifest = _build_part(config.corpus, config.path / "shards", None, held_out=False)
+    if config.training.held_out_every:
+        tokenizer = Tokenizer.load(config.path / "shards" / "tokenizer")
+        _build_part(config.held_out, config.path / "held_out", tokenizer, held_out=True)
+    return manifest
+
+
+def _build_part(corpus, folder, tokenizer, held_out):
     from data_pipeline.manifest import Manifest
     from data_pipeline.shards import build_shards
     from msa_train.errors import ConfigError
 
-    folder = config.path / "shards"
     if not folder.exists():
-        return build_shards(config.data, folder)
+        return build_shards(corpus, folder, tokenizer=tokenizer, held_out=held_out)
     manifest = Manifest.load(folder)
-    if not manifest.matches(config.data):
+    if not manifest.matches(corpus):
         raise ConfigError(
-            f"{folder} was built from other data.* settings: remove it, or set another output"
+            f"{folder} was built from other settings of data or stages: remove it, or set another "
+            "output"
         )
     print(f"{folder} is there already, of these settings", file=sys.stderr)
     return manifest
 
 
 def _show(options: argparse.Namespace) -> int:
-    from data_pipeline.loader import ShardReader
     from data_pipeline.protocol import context_pieces, document_pieces
+    from data_pipeline.reader import ShardReader
     from msa_train.config import load_config
     from msa_train.errors import ConfigError
 
-    reader = ShardReader(load_config(config_arguments(options)).path / "shards")
+    config = load_config(config_arguments(options))
+    reader = ShardReader(config.shards, cache=config.path / "shard-cache")
     if not 0 <= options.sample < len(reader):
         raise ConfigError(f"--sample {options.sample}: give 0 to {len(reader) - 1}")
     sample = reader[options.sample]

@@ -6,72 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Query
 from msa_train.evaluation.metrics import RECALL_AT, Columns, recall_columns
 
 
-class BM25:
-    """BM25 (Lucene's form, k1 1.5, b 0.75) with English stemming and stop words, by bm25s.
-
-    The texts are tokenised once; `rank` indexes any part of them, because word rarity and mean
-    length are those of the bank asked about. The last index is kept: banks that share their
-    documents are indexed once.
-    """
-
-    def __init__(self, texts: Sequence[str]):
-        self._stemmer = _stemmer()
-        self._corpus = _tokenize(texts, self._stemmer)
-        self._indexed: tuple[bytes, object] | None = None
-
-    def rank(self, part: np.ndarray, questions: Sequence[str], k: int) -> np.ndarray:
-        """[questions, min(k, len(part))] places in texts, best first; equal scores: lower place.
-
-        part [n]: places of the bank's documents in texts, in any order.
-        """
-        part = np.sort(part)
-        index = self._index(part)
-        asked = _tokenize(questions, self._stemmer)
-        names = {number: word for word, number in asked.vocab.items()}
-        k = min(k, len(part))
-        best = np.zeros((len(questions), k), dtype=np.int64)
-        for row, ids in enumerate(asked.ids):
-            nothing = np.zeros(len(part))  # a question of stop words alone matches nothing
-            scores = index.get_scores([names[w] for w in ids]) if len(ids) else nothing
-            best[row] = best_first(scores, k)
-        return part[best]
-
-    def recalls(self, part: np.ndarray, numbers: np.ndarray, queries: Sequence[Query]) -> Columns:
-        """bm25_recall@k over the same bank; numbers [texts]: document numbers."""
-        ranked = self.rank(part, [query.question for query in queries], max(RECALL_AT))
-        return recall_columns(numbers[ranked].tolist(), queries, "bm25_")
-
-    def _index(self, part: np.ndarray):
-        import bm25s
-        from bm25s.tokenization import Tokenized
-
-        key = part.tobytes()
-        if self._indexed is None or self._indexed[0] != key:
-            index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-            ids = [self._corpus.ids[place] for place in part]
-            index.index(Tokenized(ids=ids, vocab=self._corpus.vocab), show_progress=False)
-            self._indexed = key, index
-        return self._indexed[1]
-
-
-def best_first(scores: np.ndarray, k: int) -> np.ndarray:
-    """[k] places of the k largest of scores [n]; equal scores: lower place first."""
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= threshold)
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
-
-
-def _tokenize(texts: Sequence[str], stemmer):
-    import bm25s
-
-    return bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, show_progress=False)
-
-
-def _stemmer():
-    import Stemmer
-
-    return Stemmer.Stemmer("english")
+def bm25_recalls(
+    bm25: BM25, part: np.ndarray, numbers: np.ndarray, queries: Sequence[Query]
+) -> Columns:
+    """bm25_recall@k over the bank of the texts at `part`; numbers [texts]: document numbers."""
+    ranked = bm25.rank(part, [query.question for query in queries], max(RECALL_AT))
+    return recall_columns(numbers[ranked].tolist(), queries, "bm25_")

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.mixture import DataConfig
+from data_pipeline.bm25 import BM25
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Query
+from data_pipeline.settings import DataConfig
 from data_pipeline.sources.base import Bank
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import EvaluationConfig
 from msa_train.evaluation.asking import Asker, joined
 from msa_train.evaluation.banks import Group, groups, ring_order
-from msa_train.evaluation.baselines import BM25
+from msa_train.evaluation.baselines import bm25_recalls
 from msa_train.evaluation.jobs import Job
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
@@ -180,7 +181,7 @@ def _ask_control(
 
 def _search(bm25: BM25, memory: EncodedSet, asked: Sequence[Group], length: int) -> Columns:
     numbers = np.array(memory.numbers)
-    return joined([bm25.recalls(g.banks[length], numbers, g.queries) for g in asked])
+    return joined([bm25_recalls(bm25, g.banks[length], numbers, g.queries) for g in asked])
 
 
 def _collected(results: Mapping[Key, Columns], task: str, which: int | str) -> Columns:

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.mixture import DataConfig
+from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Query
+from data_pipeline.settings import DataConfig
 from data_pipeline.sources.base import Bank
 from data_pipeline.sources.pydocs import PydocsSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import EvaluationConfig
 from msa_train.evaluation.asking import Asker, joined
-from msa_train.evaluation.baselines import BM25
+from msa_train.evaluation.baselines import bm25_recalls
 from msa_train.evaluation.jobs import Job
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
@@ -39,7 +40,7 @@ def pydocs_jobs(
     """All that is asked, by (measure, first question)."""
     view, some = memory.view(), queries[: config.text_questions]
     bm25 = BM25([document.text for document in memory.documents])
-    search = partial(bm25.recalls, np.arange(len(view)), np.array(memory.numbers))
+    search = partial(bm25_recalls, bm25, np.arange(len(view)), np.array(memory.numbers))
     asked = {
         "text": (partial(asker.with_texts, view), some),
         "memory": (partial(asker.from_memory, view), some),

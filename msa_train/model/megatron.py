@@ -5,7 +5,6 @@ Tensor parallelism shards heads, FFN and vocabulary (see megatron_layers.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -144,10 +143,3 @@ class MSAModel(MegatronModule):
                 layer.self_attention.k_layernorm.weight,
             )
         ]
-
-
-def initial_reader(model: ModelConfig, seed: int) -> Callable[[str], Tensor]:
-    """The weights of a fresh model, for load_published: the same under any number of ranks."""
-    from msa_train.model.weights import initial_weight
-
-    return lambda name: initial_weight(name, model, seed)

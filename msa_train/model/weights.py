@@ -108,6 +108,18 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator) * std
 
 
+def initial_reader(config: ModelConfig, seed: int) -> Read:
+    """The weights of a fresh model: the same under any number of ranks."""
+    return lambda name: initial_weight(name, config, seed)
+
+
+def router_from_backbone(name: str, read: Read, config: ModelConfig) -> Tensor:
+    """The start of a router projection for a backbone that has none (SPEC section 7): its layer's
+    key projection, repeated over each GQA group for the queries."""
+    key = read(re.sub(r"router_[qk]_proj\.0", "k_proj", name))
+    return _repeated(key, config) if "router_q" in name else key.clone()
+
+
 def _repeated(weight: Tensor, config: ModelConfig) -> Tensor:
     """Rows of the key/value heads [G*D, d], each head repeated for its query heads: [H*D, d]."""
     heads = weight.unflatten(0, (config.kv_heads, config.head_dim))

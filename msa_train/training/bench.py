@@ -124,7 +124,8 @@ def _dense(memory_tokens: int) -> MemoryBatch:
 
 
 def _stepper(mode: Mode, batches: list[MemoryBatch]) -> Callable[[], None]:
-    from msa_train.model.megatron import MSAModel, initial_reader
+    from msa_train.model.megatron import MSAModel
+    from msa_train.model.weights import initial_reader
     from msa_train.parallel import groups
     from msa_train.training.engine import Engine
     from msa_train.training.gradient_cache import GradientCache

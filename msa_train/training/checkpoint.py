@@ -29,6 +29,7 @@ from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.engine import Engine
 
 FOLDER, STATE = "checkpoints", "state.json"
+_ORDER = ("steps", "tokens", "epochs", "data")  # settings of a stage
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RunState:
     """Where a run stands.
 
     loader: samples consumed. wandb_id: to continue in the same chart. skipped: steps so far whose
-    gradients were not finite.
+    gradients were not finite. held_out: what held-out data gave before the first step.
     """
 
     step: int
@@ -44,6 +45,7 @@ class RunState:
     wandb_id: str | None
     ranks: int
     skipped: int
+    held_out: dict[str, float]
 
 
 def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) -> Path:
@@ -109,13 +111,15 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
 def _check_same(config: Config, target: Path) -> None:
     """What the optimizer's state and the data order depend on must not have changed."""
     old, new = to_plain(load_config_file(target / "config.yaml")), to_plain(config)
-    for section in ("model", "data", "seed"):
+    for each in (old, new):  # of the stages, what the order of the data depends on
+        each["stages"] = [{key: stage[key] for key in _ORDER} for stage in each["stages"]]
+    for section in ("model", "data", "stages", "seed"):
         if (where := _difference(old[section], new[section], section)) is not None:
             raise CheckpointError(
                 f"{target} was trained with another {where}: set it back, or start a new run "
                 "under another output"
             )
-    for key in ("zero_stage", "tensor_parallel", "precision", "micro_batches"):
+    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples"):
         if old["training"][key] != new["training"][key]:
             raise CheckpointError(
                 f"{target} was trained with training.{key} {old['training'][key]}, not "

@@ -27,6 +27,10 @@ class Engine:
         deepspeed = _import_deepspeed()
         sum_over_tensor_ranks(model.partial_gradient_parameters())
         self.model = model
+        self._router_only = False
+        for name, parameter in model.named_parameters():
+            if not is_router(name):
+                parameter.register_hook(self._freeze)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=_optimizer(model, config),
@@ -69,9 +73,15 @@ class Engine:
         """Whether the last step changed nothing, because a gradient was not finite on some rank."""
         return bool(self._engine.optimizer.overflow)
 
-    def set_learning_rate(self, rate: float) -> None:
+    def set_learning_rate(self, rate: float, router_only: bool = False) -> None:
+        """For the next step. router_only: every other weight stays as it is."""
+        self._router_only = router_only
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate if group["router"] or not router_only else 0.0
+
+    def _freeze(self, gradient: Tensor) -> Tensor:
+        """Gradient of a weight outside the router: none while the router trains alone."""
+        return torch.zeros_like(gradient) if self._router_only else gradient
 
     def gradient_norm(self) -> float | None:
         """Global norm before clipping; None where DeepSpeed does not know it (stage 0)."""
@@ -111,15 +121,21 @@ def _import_deepspeed():
 
 
 def _optimizer(model: MSAModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, norms and the gate's scalars do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    """AdamW; matrices decay, norms and the gate's scalars do not. The rate is set at every step."""
+    groups = []
+    for router in (False, True):
+        weights = [p for name, p in model.named_parameters() if is_router(name) == router]
+        for decay, dims in ((config.weight_decay, (2,)), (0.0, (0, 1))):
+            chosen = [p for p in weights if p.dim() in dims]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "router": router})
     kind = _GuardedAdamW if config.zero_stage == 0 else torch.optim.AdamW
-    return kind(groups, lr=config.phases[0].lr, betas=config.betas, fused=True)
+    return kind(groups, lr=0.0, betas=config.betas, fused=True)
+
+
+def is_router(name: str) -> bool:
+    """Whether a weight belongs to a router: its projections and its gate."""
+    return ".router_" in name
 
 
 class _GuardedAdamW(torch.optim.AdamW):

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from data_pipeline.manifest import Manifest
 from msa_train import sealed
 from msa_train.config import load_config
 from msa_train.errors import RankError
@@ -33,10 +34,11 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
         return done.returncode
     # The launcher says 0 even when one of its own processes was killed.
     reached = sealed.last_step(config.path / "checkpoints")
-    if reached < config.training.steps:
+    steps = sum(Manifest.load(config.manifest_folder).steps)
+    if reached < steps:
         raise RankError(
-            f"the launcher ended at step {reached} of {config.training.steps} without an error: a "
-            "rank was killed from outside; continue with --resume"
+            f"the launcher ended at step {reached} of {steps} without an error: a rank was killed "
+            "from outside; continue with --resume"
         )
     return 0
 

@@ -45,7 +45,7 @@ class StepMeasurement:
         positives = batch.positives[asked]
         recalls = []
         for layer in self._layers:
-            found = _found(losses.routings[layer].documents[asked], positives)
+            found = found_positives(losses.routings[layer].documents[asked], positives)
             recalls += [found[:, :1].sum(), (found.sum(1) / positives.sum(1)).sum()]
         self._recalls += torch.stack([*recalls, asked.sum()])
 
@@ -67,6 +67,6 @@ class StepMeasurement:
         return numbers
 
 
-def _found(documents: Tensor, positives: Tensor) -> Tensor:
+def found_positives(documents: Tensor, positives: Tensor) -> Tensor:
     """[m, K] whether each selected document is a positive."""
     return positives.gather(1, documents.clamp(min=0)) & (documents >= 0)

@@ -22,9 +22,11 @@ Numbers = dict[str, float]
 class Reporter:
     """Rank 0's voice. `log` takes the numbers of a step; `line` says the main ones to a person."""
 
-    def __init__(self, config: Config, wandb_id: str | None, first_step: int, rank: int):
+    def __init__(
+        self, config: Config, wandb_id: str | None, first_step: int, steps: int, rank: int
+    ):
         self._speaks = rank == 0
-        self._total, self._first, self._began = config.training.steps, first_step, time.monotonic()
+        self._total, self._first, self._began = steps, first_step, time.monotonic()
         self._run = None
         if self._speaks:
             path = config.path / "metrics.jsonl"
@@ -42,7 +44,10 @@ class Reporter:
         valid = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         self._file.write(json.dumps({"step": step, **valid}) + "\n")
         self._guarded(lambda: self._run.log(numbers, step=step))
-        self._line(step, numbers)
+        if "loss/lm" in numbers:
+            self._line(step, numbers)
+        else:
+            self._held_out_line(step, numbers)
 
     def finish(self) -> None:
         if self._speaks:
@@ -62,6 +67,10 @@ class Reporter:
             file=sys.stderr,
             flush=True,
         )
+
+    def _held_out_line(self, step: int, numbers: Numbers) -> None:
+        shown = (f"{key.removeprefix('held_out/')} {value:.3f}" for key, value in numbers.items())
+        print(f"step {step:>5} held out: {', '.join(shown)}", file=sys.stderr, flush=True)
 
     def _guarded(self, call: Callable[[], Any]) -> None:
         if self._run is None:

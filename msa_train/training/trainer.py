@@ -11,28 +11,28 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.loader import ShardLoader
-from data_pipeline.manifest import Manifest
-from data_pipeline.tokenizer import Tokenizer
 from msa_train import sealed
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError
 from msa_train.model.batch import MemoryBatch
-from msa_train.model.megatron import Losses, MSAModel, initial_reader
+from msa_train.model.megatron import Losses, MSAModel
 from msa_train.parallel import groups
+from msa_train.stages import Schedule
 from msa_train.training import checkpoint
 from msa_train.training.collate import Collate
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
+from msa_train.training.held_out import forgetting
+from msa_train.training.inputs import checked_tokenizer, open_held_out, open_shards, share_of
 from msa_train.training.measurement import StepMeasurement
 from msa_train.training.metrics import Numbers, Reporter
-from msa_train.training.schedule import learning_rate, phase_of
+from msa_train.training.start import starting_weights
 
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -43,24 +43,28 @@ class Trainer:
     def __init__(self, config: Config, resume: bool):
         self.config, self.settings = config, config.training
         self.group = groups.DeepSpeedGroups.get_data_parallel_group()
-        self.rank, ranks = dist.get_rank(), groups.DeepSpeedGroups.get_data_parallel_world_size()
-        shards = config.path / "shards"
-        self.tokenizer = _tokenizer(config, shards)
-        collate = Collate(self.tokenizer, config.model.router.top_k)
+        self.rank = dist.get_rank()
+        reader = open_shards(config)
+        self.schedule = Schedule(config.stages, reader.manifest.steps)
+        self.tokenizer = checked_tokenizer(config, reader)
+        self.collate = Collate(self.tokenizer, config.model.router.top_k)
+        self.share = share_of(config, groups.DeepSpeedGroups.get_data_parallel_world_size())
         self.loader = ShardLoader(
-            shards,
+            reader,
             seed=config.seed,
             rank=groups.DeepSpeedGroups.get_data_parallel_rank(),
-            world_size=ranks,
-            transform=lambda sample: collate([sample]),
+            world_size=groups.DeepSpeedGroups.get_data_parallel_world_size(),
+            transform=lambda sample: self.collate([sample]),
         )
+        self.held_out = open_held_out(config, self.collate)
         model = MSAModel(config.model, recompute=self.settings.recompute)
-        model.load_published(initial_reader(config.model, config.seed))
+        model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings)
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens)
         self.skipped = self.skipped_in_a_row = 0
+        self.held_out_start: Numbers = {}
         self.step, wandb_id = self._start(resume)
-        self.reporter = Reporter(config, wandb_id, self.step, self.rank)
+        self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
         self.stopping = False
 
     def _start(self, resume: bool) -> tuple[int, str | None]:
@@ -73,16 +77,18 @@ class Trainer:
             )
         state = checkpoint.load(self.engine, self.config, found)
         self.loader.load_state_dict(state.loader)
-        self.skipped = state.skipped
+        self.skipped, self.held_out_start = state.skipped, state.held_out
         return state.step, state.wandb_id
 
     def run(self) -> int:
         """Train to the last step, or to SIGTERM. Returns the exit code."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self.held_out is not None and not self.step:
+            self._evaluate_held_out()
         saved, waited, began = self.step, 0.0, time.perf_counter()
-        while self.step < self.settings.steps:
+        while self.step < self.schedule.total:
             fetch = time.perf_counter()
-            batches = [next(self.loader) for _ in range(self.settings.micro_batches)]
+            batches = [next(self.loader) for _ in range(self.share)]
             waited += time.perf_counter() - fetch
             logs = (self.step + 1) % self.settings.log_every == 0
             numbers, stop = self._train_step(batches, logs)
@@ -92,6 +98,10 @@ class Trainer:
                 steps_s = (time.perf_counter() - began) / self.settings.log_every
                 self._report(numbers, steps_s, waited / self.settings.log_every)
                 waited, began = 0.0, time.perf_counter()
+            if self._is_time_for(self.settings.held_out_every):
+                spent = time.perf_counter()
+                self._evaluate_held_out()
+                began += time.perf_counter() - spent
             if stop or self.step % self.settings.checkpoint_every == 0:
                 self._save()
                 saved = self.step
@@ -105,17 +115,26 @@ class Trainer:
         self.loader.close()
         self.reporter.finish()
 
+    def _is_time_for(self, every: int) -> bool:
+        """At every so manyeth step, and the last."""
+        return bool(every) and (self.step % every == 0 or self.step == self.schedule.total)
+
+    def _evaluate_held_out(self) -> None:
+        numbers = self.held_out.evaluate(self.engine)
+        self.held_out_start = self.held_out_start or numbers
+        self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
+
     def _train_step(self, batches: list[MemoryBatch], logs: bool) -> tuple[Numbers, bool]:
         """One optimizer step. Returns its numbers (where it logs) and whether to stop after it."""
         labels, contexts, stop = self._global_counts(batches)
-        phase, _ = phase_of(self.step, self.settings)
-        rate = learning_rate(self.step, self.settings)
-        self.engine.set_learning_rate(rate)
+        stage = self.schedule.stage(self.step)
+        rate = self.schedule.learning_rate(self.step)
+        self.engine.set_learning_rate(rate, stage.trains == "router")
         measured = self._measurement(labels, contexts) if logs else None
 
         def weigh(losses: Losses) -> Tensor:
             lm, router = losses.lm / max(1.0, labels), losses.router / max(1.0, contexts)
-            return phase.lm_weight * lm + phase.router_weight * router
+            return stage.lm_weight * lm + stage.router_weight * router
 
         for batch in batches:
             batch = batch.to(self.engine.device)
@@ -125,7 +144,8 @@ class Trainer:
         self.engine.step()
         if measured is None:
             return {}, stop
-        return measured.result() | {"lr": rate} | self._gradient_norm(), stop
+        place = {"lr": rate, "stage": self.schedule.place(self.step)[0]}
+        return measured.result() | place | self._gradient_norm(), stop
 
     def _count_skipped(self) -> None:
         if not self.engine.skipped:
@@ -168,6 +188,7 @@ class Trainer:
 
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
         numbers["skipped_steps"] = self.skipped
+        numbers["skipped_samples"] = self.loader.reader.skipped
         numbers["step_ms"] = step_s * 1e3
         numbers["data_wait"] = wait_s / step_s
         numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
@@ -182,6 +203,7 @@ class Trainer:
             self.reporter.wandb_id,
             dist.get_world_size(),
             self.skipped,
+            self.held_out_start,
         )
         checkpoint.save(self.engine, self.config, self.tokenizer, state)
 
@@ -199,22 +221,6 @@ def _gates(engine: Engine) -> Numbers:
                 short = name.removeprefix("router_")
                 numbers[f"router/layer_{layer.layer_number - 1}_{short}"] = float(weight.detach())
     return numbers
-
-
-def _tokenizer(config: Config, shards: Path) -> Tokenizer:
-    """The shards' tokenizer, after checking that the shards are those of the config."""
-    if not Manifest.load(shards).matches(config.data):
-        raise ConfigError(
-            f"{shards} was built from other data.* settings than this config's: "
-            "build them again (msa data build), or set another output"
-        )
-    tokenizer = Tokenizer.load(shards / "tokenizer")
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {shards} has "
-            f"{tokenizer.vocab_size} tokens: set model.vocab_size to that"
-        )
-    return tokenizer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

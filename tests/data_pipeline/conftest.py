@@ -1,27 +1,21 @@
 import numpy as np
 import pytest
 
-from data_pipeline.corpus import train_tokenizer
-from data_pipeline.mixture import (
-    BankConfig,
-    BanksConfig,
-    DataConfig,
-    Stage,
-    TokenizerConfig,
-)
-from data_pipeline.samples import SampleBuilder
+from data_pipeline.builder import SampleBuilder
+from data_pipeline.corpus import corpus_tokenizer
+from data_pipeline.mixture import Corpus, CorpusStage, StageData
+from data_pipeline.settings import BanksConfig, DataConfig, TokenizerConfig
 from data_pipeline.shards import build_shards
+from data_pipeline.sources.base import BankConfig
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.sources.pydocs import PydocsSource
 
 
 @pytest.fixture(scope="session")
 def config():
-    """A corpus of seconds: three stages, both sources."""
+    """Both sources, in seconds."""
     return DataConfig(
-        samples=24,
         banks=BanksConfig(niah=BankConfig(1.0, 16, 8), pydocs=BankConfig(0.5, 8, 4)),
-        stages=(Stage(0.25, 0), Stage(0.25, 48), Stage(0.5)),
         tokenizer=TokenizerConfig(vocab_size=2048, needle_texts=300, word_repeats=30),
         shard_samples=10,
         workers=1,
@@ -29,8 +23,16 @@ def config():
 
 
 @pytest.fixture(scope="session")
-def tokenizer(config):
-    return train_tokenizer(config)
+def corpus(config):
+    """Three stages: 24 samples."""
+    amounts = {0: 6, 48: 6, None: 12}
+    stages = (CorpusStage(StageData(length), samples=n) for length, n in amounts.items())
+    return Corpus(config, tuple(stages))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus):
+    return corpus_tokenizer(corpus)
 
 
 @pytest.fixture(scope="session")
@@ -44,21 +46,21 @@ def pydocs(config, tokenizer):
 
 
 @pytest.fixture(scope="session")
-def builder(config, tokenizer):
-    return SampleBuilder(config, tokenizer)
+def builder(corpus, tokenizer, tmp_path_factory):
+    return SampleBuilder(corpus, tokenizer, tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="session")
-def samples(config, builder):
+def samples(builder):
     """Every sample of the corpus."""
-    return [builder.build(i) for i in range(config.samples)]
+    return [builder.build(i) for i in range(len(builder))]
 
 
 @pytest.fixture(scope="session")
-def shards(config, tokenizer, tmp_path_factory):
+def shards(corpus, tokenizer, tmp_path_factory):
     """The corpus on disk, built by one process."""
     folder = tmp_path_factory.mktemp("data") / "100%d"
-    build_shards(config, folder, 1, tokenizer)
+    build_shards(corpus, folder, 1, tokenizer)
     return folder
 
 

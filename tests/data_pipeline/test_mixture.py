@@ -4,34 +4,40 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import (
-    BankConfig,
-    BanksConfig,
-    ContextConfig,
-    DataConfig,
-    Stage,
-    TokenizerConfig,
-)
-from data_pipeline.sources.base import NumberConfig
+from data_pipeline.mixture import Corpus, CorpusStage, StageData
+from data_pipeline.settings import BanksConfig, ContextConfig, DataConfig, TokenizerConfig
+from data_pipeline.sources.base import BankConfig, NumberConfig
+from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
 from data_pipeline.sources.needles import NiahConfig
+
+
+def corpus(config=None, **data):
+    return Corpus(config or DataConfig(), (CorpusStage(StageData(**data), samples=4),))
 
 
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: DataConfig(samples=0), r"data\.samples is 0"),
         (lambda: DataConfig(workers=0), r"data\.workers is 0"),
         (lambda: DataConfig(seed=-1), r"data\.seed is -1"),
-        (lambda: DataConfig(stages=()), "0 stages"),
-        (lambda: DataConfig(samples=1, stages=(Stage(), Stage())), "2 stages for 1 samples"),
-        (lambda: DataConfig(stages=(Stage(document_tokens=65),)), r"stages\[0\]\.document_tokens"),
-        (lambda: DataConfig(stages=(Stage(weights={}),)), "every source has weight 0"),
-        (lambda: DataConfig(numbers=NumberConfig(limit=100)), r"niah\.documents is 128"),
-        (lambda: DataConfig(niah=NiahConfig(key_words=1, nouns=9)), "only 9 keys"),
-        (lambda: Stage(share=0), "share is 0"),
-        (lambda: Stage(document_tokens=-1), "document_tokens is -1"),
-        (lambda: Stage(weights={"books": 1.0}), "'books'"),
-        (lambda: Stage(weights={"niah": -1.0}), r"weights\.niah is -1"),
+        (lambda: DataConfig(datasets={"niah": DatasetConfig("x")}), "'niah'"),
+        (lambda: Corpus(DataConfig(), ()), "stages is empty"),
+        (lambda: corpus(document_tokens=65), r"stages\[0\]\.data\.document_tokens"),
+        (lambda: corpus(weights={}), "every source has weight 0"),
+        (lambda: corpus(weights={"books": 1.0}), "'books'"),
+        (lambda: corpus(DataConfig(numbers=NumberConfig(limit=100))), "of niah have 128 documents"),
+        (lambda: corpus(DataConfig(niah=NiahConfig(key_words=1, nouns=9))), "only 9 keys"),
+        (lambda: corpus(tasks={"single": 0.0}), "positive share"),
+        (lambda: StageData(document_tokens=-1), "document_tokens is -1"),
+        (lambda: StageData(memory_tokens=0), "memory_tokens is 0"),
+        (lambda: StageData(weights={"niah": -1.0}), r"weights\.niah is -1"),
+        (lambda: DatasetConfig("x", tasks={"guess": 1.0}), "'guess'"),
+        (lambda: DatasetConfig("x", tasks={"given": -1.0}), r"tasks\.given is -1"),
+        (lambda: DatasetConfig("x", tasks={"given": 0.0}), "make one positive"),
+        (lambda: DatasetConfig("x", questions=0), "questions is 0"),
+        (lambda: DatasetConfig("x", made_held_out_share=1.0), "made_held_out_share is 1"),
+        (lambda: DatasetConfig("x", document_tokens=8), "document_tokens is 8"),
+        (lambda: NegativesConfig(count=-1), r"negatives\.count is -1"),
         (lambda: BankConfig(weight=-1), "weight is -1"),
         (lambda: BankConfig(documents=0), "documents is 0"),
         (lambda: ContextConfig(retrieve=-1), "retrieve is -1"),
@@ -47,25 +53,20 @@ def test_impossible_settings_are_refused_by_name(make, words):
         make()
 
 
-def test_stages_share_the_samples():
-    config = DataConfig(samples=100, stages=(Stage(1), Stage(2), Stage(1)))
-    assert config.stage_ends() == (25, 75, 100)
-
-
-def test_every_stage_has_a_sample():
-    stages = (Stage(1e-9), Stage(1.0), Stage(1e-9))
-    assert DataConfig(samples=3, stages=stages).stage_ends() == (1, 2, 3)
-
-
 def test_a_stage_may_weigh_the_sources_itself():
-    banks = BanksConfig(BankConfig(3.0), BankConfig(1.0))
-    config = DataConfig(banks=banks, stages=(Stage(), Stage(weights={"pydocs": 2.0})))
-    assert config.source_weights(0) == {"niah": 3.0, "pydocs": 1.0}
-    assert config.source_weights(1) == {"niah": 0.0, "pydocs": 2.0}
+    data = DataConfig(
+        banks=BanksConfig(BankConfig(3.0), BankConfig(1.0)),
+        datasets={"books": DatasetConfig("x", bank=BankConfig(0.5))},
+    )
+    stages = (CorpusStage(samples=1), CorpusStage(StageData(weights={"books": 2.0}), samples=1))
+    found = Corpus(data, stages)
+    assert found.source_weights(0) == {"niah": 3.0, "pydocs": 1.0, "books": 0.5}
+    assert found.source_weights(1) == {"niah": 0.0, "pydocs": 0.0, "books": 2.0}
 
 
 def test_settings_are_plain_and_leave_out_what_changes_nothing():
     config = DataConfig()
-    assert json.loads(json.dumps(config.settings()))["niah"]["key_words"] == 3
-    assert config.settings() == replace(config, workers=7).settings()
-    assert config.settings() != replace(config, seed=7).settings()
+    assert json.loads(json.dumps(corpus().settings())) == corpus().settings()
+    assert corpus().settings()["data"]["niah"]["key_words"] == 3
+    assert corpus().settings() == corpus(replace(config, workers=7)).settings()
+    assert corpus().settings() != corpus(replace(config, seed=7)).settings()

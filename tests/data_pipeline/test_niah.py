@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_pipeline.corpus import train_tokenizer
+from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import document_pieces
 from data_pipeline.sources.base import NumberConfig
@@ -140,9 +140,9 @@ def test_prose_fills_its_budget_and_holds_no_needle(tokenizer, rng):
         assert budget - 12 <= len(tokenizer.encode_text(text)) <= budget
 
 
-def test_lengths_hold_when_phrases_are_tokens(config, rng):
-    settings = replace(config, tokenizer=replace(config.tokenizer, phrases=True))
-    tokenizer = train_tokenizer(settings)
+def test_lengths_hold_when_phrases_are_tokens(corpus, rng):
+    settings = replace(corpus.data.tokenizer, phrases=True)
+    tokenizer = corpus_tokenizer(replace(corpus, data=replace(corpus.data, tokenizer=settings)))
     found = lengths(tokenizer, source(tokenizer).bank(rng, 256))
     assert max(found) <= 64
     assert np.mean(found) > 60

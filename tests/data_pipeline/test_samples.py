@@ -1,21 +1,18 @@
 from collections import Counter
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from data_pipeline.errors import DataError
-from data_pipeline.mixture import BankConfig, BanksConfig, ContextConfig, DataConfig, Stage
 from data_pipeline.protocol import context_pieces
 from data_pipeline.samples import (
-    SampleBuilder,
     answer_memory_context,
     answer_text_context,
     make_sample,
-    make_source,
     retrieve_context,
+    text_context,
 )
 from data_pipeline.schema import Document, Query, Role
+from data_pipeline.settings import ContextConfig
+from data_pipeline.sources.base import Bank
 
 QUERY = Query("Who?", ("Me, too",), (4, 7))
 PROMPT = (
@@ -96,37 +93,52 @@ def test_wrong_documents_stand_among_the_evidence(niah, rng, share, most):
     assert set(wrong) == ({0} if not share else set(wrong)) and (share == 0 or wrong[1] > 0)
 
 
-def test_a_sample_depends_on_seed_and_index_alone(config, tokenizer, samples):
-    other = SampleBuilder(replace(config, workers=9), tokenizer)
-    for i in reversed(range(config.samples)):
-        assert other.build(i) == samples[i]
-    assert len({sample.to_bytes() for sample in samples}) == config.samples
+CHAIN = Query("Who?", ("Me, too",), (4, 7, 9), steps=((7,), (4, 9)), masked=(2,))
+TEXTS = {2: Document(2, "two"), 4: Document(4, "four"), 7: Document(7, "seven")}
+TEXTS |= {9: Document(9, "nine")}
 
 
-def test_another_seed_gives_other_samples(config, tokenizer, samples):
-    needles = replace(config, seed=1, stages=(Stage(weights={"niah": 1.0}),))
-    assert SampleBuilder(needles, tokenizer).build(0) not in samples
+def test_a_chain_is_cut_into_single_steps():
+    first, second = (retrieve_context(CHAIN, step, TEXTS) for step in (0, 1))
+    assert text(first) == PROMPT + "[7]<|object_ref_end|>"
+    assert (first.positives, first.masked, first.rounds) == ((7,), (2, 4, 9), 0)
+    evidence = "[7]<|object_ref_end|>[7]. seven\n<|object_ref_end|>"
+    assert text(second) == PROMPT + evidence + "[4][9]<|object_ref_end|>"
+    assert written(second) == "[4][9]<|object_ref_end|>"
+    assert (second.positives, second.masked, second.rounds) == ((4, 9), (2, 7), 1)
+    routing = [p.text for p in context_pieces(second) if p.role == Role.QUERY]
+    assert routing[-1] == "[7]. seven\n", "the latest evidence routes the next step"
 
 
-def test_stages_and_sources_follow_the_settings(config, builder, samples):
-    assert [builder.stage(i) for i in (0, 5, 6, 11, 12, 23)] == [0, 0, 1, 1, 2, 2]
-    assert {sample.source for sample in samples} == {"niah", "pydocs"}
-    for sample in samples:
-        expected = getattr(config.banks, sample.source)
-        assert len(sample.documents) == expected.documents
-        assert 0 < len(sample.contexts) <= expected.contexts
-    bare = next(s for s in samples[:6] if s.source == "niah")
-    full = next(s for s in samples[12:] if s.source == "niah")
-    length = [np.mean([len(d.text) for d in sample.documents]) for sample in (bare, full)]
-    assert 1.5 * length[0] < length[1]
+def test_a_chain_is_answered_after_all_its_steps():
+    context = answer_text_context(CHAIN, (TEXTS[4], TEXTS[9]), TEXTS)
+    assert text(context) == (
+        PROMPT
+        + "[7]<|object_ref_end|>[7]. seven\n<|object_ref_end|>"
+        + "[4][9]<|object_ref_end|>[4]. four\n[9]. nine\n<|object_ref_end|>"
+        + "<End-of-Retrieve>"
+        + REQUEST
+        + ANSWER
+    )
+    assert written(context) == "<End-of-Retrieve>" + ANSWER and context.positives == ()
+    routing = [p.text for p in context_pieces(context) if p.role == Role.QUERY]
+    assert routing[1:] == ["[4]. four\n[9]. nine\n"], "only the latest evidence is class 0"
 
 
-def test_a_source_without_weight_is_not_built(tokenizer):
-    banks = BanksConfig(pydocs=BankConfig(weight=0.0))
-    builder = SampleBuilder(DataConfig(banks=banks, stages=(Stage(),)), tokenizer)
-    assert {builder.build(i).source for i in range(5)} == {"niah"}
+def test_every_step_of_a_chain_is_drawn(rng):
+    bank = Bank(tuple(TEXTS.values()), (CHAIN,) * 64)
+    sample = make_sample(rng, bank, ContextConfig(1, 0, 0))
+    assert {context.rounds for context in sample.contexts} == {0, 1}
 
 
-def test_an_unknown_source_is_refused(config, tokenizer):
-    with pytest.raises(DataError, match="'books'"):
-        make_source("books", config, tokenizer)
+def test_plain_text_asks_nothing():
+    context = text_context("Once upon a time.")
+    assert text(context) == "<|im_start|>Once upon a time.<|im_end|>"
+    assert written(context) == "Once upon a time.<|im_end|>"
+    assert not any(p.role == Role.QUERY for p in context_pieces(context))
+
+
+def test_a_question_without_an_answer_is_retrieved_for(rng):
+    bank = Bank((Document(3, "three"),), (Query("three?", (), (3,)),), ("plain",))
+    sample = make_sample(rng, bank, ContextConfig(0, 0, 1))
+    assert [context.kind for context in sample.contexts] == ["retrieve", "text"]

@@ -23,7 +23,7 @@ def test_defaults_are_left_out_of_the_json():
 
 
 def test_a_query_comes_back_from_json():
-    query = Query("q", ("a, b", "b, a"), (1, 5), ("a", "b"), "id")
+    query = Query("q", ("a, b",), (1, 5), ("a", "b"), "id", ((5,), (1,)), (7,))
     assert Query.from_json(query.to_json()) == query
 
 
@@ -37,7 +37,7 @@ def test_bytes_that_are_no_sample_are_refused(data):
     "make, words",
     [
         (lambda: Document(-1, "x"), "number -1"),
-        (lambda: Query("q", (), (1,)), "no answer"),
+        (lambda: Query("q", (), (1, 2), steps=((1,),)), "steps of"),
         (lambda: Query("q", ("a",), (2, 1)), "ascending"),
         (lambda: Query("q", ("a",), (1, 1)), "ascending"),
         (lambda: Context("q", "guess", ()), "'guess'"),

@@ -1,4 +1,6 @@
+import fcntl
 import json
+import os
 import tarfile
 from dataclasses import replace
 
@@ -6,10 +8,12 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_pipeline.builder import SampleBuilder
+from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.loader import ShardReader
 from data_pipeline.manifest import INDEX_DTYPE, Manifest, load_index
-from data_pipeline.mixture import Stage
+from data_pipeline.mixture import CorpusStage, StageData
+from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
 from data_pipeline.shards import build_shards
 
@@ -27,8 +31,8 @@ def contents(folder):
     }
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_processes(built, config, tokenizer, tmp_path):
-    build_shards(config, tmp_path / "two", 2, tokenizer)
+def test_the_bytes_do_not_depend_on_the_number_of_processes(built, corpus, tokenizer, tmp_path):
+    build_shards(corpus, tmp_path / "two", 2, tokenizer)
     assert contents(tmp_path / "two") == contents(built[0])
 
 
@@ -83,44 +87,94 @@ def test_the_manifest_tells_origin_and_counts(built, samples, tokenizer):
     )
 
 
-def test_a_manifest_knows_its_settings(built, config):
+def with_data(corpus, **settings):
+    return replace(corpus, data=replace(corpus.data, **settings))
+
+
+def needles(corpus, samples):
+    return replace(corpus, stages=(CorpusStage(StageData(weights={"niah": 1.0}), samples=samples),))
+
+
+def test_a_manifest_knows_its_settings(built, corpus):
     manifest = Manifest.load(built[0])
-    assert manifest.matches(config)
-    assert manifest.matches(replace(config, workers=9))
-    assert not manifest.matches(replace(config, seed=1))
-    assert not manifest.matches(replace(config, stages=(Stage(),)))
+    assert manifest.matches(corpus)
+    assert manifest.matches(with_data(corpus, workers=9))
+    assert not manifest.matches(with_data(corpus, seed=1))
+    assert not manifest.matches(needles(corpus, 24))
+    assert manifest.steps == (6, 6, 12)
 
 
-def test_a_folder_in_use_is_refused_and_kept(built, config, tokenizer, tmp_path):
+def test_a_folder_in_use_is_refused_and_kept(built, corpus, tokenizer, tmp_path):
     before = contents(built[0])
     with pytest.raises(DataError, match="not empty"):
-        build_shards(config, built[0], 1, tokenizer)
+        build_shards(corpus, built[0], 1, tokenizer)
     assert contents(built[0]) == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="not empty"):
-        build_shards(config, tmp_path / "file", 1, tokenizer)
+        build_shards(corpus, tmp_path / "file", 1, tokenizer)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_build_that_fails_leaves_nothing(config, tokenizer, tmp_path, workers):
-    too_short = replace(
-        config, niah=replace(config.niah, document_tokens=20), stages=(Stage(weights={"niah": 1}),)
-    )
+def test_a_build_that_fails_leaves_nothing(corpus, tokenizer, tmp_path, workers):
+    niah = replace(corpus.data.niah, document_tokens=20)
+    too_short = with_data(needles(corpus, 24), niah=niah)
     with pytest.raises(DataError, match=r"takes .* tokens"):
         build_shards(too_short, tmp_path / "out", workers, tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tokenizer_is_trained_when_none_is_given(config, tokenizer, tmp_path):
-    small = replace(config, samples=3, stages=(Stage(weights={"niah": 1.0}),))
-    assert build_shards(small, tmp_path / "out", 1).tokenizer == tokenizer.fingerprint
+class Stopped(Exception):
+    """As if the machine had gone down."""
+
+
+def test_an_interrupted_build_is_taken_up(built, corpus, tokenizer, tmp_path, monkeypatch):
+    real, asked = SampleBuilder.build, []
+
+    def build(self, index):
+        asked.append(index)
+        if len(asked) == 16:
+            raise Stopped
+        return real(self, index)
+
+    monkeypatch.setattr(SampleBuilder, "build", build)
+    with pytest.raises(Stopped):
+        build_shards(corpus, tmp_path / "out", 1, tokenizer)
+    assert not (tmp_path / "out").exists()
+    build_shards(corpus, tmp_path / "out", 1, tokenizer)
+    assert asked[16:] == list(range(10, 24)), "the first shard was kept"
+    assert contents(tmp_path / "out") == contents(built[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_another_corpus_left_is_not_taken_up(built, corpus, tokenizer, tmp_path, monkeypatch):
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    for name in ("shard-000000.tar", "shard-000000.npz", "build.json"):
+        (partial / name).write_text("{}")
+    build_shards(corpus, tmp_path / "out", 1, tokenizer)
+    assert contents(tmp_path / "out") == contents(built[0])
+
+
+def test_two_builds_of_one_folder_are_refused(corpus, tokenizer, tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    lock = os.open(tmp_path / ".out.partial", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="another process builds"):
+        build_shards(corpus, tmp_path / "out", 1, tokenizer)
+    os.close(lock)
+
+
+def test_a_tokenizer_is_trained_when_none_is_given(corpus, tmp_path):
+    small = needles(corpus, 3)
+    manifest = build_shards(small, tmp_path / "out", 1)
+    assert manifest.tokenizer == corpus_tokenizer(small).fingerprint
 
 
 def test_broken_manifests_and_indices_are_refused(built, tmp_path):
     folder, manifest = built
     with pytest.raises(DataError, match=r"manifest\.json is missing"):
         Manifest.load(tmp_path)
-    for text, words in [("{", "broken"), ("[]", "broken"), ('{"format": "x"}', "msa-shards-1")]:
+    for text, words in [("{", "broken"), ("[]", "broken"), ('{"format": "x"}', "msa-shards-2")]:
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(DataError, match=words):
             Manifest.load(tmp_path)

@@ -10,5 +10,5 @@ def shards(tmp_path_factory):
     from data_pipeline.shards import build_shards
 
     folder = tmp_path_factory.mktemp("data") / "shards"
-    build_shards(load_config(settings("unused")).data, folder, workers=1)
+    build_shards(load_config(settings("unused")).corpus, folder, workers=1)
     return folder

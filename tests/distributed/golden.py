@@ -6,7 +6,8 @@ import torch
 def train_five_steps() -> list[list[float]]:
     """[LM loss, router loss, gradient norm] of each step."""
     from msa_train.config import TrainingConfig
-    from msa_train.model.megatron import MSAModel, initial_reader
+    from msa_train.model.megatron import MSAModel
+    from msa_train.model.weights import initial_reader
     from msa_train.parallel import groups
     from msa_train.training.engine import Engine
     from tests.batches import random_batch, tiny_config

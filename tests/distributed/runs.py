@@ -1,6 +1,5 @@
 """Tiny training runs for the tests of the trainer, executed on every rank."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -16,14 +15,13 @@ def settings(output, **overrides) -> list[str]:
         "model.layers": 2, "model.hidden": 32, "model.heads": 4, "model.kv_heads": 2,
         "model.head_dim": 8, "model.ffn": 32, "model.vocab_size": 1200,
         "model.router.top_k": 3, "model.router.chunk_size": 16,
-        "data.samples": 24, "data.tokenizer.vocab_size": 1200,
+        "data.tokenizer.vocab_size": 1200,
         "data.niah.adjectives": 24, "data.niah.nouns": 24, "data.niah.values": 24,
         "data.niah.key_words": 2, "data.tokenizer.needle_texts": 400,
         "data.tokenizer.word_repeats": 40,
         "data.banks": "{niah: {documents: 12, contexts: 6}, pydocs: {weight: 0}}",
-        "training.phases": "[{name: main, steps: 4, lr: 1e-2, final_lr: 1e-2, lm_weight: 1, "
-        "router_weight: 1}]",
-        "training.lr_warmup_steps": 1, "training.log_every": 1, "training.wandb.mode": "off",
+        "stages": "[{name: main, steps: 4, lr: 1e-2, router_weight: 1}]",
+        "training.log_every": 1, "training.wandb.mode": "off",
     }  # fmt: skip
     plain |= {key.replace("__", "."): value for key, value in overrides.items()}
     return [part for key, value in plain.items() for part in (f"--{key}", str(value))]
@@ -40,16 +38,13 @@ def train_all(runs: list[dict]) -> list[dict]:
 
 
 def _train(
-    arguments: list[str], shards: str, stop_after: int | None = None, poison: tuple[int, ...] = ()
+    arguments: list[str], stop_after: int | None = None, poison: tuple[int, ...] = ()
 ) -> dict:
     from msa_train.config import load_config
     from msa_train.training.trainer import Trainer
 
     config = load_config(arguments)
     config.path.mkdir(parents=True, exist_ok=True)
-    if not (config.path / "shards").exists():
-        with contextlib.suppress(FileExistsError):  # the other rank may be first
-            (config.path / "shards").symlink_to(shards)
     codes = []
     trainer = Trainer(config, resume=False)
     if poison:
@@ -99,10 +94,10 @@ def _hidden_states(trainer):
 
 
 def example_batch(config):
-    from data_pipeline.loader import ShardReader
+    from data_pipeline.reader import ShardReader
     from msa_train.training.collate import Collate
 
-    reader = ShardReader(config.path / "shards")
+    reader = ShardReader(config.shards)
     return Collate(reader.tokenizer(), config.model.router.top_k)([reader[0]])
 
 

@@ -21,7 +21,7 @@ def trained(shards, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     every = {"training__checkpoint_every": 1, "training__keep_checkpoints": 4}
     layouts = {
-        1: {"alone": {"training__micro_batches": 2}},
+        1: {"alone": {}},
         2: {
             **{f"zero{stage}": {"training__zero_stage": stage} for stage in STAGES},
             "stopped": {"training__zero_stage": 2},
@@ -43,7 +43,7 @@ def trained(shards, tmp_path_factory):
             "diverged": {"training__skipped_steps_limit": 2, "training__checkpoint_every": 1},
         },
     }
-    sharded = {"training__tensor_parallel": 2, "training__micro_batches": 2}
+    sharded = {"training__tensor_parallel": 2}
     tensor = {
         "tensor": sharded,
         "tensor-cached": sharded | {"training__gradient_cache_tokens": 170},
@@ -52,8 +52,7 @@ def trained(shards, tmp_path_factory):
     for ranks, group in ((1, layouts[1]), (2, layouts[2]), (2, tensor)):
         runs = [
             {
-                "arguments": settings(root / name, **overrides),
-                "shards": str(shards),
+                "arguments": settings(root / name, training__shards=shards, **overrides),
                 "stop_after": 2 if name.startswith("stopped") else None,
                 "poison": (3,) if name.startswith("poisoned") else (3, 4) * (name == "diverged"),
             }
@@ -154,9 +153,9 @@ def test_half_precision_follows_single_and_keeps_its_master_weights(trained, exp
 
 
 @pytest.mark.parametrize("name", ["alone", "zero0", "zero1", "zero2", "tensor"])
-def test_the_export_computes_what_was_trained(trained, exported, name):
+def test_the_export_computes_what_was_trained(trained, exported, shards, name):
     folder, result = trained[name]
     model, *_ = load_export(exported / name)
     with torch.no_grad():
-        ours = model(example_batch(load_config(settings(folder)))).hidden
+        ours = model(example_batch(load_config(settings(folder, training__shards=shards)))).hidden
     np.testing.assert_allclose(ours.numpy(), result["hidden"], rtol=1e-5, atol=1e-5)

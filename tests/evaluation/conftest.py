@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data_pipeline import protocol
-from data_pipeline.mixture import DataConfig
 from data_pipeline.schema import Query
+from data_pipeline.settings import DataConfig
 from data_pipeline.sources.needles import NiahConfig
 from data_pipeline.sources.niah import needle_texts
 from data_pipeline.tokenizer import train_sentencepiece

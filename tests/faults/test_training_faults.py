@@ -14,18 +14,18 @@ from tests.faults.killing import start
 
 POINTS, QUICK = 100, 3
 STEPS = 15
-STAGES = "[{share: 9, document_tokens: 0}, {share: 15}]"  # a stage ends within step 5 of an epoch
-PHASES = (
-    "[{name: router, steps: 6, lr: 1e-2, final_lr: 1e-2, lm_weight: 0.1, router_weight: 1}, "
-    "{name: main, steps: 9, lr: 1e-2, final_lr: 1e-3, lm_weight: 1, router_weight: 0.1}]"
+# Epochs of the stages end after steps 3 and 6, then 9, 12 and 15.
+STAGES = (
+    "[{name: router, steps: 6, epochs: 2, lr: 1e-2, lm_weight: 0.1, router_weight: 1, "
+    "trains: router, data: {document_tokens: 0}}, "
+    "{name: main, steps: 9, epochs: 3, lr: 1e-2, final_lr: 1e-3, warmup_steps: 3}]"
 )
 
 
 def arguments(output, zero_stage):
-    """24 samples are 12 steps of 2 ranks: 15 steps end within the second epoch."""
     return settings(
-        output, data__stages=STAGES, training__phases=PHASES, training__zero_stage=zero_stage,
-        training__checkpoint_every=2, training__timeout_s=20,
+        output, stages=STAGES, training__zero_stage=zero_stage, training__checkpoint_every=2,
+        training__timeout_s=20,
     )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def shards(tmp_path_factory):
     from msa_train.config import load_config
 
     folder = tmp_path_factory.mktemp("data") / "shards"
-    build_shards(load_config(arguments("unused", 1)).data, folder, workers=1)
+    build_shards(load_config(arguments("unused", 1)).corpus, folder, workers=1)
     return folder
 
 

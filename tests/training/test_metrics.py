@@ -17,7 +17,7 @@ def config(tmp_path):
 
 
 def test_numbers_go_to_the_file_and_to_wandb_offline(config, capsys):
-    reporter = metrics.Reporter(config, None, first_step=0, rank=0)
+    reporter = metrics.Reporter(config, None, first_step=0, steps=100, rank=0)
     assert reporter.wandb_id
     reporter.log(10, NUMBERS)
     reporter.finish()
@@ -33,7 +33,7 @@ def test_wandb_that_breaks_does_not_end_the_run(config, capsys):
         def log(self, *_, **__):
             raise OSError("disk full")
 
-    reporter = metrics.Reporter(config, None, first_step=0, rank=0)
+    reporter = metrics.Reporter(config, None, first_step=0, steps=100, rank=0)
     reporter._run.finish()
     reporter._run = Broken()
     reporter.log(10, NUMBERS)
@@ -43,7 +43,7 @@ def test_wandb_that_breaks_does_not_end_the_run(config, capsys):
 
 
 def test_other_ranks_are_silent(config):
-    reporter = metrics.Reporter(config, None, first_step=0, rank=1)
+    reporter = metrics.Reporter(config, None, first_step=0, steps=100, rank=1)
     reporter.log(10, NUMBERS)
     reporter.finish()
     assert not (config.path / "metrics.jsonl").exists()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from msa_train.evaluation.baselines import BM25, best_first
+from data_pipeline.bm25 import BM25, best_first
 
 TEXTS = [
     "a red fox runs",
@@ -34,6 +34,10 @@ def test_another_bank_after_the_first_is_really_another(bm25):
 
 def test_questions_without_known_words_fall_back_to_the_lowest_places(bm25):
     assert bm25.rank(np.arange(5), ["", "of the", "xyzzy"], 2).tolist() == [[0, 1]] * 3
+
+
+def test_texts_of_stop_words_alone_are_ranked_by_place():
+    assert BM25(["the", "of", ""]).rank(np.array([2, 1]), ["x", "y"], 1).tolist() == [[1], [1]]
 
 
 def test_ties_go_to_the_lower_place():

@@ -1,0 +1,85 @@
+"""Settings of a source that is made from a dataset folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.base import BankConfig
+
+DatasetTask = Literal["given", "title", "inverse_cloze", "text"]
+DATASET_TASKS: tuple[DatasetTask, ...] = get_args(DatasetTask)
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """Hard negatives: documents that look right and are not.
+
+    count: of them for each question, if its bank has room; the rest of a bank is random.
+    bm25: take them among so many of the best by BM25 (0: none of these).
+    mined: a file of negatives that a trained router found (`msa data mine`).
+    Those that the dataset itself names are always candidates. A document that holds an answer is
+    never chosen, and never counts as a negative where it stands in the bank all the same.
+    """
+
+    count: int = 2
+    bm25: int = 16
+    mined: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("count", "bm25"):
+            if getattr(self, name) < 0:
+                raise DataError(
+                    f"data.datasets.*.negatives.{name} is {getattr(self, name)}: give 0 or more"
+                )
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A dataset folder as a source (see data_pipeline/dataset.py for its form).
+
+    split: of the questions to train on. held_out_split: of those to evaluate on while training.
+    questions: at most so many questions of the split, chosen at random (null: all).
+    tasks: shares of a bank's contexts. given: questions of the dataset. title: a title asks for
+        its passage. inverse_cloze: a sentence asks for the passage it was taken out of (nine times
+        in ten; Lee et al. 2019). text: a passage is read as plain text, without a memory.
+    made_held_out_share: share of the passages, chosen by their ids, about which training never
+        makes a question of its own (title, inverse_cloze, text).
+    document_tokens: passages longer than this (with title and wrapper) are split at sentences.
+    titles: documents begin with their title.
+    """
+
+    path: str
+    split: str = "train"
+    held_out_split: str | None = None
+    bank: BankConfig = field(default_factory=BankConfig)
+    questions: int | None = None
+    tasks: Mapping[DatasetTask, float] = field(default_factory=lambda: {"given": 1.0})
+    made_held_out_share: float = 0.02
+    document_tokens: int = 256
+    titles: bool = True
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+
+    def __post_init__(self) -> None:
+        for task, share in self.tasks.items():
+            if task not in DATASET_TASKS:
+                raise DataError(
+                    f"data.datasets.*.tasks names {task!r}: give {', '.join(DATASET_TASKS)}"
+                )
+            if share < 0:
+                raise DataError(f"data.datasets.*.tasks.{task} is {share}: give 0 or more")
+        if not sum(self.tasks.values()) > 0:
+            raise DataError(f"data.datasets.*.tasks is {dict(self.tasks)}: make one positive")
+        if self.questions is not None and self.questions < 1:
+            raise DataError(f"data.datasets.*.questions is {self.questions}: give 1 or more")
+        if not 0 <= self.made_held_out_share < 1:
+            raise DataError(
+                f"data.datasets.*.made_held_out_share is {self.made_held_out_share}: give 0 to "
+                "below 1"
+            )
+        if self.document_tokens < 16:
+            raise DataError(
+                f"data.datasets.*.document_tokens is {self.document_tokens}: give 16 or more"
+            )

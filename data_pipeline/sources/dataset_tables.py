@@ -1,0 +1,246 @@
+"""A dataset made ready: passages split, questions pointing at the parts, hard negatives found.
+
+The tables are Arrow files that every process maps into memory, so that a corpus of any size costs
+each of them nothing. They are made once for given files, settings and tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.dataset import Passage, Question, find_file, read_passages, read_questions
+from data_pipeline.errors import DataError
+from data_pipeline.jsonl import read_objects
+from data_pipeline.protocol import document_pieces
+from data_pipeline.sources.dataset_config import DatasetConfig
+from data_pipeline.splitting import split_text
+from data_pipeline.tokenizer import Tokenizer
+
+PASSAGES, QUESTIONS = "passages.arrow", "questions.arrow"
+_FORMAT = 1  # changes with the tables' form or meaning
+_ROWS = 4096  # of one record batch
+_PASSAGE_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+_PARTS = pa.list_(pa.int32())
+_QUESTION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("steps", pa.list_(_PARTS)),
+        ("negatives", _PARTS),
+    ]
+)
+
+
+def prepare(
+    config: DatasetConfig, split: str | None, document_tokens: int, tokenizer: Tokenizer, root: Path
+) -> Path:
+    """Folder with the tables of a dataset under `root`, made unless they are there.
+
+    split: of the questions (None: none). document_tokens: passages longer than this are split.
+    Raises DataError, naming file and line, for what is broken in the dataset.
+    """
+    files = _files(config, split)
+    key = _key(files, config, document_tokens, tokenizer)
+    folder = root / f"{Path(config.path).name}-{key}"
+    if not folder.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
+        try:
+            _make(partial, files, config, document_tokens, tokenizer)
+            os.replace(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return folder
+
+
+def open_table(path: Path) -> pa.Table:
+    """An Arrow file, mapped into memory."""
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def holds_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds one of the answers that are long enough to tell.
+
+    That is four letters, or two signs of a script that writes words with one or two (Chinese):
+    `yes` and `12` are everywhere.
+    """
+    folded = text.casefold()
+    return any(
+        len(a) >= (2 if max(a) >= "⺀" else 4) and a.casefold() in folded for a in answers if a
+    )
+
+
+def shown_text(title: str, text: str) -> str:
+    """A document as it stands in a bank, under its title if it has one."""
+    return f"{title}\n{text}" if title else text
+
+
+def _files(config: DatasetConfig, split: str | None) -> dict[str, Path]:
+    files = {"corpus": find_file(config.path, "corpus")}
+    if split is not None:
+        files["questions"] = find_file(config.path, f"questions.{split}")
+        if config.negatives.mined is not None:
+            files["mined"] = Path(config.negatives.mined)
+    return files
+
+
+def _key(
+    files: dict[str, Path], config: DatasetConfig, document_tokens: int, tokenizer: Tokenizer
+) -> str:
+    """Digest of everything that the tables depend on."""
+    digests = {}
+    for name, path in files.items():
+        try:
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    settings = [_FORMAT, digests, config.titles, config.negatives.bm25, document_tokens]
+    text = json.dumps([*settings, tokenizer.fingerprint])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _make(
+    folder: Path,
+    files: dict[str, Path],
+    config: DatasetConfig,
+    document_tokens: int,
+    tokenizer: Tokenizer,
+) -> None:
+    parts: dict[str, range] = {}  # passage id -> its rows
+
+    def rows() -> Iterator[dict[str, Any]]:
+        place = 0
+        for passage in read_passages(files["corpus"]):
+            if passage.id in parts:
+                raise DataError(f"{files['corpus']}: passage id {passage.id!r} comes twice")
+            split = list(_split(passage, config.titles, document_tokens, tokenizer))
+            parts[passage.id] = range(place, place + len(split))
+            place += len(split)
+            yield from split
+
+    _write(folder / PASSAGES, _PASSAGE_SCHEMA, rows())
+    if not parts:
+        raise DataError(f"{files['corpus']} holds no passage: give a corpus with text")
+    if "questions" in files:
+        passages = open_table(folder / PASSAGES)
+        found = _QuestionRows(files, parts, passages)
+        questions = list(read_questions(files["questions"]))
+        rows_of = [found.row(where, question) for where, question in questions]
+        if config.negatives.bm25:
+            _add_bm25(rows_of, passages, config.negatives.bm25)
+        _write(folder / QUESTIONS, _QUESTION_SCHEMA, iter(rows_of))
+
+
+def _split(
+    passage: Passage, titles: bool, limit: int, tokenizer: Tokenizer
+) -> Iterator[dict[str, str]]:
+    """Rows of a passage, none without text; a title that would fill half of it is not shown."""
+    title = passage.title if titles else ""
+    if title and document_length(tokenizer, shown_text(title, "")) > limit // 2:
+        title = ""
+
+    def length(text: str) -> int:
+        return document_length(tokenizer, shown_text(title, text))
+
+    for text in split_text(passage.text.strip(), limit, length):
+        if text:
+            yield {"id": passage.id, "title": title, "text": text}
+
+
+def document_length(tokenizer: Tokenizer, text: str, number: int = 999_999) -> int:
+    """Tokens of a document with its wrapper and a wide number."""
+    _, body, _ = document_pieces(number, text)
+    return 2 + len(tokenizer.encode_text(body.text))
+
+
+class _QuestionRows:
+    """Questions as rows: passages become the parts that matter."""
+
+    def __init__(self, files: dict[str, Path], parts: dict[str, range], passages: pa.Table):
+        self._corpus, self._parts, self._texts = files["corpus"], parts, passages["text"]
+        self._mined = _read_mined(files["mined"]) if "mined" in files else {}
+
+    def row(self, where: str, question: Question) -> dict[str, Any]:
+        steps = question.steps or ((question.positives,) if question.positives else ())
+        if set().union(*steps) != set(question.positives):
+            raise DataError(
+                f'{where}: "steps" find {sorted(set().union(*steps))}, but "positives" are '
+                f"{sorted(question.positives)}: give the same passages"
+            )
+        if not steps:
+            raise DataError(f'{where}: "positives" is empty: name the passages that answer it')
+        negatives = [*question.negatives, *self._mined.get(question.id, ())]
+        found: set[int] = set()
+        groups = []
+        for step in steps:
+            group = {part for id in step for part in self._positive(id, question, where)} - found
+            groups += [sorted(group)] if group else []
+            found |= group
+        return {
+            "id": question.id,
+            "question": question.question,
+            "answers": list(question.answers),
+            "steps": groups,
+            "negatives": [part for id in negatives for part in self._known(id, where)],
+        }
+
+    def _positive(self, id: str, question: Question, where: str) -> Sequence[int]:
+        """The parts of a passage that hold an answer; the first, if none does."""
+        parts = self._known(id, where)
+        if len(parts) <= 1:
+            return parts
+        holding = [p for p in parts if holds_answer(self._texts[p].as_py(), question.answers)]
+        return holding or parts[:1]
+
+    def _known(self, id: str, where: str) -> range:
+        if not (parts := self._parts.get(id, range(0))):
+            raise DataError(f"{where}: passage {id!r} is not in {self._corpus}, or has no text")
+        return parts
+
+
+def _read_mined(path: Path) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for where, data in read_objects(path):
+        if not isinstance(data.get("id"), str) or not isinstance(data.get("negatives"), list):
+            raise DataError(f'{where}: give {{"id": question id, "negatives": [passage ids]}}')
+        found[data["id"]] = tuple(data["negatives"])
+    return found
+
+
+def _add_bm25(rows: list[dict[str, Any]], passages: pa.Table, count: int) -> None:
+    """Append each question's best by BM25 that are neither positive nor hold an answer."""
+    from data_pipeline.bm25 import BM25
+
+    texts = passages["text"].to_pylist()
+    shown = [shown_text(*pair) for pair in zip(passages["title"].to_pylist(), texts, strict=True)]
+    everything = np.arange(len(texts))
+    ranked = BM25(shown).rank(everything, [row["question"] for row in rows], count + 8)
+    for row, best in zip(rows, ranked.tolist(), strict=True):
+        taken = {part for step in row["steps"] for part in step}.union(row["negatives"])
+        fresh = (p for p in best if p not in taken and not holds_answer(texts[p], row["answers"]))
+        row["negatives"] += [part for part, _ in zip(fresh, range(count), strict=False)]
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == _ROWS:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch = []
+        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))

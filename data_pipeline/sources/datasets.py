@@ -1,0 +1,245 @@
+"""Banks drawn from a dataset: its own questions, or questions made of its passages."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.schema import Document, Query
+from data_pipeline.sources.base import Bank, NumberConfig
+from data_pipeline.sources.dataset_config import DATASET_TASKS, DatasetConfig, DatasetTask
+from data_pipeline.sources.dataset_tables import (
+    PASSAGES,
+    QUESTIONS,
+    holds_answer,
+    open_table,
+    shown_text,
+)
+from data_pipeline.splitting import sentences
+
+_KEEP_CLOZE = 0.1  # share of inverse cloze sentences that stay in their passage
+_SHORTEST_SENTENCE = 5  # words of a sentence that may ask for its passage
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A question whose documents are named by their rows.
+
+    shown: rows whose text is another one in this bank (a sentence or the title taken out).
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    steps: tuple[tuple[int, ...], ...]
+    negatives: tuple[int, ...] = ()
+    shown: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def positives(self) -> set[int]:
+        return {row for step in self.steps for row in step}
+
+
+class DatasetSource:
+    """Draws banks of one dataset. Its tables are mapped, not loaded; a copy opens them again."""
+
+    def __init__(
+        self,
+        name: str,
+        config: DatasetConfig,
+        tables: Path,
+        numbers: NumberConfig,
+        held_out: bool = False,
+        seed: int = 0,
+    ):
+        self.name, self.config, self.numbers = name, config, numbers
+        self._tables, self._held_out, self._seed = tables, held_out, seed
+        self._open()
+
+    def __getstate__(self) -> dict:
+        opened = ("_passages", "_questions", "_candidates", "_order")
+        return {key: value for key, value in vars(self).items() if key not in opened}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def _open(self) -> None:
+        self._passages = open_table(self._tables / PASSAGES)
+        has_questions = (self._tables / QUESTIONS).exists()
+        self._questions = open_table(self._tables / QUESTIONS) if has_questions else None
+        self._candidates = {
+            task: self._candidates_of(task) for task in DATASET_TASKS if self.config.tasks.get(task)
+        }
+        self._order = lru_cache(2 * len(DATASET_TASKS))(self._permuted)
+
+    def __len__(self) -> int:
+        """Documents, after long ones were split."""
+        return len(self._passages)
+
+    def bank(
+        self,
+        rng: np.random.Generator,
+        documents: int,
+        questions: int | None = None,
+        document_tokens: int | None = None,
+        place: int = 0,
+    ) -> Bank:
+        """Positives of `questions` questions, then hard negatives, then random documents.
+
+        Questions whose documents would not fit are left out. document_tokens is not used: tables
+        are made for one length. Every question of a task is asked once before any is asked again.
+        """
+        wanted = documents if questions is None else questions
+        items, texts = [], []
+        for task, count in self._shares(wanted).items():
+            for row in self._rows(task, count, place):
+                if task == "text":
+                    texts.append(self._text(row))
+                elif (item := self._item(task, row, rng)) is not None:
+                    items.append(item)
+        documents = min(documents, len(self._passages))
+        items, members = self._members(items, documents, rng)
+        return self._numbered(items, members, tuple(texts), rng)
+
+    def _shares(self, questions: int) -> dict[DatasetTask, int]:
+        """Questions of each task in a bank, by largest remainder."""
+        tasks = {task: self.config.tasks[task] for task in self._candidates}
+        total = sum(tasks.values())
+        exact = {task: questions * share / total for task, share in tasks.items()}
+        counts = {task: int(share) for task, share in exact.items()}
+        short = questions - sum(counts.values())
+        for task in sorted(exact, key=lambda task: counts[task] - exact[task])[:short]:
+            counts[task] += 1
+        return counts
+
+    def _rows(self, task: DatasetTask, count: int, place: int) -> list[int]:
+        """The next `count` rows of a task's endless order, each once."""
+        size = len(self._candidates[task])
+        drawn = (divmod(i, size) for i in range(place * count, (place + 1) * count))
+        return list(dict.fromkeys(int(self._order(task, epoch)[at]) for epoch, at in drawn))
+
+    def _permuted(self, task: DatasetTask, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self._seed, DATASET_TASKS.index(task), epoch))
+        return rng.permutation(self._candidates[task])
+
+    def _candidates_of(self, task: DatasetTask) -> np.ndarray:
+        """Rows that a task may draw: of the questions, or of the passages."""
+        if task == "given":
+            found = np.arange(0 if self._questions is None else len(self._questions))
+            if self.config.questions is not None and not self._held_out:
+                chosen = np.random.default_rng((self._seed, 0xCA9)).permutation(found)
+                found = np.sort(chosen[: self.config.questions])
+        else:
+            ids, titles = (self._passages[column].to_pylist() for column in ("id", "title"))
+            made = (_place_of(id) >= self.config.made_held_out_share for id in ids)
+            found = np.flatnonzero(
+                [
+                    trains != self._held_out and (task != "title" or bool(title))
+                    for trains, title in zip(made, titles, strict=True)
+                ]
+            )
+        if not len(found):
+            raise DataError(
+                f"data.datasets.{self.name}.tasks.{task}: {self.config.path} has nothing for it"
+                f"{' to hold out' if self._held_out else ''}; set it to 0"
+            )
+        return found
+
+    def _item(self, task: DatasetTask, row: int, rng: np.random.Generator) -> _Item | None:
+        """A question; None for a passage that has no sentence to ask with."""
+        if task == "given":
+            found = self._questions.slice(row, 1).to_pylist()[0]
+            return _Item(
+                found["id"],
+                found["question"],
+                tuple(found["answers"]),
+                tuple(map(tuple, found["steps"])),
+                tuple(found["negatives"]),
+            )
+        title, text = self._passages["title"][row].as_py(), self._passages["text"][row].as_py()
+        id = f"{task}/{self._passages['id'][row].as_py()}/{row}"
+        if task == "title":
+            return _Item(id, title, (), ((row,),), shown=((row, text),))
+        parts = sentences(text)
+        long = [i for i, part in enumerate(parts) if len(part.split()) >= _SHORTEST_SENTENCE]
+        if len(parts) < 2 or not long:
+            return None
+        asked = long[rng.integers(len(long))]
+        rest = "".join(parts[:asked] + parts[asked + 1 :]).strip()
+        shown = () if rng.random() < _KEEP_CLOZE else ((row, shown_text(title, rest)),)
+        return _Item(id, parts[asked].strip(), (), ((row,),), shown=shown)
+
+    def _text(self, row: int) -> str:
+        return shown_text(*(self._passages[column][row].as_py() for column in ("title", "text")))
+
+    def _members(
+        self, items: list[_Item], documents: int, rng: np.random.Generator
+    ) -> tuple[list[_Item], list[int]]:
+        """The questions that fit, and the rows of the bank's documents."""
+        chosen: dict[int, None] = {}
+        kept = []
+        for item in items:
+            if len(chosen.keys() | item.positives) <= documents:
+                chosen |= dict.fromkeys(sorted(item.positives))
+                kept.append(item)
+        hard = self.config.negatives.count
+        for item in kept:
+            for row in rng.permutation(np.array(item.negatives, dtype=np.int64))[:hard].tolist():
+                if len(chosen) < documents:
+                    chosen[row] = None
+        while len(chosen) < documents:
+            drawn = rng.integers(len(self._passages), size=2 * (documents - len(chosen)))
+            chosen |= dict.fromkeys(drawn.tolist()[: documents - len(chosen)])
+        return kept, list(chosen)
+
+    def _numbered(
+        self,
+        items: list[_Item],
+        members: list[int],
+        texts: tuple[str, ...],
+        rng: np.random.Generator,
+    ) -> Bank:
+        numbers = dict(zip(members, self.numbers.draw(rng, len(members)).tolist(), strict=True))
+        shown = {row: self._text(row) for row in members}
+        for item in items:
+            shown.update(item.shown)
+        documents = sorted(
+            (
+                Document(number, shown[row], self._passages["id"][row].as_py())
+                for row, number in numbers.items()
+            ),
+            key=lambda document: document.number,
+        )
+        queries = tuple(_query(item, numbers, shown) for item in items)
+        return Bank(tuple(documents), queries, texts)
+
+
+def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query:
+    """The question with document numbers; what else may answer it is masked."""
+    positives = item.positives
+    texts = {shown[row] for row in positives}
+    also = (
+        row
+        for row in numbers
+        if row not in positives and (shown[row] in texts or holds_answer(shown[row], item.answers))
+    )
+    steps = tuple(tuple(sorted(numbers[row] for row in step)) for step in item.steps)
+    return Query(
+        item.question,
+        item.answers,
+        tuple(sorted(numbers[row] for row in positives)),
+        id=item.id,
+        steps=steps if len(steps) > 1 else (),
+        masked=tuple(sorted(numbers[row] for row in also)),
+    )
+
+
+def _place_of(id: str) -> float:
+    """A passage's place in [0, 1), by its id alone: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4], "big") / 2**32

@@ -1,0 +1,96 @@
+"""The stages of a run as one list: how much, how fast, on which losses, on which data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_pipeline.mixture import CorpusStage, StageData
+from msa_train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training: L = lm_weight LM + router_weight router (SPEC section 3).
+
+    steps: how long it is; or tokens: as many steps as read so many memory tokens.
+    epochs: its samples are built for one, and read so many times, each time in another order.
+    lr, final_lr: the learning rate goes linearly from one to the other (null: it stays).
+    warmup_steps: it is reached linearly from zero, at the start of a run or after a change of data.
+    trains: all weights, or the router's alone (its projections and its gate).
+    data: what is read, where that differs from the data section.
+    """
+
+    name: str
+    lr: float
+    steps: int | None = None
+    tokens: int | None = None
+    epochs: int = 1
+    final_lr: float | None = None
+    warmup_steps: int = 0
+    lm_weight: float = 1.0
+    router_weight: float = 0.1
+    trains: Literal["all", "router"] = "all"
+    data: StageData = field(default_factory=StageData)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            raise self._error("steps", f"{self.steps} and tokens {self.tokens}: give one of them")
+        for name in ("steps", "tokens", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise self._error(name, f"{value}: give 1 or more")
+        for name in ("lr", "final_lr", "warmup_steps", "lm_weight", "router_weight"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise self._error(name, f"{value}: give 0 or more")
+        if not self.lm_weight and not self.router_weight:
+            raise self._error("lm_weight", "0, and router_weight too: make one positive")
+
+    def amount(self, batch_samples: int) -> CorpusStage:
+        """The data of this stage, at so many samples a step."""
+        if self.steps is None:
+            return CorpusStage(self.data, tokens=self.tokens, epochs=self.epochs)
+        samples, rest = divmod(self.steps * batch_samples, self.epochs)
+        if rest:
+            raise self._error(
+                "epochs",
+                f"{self.epochs}, which does not divide its {self.steps * batch_samples} samples "
+                "(steps x training.batch_samples): change one of them",
+            )
+        return CorpusStage(self.data, samples=samples, epochs=self.epochs)
+
+    def _error(self, key: str, what: str) -> ConfigError:
+        return ConfigError(f"stages[{self.name}].{key} is {what}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which stage a step belongs to, and its learning rate. steps: of each stage."""
+
+    stages: Sequence[Stage]
+    steps: Sequence[int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.steps)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(stage, place in it) of a step, both from 0."""
+        for i, steps in enumerate(self.steps):
+            if step < steps:
+                return i, step
+            step -= steps
+        raise AssertionError("the run has no such step")
+
+    def stage(self, step: int) -> Stage:
+        return self.stages[self.place(step)[0]]
+
+    def learning_rate(self, step: int) -> float:
+        """Linear from lr to final_lr over the stage, under its linear warm-up."""
+        i, place = self.place(step)
+        stage = self.stages[i]
+        final = stage.lr if stage.final_lr is None else stage.final_lr
+        rate = stage.lr + (final - stage.lr) * place / max(1, self.steps[i] - 1)
+        return rate * min(1.0, (place + 1) / max(1, stage.warmup_steps))

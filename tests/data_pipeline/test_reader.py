@@ -1,0 +1,181 @@
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.loader import ShardLoader
+from data_pipeline.reader import ShardReader
+
+SAMPLES = 24  # shards of 10, 10 and 4; stages of 6, 6 and 12
+
+
+def damaged(shards, tmp_path, change):
+    copy = copytree(shards, tmp_path / "copy")
+    change(copy / "shard-000001.tar")
+    return copy
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-15_000])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def unlink(path):
+    path.unlink()
+
+
+def test_a_damaged_sample_is_found_and_named(shards, tmp_path):
+    reader, found = ShardReader(damaged(shards, tmp_path, flip)), {}
+    for i in range(SAMPLES):
+        try:
+            reader[i]
+        except DataError as error:
+            found[i] = str(error)
+    assert list(found) == [10]
+    assert "sample 10 of" in found[10] and "shard-000001.tar is damaged" in found[10]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cut, r"shard-000001.tar has \d+ bytes, not \d+"),
+        (empty, "shard-000001.tar is empty"),
+        (unlink, "shard-000001.tar is missing"),
+    ],
+)
+def test_a_shard_that_is_not_whole_is_named_before_anything_is_read(
+    shards, tmp_path, change, words
+):
+    with pytest.raises(DataError, match=words):
+        ShardReader(damaged(shards, tmp_path, change))
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(shards, tmp_path):
+    folder = copytree(shards, tmp_path / "copy")
+    reader = ShardReader(folder)
+    cut(folder / "shard-000001.tar")
+    with pytest.raises(DataError, match=r"sample 19 of .*shard-000001.tar is cut short"):
+        reader[19]
+    unlink(folder / "shard-000002.tar")
+    with pytest.raises(DataError, match=r"shard-000002.tar cannot be read \(No such file"):
+        reader[23]
+
+
+@pytest.mark.parametrize(("change", "lost"), [(flip, 1), (cut, None), (unlink, 10)])
+def test_what_is_damaged_is_skipped_and_counted_when_asked(
+    shards, samples, tmp_path, capsys, change, lost
+):
+    """Others of the same stage stand in, and two ranks still read equally many."""
+    folder = damaged(shards, tmp_path, change)
+    reader = ShardReader(folder, skip_damaged=True)
+    intact = ShardReader(shards)
+    read = [reader[i] for i in range(SAMPLES)]
+    for i, sample in enumerate(read):
+        own = [s for s, stage in zip(samples, intact.index["stage"], strict=True)
+               if stage == intact.index["stage"][i]]  # fmt: skip
+        assert sample in own
+    replaced = sum(a != b for a, b in zip(read, samples, strict=True))
+    assert replaced and (lost is None or replaced == lost) and reader.skipped >= replaced
+    assert "shard-000001.tar" in capsys.readouterr().err
+    ranks = [
+        ShardLoader(ShardReader(folder, skip_damaged=True), rank=r, world_size=2) for r in (0, 1)
+    ]
+    assert [len(list(rank)) for rank in ranks] == [12, 12]
+    for rank in ranks:
+        rank.close()
+
+
+def test_a_stage_without_a_readable_sample_is_an_error(shards, tmp_path):
+    folder = copytree(shards, tmp_path / "copy")
+    unlink(folder / "shard-000000.tar")
+    with pytest.raises(DataError, match=r"shard-000000.tar cannot be read"):
+        ShardReader(folder, skip_damaged=True)[3]
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    """A static server that answers requests for a range of bytes, as object stores do."""
+
+    asked = None
+
+    def do_GET(self):
+        path = self.translate_path(self.path)
+        if not os.path.isfile(path):
+            return self.send_error(404)
+        data, status = Path(path).read_bytes(), 200
+        self.asked.append((os.path.basename(path), self.headers.get("Range")))
+        size = len(data)
+        if (asked := self.headers.get("Range", "")).startswith("bytes="):
+            first, last = asked.removeprefix("bytes=").split("-")
+            data, status = data[int(first) : int(last) + 1], 206
+        self.send_response(status)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data)))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(shards, tmp_path):
+    """(URL, what was asked for, the folder behind it)."""
+    folder = copytree(shards, tmp_path / "behind")
+    asked = []
+    handler = type("Handler", (RangeHandler,), {"asked": asked})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked, folder
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+def test_shards_behind_a_url_are_copied_once(served, samples, tmp_path):
+    url, asked, _ = served
+    for _ in range(2):
+        reader = ShardReader(url, cache=tmp_path / "cache")
+        assert [reader[i] for i in range(SAMPLES)] == samples
+        assert reader.tokenizer().fingerprint == reader.manifest.tokenizer
+        reader.close()
+    tars = [name for name, _ in asked if name.endswith(".tar")]
+    assert sorted(tars) == [f"shard-{i:06d}.tar" for i in range(3)]
+
+
+def test_past_the_cache_samples_are_read_one_by_one(served, samples, tmp_path):
+    url, asked, _ = served
+    size = ShardReader(url, cache=tmp_path / "first").manifest.shards[0]
+    reader = ShardReader(url, cache=tmp_path / "cache", cache_gb=(size + 1) / 1e9)
+    asked.clear()
+    assert [reader[i] for i in range(SAMPLES)] == samples
+    assert [path.name for path in (tmp_path / "cache").glob("*.tar")] == ["shard-000000.tar"]
+    assert sum(name == "shard-000001.tar" and bool(part) for name, part in asked) == 10
+
+
+def test_what_is_missing_behind_a_url_is_named(served, tmp_path):
+    url, _, folder = served
+    unlink(folder / "shard-000002.tar")
+    with pytest.raises(DataError, match=r"http://.*shard-000002.tar is missing"):
+        ShardReader(url, cache=tmp_path / "cache")
+    unlink(folder / "manifest.json")
+    with pytest.raises(DataError, match=r"http://.*/manifest.json cannot be read"):
+        ShardReader(url, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="nowhere"):
+        ShardReader("nowhere://x/y", cache=tmp_path / "cache")

@@ -1,0 +1,31 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.splitting import sentences, split_text
+
+
+def words(text):
+    return len(text.split())
+
+
+def test_whole_sentences_stay_together():
+    text = "One two three. Four five! Six seven eight nine? Ten."
+    assert split_text(text, 5, words) == ["One two three. Four five!", "Six seven eight nine? Ten."]
+    assert split_text(text, 50, words) == [text]
+
+
+def test_a_sentence_that_is_too_long_is_cut_after_a_word():
+    assert split_text("a b c d e f g", 3, words) == ["a b c", "d e f", "g"]
+
+
+def test_a_script_without_spaces_is_cut_at_its_marks_and_then_anywhere():
+    assert split_text("战国无双。三代目武将！", 6, len) == ["战国无双。", "三代目武将！"]
+    assert split_text("一二三四五六七", 3, len) == ["一二三", "四五六", "七"]
+
+
+@given(st.text(max_size=200), st.integers(1, 30))
+def test_parts_fit_and_lose_nothing_but_space(text, limit):
+    assert "".join(sentences(text)) == text
+    parts = split_text(text, limit, len)
+    assert all(len(part) <= limit for part in parts) or parts == [text]
+    assert "".join("".join(parts).split()) == "".join(text.split())
