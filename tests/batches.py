@@ -49,6 +49,7 @@ def random_batch(
         doc_tokens=doc_tokens,
         doc_cu=doc_cu,
         doc_numbers=torch.arange(len(doc_lengths)),
+        doc_ids=torch.arange(len(doc_lengths)),
         bank_cu=bank_cu,
         tokens=tokens,
         ctx_cu=ctx_cu,

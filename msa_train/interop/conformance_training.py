@@ -91,6 +91,7 @@ class PackedCase:
             doc_tokens=self.documents_of(inputs["input_ids"]),
             doc_cu=_cumulative(doc_lengths),
             doc_numbers=torch.tensor([number for _, number in self.documents]),
+            doc_ids=torch.arange(len(self.documents)),
             bank_cu=bank_cu,
             tokens=self.contexts_of(inputs["input_ids"]),
             ctx_cu=_cumulative(ctx_lengths),

@@ -29,6 +29,7 @@ class MemoryBatch:
     doc_tokens: Tensor  # [Nd]
     doc_cu: Tensor  # [n+1] tokens
     doc_numbers: Tensor  # [n] global document numbers
+    doc_ids: Tensor  # [n] digests of the texts: the same document has the same one in every bank
     bank_cu: Tensor  # [b+1] documents
     tokens: Tensor  # [Na]
     ctx_cu: Tensor  # [m+1] tokens

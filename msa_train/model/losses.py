@@ -9,13 +9,17 @@ from msa_train.model.config import RouterConfig
 
 
 def router_loss_sum(
-    scores: Tensor, positives: Tensor, masked: Tensor, router: RouterConfig
+    scores: Tensor,
+    positives: Tensor,
+    masked: Tensor,
+    router: RouterConfig,
+    stale: Tensor | None = None,
 ) -> Tensor:
     """Sum over contexts with a positive of the contrastive loss of one router layer.
 
     scores [m, n] float32, -inf for documents that do not exist for the context; positives and
     masked [m, n] bool; masked documents are neither positive nor negative. A scalar, 0 when no
-    context has a positive.
+    context has a positive. stale [m, q]: scores of further negatives, -inf where they are none.
 
         L = -(1/|P|) sum_{i in P} log( e^{s_i/tau} / (e^{s_i/tau} + sum_{j not in P} e^{s_j/tau}) )
     """
@@ -24,7 +28,10 @@ def router_loss_sum(
     context, document = positives.nonzero(as_tuple=True)
     rivals = positives if router.loss == "infonce_decoupled" else torch.zeros_like(positives)
     # A finite floor instead of -inf: a context without negatives has a loss of exactly 0.
-    negatives = logits.masked_fill(rivals, -math.inf).clamp(min=-1e30).logsumexp(1)
+    negatives = logits.masked_fill(rivals, -math.inf)
+    if stale is not None:
+        negatives = torch.cat([negatives, stale / temperature], 1)
+    negatives = negatives.clamp(min=-1e30).logsumexp(1)
     positive = logits[context, document]
     if router.loss == "infonce_decoupled":
         each = torch.logaddexp(positive, negatives[context]) - positive

@@ -22,6 +22,7 @@ from msa_train.model.batch import IGNORE, Documents, Layout, MemoryBatch
 from msa_train.model.config import ModelConfig
 from msa_train.model.losses import router_loss_sum
 from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
+from msa_train.model.queue import KeyQueue
 from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing
 from msa_train.model.weights import Read, megatron_shard
@@ -39,10 +40,11 @@ class Losses:
 class MSAModel(MegatronModule):
     """Embedding, TransformerBlock and head; `forward` gives the two loss sums of a batch."""
 
-    def __init__(self, model: ModelConfig, recompute: bool = False):
+    def __init__(self, model: ModelConfig, recompute: bool = False, queue_documents: int = 0):
         config = transformer_config(model)
         super().__init__(config)
         self.model = model
+        self.queue = KeyQueue(queue_documents, model.loss_layers) if queue_documents else None
         self.embedding = VocabParallelEmbedding(
             model.vocab_size, model.hidden, init_method=config.init_method, config=config
         )
@@ -128,10 +130,20 @@ class MSAModel(MegatronModule):
                 batch.positives,
                 batch.masked,
                 self.model.router,
+                self._stale_scores(layer, batch, streams),
             )
             for layer in self.model.loss_layers
         ]
+        if self.queue is not None and torch.is_grad_enabled():
+            keys = {layer: streams.pooled[layer].key for layer in self.model.loss_layers}
+            self.queue.add(keys, streams.layout.chunk_cu.diff(), batch.doc_ids)
         return torch.stack(losses).mean() if losses else streams.cos.new_zeros(())
+
+    def _stale_scores(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor | None:
+        """Scores of queued documents, while training."""
+        if not self.queue or not torch.is_grad_enabled():
+            return None
+        return self.queue.scores(layer, streams.routings[layer], batch.doc_ids)
 
     def partial_gradient_parameters(self) -> list[torch.nn.Parameter]:
         """Replicated parameters used on sharded heads: each rank has a part of their gradient."""

@@ -50,7 +50,8 @@ class TwoStreams(PackedSeqParams):
     """What every layer needs of the batch; passes through the block as its packed_seq_params.
 
     What the router layers do: read documents of the stream ("both"), read `pooled` documents that
-    are not in it ("read"), or fill `pooled` from a stream of documents alone ("encode").
+    are not in it ("read"), or only pool a stream of documents ("encode"). `pooled` and `routings`
+    hold what they pooled and chose.
     """
 
     layout: Layout = None
@@ -120,7 +121,8 @@ class MemoryAttention(SelfAttention):
                 pooled = replace(pooled, key=torch.cat([pooled.key, none]))
             attended, routing = context_layer(h, x, layout, router, pooled)
         else:
-            attended, routing, _ = router_layer(h, x, layout, router, contexts_only=last)
+            attended, routing, pooled = router_layer(h, x, layout, router, contexts_only=last)
+            streams.pooled.setdefault(number, pooled)
         streams.routings.setdefault(number, routing)
         return attended
 

@@ -105,6 +105,7 @@ def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> Memory
         doc_tokens=torch.randint(MODEL.vocab_size, (documents * DOCUMENT,)),
         doc_cu=torch.arange(documents + 1) * DOCUMENT,
         doc_numbers=torch.arange(documents),
+        doc_ids=torch.arange(documents),
         bank_cu=torch.tensor([0, documents]),
         tokens=torch.randint(MODEL.vocab_size, (tokens,)),
         ctx_cu=torch.arange(questions + 1) * context,

@@ -5,7 +5,7 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
                                  /tokenizer/
                                  /weights-tp0.safetensors   float32, by Megatron name, one per
                                                      tensor-parallel rank
-                                 /rng-rank0.pt       random state of each rank
+                                 /own-rank0.pt       random state and key queue of each rank
                                  /...                DeepSpeed's own files
                                  /seal.json          see msa_train.sealed
 """
@@ -60,7 +60,8 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
         (partial / STATE).write_text(json.dumps(asdict(state)) + "\n")
     dist.barrier()
     engine.save(folder, partial.name)
-    torch.save({"cpu": torch.get_rng_state()}, partial / f"rng-rank{rank}.pt")
+    queue = engine.model.queue.state_dict() if engine.model.queue is not None else {}
+    torch.save({"cpu": torch.get_rng_state(), "queue": queue}, partial / f"own-rank{rank}.pt")
     weights = dict(engine.full_weights())
     if DeepSpeedGroups.get_data_parallel_rank() == 0:
         part = DeepSpeedGroups.get_model_parallel_rank()
@@ -103,8 +104,10 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
             "start as many (another number needs a universal checkpoint)"
         )
     engine.load(target.parent, target.name)
-    rng = torch.load(target / f"rng-rank{dist.get_rank()}.pt", weights_only=True)
-    torch.set_rng_state(rng["cpu"])
+    own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
+    torch.set_rng_state(own["cpu"])
+    if engine.model.queue is not None:
+        engine.model.queue.load_state_dict(own["queue"])
     return state
 
 
@@ -119,7 +122,7 @@ def _check_same(config: Config, target: Path) -> None:
                 f"{target} was trained with another {where}: set it back, or start a new run "
                 "under another output"
             )
-    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples"):
+    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples", "queue_documents"):
         if old["training"][key] != new["training"][key]:
             raise CheckpointError(
                 f"{target} was trained with training.{key} {old['training'][key]}, not "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,9 @@ class Collate:
             doc_tokens=_flat(documents),
             doc_cu=_cumulative([len(tokens) for tokens in documents]),
             doc_numbers=torch.tensor(numbers, dtype=torch.int64),
+            doc_ids=torch.tensor(
+                [_digest(d.text) for s in samples for d in s.documents], dtype=torch.int64
+            ),
             bank_cu=_cumulative([len(sample.documents) for sample in samples]),
             tokens=_flat([context.tokens for context in contexts]),
             ctx_cu=_cumulative(lengths),
@@ -49,6 +53,12 @@ class Collate:
             positives=_document_mask(samples, "positives"),
             masked=_document_mask(samples, "masked"),
         )
+
+
+def _digest(text: str) -> int:
+    """64 bits of a text."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def _shifted(context: Encoded) -> list[int]:

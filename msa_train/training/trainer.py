@@ -57,7 +57,7 @@ class Trainer:
             transform=lambda sample: self.collate([sample]),
         )
         self.held_out = open_held_out(config, self.collate)
-        model = MSAModel(config.model, recompute=self.settings.recompute)
+        model = MSAModel(config.model, self.settings.recompute, self.settings.queue_documents)
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings)
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens)

@@ -44,6 +44,7 @@ def batch_of(documents, contexts, config):
         doc_tokens=torch.tensor([token for each in stored for token in each.tokens]),
         doc_cu=torch.tensor([0, *(len(each.tokens) for each in stored)]).cumsum(0),
         doc_numbers=torch.tensor([document.number for document in documents]),
+        doc_ids=torch.arange(len(documents)),
         bank_cu=torch.tensor([0, len(documents)]),
         tokens=torch.tensor(flat),
         ctx_cu=torch.tensor([0, *(len(each.tokens) for each in asked)]).cumsum(0),

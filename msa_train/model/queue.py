@@ -1,0 +1,75 @@
+"""Stale router keys of recent banks as further negatives, as in MoCo (He et al. 2020).
+
+A step then sees a hundred times more documents than it encodes; their keys take no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from msa_kernels import document_scores
+from torch import Tensor
+
+from msa_train.model.router import Routing
+
+
+class KeyQueue:
+    """The router keys of the newest documents, by router layer; oldest first.
+
+    A document is known by `doc_ids` (a digest of its text): what stands in the bank itself is not a
+    negative of its own questions a second time.
+    """
+
+    def __init__(self, documents: int, layers: Sequence[int]):
+        self._limit, self._layers = documents, tuple(layers)
+        self._keys: dict[int, Tensor] = {}  # layer -> [C, V]
+        self._chunks = torch.zeros(0, dtype=torch.int64)  # [q] of each document
+        self._ids = torch.zeros(0, dtype=torch.int64)  # [q]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def scores(self, layer: int, routing: Routing, doc_ids: Tensor) -> Tensor:
+        """[m, q] float32 scores of the queued documents; -inf for those of the bank, doc_ids [n].
+
+        Gradients reach the router queries alone.
+        """
+        device = routing.query.device
+        contexts = len(routing.query_cu) - 1
+        chunk_cu = torch.nn.functional.pad(self._chunks.cumsum(0), (1, 0)).to(device)
+        scores = document_scores(
+            routing.query,
+            routing.query_cu,
+            self._keys[layer].to(device),
+            chunk_cu,
+            torch.zeros(contexts, dtype=torch.int64, device=device),
+            torch.tensor([0, len(self)], device=device),
+        )
+        return scores.masked_fill(torch.isin(self._ids.to(device), doc_ids), -math.inf)
+
+    def add(self, keys: dict[int, Tensor], chunks: Tensor, doc_ids: Tensor) -> None:
+        """Documents of a bank: keys [C, V] of each layer, chunks [n], doc_ids [n]."""
+        old_ids = self._ids.to(doc_ids.device)
+        fresh = ~torch.isin(old_ids, doc_ids)  # a document that comes again is kept once, anew
+        total = int(fresh.sum()) + len(doc_ids)
+        if (over := total - self._limit) > 0:
+            gone = fresh.nonzero().squeeze(1)[:over]
+            fresh[gone] = False
+        rows = fresh.repeat_interleave(self._chunks.to(fresh.device))
+        for layer in self._layers:
+            new = keys[layer].detach()
+            old = self._keys.get(layer, new[:0]).to(new.device)
+            self._keys[layer] = torch.cat([old[rows], new])
+        self._chunks = torch.cat([self._chunks.to(chunks.device)[fresh], chunks])
+        self._ids = torch.cat([old_ids[fresh], doc_ids])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything, to continue bit for bit."""
+        keys = {f"keys{layer}": tensor.cpu() for layer, tensor in self._keys.items()}
+        return {"chunks": self._chunks.cpu(), "ids": self._ids.cpu(), **keys}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._chunks, self._ids = state["chunks"], state["ids"]
+        self._keys = {n: state[f"keys{n}"] for n in self._layers if f"keys{n}" in state}
