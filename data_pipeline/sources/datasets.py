@@ -243,3 +243,23 @@ def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query
 def _place_of(id: str) -> float:
     """A passage's place in [0, 1), by its id alone: the same on every machine."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4], "big") / 2**32
+
+
+def whole_bank(tables: Path, numbers: NumberConfig, rng: np.random.Generator) -> Bank:
+    """All documents of a dataset, and every question of the tables' split, in random order."""
+    passages, questions = (open_table(tables / name) for name in (PASSAGES, QUESTIONS))
+    drawn = numbers.draw(rng, len(passages)).tolist()
+    rows = zip(drawn, passages.to_pylist(), strict=True)
+    documents = [Document(n, shown_text(row["title"], row["text"]), row["id"]) for n, row in rows]
+    queries = [
+        Query(
+            row["question"],
+            tuple(row["answers"]),
+            tuple(sorted(drawn[part] for step in row["steps"] for part in step)),
+            id=row["id"],
+        )
+        for row in questions.to_pylist()
+    ]
+    order = rng.permutation(len(queries)).tolist()
+    documents.sort(key=lambda document: document.number)
+    return Bank(tuple(documents), tuple(queries[place] for place in order))

@@ -33,6 +33,10 @@ class Asker:
         """Recall of what the router selects, per layer and voted."""
         return _recalls(self._engine(view).route(_questions(queries)), queries)
 
+    def ranked(self, view: MemoryView, queries: Sequence[Query]) -> list[list[int]]:
+        """Document numbers that the router's layers vote for, best first."""
+        return [_numbers(each.voted) for each in self._engine(view).route(_questions(queries))]
+
     def from_memory(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Answers from pooled memory alone."""
         return answer_columns("answer_memory", _said(self._ask(view, queries, "memory")), queries)

@@ -85,16 +85,15 @@ def recall_columns(
 ) -> Columns:
     """`prefix`recall@k of ranked document numbers, best first, for each question.
 
-    Recall is the share of the positives found; for several positives `all_found@k` says whether
-    none is missing.
+    Recall is the share of the positives found; any_found@k says whether one is, all_found@k
+    whether none is missing.
     """
     columns: Columns = {}
-    several = any(len(query.positives) > 1 for query in queries)
     for k in RECALL_AT:
         found = [recall_at(row, q.positives, k) for row, q in zip(ranked, queries, strict=True)]
-        columns[f"{prefix}recall@{k}"] = np.array(found)
-        if several:
-            columns[f"{prefix}all_found@{k}"] = (columns[f"{prefix}recall@{k}"] == 1).astype(float)
+        columns[f"{prefix}recall@{k}"] = share = np.array(found)
+        columns[f"{prefix}any_found@{k}"] = (share > 0).astype(float)
+        columns[f"{prefix}all_found@{k}"] = (share == 1).astype(float)
     return columns
 
 

@@ -21,11 +21,11 @@ from data_pipeline.settings import DataConfig
 from data_pipeline.sources.base import Bank
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.config import EvaluationConfig
+from msa_train.config import Config, EvaluationConfig
 from msa_train.evaluation.asking import Asker, joined
 from msa_train.evaluation.banks import Group, groups, ring_order
 from msa_train.evaluation.baselines import bm25_recalls
-from msa_train.evaluation.jobs import Job
+from msa_train.evaluation.jobs import Job, run_jobs
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.report import relative_losses, summarise
@@ -87,6 +87,16 @@ def needle_jobs(
             jobs |= _length_jobs(task, length, memory, bm25, asker, config)
         jobs |= _control_jobs(task, min(config.memory_tokens), memory, asker, config)
     return jobs
+
+
+def needle_section(asker: Asker, config: Config, workers: int) -> dict[str, Any]:
+    """The report's needle sections."""
+    settings = config.evaluation
+    bank = needle_bank(settings, config.data, asker.tokenizer)
+    memory = EncodedSet.encode(asker.model, asker.tokenizer, bank.documents)
+    tasks = needle_tasks(bank, memory, settings)
+    results = run_jobs(needle_jobs(tasks, memory, asker, settings), workers)
+    return needle_report(tasks, memory, results, settings)
 
 
 def needle_report(

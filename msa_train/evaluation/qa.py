@@ -14,15 +14,15 @@ from data_pipeline.settings import DataConfig
 from data_pipeline.sources.base import Bank
 from data_pipeline.sources.pydocs import PydocsSource
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.config import EvaluationConfig
+from msa_train.config import Config, EvaluationConfig
 from msa_train.evaluation.asking import Asker, joined
 from msa_train.evaluation.baselines import bm25_recalls
-from msa_train.evaluation.jobs import Job
+from msa_train.evaluation.jobs import Job, run_jobs
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.report import summarise
 
-Key = tuple[str, str, int]  # "pydocs", measure, first question
+Key = tuple[str, int]  # measure, first question
 
 
 def pydocs_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer) -> Bank:
@@ -51,19 +51,27 @@ def pydocs_jobs(
     for measure, (ask, of) in asked.items():
         for first in range(0, len(of), config.batch_contexts):
             chunk = of[first : first + config.batch_contexts]
-            jobs["pydocs", measure, first] = Job("pydocs", len(chunk), partial(ask, chunk))
+            jobs[measure, first] = Job("pydocs", len(chunk), partial(ask, chunk))
     return jobs
 
 
-def pydocs_report(
+def pydocs_section(asker: Asker, config: Config, workers: int) -> dict[str, Any]:
+    """The report's section pydocs."""
+    settings = config.evaluation
+    bank = pydocs_bank(settings, config.data, asker.tokenizer)
+    memory = EncodedSet.encode(asker.model, asker.tokenizer, bank.documents)
+    results = run_jobs(pydocs_jobs(bank.queries, memory, asker, settings), workers)
+    return _report(bank.queries, memory, results, settings)
+
+
+def _report(
     queries: Sequence[Query],
     memory: EncodedSet,
     results: Mapping[Key, Columns],
     config: EvaluationConfig,
 ) -> dict[str, Any]:
-    """The report's section pydocs."""
     found: dict[str, list[Columns]] = {}
-    for (_, measure, _), part in results.items():
+    for (measure, _), part in results.items():
         found.setdefault(measure, []).append(part)
     columns = {name: column for parts in found.values() for name, column in joined(parts).items()}
     return summarise(columns, config.resamples, config.seed) | {

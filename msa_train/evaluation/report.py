@@ -91,14 +91,16 @@ def write_report(report: dict[str, Any], path: Path) -> None:
 
 
 def tables(report: dict[str, Any]) -> Group:
-    """What rich prints: a table per needle task, one for pydocs, and what the columns mean."""
+    """What rich prints: a table per needle task and per real text, and what the columns mean."""
     parts: list[Any] = []
     for task, lengths in report.get("niah", {}).items():
         parts.append(_needle_table(task, lengths, report["niah_loss"][task]))
     if parts and (lines := _control_lines(report)):
         parts.append(Text(lines, style="dim"))
     if "pydocs" in report:
-        parts.append(_pydocs_table(report["pydocs"]))
+        parts.append(_retrieval_table("Python documentation", report["pydocs"]))
+    for name, section in report.get("datasets", {}).items():
+        parts.append(_retrieval_table(name, section))
     return Group(*parts, Text(LEGEND, style="dim"))
 
 
@@ -126,10 +128,10 @@ def _measure(name: str, section: dict[str, Any]) -> str:
     return f"{name}_f1" if several else name
 
 
-def _pydocs_table(section: dict[str, Any]) -> Table:
+def _retrieval_table(name: str, section: dict[str, Any]) -> Table:
     title = (
-        f"Python documentation: {section['questions']} questions about held-out documents, "
-        f"bank of all {section['documents']:,}"
+        f"{name}: {section['questions']:,} held-out questions, "
+        f"bank of all {section['documents']:,} documents"
     )
     table = _table(title)
     table.add_column("")
@@ -138,6 +140,8 @@ def _pydocs_table(section: dict[str, Any]) -> Table:
     rows = {"router, voted": ""} | {
         f"router, layer {layer}": f"layer{layer}/" for layer in section["layers"]
     }
+    if "random_recall@1" in section:
+        rows["random router"] = "random_"
     for name, prefix in (rows | {"BM25": "bm25_"}).items():
         cells = [_with_interval(section, f"{prefix}recall@{k}") for k in (1, 5, 16)]
         table.add_row(name, *cells)
