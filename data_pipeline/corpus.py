@@ -16,7 +16,8 @@ from data_pipeline.sources.dataset_tables import shown_text
 from data_pipeline.sources.needles import Needles
 from data_pipeline.sources.niah import needle_texts
 from data_pipeline.sources.pydocs import training_texts
-from data_pipeline.tokenizer import Tokenizer, train_sentencepiece
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
 
 _CONVERSATIONS = 1000
 _PAIRS = [f"{pair:02}" for pair in range(100)]

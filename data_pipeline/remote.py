@@ -10,7 +10,7 @@ from typing import Protocol
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER
-from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE
+from data_pipeline.tokenizer import FILES, MODEL_FILE
 
 
 def is_url(location: Path | str) -> bool:
@@ -69,11 +69,13 @@ class RemoteFiles:
         self._system, self._root = _connect(self.place)
         self._sizes: dict[str, int | None] = {}
         self._cached = LocalFiles(cache)
-        tokenizer = (f"{TOKENIZER_FOLDER}/{name}" for name in (MODEL_FILE, METADATA_FILE))
+        tokenizer = (f"{TOKENIZER_FOLDER}/{name}" for name in FILES)
         for name in (MANIFEST_FILE, INDEX_FILE, *tokenizer):
             try:
                 self._fetch(name)  # always anew: the set behind the URL may be another one now
             except (OSError, ValueError) as error:
+                if isinstance(error, FileNotFoundError) and name.endswith(MODEL_FILE):
+                    continue  # not every tokenizer has one
                 raise DataError(
                     f"{self.place}/{name} cannot be read ({error}): give the URL of a shard set"
                 ) from error

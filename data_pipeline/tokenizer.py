@@ -1,29 +1,26 @@
-"""SentencePiece tokenizer that never reads a control token out of text (SPEC section 4).
+"""Tokenizers that never read a control token out of text (SPEC section 4).
 
-Lossless: `decode(encode_text(s)) == s` for every string of Unicode characters.
+Lossless: `decode(encode_text(s)) == s` for every string of Unicode characters. Two kinds: trained
+here with SentencePiece, and Hugging Face's tokenizer.json of a backbone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS, IM_END
 from data_pipeline.schema import Piece, Role
 
-MODEL_FILE, METADATA_FILE = "tokenizer.model", "tokenizer.json"
-KIND = "msa-sentencepiece"
-# SentencePiece writes a space as this character, so a real one is spelled in byte tokens.
-_SPACE_MARK = "\u2581"
+METADATA_FILE = "tokenizer.json"
+MODEL_FILE = "tokenizer.model"  # of SentencePiece alone
+FILES = (METADATA_FILE, MODEL_FILE)
 
 
 @dataclass(frozen=True)
@@ -45,34 +42,27 @@ class Encoded:
         )
 
 
-class Tokenizer:
-    """A trained SentencePiece model with the protocol's control tokens. Picklable."""
+class Tokenizer(ABC):
+    """A tokenizer with the protocol's control tokens. Picklable.
 
-    def __init__(self, model: bytes):
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._bytes = [self._token_bytes(i) for i in range(self.vocab_size)]
-        self._control = {token: self._processor.piece_to_id(token) for token in CONTROL_TOKENS}
-        missing = [t for t, i in self._control.items() if not self._processor.is_control(i)]
-        if missing:
+    token_bytes: the bytes of every token. control: id of every control token. pad_id: never
+    encoded, so free to pad with.
+    """
+
+    fingerprint: str
+    pad_id: int
+
+    def __init__(self, token_bytes: list[bytes], control: dict[str, int | None]):
+        if missing := [token for token in CONTROL_TOKENS if control[token] is None]:
             raise DataError(
                 f"the tokenizer has no control token {', '.join(missing)}: "
-                "it was not trained for this text protocol; train one with train_sentencepiece"
+                "it was not made for this text protocol; train one, or take a Qwen3 backbone's"
             )
-        self._space_mark = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in b"\xe2\x96\x81"]
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self._model,)
+        self._bytes, self._control = token_bytes, control
 
     @property
     def vocab_size(self) -> int:
-        return self._processor.vocab_size()
-
-    @property
-    def pad_id(self) -> int:
-        """Never encoded (bytes stand in for unknown characters), so free to pad with."""
-        return self._processor.unk_id()
+        return len(self._bytes)
 
     @property
     def end_id(self) -> int:
@@ -87,15 +77,13 @@ class Tokenizer:
                 f"{token!r} is no control token: there are {', '.join(CONTROL_TOKENS)}"
             ) from None
 
+    @abstractmethod
     def encode_text(self, text: str) -> list[int]:
         """Ids of text alone: `<|im_end|>` written in a document is text, not a control token."""
-        if _SPACE_MARK not in text:
-            return self._encode(text)
-        first, *others = text.split(_SPACE_MARK)
-        ids = self._encode(first)
-        for part in others:
-            ids += self._space_mark + self._encode(part)
-        return ids
+
+    @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by file name."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """encode_text of each text."""
@@ -127,55 +115,31 @@ class Tokenizer:
         return encoded
 
     def save(self, directory: Path | str) -> None:
-        """Write tokenizer.model and tokenizer.json (kind, control tokens, fingerprint)."""
+        """Write the tokenizer's files into a folder."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).write_bytes(self._model)
-        metadata = {
-            "kind": KIND,
-            "vocab_size": self.vocab_size,
-            "control_tokens": self._control,
-            "fingerprint": self.fingerprint,
-        }
-        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+        for name, data in self.files().items():
+            (folder / name).write_bytes(data)
 
     @classmethod
     def load(cls, directory: Path | str) -> Tokenizer:
         """Raises DataError when a file is missing, of another kind, or was changed."""
-        folder = Path(directory)
+        path = Path(directory) / METADATA_FILE
         try:
-            metadata = json.loads((folder / METADATA_FILE).read_text())
-            model = (folder / MODEL_FILE).read_bytes()
+            metadata = json.loads(path.read_bytes())
         except FileNotFoundError as error:
             raise DataError(
-                f"no tokenizer in {folder}: {error.filename} is missing; "
-                "give the folder of a shard set or of an export"
+                f"no tokenizer in {directory}: {path} is missing; give the folder of a shard set, "
+                "of an export or of a backbone"
             ) from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{folder / METADATA_FILE} is not JSON: {error}") from error
-        kind = metadata.get("kind") if isinstance(metadata, dict) else None
-        if kind != KIND:
-            raise DataError(f"{folder / METADATA_FILE} is of kind {kind!r}, not {KIND!r}")
-        if hashlib.sha256(model).hexdigest() != metadata.get("fingerprint"):
-            raise DataError(
-                f"{folder / MODEL_FILE} does not match the fingerprint in {METADATA_FILE}: "
-                "one of the two files was replaced; copy both again"
-            )
-        return cls(model)
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+        return _kind_of(metadata, path).from_folder(Path(directory), metadata)
 
-    def _encode(self, text: str) -> list[int]:
-        try:
-            return self._processor.encode(text)
-        except RuntimeError as error:  # it takes no string that has no UTF-8 form
-            if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-                raise DataError(f"text holds half a character (a surrogate): {text!r}") from error
-            raise
-
-    def _token_bytes(self, i: int) -> bytes:
-        piece = self._processor.id_to_piece(i)
-        if self._processor.is_byte(i):
-            return bytes([int(piece[3:-1], 16)])
-        return piece.replace(_SPACE_MARK, " ").encode()
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path, metadata: dict[str, Any]) -> Tokenizer:
+        """The tokenizer of a folder whose METADATA_FILE holds `metadata`."""
 
     def _owners(self, ids: list[int], parts: list[Piece]) -> list[Piece]:
         """The piece that holds the first byte of each token."""
@@ -200,44 +164,21 @@ def _extend(encoded: Encoded, ids: list[int], owners: list[Piece]) -> None:
     encoded.labels.extend(piece.label for piece in owners)
 
 
-def train_sentencepiece(
-    texts: Iterable[str],
-    vocab_size: int = 4096,
-    model_type: str = "bpe",
-    symbols: Sequence[str] = (),
-) -> Tokenizer:
-    """Train a tokenizer on texts; equal texts and settings give an equal tokenizer.
+def refuse_surrogates(text: str) -> None:
+    """Raises DataError for half a character, which has no UTF-8 form."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(f"text holds half a character (a surrogate): {text!r}")
 
-    symbols: strings that become one token each (template phrases, for a shorter context).
-    Raises DataError when the texts cannot fill the vocabulary.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            byte_fallback=True,
-            character_coverage=1.0,
-            control_symbols=list(CONTROL_TOKENS),
-            user_defined_symbols=["\n", *(s.replace(" ", _SPACE_MARK) for s in symbols)],
-            max_sentencepiece_length=max(16, *(len(s) for s in ("", *symbols))),
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            max_sentence_length=1 << 20,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"no tokenizer of vocab_size {vocab_size} and model_type {model_type!r} can be "
-            f"trained on these texts: {error}"
-        ) from error
-    return Tokenizer(model.getvalue())
+
+def _kind_of(metadata: Any, path: Path) -> type[Tokenizer]:
+    if isinstance(metadata, dict) and "kind" in metadata:
+        from data_pipeline.tokenizer_sentencepiece import KIND, SentencePieceTokenizer
+
+        if metadata["kind"] == KIND:
+            return SentencePieceTokenizer
+        raise DataError(f"{path} is of kind {metadata['kind']!r}, not {KIND!r}")
+    if isinstance(metadata, dict) and "added_tokens" in metadata:
+        from data_pipeline.tokenizer_huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer
+    raise DataError(f"{path} is no tokenizer of a kind that is known here")

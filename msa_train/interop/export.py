@@ -96,9 +96,13 @@ def _model_config(settings: dict) -> ModelConfig:
     return ModelConfig(**{**settings, "router": RouterConfig(**settings["router"])})
 
 
+def _tokenizer_files(folder: Path) -> list[str]:
+    return [name for name in (MODEL_FILE, METADATA_FILE) if (folder / name).is_file()]
+
+
 def _fingerprint(folder: Path) -> dict[str, str]:
     """sha256 of what the states of a memory depend on."""
-    files = {"weights": [WEIGHTS], "config": [CONFIG], "tokenizer": [MODEL_FILE, METADATA_FILE]}
+    files = {"weights": [WEIGHTS], "config": [CONFIG], "tokenizer": _tokenizer_files(folder)}
     digests = {}
     for name, parts in files.items():
         digest = hashlib.sha256()

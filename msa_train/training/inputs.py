@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from data_pipeline.reader import ShardReader
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.training.collate import Collate
 from msa_train.training.held_out import HeldOut
-from msa_train.training.start import starting_tokenizer
 
 
 def open_shards(config: Config) -> ShardReader:
@@ -32,13 +29,13 @@ def open_shards(config: Config) -> ShardReader:
 def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     """The shards' tokenizer, after checking that the model, and what it starts from, know it."""
     tokenizer = reader.tokenizer()
-    if tokenizer.vocab_size != config.model.vocab_size:
+    if tokenizer.vocab_size > config.model.vocab_size:  # backbones have rows to spare
         raise ConfigError(
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {config.shards} "
             f"has {tokenizer.vocab_size} tokens: set model.vocab_size to that"
         )
     start = config.training.start_from
-    expected = None if start is None else starting_tokenizer(Path(start))
+    expected = None if start is None else Tokenizer.load(start).fingerprint
     if expected not in (None, tokenizer.fingerprint):
         raise ConfigError(
             f"training.start_from is {start}, whose tokenizer is not that of {config.shards}: set "

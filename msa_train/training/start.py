@@ -52,14 +52,6 @@ def starting_weights(config: Config) -> Read:
     return read
 
 
-def starting_tokenizer(folder: Path) -> str | None:
-    """Fingerprint of the tokenizer that lies beside weights; None where there is none of ours."""
-    try:
-        return json.loads((folder / "tokenizer.json").read_text()).get("fingerprint")
-    except (OSError, ValueError):
-        return None
-
-
 def _check_config(folder: Path, model: ModelConfig) -> None:
     try:
         raw = json.loads((folder / "config.json").read_text())

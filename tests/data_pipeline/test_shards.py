@@ -192,7 +192,7 @@ def test_broken_manifests_and_indices_are_refused(built, tmp_path):
 def test_shards_of_another_tokenizer_are_refused(built, tmp_path):
     from shutil import copytree
 
-    from data_pipeline.tokenizer import train_sentencepiece
+    from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
 
     copy = copytree(built[0], tmp_path / "copy")
     train_sentencepiece([f"word {i}" for i in range(500)], 280).save(copy / "tokenizer")

@@ -10,7 +10,7 @@ from data_pipeline.schema import Query
 from data_pipeline.settings import DataConfig
 from data_pipeline.sources.needles import NiahConfig
 from data_pipeline.sources.niah import needle_texts
-from data_pipeline.tokenizer import train_sentencepiece
+from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
 from msa_train.config import Config, EvaluationConfig
 from msa_train.memory import engine
 from msa_train.model.config import ModelConfig, RouterConfig

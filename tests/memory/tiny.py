@@ -4,7 +4,8 @@ import functools
 from dataclasses import replace
 
 from data_pipeline.schema import Document
-from data_pipeline.tokenizer import Tokenizer, train_sentencepiece
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_weight, weight_shapes
 from tests.batches import tiny_config
