@@ -52,8 +52,6 @@ class TrainingConfig:
     batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
     rank reads its share one by one.
     recompute: keep a layer's input instead of its activations.
-    queue_documents: router keys of so many documents of recent banks are further negatives of the
-    router loss (0: none); each rank keeps its own.
     gradient_cache_tokens: encode at most so many document tokens of a bank at once, twice, with
     equal gradients; bounds memory for banks of any size (null: a whole bank at once, once).
     clip: maximum gradient norm.
@@ -74,7 +72,6 @@ class TrainingConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
-    queue_documents: int = 0
     gradient_cache_tokens: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
@@ -98,7 +95,7 @@ class TrainingConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("queue_documents", "held_out_every", "weight_decay", "cache_gb"):
+        for name in ("held_out_every", "weight_decay", "cache_gb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: give 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):

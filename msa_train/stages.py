@@ -18,6 +18,8 @@ class Stage:
     epochs: its samples are built for one, and read so many times, each time in another order.
     lr, final_lr: the learning rate goes linearly from one to the other (null: it stays).
     warmup_steps: it is reached linearly from zero, at the start of a run or after a change of data.
+    queue_documents: router keys of so many documents of recent banks are further negatives of the
+    router loss (0: none); each rank keeps its own. They are stale: let the router settle first.
     trains: all weights, or the router's alone (its projections and its gate).
     data: what is read, where that differs from the data section.
     """
@@ -31,6 +33,7 @@ class Stage:
     warmup_steps: int = 0
     lm_weight: float = 1.0
     router_weight: float = 0.1
+    queue_documents: int = 0
     trains: Literal["all", "router"] = "all"
     data: StageData = field(default_factory=StageData)
 
@@ -41,7 +44,9 @@ class Stage:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise self._error(name, f"{value}: give 1 or more")
-        for name in ("lr", "final_lr", "warmup_steps", "lm_weight", "router_weight"):
+        for name in (
+            "lr", "final_lr", "warmup_steps", "lm_weight", "router_weight", "queue_documents",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise self._error(name, f"{value}: give 0 or more")

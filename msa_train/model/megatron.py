@@ -40,11 +40,11 @@ class Losses:
 class MSAModel(MegatronModule):
     """Embedding, TransformerBlock and head; `forward` gives the two loss sums of a batch."""
 
-    def __init__(self, model: ModelConfig, recompute: bool = False, queue_documents: int = 0):
+    def __init__(self, model: ModelConfig, recompute: bool = False):
         config = transformer_config(model)
         super().__init__(config)
         self.model = model
-        self.queue = KeyQueue(queue_documents, model.loss_layers) if queue_documents else None
+        self.queue = KeyQueue(model.loss_layers)
         self.embedding = VocabParallelEmbedding(
             model.vocab_size, model.hidden, init_method=config.init_method, config=config
         )
@@ -134,7 +134,7 @@ class MSAModel(MegatronModule):
             )
             for layer in self.model.loss_layers
         ]
-        if self.queue is not None and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             keys = {layer: streams.pooled[layer].key for layer in self.model.loss_layers}
             self.queue.add(keys, streams.layout.chunk_cu.diff(), batch.doc_ids)
         return torch.stack(losses).mean() if losses else streams.cos.new_zeros(())

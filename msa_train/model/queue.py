@@ -19,11 +19,11 @@ class KeyQueue:
     """The router keys of the newest documents, by router layer; oldest first.
 
     A document is known by `doc_ids` (a digest of its text): what stands in the bank itself is not a
-    negative of its own questions a second time.
+    negative of its own questions a second time. limit: documents kept; 0 keeps none.
     """
 
-    def __init__(self, documents: int, layers: Sequence[int]):
-        self._limit, self._layers = documents, tuple(layers)
+    def __init__(self, layers: Sequence[int], limit: int = 0):
+        self.limit, self._layers = limit, tuple(layers)
         self._keys: dict[int, Tensor] = {}  # layer -> [C, V]
         self._chunks = torch.zeros(0, dtype=torch.int64)  # [q] of each document
         self._ids = torch.zeros(0, dtype=torch.int64)  # [q]
@@ -51,10 +51,13 @@ class KeyQueue:
 
     def add(self, keys: dict[int, Tensor], chunks: Tensor, doc_ids: Tensor) -> None:
         """Documents of a bank: keys [C, V] of each layer, chunks [n], doc_ids [n]."""
+        if not self.limit:
+            self.load_state_dict(KeyQueue(self._layers).state_dict())
+            return
         old_ids = self._ids.to(doc_ids.device)
         fresh = ~torch.isin(old_ids, doc_ids)  # a document that comes again is kept once, anew
         total = int(fresh.sum()) + len(doc_ids)
-        if (over := total - self._limit) > 0:
+        if (over := total - self.limit) > 0:
             gone = fresh.nonzero().squeeze(1)[:over]
             fresh[gone] = False
         rows = fresh.repeat_interleave(self._chunks.to(fresh.device))

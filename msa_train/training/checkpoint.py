@@ -60,8 +60,8 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
         (partial / STATE).write_text(json.dumps(asdict(state)) + "\n")
     dist.barrier()
     engine.save(folder, partial.name)
-    queue = engine.model.queue.state_dict() if engine.model.queue is not None else {}
-    torch.save({"cpu": torch.get_rng_state(), "queue": queue}, partial / f"own-rank{rank}.pt")
+    own = {"cpu": torch.get_rng_state(), "queue": engine.model.queue.state_dict()}
+    torch.save(own, partial / f"own-rank{rank}.pt")
     weights = dict(engine.full_weights())
     if DeepSpeedGroups.get_data_parallel_rank() == 0:
         part = DeepSpeedGroups.get_model_parallel_rank()
@@ -106,8 +106,7 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
     engine.load(target.parent, target.name)
     own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
     torch.set_rng_state(own["cpu"])
-    if engine.model.queue is not None:
-        engine.model.queue.load_state_dict(own["queue"])
+    engine.model.queue.load_state_dict(own["queue"])
     return state
 
 
@@ -122,7 +121,7 @@ def _check_same(config: Config, target: Path) -> None:
                 f"{target} was trained with another {where}: set it back, or start a new run "
                 "under another output"
             )
-    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples", "queue_documents"):
+    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples"):
         if old["training"][key] != new["training"][key]:
             raise CheckpointError(
                 f"{target} was trained with training.{key} {old['training'][key]}, not "

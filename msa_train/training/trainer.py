@@ -57,7 +57,7 @@ class Trainer:
             transform=lambda sample: self.collate([sample]),
         )
         self.held_out = open_held_out(config, self.collate)
-        model = MSAModel(config.model, self.settings.recompute, self.settings.queue_documents)
+        model = MSAModel(config.model, recompute=self.settings.recompute)
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings)
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens)
@@ -130,6 +130,7 @@ class Trainer:
         stage = self.schedule.stage(self.step)
         rate = self.schedule.learning_rate(self.step)
         self.engine.set_learning_rate(rate, stage.trains == "router")
+        self.engine.model.queue.limit = stage.queue_documents
         measured = self._measurement(labels, contexts) if logs else None
 
         def weigh(losses: Losses) -> Tensor:

@@ -19,6 +19,7 @@ from tests.distributed.runs import logged, settings, train_all
 
 STAGES = (
     "[{{name: main, steps: 4, lr: 1e-2, router_weight: 1, trains: {trains}, "
+    "queue_documents: {queue}, "
     "data: {{weights: {{niah: 1, rivers: 1}}}}}}]"
 )
 
@@ -35,9 +36,10 @@ def command(tmp_path_factory):
         "tasks": {"given": 1, "text": 1}, "bank": {"documents": 8, "contexts": 6},
     }  # fmt: skip
 
-    def arguments(name, trains="all", **overrides):
+    def arguments(name, trains="all", queue=0, **overrides):
         own = {
-            "stages": STAGES.format(trains=trains), "training__shards": root / "shards",
+            "stages": STAGES.format(trains=trains, queue=queue),
+            "training__shards": root / "shards",
             "data__datasets": json.dumps({"rivers": source}), "training__held_out_samples": 6,
         }  # fmt: skip
         return settings(root / name, **(own | overrides))
@@ -64,7 +66,7 @@ def train(command, runs):
 
 @pytest.fixture(scope="module")
 def first(command):
-    queue = {"training__queue_documents": 30}
+    queue = {"queue": 30}
     return train(
         command,
         {

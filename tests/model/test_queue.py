@@ -30,7 +30,7 @@ def generator():
 
 
 def test_scores_are_the_best_of_tokens_and_chunks(generator):
-    queue, banks = KeyQueue(10, [LAYER]), []
+    queue, banks = KeyQueue([LAYER], 10), []
     for first, chunks in ((0, [2, 1]), (2, [1, 3])):
         banks.append(bank(generator, chunks, first))
         queue.add(*banks[-1])
@@ -44,14 +44,14 @@ def test_scores_are_the_best_of_tokens_and_chunks(generator):
 
 
 def test_a_document_of_the_bank_is_no_negative_twice(generator):
-    queue = KeyQueue(10, [LAYER])
+    queue = KeyQueue([LAYER], 10)
     queue.add(*bank(generator, [1, 2, 1], 5))
     scores = queue.scores(LAYER, routing(torch.randn(5, 4)), torch.tensor([6, 9]))
     assert torch.isinf(scores).tolist() == [[False, True, False]] * 2
 
 
 def test_the_oldest_leave_and_a_document_that_comes_again_is_renewed(generator):
-    queue = KeyQueue(4, [LAYER])
+    queue = KeyQueue([LAYER], 4)
     queue.add(*bank(generator, [1, 2, 1], 0))
     again = bank(generator, [3, 1], 1)
     queue.add(*again)
@@ -65,8 +65,16 @@ def test_the_oldest_leave_and_a_document_that_comes_again_is_renewed(generator):
     assert len(queue) == 6, "a bank that is larger than the queue stays whole"
 
 
+def test_without_room_it_is_empty(generator):
+    queue = KeyQueue([LAYER], 4)
+    queue.add(*bank(generator, [1, 2], 0))
+    queue.limit = 0
+    queue.add(*bank(generator, [1, 2], 5))
+    assert len(queue) == 0 and queue.state_dict().keys() == {"chunks", "ids"}
+
+
 def test_it_continues_from_its_state(generator):
-    queue, other = KeyQueue(10, [LAYER]), KeyQueue(10, [LAYER])
+    queue, other = KeyQueue([LAYER], 10), KeyQueue([LAYER], 10)
     queue.add(*bank(generator, [1, 2], 0))
     other.load_state_dict(queue.state_dict())
     query = torch.randn(5, 4, generator=generator)
@@ -75,7 +83,7 @@ def test_it_continues_from_its_state(generator):
 
 
 def test_gradients_reach_the_queries_and_not_the_keys(generator):
-    queue = KeyQueue(10, [LAYER])
+    queue = KeyQueue([LAYER], 10)
     keys, chunks, ids = bank(generator, [1, 2], 0)
     keys[LAYER].requires_grad_()
     queue.add(keys, chunks, ids)
