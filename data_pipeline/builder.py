@@ -12,13 +12,16 @@ from data_pipeline.budget import Budget
 from data_pipeline.mixture import Corpus
 from data_pipeline.samples import make_sample
 from data_pipeline.schema import Sample
+from data_pipeline.settings import DataConfig
 from data_pipeline.sources.base import Source
+from data_pipeline.sources.dataset_config import DatasetConfig
 from data_pipeline.sources.dataset_tables import prepare
 from data_pipeline.sources.datasets import DatasetSource
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.sources.pydocs import PydocsSource
 from data_pipeline.tokenizer import Tokenizer
 
+TableSettings = tuple[DatasetConfig, str | None, int]
 _PROBED = 16  # samples that tell how many tokens a stage's samples have
 _HELD_OUT = 0x8E1D  # stream of random numbers of held-out samples
 
@@ -130,9 +133,27 @@ class SampleBuilder:
             return NiahSource(data.niah, self.tokenizer, data.numbers)
         if name == "pydocs":
             return PydocsSource(data.pydocs, self.tokenizer, data.numbers)
-        config = data.datasets[name]
-        split = config.held_out_split if self._held_out else config.split
-        length = min(document_tokens or config.document_tokens, config.document_tokens)
-        asks = split if config.tasks.get("given") else None
-        tables = prepare(config, asks, length, self.tokenizer, prepared)
+        config, split, length = table_settings(data, name, document_tokens, self._held_out)
+        tables = prepare(config, split, length, self.tokenizer, prepared)
         return DatasetSource(name, config, tables, data.numbers, self._held_out, data.seed)
+
+
+def tables_of(corpus: Corpus, held_out: bool) -> list[TableSettings]:
+    """The tables of datasets that the stages of a corpus read."""
+    found = {
+        (name, stage.data.document_tokens): None
+        for i, stage in enumerate(corpus.stages)
+        for name, weight in corpus.source_weights(i).items()
+        if weight and name in corpus.data.datasets
+    }
+    return [table_settings(corpus.data, *key, held_out) for key in found]
+
+
+def table_settings(
+    data: DataConfig, name: str, document_tokens: int | None, held_out: bool
+) -> TableSettings:
+    """Dataset, split and document length for `prepare`; a stage may only shorten documents."""
+    config = data.datasets[name]
+    split = config.held_out_split if held_out else config.split
+    length = min(document_tokens or config.document_tokens, config.document_tokens)
+    return config, split if config.tasks.get("given") else None, length

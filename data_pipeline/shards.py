@@ -14,25 +14,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from data_pipeline.builder import SampleBuilder
+from data_pipeline.builder import SampleBuilder, TableSettings, tables_of
 from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
@@ -44,8 +33,10 @@ from data_pipeline.manifest import (
     shard_name,
 )
 from data_pipeline.mixture import Corpus
+from data_pipeline.processes import InterruptedBuild, progress_bar, workers_of
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Sample
+from data_pipeline.sources.dataset_tables import prepare
 from data_pipeline.tokenizer import Tokenizer
 
 _TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
@@ -75,8 +66,11 @@ def build_shards(
     with _owned(partial):
         tokenizer = tokenizer or corpus_tokenizer(corpus)
         _take_up(partial, corpus, tokenizer, held_out)
-        builder = SampleBuilder(corpus, tokenizer, out.parent / "prepared", held_out)
-        built = _build_all(partial, builder, workers or corpus.data.workers)
+        workers = workers or corpus.data.workers
+        prepared = out.parent / "prepared"
+        _prepare_all(tables_of(corpus, held_out), tokenizer, prepared, workers)
+        builder = SampleBuilder(corpus, tokenizer, prepared, held_out)
+        built = _build_all(partial, builder, workers)
         np.save(partial / INDEX_FILE, np.concatenate([shard.index for shard in built]))
         totals = sum(shard.totals for shard in built)
         manifest = Manifest(
@@ -103,12 +97,27 @@ class _Shard:
     totals: np.ndarray  # [stages, len(_TOTALS)]
 
 
+def _prepare_all(
+    tables: list[TableSettings], tokenizer: Tokenizer, root: Path, workers: int
+) -> None:
+    """Make the tables of all datasets; those that are there are kept."""
+    if workers == 1 or len(tables) < 2:
+        for each in tables:
+            prepare(*each, tokenizer, root)
+        return
+    with progress_bar() as progress, workers_of(min(workers, len(tables))) as pool:
+        task = progress.add_task("preparing datasets", total=len(tables))
+        for future in as_completed(pool.submit(prepare, *t, tokenizer, root) for t in tables):
+            future.result()
+            progress.update(task, advance=1)
+
+
 def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shard]:
     shard_samples = builder.corpus.data.shard_samples
     count = -(-len(builder) // shard_samples)
     built = {shard: found for shard in range(count) if (found := _built(folder, shard)) is not None}
     missing = [shard for shard in range(count) if shard not in built]
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("building shards", total=len(builder))
         progress.update(task, advance=sum(len(shard.index) for shard in built.values()))
         if workers == 1:
@@ -116,21 +125,11 @@ def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shar
                 built[shard] = _build_shard(folder, builder, shard)
                 progress.update(task, advance=len(built[shard].index))
             return [built[shard] for shard in range(count)]
-        with ProcessPoolExecutor(
-            min(workers, count), get_context("spawn"), _start_worker, (folder, builder)
-        ) as pool:
+        with workers_of(min(workers, count), _start_worker, (folder, builder)) as pool:
             futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
-            try:
-                for future in as_completed(futures):
-                    built[futures[future]] = future.result()
-                    progress.update(task, advance=len(future.result().index))
-            except BrokenProcessPool as error:
-                raise DataError(
-                    "a process that builds shards died (out of memory?): lower data.workers and "
-                    "build again; the shards that are done are kept"
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            for future in as_completed(futures):
+                built[futures[future]] = future.result()
+                progress.update(task, advance=len(future.result().index))
             return [built[shard] for shard in range(count)]
 
 
@@ -246,6 +245,8 @@ def _owned(partial: Path) -> Iterator[None]:
         raise DataError(f"another process builds {partial}: wait for it, or stop it") from error
     try:
         yield
+    except InterruptedBuild:
+        raise
     except DataError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -261,15 +262,3 @@ def _take_up(partial: Path, corpus: Corpus, tokenizer: Tokenizer, held_out: bool
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         tokenizer.save(partial / TOKENIZER_FOLDER)
         (partial / _BUILD).write_text(build)
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

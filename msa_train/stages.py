@@ -18,8 +18,8 @@ class Stage:
     epochs: its samples are built for one, and read so many times, each time in another order.
     lr, final_lr: the learning rate goes linearly from one to the other (null: it stays).
     warmup_steps: it is reached linearly from zero, at the start of a run or after a change of data.
-    queue_documents: router keys of so many documents of recent banks are further negatives of the
-    router loss (0: none); each rank keeps its own. They are stale: let the router settle first.
+    queue_documents: router keys of so many documents of recent banks are further negatives for the
+    router's queries (0: none); each rank keeps its own.
     trains: all weights, or the router's alone (its projections and its gate).
     data: what is read, where that differs from the data section.
     """

@@ -58,6 +58,7 @@ def prepare(
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
         try:
             _make(partial, files, config, document_tokens, tokenizer)
+            partial.chmod(0o755)  # mkdtemp keeps it to its owner
             os.replace(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

@@ -20,11 +20,11 @@ from torch import Tensor
 from msa_train.model.attention import Pooled
 from msa_train.model.batch import IGNORE, Documents, Layout, MemoryBatch
 from msa_train.model.config import ModelConfig
-from msa_train.model.losses import router_loss_sum
+from msa_train.model.losses import router_loss_sum, stale_loss_sum
 from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
 from msa_train.model.queue import KeyQueue
 from msa_train.model.rope import rotary_tables
-from msa_train.model.router import Routing
+from msa_train.model.router import Routing, score_documents
 from msa_train.model.weights import Read, megatron_shard
 
 
@@ -124,26 +124,35 @@ class MSAModel(MegatronModule):
         return losses.sum()
 
     def _router_loss_sum(self, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
+        layers, training = self.model.loss_layers, torch.is_grad_enabled()
         losses = [
             router_loss_sum(
                 streams.routings[layer].document_scores,
                 batch.positives,
                 batch.masked,
                 self.model.router,
-                self._stale_scores(layer, batch, streams),
             )
-            for layer in self.model.loss_layers
+            for layer in layers
         ]
-        if torch.is_grad_enabled():
-            keys = {layer: streams.pooled[layer].key for layer in self.model.loss_layers}
+        if training and len(self.queue):
+            losses = [
+                loss + self._stale_loss_sum(layer, batch, streams)
+                for layer, loss in zip(layers, losses, strict=True)
+            ]
+        if training:
+            keys = {layer: streams.pooled[layer].key for layer in layers}
             self.queue.add(keys, streams.layout.chunk_cu.diff(), batch.doc_ids)
         return torch.stack(losses).mean() if losses else streams.cos.new_zeros(())
 
-    def _stale_scores(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor | None:
-        """Scores of queued documents, while training."""
-        if not self.queue or not torch.is_grad_enabled():
-            return None
-        return self.queue.scores(layer, streams.routings[layer], batch.doc_ids)
+    def _stale_loss_sum(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
+        """The queue's part of a layer's router loss; it trains the queries alone."""
+        routing, layout = streams.routings[layer], streams.layout
+        scores = score_documents(
+            routing.query, routing.query_cu, streams.pooled[layer].key.detach(), layout.chunk_cu,
+            layout.ctx_bank, layout.bank_cu, self.model.router,
+        )  # fmt: skip
+        stale = self.queue.scores(layer, routing, batch.doc_ids, self.model.router)
+        return stale_loss_sum(scores, stale, batch.positives, self.model.router)
 
     def partial_gradient_parameters(self) -> list[torch.nn.Parameter]:
         """Replicated parameters used on sharded heads: each rank has a part of their gradient."""

@@ -1,6 +1,7 @@
-"""Stale router keys of recent banks as further negatives, as in MoCo (He et al. 2020).
+"""Stale router keys of recent banks as further negatives, after MoCo (He et al. 2020).
 
-A step then sees a hundred times more documents than it encodes; their keys take no gradient.
+A step then sees a hundred times more documents than it encodes; their keys take no gradient, and
+what is learned against them is learned by the queries (losses.stale_loss_sum).
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from msa_kernels import document_scores
 from torch import Tensor
 
-from msa_train.model.router import Routing
+from msa_train.model.config import RouterConfig
+from msa_train.model.router import Routing, score_documents
 
 
 class KeyQueue:
@@ -31,7 +32,7 @@ class KeyQueue:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def scores(self, layer: int, routing: Routing, doc_ids: Tensor) -> Tensor:
+    def scores(self, layer: int, routing: Routing, doc_ids: Tensor, router: RouterConfig) -> Tensor:
         """[m, q] float32 scores of the queued documents; -inf for those of the bank, doc_ids [n].
 
         Gradients reach the router queries alone.
@@ -39,13 +40,14 @@ class KeyQueue:
         device = routing.query.device
         contexts = len(routing.query_cu) - 1
         chunk_cu = torch.nn.functional.pad(self._chunks.cumsum(0), (1, 0)).to(device)
-        scores = document_scores(
+        scores = score_documents(
             routing.query,
             routing.query_cu,
             self._keys[layer].to(device),
             chunk_cu,
             torch.zeros(contexts, dtype=torch.int64, device=device),
             torch.tensor([0, len(self)], device=device),
+            router,
         )
         return scores.masked_fill(torch.isin(self._ids.to(device), doc_ids), -math.inf)
 

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import signal
 import tarfile
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_pipeline import shards as shards_module
 from data_pipeline.builder import SampleBuilder
 from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
@@ -144,6 +146,27 @@ def test_an_interrupted_build_is_taken_up(built, corpus, tokenizer, tmp_path, mo
     assert asked[16:] == list(range(10, 24)), "the first shard was kept"
     assert contents(tmp_path / "out") == contents(built[0])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+class Deadly(SampleBuilder):
+    """Its process is killed at the second shard, as by the kernel for want of memory."""
+
+    def build(self, index):
+        if index == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().build(index)
+
+
+def test_a_process_that_is_killed_is_said_and_what_is_done_stays(
+    built, corpus, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards_module, "SampleBuilder", Deadly)
+    with pytest.raises(DataError, match=r"a process that builds shards died"):
+        build_shards(corpus, tmp_path / "out", 2, tokenizer)
+    assert (tmp_path / ".out.partial").is_dir() and not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    build_shards(corpus, tmp_path / "out", 2, tokenizer)
+    assert contents(tmp_path / "out") == contents(built[0])
 
 
 def test_what_another_corpus_left_is_not_taken_up(built, corpus, tokenizer, tmp_path, monkeypatch):

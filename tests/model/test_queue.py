@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from msa_train.model.losses import router_loss_sum
+from msa_train.model.config import RouterConfig
+from msa_train.model.losses import stale_loss_sum
 from msa_train.model.queue import KeyQueue
 from msa_train.model.router import Routing
 
@@ -35,7 +36,7 @@ def test_scores_are_the_best_of_tokens_and_chunks(generator):
         banks.append(bank(generator, chunks, first))
         queue.add(*banks[-1])
     query = torch.randn(5, 4, generator=generator)
-    scores = queue.scores(LAYER, routing(query), torch.tensor([99]))
+    scores = queue.scores(LAYER, routing(query), torch.tensor([99]), RouterConfig())
     keys = torch.cat([keys[LAYER] for keys, _, _ in banks]).split([2, 1, 1, 3])
     for context, tokens in enumerate(query.split([3, 2])):
         for document, own in enumerate(keys):
@@ -46,7 +47,7 @@ def test_scores_are_the_best_of_tokens_and_chunks(generator):
 def test_a_document_of_the_bank_is_no_negative_twice(generator):
     queue = KeyQueue([LAYER], 10)
     queue.add(*bank(generator, [1, 2, 1], 5))
-    scores = queue.scores(LAYER, routing(torch.randn(5, 4)), torch.tensor([6, 9]))
+    scores = queue.scores(LAYER, routing(torch.randn(5, 4)), torch.tensor([6, 9]), RouterConfig())
     assert torch.isinf(scores).tolist() == [[False, True, False]] * 2
 
 
@@ -78,7 +79,9 @@ def test_it_continues_from_its_state(generator):
     queue.add(*bank(generator, [1, 2], 0))
     other.load_state_dict(queue.state_dict())
     query = torch.randn(5, 4, generator=generator)
-    ours, theirs = (q.scores(LAYER, routing(query), torch.tensor([9])) for q in (queue, other))
+    ours, theirs = (
+        q.scores(LAYER, routing(query), torch.tensor([9]), RouterConfig()) for q in (queue, other)
+    )
     assert torch.equal(ours, theirs)
 
 
@@ -88,15 +91,13 @@ def test_gradients_reach_the_queries_and_not_the_keys(generator):
     keys[LAYER].requires_grad_()
     queue.add(keys, chunks, ids)
     query = torch.randn(5, 4, generator=generator, requires_grad=True)
-    queue.scores(LAYER, routing(query), torch.tensor([9])).sum().backward()
+    queue.scores(LAYER, routing(query), torch.tensor([9]), RouterConfig()).sum().backward()
     assert query.grad.abs().sum() > 0 and keys[LAYER].grad is None
 
 
-def test_further_negatives_stand_in_the_denominator():
-    from msa_train.model.config import RouterConfig
-
-    scores, positives = torch.tensor([[0.5, 0.2]]), torch.tensor([[True, False]])
-    stale = torch.tensor([[0.3, -math.inf]])
-    loss = router_loss_sum(scores, positives, ~positives & False, RouterConfig(), stale)
-    exps = [math.exp(s / 0.1) for s in (0.5, 0.2, 0.3)]
+def test_a_positive_competes_with_the_stale_alone():
+    scores, positives = torch.tensor([[0.5, 0.9]]), torch.tensor([[True, False]])
+    stale = torch.tensor([[0.3, -math.inf, 0.1]])
+    exps = [math.exp(s / 0.1) for s in (0.5, 0.3, 0.1)]
+    loss = stale_loss_sum(scores, stale, positives, RouterConfig())
     assert float(loss) == pytest.approx(-math.log(exps[0] / sum(exps)), rel=1e-5)

@@ -1,0 +1,57 @@
+"""Several processes that build a corpus, and how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from data_pipeline.errors import DataError
+
+
+class InterruptedBuild(DataError):
+    """A build stopped half-way for a reason outside its settings: it may be taken up again."""
+
+
+@contextmanager
+def workers_of(count: int, *start: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with the block; start: a function that each runs first, its arguments.
+
+    Raises InterruptedBuild when one of them dies.
+    """
+    pool = ProcessPoolExecutor(count, get_context("spawn"), *start)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise InterruptedBuild(
+            "a process that builds shards died (out of memory?): lower data.workers and build "
+            "again; what is done is kept"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def progress_bar() -> Progress:
+    """On a terminal, on standard error; silent elsewhere."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
