@@ -6,6 +6,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
+from msa_train.commands import clean
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
 
 
@@ -21,6 +22,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--sample", type=int, default=0, help="which sample (default 0)")
     show.add_argument("--contexts", type=int, default=3, help="how many of its contexts")
     show.set_defaults(run=_show)
+    clean.register(actions)
 
 
 def _build(options: argparse.Namespace) -> int:
