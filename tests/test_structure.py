@@ -45,6 +45,7 @@ HOMES = {
     "wandb": ("msa_train/training/metrics.py",),
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py"),
     "transformers": ("msa_train/interop/huggingface.py",),
+    "rensa": ("data_pipeline/cleaning/near.py",),
     "fastapi": ("msa_train/serving/",),
 }
 

@@ -6,12 +6,14 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from msa_train.commands import mine
+from msa_train.commands import clean, mine
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("data", help="build shards, look at samples")
+    parser = commands.add_parser(
+        "data", help="convert, clean and mine datasets; build shards, look at samples"
+    )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     build = actions.add_parser("build", help="train the tokenizer and build OUTPUT/shards")
     add_config(build)
@@ -22,6 +24,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--sample", type=int, default=0, help="which sample (default 0)")
     show.add_argument("--contexts", type=int, default=3, help="how many of its contexts")
     show.set_defaults(run=_show)
+    clean.register(actions)
     mine.register(actions)
 
 

@@ -1,0 +1,222 @@
+"""Clean a dataset folder: one folder in, one folder and a report out."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.cleaning.against import EvalSet, load_eval_sets, splits
+from data_pipeline.cleaning.near import LOWEST, Sketcher
+from data_pipeline.cleaning.passages import Passages
+from data_pipeline.cleaning.quality import AnswersInPositives, QualityRules, question_fault
+from data_pipeline.cleaning.questions import merge, remap
+from data_pipeline.cleaning.report import Rules
+from data_pipeline.dataset import Question, find_file, read_questions, write_dataset
+from data_pipeline.errors import DataError
+
+DEFAULT_GRAM = 13
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """How to clean.
+
+    near: Jaccard similarity from which passages are near-duplicates; 0: exact duplicates alone.
+    against: evaluation sets, FOLDER or FOLDER:SPLIT. A split of the cleaned folder itself is held
+        out: it is cleaned too, but its own questions are not dropped for being in it.
+    ngram: words that a passage has to share with an evaluation question to be reported.
+    drop_passages: remove passages that copy a positive of an evaluation set, too.
+    examples: how many removals of each rule the report shows.
+    """
+
+    near: float = 0.8
+    against: tuple[str, ...] = ()
+    ngram: int = DEFAULT_GRAM
+    drop_passages: bool = False
+    quality: QualityRules = field(default_factory=QualityRules)
+    examples: int = 5
+
+    def __post_init__(self) -> None:
+        if self.near != 0 and not LOWEST <= self.near <= 1:
+            raise DataError(
+                f"near is {self.near}: give {LOWEST} to 1, or 0 to look for exact duplicates alone"
+            )
+        if self.ngram < 1:
+            raise DataError(f"ngram is {self.ngram}: give 1 or more words ({DEFAULT_GRAM})")
+        if self.examples < 0:
+            raise DataError(f"examples is {self.examples}: give 0 or more")
+        if len(set(self.against)) < len(self.against):
+            raise DataError(f"against names a set twice: {' '.join(self.against)}")
+
+
+def clean_dataset(
+    dataset: Path | str, out: Path | str, report: Path | str, config: CleanConfig
+) -> dict[str, Any]:
+    """Write the cleaned dataset to `out`, and the report, which is returned, to `report`.
+
+    Neither appears unless both do. Passages are judged first (quality, then copies of evaluation
+    passages, then exact and near-duplicates), then questions (see `against` and `questions`).
+    Questions are held in memory, passages are not. Raises DataError when `out` exists, an input is
+    broken, a question names a passage that the corpus has not, or nothing is left.
+    """
+    dataset, out, report = Path(dataset), Path(out), Path(report)
+    _check_targets(out, report)
+    corpus = find_file(dataset, "corpus")
+    asked = {
+        split: list(read_questions(find_file(dataset, f"questions.{split}")))
+        for split in splits(dataset)
+    }
+    sketcher = Sketcher(config.near) if config.near else None
+    evals = load_eval_sets(config.against, dataset, config.ngram, sketcher, config.examples)
+    if config.drop_passages and any(_holds(one, dataset, one.splits[0]) for one in evals):
+        raise DataError(
+            f"--drop-passages with a split of {dataset} itself would remove the passages that its "
+            "questions need: leave one of the two out"
+        )
+    rules = Rules(config.examples)
+    answers = AnswersInPositives(question for split in asked.values() for _, question in split)
+    passages = Passages(
+        corpus, config.quality, sketcher, evals, config.drop_passages, rules, answers.see
+    )
+    kept: dict[str, list[Question]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    first = 0
+    for split, pairs in asked.items():
+        split_rules = Rules(config.examples)
+        judge = _Judge(
+            passages,
+            [one for one in evals if not _holds(one, dataset, split)],
+            config.quality,
+            answers.found if config.quality.answer_in_positive else None,
+            split_rules,
+        )
+        kept[split] = merge(judge.survivors(pairs, first), split_rules)
+        first += len(pairs)
+        found[split] = {
+            "read": len(pairs),
+            "written": len(kept[split]),
+            "rules": split_rules.as_dict(),
+        }
+    result = {
+        "dataset": str(dataset),
+        "out": str(out),
+        "settings": asdict(config),
+        "passages": {
+            "read": passages.read,
+            "written": passages.written,
+            "rules": rules.as_dict(),
+        },
+        "questions": found,
+        "against": [one.as_dict() for one in evals],
+    }
+    _write(out, report, result, passages, kept)
+    return result
+
+
+class _Judge:
+    """Decides about the questions of one split, in the order of the rules below.
+
+    evals: the evaluation sets it must keep clear of. answered: numbers of the questions with an
+    answer in a positive, None: not asked for.
+    """
+
+    def __init__(
+        self,
+        passages: Passages,
+        evals: Sequence[EvalSet],
+        quality: QualityRules,
+        answered: set[int] | None,
+        rules: Rules,
+    ):
+        self._passages = passages
+        self._evals = evals
+        self._quality = quality
+        self._answered = answered
+        self._rules = rules
+
+    def survivors(self, pairs: Sequence[tuple[str, Question]], first: int) -> Iterator[Question]:
+        """The questions that stay, naming kept passages. first: the number of the first one."""
+        for number, (where, question) in enumerate(pairs, first):
+            self._check_names(where, question)
+            fault = self._fault(number, question)
+            if fault is not None:
+                self._rules.note(fault, id=question.id, question=question.question)
+            elif (settled := remap(question, self._passages, self._rules)) is not None:
+                yield settled
+
+    def _check_names(self, where: str, question: Question) -> None:
+        for name in (*question.positives, *sum(question.steps, ()), *question.negatives):
+            if not self._passages.known(name):
+                raise DataError(
+                    f"{where}: the corpus has no passage {name!r}: give the corpus that the "
+                    "questions were made for"
+                )
+
+    def _fault(self, number: int, question: Question) -> str | None:
+        if (fault := question_fault(question, self._quality)) is not None:
+            return fault
+        if not question.positives:
+            return "no_positives"
+        if self._contaminated(question):
+            return "in_evaluation"
+        if self._answered is not None and number not in self._answered:
+            return "answer_not_in_positive"
+        return None
+
+    def _contaminated(self, question: Question) -> bool:
+        """Every evaluation set is asked, so that each one's count is complete."""
+        hit = False
+        for one in self._evals:
+            shown = {"id": question.id, "question": question.question}
+            if (match := one.question_match(question)) is not None:
+                how, other = match
+                one.rules.note(
+                    f"question_{how}",
+                    **shown,
+                    evaluation_id=other.id,
+                    evaluation_question=other.question,
+                )
+                hit = True
+            if any(self._passages.copies(name, one) for name in question.positives):
+                one.rules.note("question_with_copied_positive", **shown)
+                hit = True
+        return hit
+
+
+def _holds(one: EvalSet, dataset: Path, split: str) -> bool:
+    return one.folder.resolve() == dataset.resolve() and split in one.splits
+
+
+def _check_targets(out: Path, report: Path) -> None:
+    if out.exists():
+        raise DataError(f"{out} exists already: remove it, or give another folder")
+    if report.is_dir() or report == out:
+        raise DataError(f"{report} is a folder: give the report a file of its own")
+    if out in report.parents:
+        raise DataError(f"the report {report} would be inside {out}: give a file elsewhere")
+
+
+def _write(
+    out: Path, report: Path, result: dict[str, Any], passages: Passages, kept: dict[str, Any]
+) -> None:
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=report.parent, prefix=f".{report.name}.", encoding="utf-8", delete=False
+    ) as file:
+        partial = Path(file.name)
+        try:
+            json.dump(result, file, ensure_ascii=False, indent=1)
+            file.write("\n")
+            file.close()
+            partial.chmod(0o644)  # the temporary file is its owner's
+            pairs = ((split, question) for split in kept for question in kept[split])
+            write_dataset(out, passages.survivors(), pairs)
+            os.replace(partial, report)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise

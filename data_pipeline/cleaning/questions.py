@@ -1,0 +1,94 @@
+"""Questions after their passages were cleaned: ids that still exist, equal questions in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import zip_longest
+
+from data_pipeline.cleaning.passages import Passages
+from data_pipeline.cleaning.report import Rules
+from data_pipeline.cleaning.text import digest
+from data_pipeline.dataset import Question
+
+
+def remap(question: Question, passages: Passages, rules: Rules) -> Question | None:
+    """A question naming kept passages alone; None when a positive of it was removed.
+
+    A removed negative is left out, and so is one that became a positive. Steps keep an id where it
+    came first.
+    """
+    positives = [passages.stands_for(name) for name in question.positives]
+    if None in positives:
+        rules.note("positive_removed", id=question.id, question=question.question)
+        return None
+    steps = [[passages.stands_for(name) for name in step] for step in question.steps]
+    if any(None in step for step in steps):  # a step outside the positives
+        rules.note("positive_removed", id=question.id, question=question.question)
+        return None
+    found = [passages.stands_for(name) for name in question.negatives]
+    needed = set(positives).union(*steps)
+    if any(name in needed for name in found):
+        rules.note("negative_was_positive", id=question.id, question=question.question)
+    return replace(
+        question,
+        positives=_once(positives),
+        steps=_steps(steps),
+        negatives=_once(name for name in found if name is not None and name not in needed),
+    )
+
+
+def merge(questions: Iterable[Question], rules: Rules) -> list[Question]:
+    """Questions equal once normalised become one, in the place and with the id of the first.
+
+    Their positives and answers are united in order: with the passages in one corpus, each of the
+    positives answers the question, and a passage that answers it must not be a negative.
+    """
+    merged: dict[bytes, Question] = {}
+    for question in questions:
+        key = digest(question.question)
+        if (first := merged.get(key)) is None:
+            merged[key] = question
+            continue
+        same = set(first.positives) == set(question.positives)
+        rules.note(
+            "merged_same_positives" if same else "merged_other_positives",
+            id=question.id,
+            kept=first.id,
+            question=question.question,
+        )
+        merged[key] = _united(first, question, same)
+    return list(merged.values())
+
+
+def _united(first: Question, second: Question, same_positives: bool) -> Question:
+    positives = _once(first.positives + second.positives)
+    negatives = _once(first.negatives + second.negatives)
+    if first.steps and second.steps:
+        steps = _steps(a + b for a, b in zip_longest(first.steps, second.steps, fillvalue=()))
+    else:  # the order of the one says nothing about other positives of the other
+        steps = (first.steps or second.steps) if same_positives else ()
+    needed = set(positives).union(*steps)
+    return replace(
+        first,
+        answers=_once(first.answers + second.answers),
+        positives=positives,
+        steps=steps,
+        negatives=tuple(name for name in negatives if name not in needed),
+    )
+
+
+def _once(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _steps(groups: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
+    """Groups without the ids of earlier groups, and without groups that this empties."""
+    seen: set[str] = set()
+    kept = []
+    for group in groups:
+        fresh = tuple(name for name in _once(group) if name not in seen)
+        seen.update(fresh)
+        if fresh:
+            kept.append(fresh)
+    return tuple(kept)
