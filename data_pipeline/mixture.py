@@ -125,6 +125,28 @@ class Corpus:
         """Kinds of contexts of a stage."""
         return self.stages[stage].data.contexts or self.data.contexts
 
+    def held_out(self, samples: int) -> Corpus:
+        """What training does not see, with the data of the last stage.
+
+        Datasets ask the questions of their held_out_split, and about held-out passages; one that
+        holds nothing out is left out. Raises DataError when no source is left.
+        """
+        last = len(self.stages) - 1
+        asking = {name: dataset.held_out() for name, dataset in self.data.datasets.items()}
+        datasets = {name: dataset for name, dataset in asking.items() if dataset is not None}
+        weights = {
+            name: weight
+            for name, weight in self.source_weights(last).items()
+            if name not in asking or name in datasets
+        }
+        if not any(weights.values()):
+            raise DataError(
+                "nothing is held out: give data.datasets.*.held_out_split, or set "
+                "training.held_out_every to 0"
+            )
+        stage = CorpusStage(replace(self.stages[last].data, weights=weights), samples=samples)
+        return Corpus(replace(self.data, datasets=datasets), (stage,))
+
     def settings(self) -> dict[str, Any]:
         """What determines the corpus, as JSON gives it back: everything but data.workers."""
         plain = json.loads(json.dumps(asdict(self)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,19 @@ def train_sentencepiece(
     symbols: strings that become one token each (template phrases, for a shorter context).
     Raises DataError when the texts cannot fill the vocabulary.
     """
-    model = io.BytesIO()
+    model, failed = io.BytesIO(), []
+
+    def watched() -> Iterator[str]:
+        """The texts; what goes wrong while they are read would be lost in the library."""
+        try:
+            yield from texts
+        except Exception as error:
+            failed.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=watched(),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
@@ -118,6 +127,8 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if failed:
+            raise failed[0] from None
         raise DataError(
             f"no tokenizer of vocab_size {vocab_size} and model_type {model_type!r} can be "
             f"trained on these texts: {error}"

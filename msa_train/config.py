@@ -6,6 +6,7 @@ types and impossible values are refused before anything heavy is imported, namin
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import Corpus, CorpusStage
+from data_pipeline.mixture import Corpus
 from data_pipeline.settings import DataConfig
 from data_pipeline.sources.needles import Task
 from msa_train.errors import ConfigError
@@ -24,6 +25,7 @@ from msa_train.model.config import ModelConfig
 from msa_train.stages import Stage
 
 _KINDS = {
+    "collections.abc.Mapping": "mapping, as in {a: 1}",
     "tuple": "list, as in [1, 2]",
     "int": "whole number",
     "float": "number",
@@ -212,8 +214,7 @@ class Config:
     @cached_property
     def held_out(self) -> Corpus:
         """What training does not see, with the data of the last stage."""
-        samples = self.training.held_out_samples
-        return Corpus(self.data, (CorpusStage(self.stages[-1].data, samples=samples),), 1)
+        return self.corpus.held_out(self.training.held_out_samples)
 
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(to_plain(self), sort_keys=False))
@@ -255,6 +256,7 @@ def _values(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
 def _in_plain_words(error: Exception) -> str:
     """The parser's message with names of YAML's kinds instead of Python's types."""
     text = str(error).replace("typing.Literal", "choice of ")
+    text = re.sub(r"Problem with given class_path '[\w.]+':\s*", "", text)
     for kind, plain in _KINDS.items():
         text = text.replace(f"a <class '{kind}'>", plain)
     return text

@@ -33,10 +33,12 @@ class BankConfig:
 
     def __post_init__(self) -> None:
         if self.weight < 0:
-            raise DataError(f"a bank's weight is {self.weight}: give 0 or more")
+            raise DataError(f"weight of a bank (data.banks.*) is {self.weight}: give 0 or more")
         for name in ("documents", "contexts"):
             if getattr(self, name) < 1:
-                raise DataError(f"a bank's {name} is {getattr(self, name)}: give 1 or more")
+                raise DataError(
+                    f"{name} of a bank (data.banks.*) is {getattr(self, name)}: give 1 or more"
+                )
 
 
 class Source(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from data_pipeline.errors import DataError
@@ -83,3 +83,12 @@ class DatasetConfig:
             raise DataError(
                 f"data.datasets.*.document_tokens is {self.document_tokens}: give 16 or more"
             )
+
+    def held_out(self) -> DatasetConfig | None:
+        """The same with the tasks for which something is held out; None without any."""
+        tasks = {
+            task: share
+            for task, share in self.tasks.items()
+            if share and (self.held_out_split if task == "given" else self.made_held_out_share)
+        }
+        return replace(self, tasks=tasks) if tasks else None

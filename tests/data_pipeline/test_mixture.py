@@ -38,8 +38,8 @@ def corpus(config=None, **data):
         (lambda: DatasetConfig("x", made_held_out_share=1.0), "made_held_out_share is 1"),
         (lambda: DatasetConfig("x", document_tokens=8), "document_tokens is 8"),
         (lambda: NegativesConfig(count=-1), r"negatives\.count is -1"),
-        (lambda: BankConfig(weight=-1), "weight is -1"),
-        (lambda: BankConfig(documents=0), "documents is 0"),
+        (lambda: BankConfig(weight=-1), "weight of a bank .* is -1"),
+        (lambda: BankConfig(documents=0), "documents of a bank .* is 0"),
         (lambda: ContextConfig(retrieve=-1), "retrieve is -1"),
         (lambda: ContextConfig(0, 0, 0), "all 0"),
         (lambda: ContextConfig(wrong_share=2), "wrong_share is 2"),
@@ -62,6 +62,22 @@ def test_a_stage_may_weigh_the_sources_itself():
     found = Corpus(data, stages)
     assert found.source_weights(0) == {"niah": 3.0, "pydocs": 1.0, "books": 0.5}
     assert found.source_weights(1) == {"niah": 0.0, "pydocs": 0.0, "books": 2.0}
+
+
+def test_what_holds_nothing_out_is_left_out_of_the_held_out_corpus():
+    books = DatasetConfig("x", tasks={"given": 1.0, "text": 1.0, "title": 0.0})
+    quiz = DatasetConfig("y", held_out_split="dev", made_held_out_share=0.0)
+    closed = DatasetConfig("z", tasks={"given": 1.0})
+    data = DataConfig(datasets={"books": books, "quiz": quiz, "closed": closed})
+    weights = {"books": 1.0, "quiz": 2.0, "closed": 3.0}
+    stages = (CorpusStage(StageData(document_tokens=0), samples=9),)
+    stages += (CorpusStage(StageData(weights=weights), samples=9),)
+    held_out = Corpus(data, stages).held_out(5)
+    assert held_out.source_weights(0) == {"niah": 0, "pydocs": 0, "books": 1.0, "quiz": 2.0}
+    assert held_out.data.datasets["books"].tasks == {"text": 1.0}
+    assert [stage.samples for stage in held_out.stages] == [5]
+    with pytest.raises(DataError, match="nothing is held out"):
+        corpus(DataConfig(datasets={"closed": closed}), weights={"closed": 1.0}).held_out(5)
 
 
 def test_settings_are_plain_and_leave_out_what_changes_nothing():

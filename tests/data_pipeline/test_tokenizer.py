@@ -37,6 +37,15 @@ def test_lossless_and_free_of_control_tokens(text):
     assert TOKENIZER.pad_id not in ids
 
 
+def test_what_goes_wrong_while_texts_are_read_comes_out():
+    def broken():
+        yield "a text"
+        raise DataError("corpus.jsonl, line 2")
+
+    with pytest.raises(DataError, match=r"^corpus\.jsonl, line 2$"):
+        train_sentencepiece(broken(), 300)
+
+
 def test_half_a_character_is_refused():
     with pytest.raises(DataError, match="surrogate"):
         TOKENIZER.encode_text("\ud800")
