@@ -132,7 +132,8 @@ class SampleBuilder:
         if name == "niah":
             return NiahSource(data.niah, self.tokenizer, data.numbers)
         if name == "pydocs":
-            return PydocsSource(data.pydocs, self.tokenizer, data.numbers)
+            split = "held_out" if self._held_out else "train"
+            return PydocsSource(data.pydocs, self.tokenizer, data.numbers, split)
         config, split, length = table_settings(data, name, document_tokens, self._held_out)
         tables = prepare(config, split, length, self.tokenizer, prepared)
         return DatasetSource(name, config, tables, data.numbers, self._held_out, data.seed)

@@ -66,20 +66,24 @@ class Entry:
 
 
 class PydocsSource:
-    """Draws banks of the training documents; `whole_bank` holds everything, for evaluation."""
+    """Draws banks of the documents of a split; `whole_bank` holds everything, for evaluation."""
 
     name = "pydocs"
 
     def __init__(
-        self, config: PydocsConfig, tokenizer: Tokenizer, numbers: NumberConfig | None = None
+        self,
+        config: PydocsConfig,
+        tokenizer: Tokenizer,
+        numbers: NumberConfig | None = None,
+        split: Split = "train",
     ):
         self.config = config
         self.numbers = numbers or NumberConfig()
         self.entries = self._build(tokenizer)
-        self._train = [e for e in self.entries if split_of(e.name, config) == "train"]
-        self._askable = [i for i, entry in enumerate(self._train) if entry.questions]
+        self._own = [e for e in self.entries if split_of(e.name, config) == split]
+        self._askable = [i for i, entry in enumerate(self._own) if entry.questions]
         self._by_module: dict[str, list[int]] = defaultdict(list)
-        for i, entry in enumerate(self._train):
+        for i, entry in enumerate(self._own):
             self._by_module[entry.module].append(i)
 
     def bank(
@@ -90,25 +94,25 @@ class PydocsSource:
         document_tokens: int | None = None,
         place: int = 0,
     ) -> Bank:
-        """A bank of training documents; one question for each document asked about.
+        """A bank of the split's documents; one question for each document asked about.
 
         Of the others, near_share come from the same modules. document_tokens is not used: real
         documents have the length they have.
         """
-        if documents > len(self._train):
+        if documents > len(self._own):
             raise DataError(
                 f"a bank of {documents} documents was asked for, but pydocs has "
-                f"{len(self._train)} to train on: lower data.banks.pydocs.documents"
+                f"{len(self._own)}: lower data.banks.pydocs.documents"
             )
         wanted = min(documents if questions is None else questions, documents, len(self._askable))
         asked = [self._askable[i] for i in rng.choice(len(self._askable), wanted, replace=False)]
         members = asked + self._others(rng, asked, documents - wanted)
         numbers = self.numbers.draw(rng, documents).tolist()
         queries = [
-            self._train[i].query(int(rng.integers(len(self._train[i].questions))), number)
+            self._own[i].query(int(rng.integers(len(self._own[i].questions))), number)
             for i, number in zip(asked, numbers, strict=False)
         ]
-        chosen = [self._train[i] for i in members]
+        chosen = [self._own[i] for i in members]
         return Bank(_numbered(chosen, numbers), tuple(queries))
 
     def whole_bank(self, rng: np.random.Generator, split: Split = "held_out") -> Bank:
@@ -154,12 +158,12 @@ class PydocsSource:
     def _others(self, rng: np.random.Generator, asked: list[int], count: int) -> list[int]:
         """`count` more documents: some from the modules asked about, the rest from anywhere."""
         taken = set(asked)
-        modules = sorted({self._train[i].module for i in asked})
+        modules = sorted({self._own[i].module for i in asked})
         near = [i for module in modules for i in self._by_module[module] if i not in taken]
         wanted = min(len(near), round(count * self.config.near_share))
         chosen = [near[i] for i in rng.choice(len(near), wanted, replace=False)] if wanted else []
         taken.update(chosen)
-        rest = [i for i in range(len(self._train)) if i not in taken]
+        rest = [i for i in range(len(self._own)) if i not in taken]
         return chosen + [rest[i] for i in rng.choice(len(rest), count - wanted, replace=False)]
 
 

@@ -7,6 +7,7 @@ from data_pipeline.budget import Budget
 from data_pipeline.builder import SampleBuilder
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import Corpus, CorpusStage, StageData
+from data_pipeline.sources.pydocs import split_of
 
 
 def only(name, samples=5, **data):
@@ -38,10 +39,12 @@ def test_held_out_samples_are_others(corpus, tokenizer, samples, tmp_path):
     held_out = SampleBuilder(corpus, tokenizer, tmp_path, held_out=True)
     ours = {held_out.build(i).to_bytes() for i in range(len(held_out))}
     assert not ours & {sample.to_bytes() for sample in samples}
-    questions = {c.question for s in samples if s.source == "pydocs" for c in s.contexts}
-    asked = [held_out.build(i) for i in range(len(held_out))]
-    asked = {c.question for s in asked if s.source == "pydocs" for c in s.contexts}
-    assert asked and not asked & questions
+    documents = {d.id for s in samples if s.source == "pydocs" for d in s.documents}
+    others = [held_out.build(i) for i in range(len(held_out))]
+    others = {d.id for s in others if s.source == "pydocs" for d in s.documents}
+    config = corpus.data.pydocs
+    assert documents and {split_of(name, config) for name in documents} == {"train"}
+    assert others and {split_of(name, config) for name in others} == {"held_out"}
 
 
 def test_stages_and_sources_follow_the_settings(config, builder, samples):
