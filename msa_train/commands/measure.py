@@ -16,7 +16,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("directory", type=Path, help="holds a folder per case, with meta.json")
     parser.set_defaults(run=_conformance)
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
-    parser.add_argument("name", help="train, or one of the kernels': routing, operations")
+    parser.add_argument("name", help="train, layouts, or one of the kernels': routing, operations")
     add_json(parser)
     parser.set_defaults(run=_bench)
 
@@ -41,10 +41,14 @@ def _bench(options: argparse.Namespace) -> int:
         from msa_train.training.bench import measure
 
         result = measure()
+    elif options.name == "layouts":
+        from msa_train.training.bench_layouts import measure
+
+        result = measure()
     elif options.name in names():
         result = run(options.name)
     else:
-        known = ", ".join(("train", *names()))
+        known = ", ".join(("train", "layouts", *names()))
         raise ConfigError(
             f"bench {options.name!r}: there is no such benchmark; choose from {known}"
         )

@@ -1,8 +1,9 @@
 """The training benchmark measures every layout of the same questions."""
 
 import pytest
+import torch
 
-from msa_train.training import bench
+from msa_train.training import bench, bench_layouts
 
 
 @pytest.mark.parametrize("mode", ["plain", "gradient_cache", "published", "dense"])
@@ -17,6 +18,27 @@ def test_every_mode_asks_the_same_of_the_same_memory(mode):
     else:
         assert memory == [1024] * len(batches)
         assert sum(batch.routed_context_count for batch in batches) == 3
+
+
+def test_a_layout_asks_for_documents_that_hold_its_keys():
+    generator = torch.Generator().manual_seed(3)
+    batch = bench_layouts._bank(generator, 5)
+    documents = batch.doc_tokens.view(bench_layouts.DOCUMENTS, -1)
+    assert batch.positives.sum(1).tolist() == [1] * 5
+    for context, asked in zip(batch.tokens.view(5, -1), batch.positives, strict=True):
+        key = context[bench_layouts.ASKED - bench_layouts.KEY : bench_layouts.ASKED]
+        holds = (documents.unfold(1, 3, 1) == key).all(2).any(1)
+        assert torch.equal(holds, asked)
+    assert batch.label_count == 0
+
+
+def test_layouts_learn_for_the_same_time(monkeypatch):
+    monkeypatch.setattr(bench_layouts, "ROWS", (("shared", 8), ("published", 8)))
+    shared, published = bench_layouts.measure(budget_s=2.0)
+    assert shared["steps"] > published["steps"] >= 1
+    for row in (shared, published):
+        assert row["questions_trained"] == 8 * row["steps"] and row["seconds"] >= 2
+        assert 0 <= row["recall@1"] <= row["recall@16"] <= 1
 
 
 def test_rows_are_measured_and_nothing_else_is_printed(capfd):
