@@ -43,17 +43,19 @@ ROWS: tuple[tuple[Mode, int, int], ...] = (
 LEAST_S, LONG_S = 10.0, 60.0  # steps are repeated for at least so long; a long one is not
 
 
-def measure(rows: tuple[tuple[Mode, int, int], ...] = ROWS) -> list[dict[str, Any]]:
+def measure(
+    rows: tuple[tuple[Mode, int, int], ...] = ROWS, least_s: float = LEAST_S
+) -> list[dict[str, Any]]:
     """A row per measurement; memory_tokens and tokens_per_s count each document once."""
     context, found = get_context("spawn"), []
     for row in rows:
         print("bench train:", *row, file=sys.stderr, flush=True)
         with context.Pool(1) as pool:
-            found.append(pool.apply(_row, row))
+            found.append(pool.apply(_row, (*row, least_s)))
     return found
 
 
-def _row(mode: Mode, memory_tokens: int, questions: int) -> dict[str, Any]:
+def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict[str, Any]:
     os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     torch.manual_seed(0)
     batches = list(_batches(mode, memory_tokens, questions))
@@ -61,7 +63,7 @@ def _row(mode: Mode, memory_tokens: int, questions: int) -> dict[str, Any]:
     step_s, steps = _timed(step), 1
     if step_s < LONG_S:  # the first one warmed up
         began, steps = time.perf_counter(), 0
-        while steps == 0 or time.perf_counter() - began < LEAST_S:
+        while steps == 0 or time.perf_counter() - began < least_s:
             step()
             steps += 1
         step_s = (time.perf_counter() - began) / steps

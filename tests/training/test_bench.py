@@ -34,15 +34,15 @@ def test_a_layout_asks_for_documents_that_hold_its_keys():
 
 def test_layouts_learn_for_the_same_time(monkeypatch):
     monkeypatch.setattr(bench_layouts, "ROWS", (("shared", 8), ("published", 8)))
-    shared, published = bench_layouts.measure(budget_s=2.0)
+    shared, published = bench_layouts.measure(budget_s=1.0)
     assert shared["steps"] > published["steps"] >= 1
     for row in (shared, published):
-        assert row["questions_trained"] == 8 * row["steps"] and row["seconds"] >= 2
+        assert row["questions_trained"] == 8 * row["steps"] and row["seconds"] >= 1
         assert 0 <= row["recall@1"] <= row["recall@16"] <= 1
 
 
 def test_rows_are_measured_and_nothing_else_is_printed(capfd):
-    rows = bench.measure((("gradient_cache", 8192, 2), ("dense", 256, 1)))
+    rows = bench.measure((("gradient_cache", 8192, 2), ("dense", 256, 1)), least_s=0.1)
     assert [row["mode"] for row in rows] == ["gradient_cache", "dense"]
     for row in rows:
         assert row["step_ms"] > 0 and row["peak_mb"] > 100 and row["steps"] >= 1
