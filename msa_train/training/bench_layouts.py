@@ -34,17 +34,21 @@ BUDGET_S, LEARNING_RATE, WARMUP_STEPS = 150.0, 2e-3, 20
 TEST_BANKS = 32  # of 64 questions each
 
 
-def measure(budget_s: float = BUDGET_S) -> list[dict[str, Any]]:
+def measure(
+    rows: tuple[tuple[Layout, int], ...] = ROWS,
+    budget_s: float = BUDGET_S,
+    test_banks: int = TEST_BANKS,
+) -> list[dict[str, Any]]:
     """A row per layout and number of questions in a step, each in a process of its own."""
     context, found = get_context("spawn"), []
-    for row in ROWS:
+    for row in rows:
         print("bench layouts:", *row, file=sys.stderr, flush=True)
         with context.Pool(1) as pool:
-            found.append(pool.apply(_row, (*row, budget_s)))
+            found.append(pool.apply(_row, (*row, budget_s, test_banks)))
     return found
 
 
-def _row(layout: Layout, questions: int, budget_s: float) -> dict[str, Any]:
+def _row(layout: Layout, questions: int, budget_s: float, test_banks: int) -> dict[str, Any]:
     os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     generator = torch.Generator().manual_seed(0)
     engine = single_rank_engine()
@@ -66,15 +70,15 @@ def _row(layout: Layout, questions: int, budget_s: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "steps": steps,
         "questions_trained": steps * questions,
-        **_recall(engine),
+        **_recall(engine, test_banks),
     }
 
 
-def _recall(engine) -> dict[str, float]:
+def _recall(engine, banks: int) -> dict[str, float]:
     """Mean over router layers and questions about banks that no layout has trained on."""
     generator, hits = torch.Generator().manual_seed(1), []
     with torch.no_grad():
-        for _ in range(TEST_BANKS):
+        for _ in range(banks):
             batch = _bank(generator, DOCUMENTS)
             for routing in engine(batch).routings.values():
                 found = found_positives(routing.documents, batch.positives).float()
