@@ -1,4 +1,4 @@
-"""`msa data`: build the shards of a run, and look at what is in them."""
+"""`msa data`: build the shards of a run, look at what is in them, convert datasets."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import sys
 from dataclasses import asdict
 
+from msa_train.commands import convert
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("data", help="build shards, look at samples")
+    parser = commands.add_parser("data", help="build shards, look at samples, convert datasets")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     build = actions.add_parser("build", help="train the tokenizer and build OUTPUT/shards")
     add_config(build)
@@ -21,6 +22,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--sample", type=int, default=0, help="which sample (default 0)")
     show.add_argument("--contexts", type=int, default=3, help="how many of its contexts")
     show.set_defaults(run=_show)
+    convert.register(actions)
 
 
 def _build(options: argparse.Namespace) -> int:
