@@ -63,11 +63,16 @@ def find_file(folder: Path | str, name: str) -> Path:
 
 def read_passages(path: Path) -> Iterator[Passage]:
     """Passages of a corpus file. Raises DataError, naming file and line."""
+    return (passage for _, passage in passage_lines(path))
+
+
+def passage_lines(path: Path) -> Iterator[tuple[str, Passage]]:
+    """(where, passage) of a corpus file. Raises DataError, naming file and line."""
     for place, (where, data) in enumerate(read_objects(path)):
         text = data.get("text")
         if not isinstance(text, str):
             raise DataError(f'{where}: "text" is {text!r}: give a string')
-        yield Passage(str(data.get("id", place)), str(data.get("title", "")), text)
+        yield where, Passage(str(data.get("id", place)), str(data.get("title") or ""), text)
 
 
 def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
@@ -92,6 +97,56 @@ def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
         )
 
 
+class DatasetWriter:
+    """Writes a dataset folder: it appears whole when the `with` block ends, or not at all.
+
+    Passages and questions may come in any order. Raises DataError when the folder exists already,
+    or when the block ends without one passage. counts: the lines of each file.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.counts: dict[str, int] = {}
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> DatasetWriter:
+        if self.folder.exists():
+            raise DataError(f"{self.folder} exists already: remove it, or give another folder")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = Path(
+            tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent)
+        )
+        return self
+
+    def passage(self, passage: Passage) -> None:
+        self._write("corpus.jsonl", vars(passage))
+
+    def question(self, split: str, question: Question) -> None:
+        data = {key: value for key, value in vars(question).items() if value}
+        self._write(f"questions.{split}.jsonl", data)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for file in self._files.values():
+                file.close()
+            if kind is None:
+                self._keep()
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _keep(self) -> None:
+        if "corpus.jsonl" not in self.counts:
+            raise DataError(f"nothing to write to {self.folder}: the input holds no passage")
+        self._partial.chmod(0o755)  # mkdtemp keeps it to its owner
+        os.replace(self._partial, self.folder)
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = open(self._partial / name, "w", encoding="utf-8")  # noqa: SIM115
+        self._files[name].write(json.dumps(data, ensure_ascii=False) + "\n")
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+
 def write_dataset(
     folder: Path | str,
     passages: Iterable[Passage],
@@ -102,38 +157,12 @@ def write_dataset(
     Passages are written first, then questions, both lazily. Returns the lines of each file.
     Raises DataError when the folder exists already.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise DataError(f"{folder} exists already: remove it, or give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    counts: dict[str, int] = {}
-    files: dict[str, Any] = {}
-
-    def write(name: str, data: dict[str, Any]) -> None:
-        if name not in files:
-            files[name] = open(partial / name, "w", encoding="utf-8")  # noqa: SIM115
-        files[name].write(json.dumps(data, ensure_ascii=False) + "\n")
-        counts[name] = counts.get(name, 0) + 1
-
-    try:
+    with DatasetWriter(folder) as writer:
         for passage in passages:
-            write("corpus.jsonl", vars(passage))
+            writer.passage(passage)
         for split, question in questions:
-            data = {key: value for key, value in vars(question).items() if value}
-            write(f"questions.{split}.jsonl", data)
-        for file in files.values():
-            file.close()
-        if "corpus.jsonl" not in counts:
-            raise DataError(f"nothing to write to {folder}: the input holds no passage")
-        partial.chmod(0o755)  # mkdtemp keeps it to its owner
-        os.replace(partial, folder)
-    except BaseException:
-        for file in files.values():
-            file.close()
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return counts
+            writer.question(split, question)
+    return writer.counts
 
 
 def _strings(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -6,10 +6,28 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_pipeline.errors import DataError
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[IO[bytes]]:
+    """An input file, plain or .gz, as bytes; what fails while it is read names the file.
+
+    Raises DataError when the file is missing, cut short, or not the UTF-8 text it is read as.
+    """
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is no complete gzip file: {error}; copy it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error}; convert it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -17,24 +35,24 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
     where: "FILE, line N", for messages. Raises DataError when the file is missing or cut short.
     """
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-            for place, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}, line {place}", line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is no complete gzip file: {error}; copy it again") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    with open_input(path) as lines:
+        for place, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}, line {place}", line
+
+
+def read_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, value) of a JSON-lines file. Raises DataError for a line that is not JSON."""
+    for where, line in read_lines(path):
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:  # not UTF-8, or not JSON
+            raise DataError(f"{where}: not JSON: {error}; correct the line") from error
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of a JSON-lines file. Raises DataError for a line that is no object."""
-    for where, line in read_lines(path):
-        try:
-            data = json.loads(line)
-        except ValueError as error:  # not UTF-8, or not JSON
-            raise DataError(f"{where}: not JSON: {error}") from error
+    for where, data in read_values(path):
         if not isinstance(data, dict):
             raise DataError(f"{where}: give a JSON object, not {type(data).__name__}")
         yield where, data

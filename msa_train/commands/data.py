@@ -1,4 +1,4 @@
-"""`msa data`: build the shards of a run, and look at what is in them."""
+"""`msa data`: convert and clean datasets, build the shards of a run, look at what is in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from msa_train.commands import clean, mine
+from msa_train.commands import clean, convert, mine
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
 
 
@@ -24,6 +24,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     show.add_argument("--sample", type=int, default=0, help="which sample (default 0)")
     show.add_argument("--contexts", type=int, default=3, help="how many of its contexts")
     show.set_defaults(run=_show)
+    convert.register(actions)
     clean.register(actions)
     mine.register(actions)
 

@@ -1,0 +1,55 @@
+"""beir: a folder of corpus, queries and relevance judgements, as BEIR publishes its datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.converters.builder import Builder
+from data_pipeline.converters.grouping import Queries
+from data_pipeline.converters.inputs import DEFAULT_SPLIT, one_folder
+from data_pipeline.converters.records import line_records
+from data_pipeline.converters.tables import read_tsv
+from data_pipeline.dataset import find_file
+from data_pipeline.errors import DataError
+
+_HEADER = ["query-id", "corpus-id", "score"]
+
+
+def beir(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+    """Judgements above 0 are positives, others negatives; splits are the files of qrels/.
+
+    Raises DataError for a broken line and an unknown id.
+    """
+    folder = one_folder(inputs, "corpus.jsonl, queries.jsonl and qrels/")
+    for record in line_records(find_file(folder, "corpus")):
+        builder.passage(
+            record.where, record.text("title", ""), record.text("text"), record.id("_id")
+        )
+    texts: dict[str, str] = {}
+    for record in line_records(find_file(folder, "queries")):
+        if texts.setdefault(record.id("_id"), record.text("text")) != record.text("text"):
+            raise record.error(f'"_id" {record.id("_id")!r} stood for another text: correct one')
+    for split in splits or (DEFAULT_SPLIT,):
+        found = _judged(builder, folder / "qrels" / f"{split}.tsv", texts)
+        found.write(builder, split, texts)
+        if without := sum(id not in found for id in texts):
+            builder.leave_out(f"queries without a judgement in {split}", without)
+
+
+def _judged(builder: Builder, path: Path, texts: dict[str, str]) -> Queries:
+    found = Queries()
+    rows = read_tsv(path, " ".join(_HEADER))
+    where, header = next(rows, (str(path), []))
+    if header != _HEADER:
+        raise DataError(f"{where}: give the header {', '.join(_HEADER)}, with tabs, first")
+    for where, (id, passage, score) in rows:
+        if id not in texts:
+            raise DataError(f"{where}: queries.jsonl has no {id!r}: correct the id")
+        try:
+            relevant = float(score) > 0
+        except ValueError as error:
+            raise DataError(f"{where}: the score is {score!r}: give a number") from error
+        query = found.get(id, where)
+        (query.positives if relevant else query.negatives)[builder.find(where, passage)] = None
+    return found

@@ -1,0 +1,213 @@
+"""Collects what a converter reads: equal passages become one, ids are kept or made."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from data_pipeline.dataset import DatasetWriter, Passage, Question
+from data_pipeline.errors import DataError
+
+_MADE_ID_BYTES = 10
+_NUMBERED = re.compile(r"(.*\D)([1-9]\d{0,17})", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote, and what it left out.
+
+    questions: of each split. repeated_passages: how often a passage came again and was not
+    written again. left_out: how many of what were not written.
+    """
+
+    folder: str
+    passages: int
+    questions: dict[str, int]
+    repeated_passages: int
+    left_out: dict[str, int]
+
+
+class Builder:
+    """Writes passages and questions as they come; passages before the questions that name them.
+
+    Keeps about 300 bytes of memory for each passage, and as much for each question.
+    """
+
+    def __init__(self, writer: DatasetWriter):
+        self._writer = writer
+        self._passages = _Register()  # by the digest of their text
+        self._by_id: dict[str, int] = {}  # ids of the dataset and made ones -> place in register
+        self._ids: list[str] = []  # the id under which each was written
+        self._empty: set[str] = set()
+        self._questions = _Register()  # by split and id
+        self._contents: list[bytes] = []
+        self._split_counts: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+        self._repeated = 0
+
+    def passage(self, where: str, title: str, text: str, id: str | None = None) -> str | None:
+        """Add a passage. id: the dataset's own; one is made of title and text otherwise.
+
+        Returns the id to name it by: that of an equal passage (apart from white space) if there
+        is one; None when it is empty. Raises DataError when the id stands for another text.
+        """
+        title, text = title.strip(), text.strip()
+        if not title and not text:
+            self.leave_out("empty passages")
+            if id is not None:
+                self._empty.add(id)
+            return None
+        digest = _digest(where, [" ".join(title.split()), " ".join(text.split())])
+        known = self._passages.get(digest)
+        if id is not None and self._by_id.get(id, known) != known:
+            raise DataError(
+                f"{where}: the passage id {id!r} stands for another text in "
+                f"{self._passages.where(self._by_id[id])}: give each passage an id of its own"
+            )
+        if known is not None:
+            self._repeated += 1
+        else:
+            known = self._passages.add(digest, where)
+            self._ids.append(f"p{digest[:_MADE_ID_BYTES].hex()}" if id is None else id)
+            self._by_id[self._ids[known]] = known
+            self._writer.passage(Passage(self._ids[known], title, text))
+        if id is not None:
+            self._by_id[id] = known
+        return self._ids[known]
+
+    def find(self, where: str, id: str) -> str | None:
+        """The id under which the dataset's passage `id` was written, None for an empty one.
+
+        Raises DataError when there is none.
+        """
+        if id in self._by_id:
+            return self._ids[self._by_id[id]]
+        if id in self._empty:
+            return None
+        raise DataError(
+            f"{where}: there is no passage {id!r} in the corpus: correct the id, or give the "
+            "corpus that holds it"
+        )
+
+    def question(
+        self,
+        where: str,
+        split: str,
+        text: str,
+        positives: Iterable[str | None],
+        *,
+        id: str | None = None,
+        answers: Iterable[str] = (),
+        steps: Iterable[Iterable[str | None]] = (),
+        negatives: Iterable[str | None] = (),
+    ) -> None:
+        """Add a question; passages are named as `passage` returned them.
+
+        It is left out, and counted, when it or a positive is empty or it has no positive. Steps
+        that do not name exactly the positives are dropped; positives are no negatives. Raises
+        DataError when another question of the split has its id.
+        """
+        found = _unique(positives)
+        if not text.strip():
+            return self.leave_out("questions without text")
+        if not found:
+            return self.leave_out("questions without a passage that answers them")
+        if None in found:
+            return self.leave_out("questions that an empty passage answers")
+        fields: dict[str, Any] = {
+            "question": text.strip(),
+            "answers": _unique(answer.strip() for answer in answers if answer.strip()),
+            "positives": found,
+            "steps": _steps(steps, found),
+            "negatives": _unique(i for i in negatives if i is not None and i not in found),
+        }
+        digest = _digest(where, list(fields.values()))
+        id = f"q{digest[:_MADE_ID_BYTES].hex()}" if id is None else id
+        if self._is_new(where, split, id, digest):
+            self._writer.question(split, Question(id, **fields))
+            self._split_counts[split] += 1
+
+    def leave_out(self, what: str, count: int = 1) -> None:
+        self._left_out[what] += count
+
+    def converted(self) -> Converted:
+        return Converted(
+            str(self._writer.folder),
+            len(self._ids),
+            dict(self._split_counts),
+            self._repeated,
+            dict(self._left_out),
+        )
+
+    def _is_new(self, where: str, split: str, id: str, digest: bytes) -> bool:
+        known = self._questions.get((split, id))
+        if known is None:
+            self._questions.add((split, id), where)
+            self._contents.append(digest)
+        elif self._contents[known] != digest:
+            raise DataError(
+                f"{where}: the question id {id!r} stands for another question in "
+                f"{self._questions.where(known)}: give each question an id of its own"
+            )
+        else:
+            self.leave_out("questions given again")
+        return known is None
+
+
+class _Register:
+    """Numbers keys in the order in which they come, and knows where each came from.
+
+    Places that differ in a last number, such as lines of a file, share their text.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._texts: dict[str, int] = {}
+        self._text = array("I")
+        self._last = array("Q")
+
+    def get(self, key: Any) -> int | None:
+        return self._numbers.get(key)
+
+    def add(self, key: Any, where: str) -> int:
+        match = _NUMBERED.fullmatch(where)
+        text, last = match.groups() if match else (where, "0")
+        self._text.append(self._texts.setdefault(f"{text}\0" if match else text, len(self._texts)))
+        self._last.append(int(last))
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def where(self, number: int) -> str:
+        text = next(text for text, index in self._texts.items() if index == self._text[number])
+        return text.replace("\0", str(self._last[number]))
+
+
+def _digest(where: str, fields: list[Any]) -> bytes:
+    try:
+        text = json.dumps(fields, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: holds half a surrogate pair: {error}; remove it") from error
+    return blake2b(text, digest_size=16).digest()
+
+
+def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _steps(
+    steps: Iterable[Iterable[str | None]], positives: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], ...]:
+    """Each passage in the first step that names it; () unless they are exactly the positives."""
+    seen: set[Any] = set()
+    kept = []
+    for step in steps:
+        group = tuple(i for i in _unique(step) if i not in seen)
+        seen.update(group)
+        if group:
+            kept.append(group)
+    return tuple(kept) if seen == set(positives) else ()

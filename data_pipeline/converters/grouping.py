@@ -1,0 +1,50 @@
+"""Gathers what the lines of a file say of one query: its positives and negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data_pipeline.converters.builder import Builder
+
+
+@dataclass
+class Query:
+    """A query, where it was first named, and the passages named for it (None: an empty one)."""
+
+    where: str
+    positives: dict[str | None, None] = field(default_factory=dict)
+    negatives: dict[str | None, None] = field(default_factory=dict)
+
+
+class Queries:
+    """Queries by a key (a text or an id) in the order in which they came; all are kept in memory.
+
+    Passages are to be named as the builder returned them.
+    """
+
+    def __init__(self) -> None:
+        self._queries: dict[str, Query] = {}
+
+    def get(self, key: str, where: str) -> Query:
+        if key not in self._queries:
+            self._queries[key] = Query(where)
+        return self._queries[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._queries
+
+    def write(self, builder: Builder, split: str, texts: dict[str, str] | None = None) -> None:
+        """Every query becomes a question. texts: of each key, which is its id; None: keys are it.
+
+        Empty passages are no positives of a query that has others.
+        """
+        for key, query in self._queries.items():
+            positives = [i for i in query.positives if i is not None]
+            builder.question(
+                query.where,
+                split,
+                key if texts is None else texts[key],
+                positives or query.positives,
+                id=None if texts is None else key,
+                negatives=query.negatives,
+            )

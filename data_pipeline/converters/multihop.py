@@ -1,0 +1,71 @@
+"""hotpotqa and 2wiki: a context of titled paragraphs, and facts that name some of the titles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_pipeline.converters.builder import Builder
+from data_pipeline.converters.inputs import files_with_splits
+from data_pipeline.converters.records import Record, list_records
+
+StepsOf = Callable[[Record, dict[str, str]], list[list[str]]]
+
+
+def convert_multihop(
+    builder: Builder, inputs: Sequence[Path], splits: Sequence[str], steps_of: StepsOf
+) -> None:
+    """Paragraphs become passages, those of the supporting facts positives, others negatives.
+
+    steps_of: (record, {title: text} of the positives) -> titles of each step, [] if not known.
+    Raises DataError for a broken record.
+    """
+    for path, split in files_with_splits(inputs, splits):
+        for record in list_records(path):
+            _add_record(builder, split, record, steps_of)
+
+
+def _add_record(builder: Builder, split: str, record: Record, steps_of: StepsOf) -> None:
+    paragraphs = _paragraphs(record)
+    ids = [builder.passage(record.where, title, text) for title, text in paragraphs]
+    first: dict[str, int] = {}
+    for place, (title, _) in enumerate(paragraphs):
+        first.setdefault(title, place)
+    titles = _supporting_titles(record)
+    if not first.keys() >= set(titles):  # the retrieved contexts of HotpotQA's fullwiki setting
+        return builder.leave_out("questions whose supporting paragraphs are not in their context")
+    steps = steps_of(record, {title: paragraphs[first[title]][1] for title in titles})
+    builder.question(
+        record.where,
+        split,
+        record.text("question"),
+        [ids[first[title]] for title in titles],
+        id=record.id("_id"),
+        answers=[record.text("answer")],
+        steps=[[ids[first[title]] for title in step] for step in steps],
+        negatives=ids,
+    )
+
+
+def _paragraphs(record: Record) -> list[tuple[str, str]]:
+    found = []
+    for place, paragraph in enumerate(record.list("context")):
+        match paragraph:
+            case [str(title), [*sentences]] if all(isinstance(s, str) for s in sentences):
+                found.append((title, " ".join(s.strip() for s in sentences if s.strip())))
+            case _:
+                raise record.error(f'"context[{place}]" is wrong: give [title, [sentence, ...]]')
+    return found
+
+
+def _supporting_titles(record: Record) -> list[str]:
+    titles: dict[str, None] = {}
+    for place, fact in enumerate(record.list("supporting_facts")):
+        match fact:
+            case [str(title), int()]:
+                titles[title] = None
+            case _:
+                raise record.error(
+                    f'"supporting_facts[{place}]" is wrong: give [title, number of the sentence]'
+                )
+    return list(titles)
