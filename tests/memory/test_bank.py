@@ -237,7 +237,7 @@ def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
     lines = '{"id": "a", "title": "T", "text": "one\\u2028two"}\n\n{"text": "three", "n": 1}\n'
     file = tmp_path / f"corpus{suffix}"
     file.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
-    expected = [Document(5, "one\u2028two", "a", "T"), Document(6, "three")]
+    expected = [Document(5, "one\u2028two", "a", "T"), Document(6, "three", "1")]
     assert list(read_corpus(file, first_number=5)) == expected
 
 
