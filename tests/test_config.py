@@ -9,9 +9,10 @@ from msa_train.config import Config, load_config, load_config_file, to_plain
 from msa_train.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.name)
 def test_every_shipped_config_loads(path):
     assert isinstance(load_config_file(path), Config)
 
@@ -48,6 +49,9 @@ def test_a_saved_config_loads_equal(tmp_path):
         (["--training.precision", "bf16", "--training.zero_stage", "0"], "training.zero_stage"),
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.clip", "0"], "training.clip"),
+        (["--training.wandb.alert_spreads=-1"], "training.wandb.alert_spreads"),
+        (["--training.wandb.finish_timeout_s", "0"], "training.wandb.finish_timeout_s"),
+        (["--training.wandb.artifacts", "all"], "training.wandb.artifacts"),
         (["--training.phases", "[]"], "training.phases"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
