@@ -36,13 +36,36 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Where Weights & Biases writes. auto: online when logged in, else offline; off: not at all."""
+    """What Weights & Biases gets, and how.
+
+    mode: auto is online when logged in, else offline; off: not at all.
+    name: of the run (null: the last part of output). group: null: the run's name.
+    artifacts: record shards, checkpoints and exports as references to their files, as copies
+    (files), or not (none).
+    alert_spreads: alert when a loss is above the median of the last logged ones by so many times
+    their median distance from it (0: never).
+    finish_timeout_s: how long the end of a run waits for what is still to be sent.
+    """
 
     mode: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = "msa-train"
+    name: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
+    notes: str | None = None
+    artifacts: Literal["none", "references", "files"] = "references"
+    alert_spreads: float = 10.0
     init_timeout_s: int = 30
+    finish_timeout_s: int = 120
+
+    def __post_init__(self) -> None:
+        if self.alert_spreads < 0:
+            raise ConfigError(
+                f"training.wandb.alert_spreads is {self.alert_spreads}: give 0 or more"
+            )
+        for name in ("init_timeout_s", "finish_timeout_s"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.wandb.{name} is {getattr(self, name)}: give 1 or more")
 
 
 @dataclass(frozen=True)

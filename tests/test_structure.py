@@ -42,7 +42,7 @@ ALLOWED = {
 HOMES = {
     "deepspeed": ("msa_train/training/engine.py", "msa_train/parallel/"),
     "megatron": ("msa_train/model/megatron", "msa_train/parallel/"),
-    "wandb": ("msa_train/training/metrics.py",),
+    "wandb": ("msa_train/training/tracking/",),
     "webdataset": ("data_pipeline/shards.py", "data_pipeline/loader.py"),
     "transformers": ("msa_train/interop/huggingface.py",),
     "rensa": ("data_pipeline/cleaning/near.py",),

@@ -20,10 +20,12 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     from msa_train.interop.export import export
+    from msa_train.training.tracking.start import log_export
 
-    fingerprint = export(options.source, options.target)
+    exported = export(options.source, options.target)
+    log_export(exported.checkpoint, options.target)
     if options.json:
-        print_json({"export": str(options.target), "fingerprint": fingerprint})
+        print_json({"export": str(options.target), "fingerprint": exported.fingerprint})
     else:
-        print(f"{options.target}: weights {fingerprint['weights'][:12]}")
+        print(f"{options.target}: weights {exported.fingerprint['weights'][:12]}")
     return 0

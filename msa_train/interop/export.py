@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -28,8 +29,16 @@ WEIGHTS, CONFIG, RUN_CONFIG, FINGERPRINT = (
 )  # fmt: skip
 
 
-def export(source: Path, target: Path) -> dict[str, str]:
-    """Export a checkpoint (or a run's newest) to a new folder; returns its fingerprint.
+@dataclass(frozen=True)
+class Exported:
+    """What an export was made of, and what banks will remember of it."""
+
+    checkpoint: Path
+    fingerprint: dict[str, str]
+
+
+def export(source: Path, target: Path) -> Exported:
+    """Export a checkpoint, or a run's newest, to a new folder.
 
     Raises CheckpointError when there is no complete checkpoint or the target exists.
     """
@@ -56,7 +65,7 @@ def export(source: Path, target: Path) -> dict[str, str]:
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return fingerprint
+    return Exported(checkpoint, fingerprint)
 
 
 def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[str, str]]:

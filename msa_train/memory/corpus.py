@@ -13,8 +13,9 @@ from data_pipeline.schema import Document
 def read_corpus(path: Path | str, first_number: int = 0) -> Iterator[Document]:
     """Documents of a .jsonl or .jsonl.gz file, numbered first_number, +1, ... in file order.
 
-    `text` is required; `id` (its place without one) and `title` are optional; other keys are ignored; empty lines are
-    skipped. Lazy: one line at a time. Raises DataError, naming file and line.
+    `text` is required; `id` (its place without one) and `title` are optional; other keys are
+    ignored; empty lines are skipped. Lazy: one line at a time.
+    Raises DataError, naming file and line.
     """
     path = Path(path)
     if not path.is_file():

@@ -19,7 +19,9 @@ from msa_train.training.collate import Collate
 from msa_train.training.engine import Engine
 from msa_train.training.measurement import found_positives
 from msa_train.training.metrics import Numbers
+from msa_train.training.tracking.retrievals import Retrieved, retrieval_rows
 
+_EXAMPLES, _EXAMPLE_DOCUMENTS = 3, 5  # questions of a source; documents of a layer
 _SUMS = ("lm", "labels", "router", "routed", "recall@1", "recall@k")
 
 
@@ -44,20 +46,27 @@ class HeldOut:
         self._idle = -(-len(parts) // ranks) - len(self._own)
         self._spare = parts[0]
 
-    def evaluate(self, engine: Engine) -> Numbers:
-        """Every rank must call."""
+    def evaluate(self, engine: Engine) -> tuple[Numbers, list[list]]:
+        """The numbers, and rows of retrievals.COLUMNS for a few questions of this rank.
+
+        Every rank must call.
+        """
+        examples: dict[str, list[list]] = {}
         sums = torch.zeros(len(self.names), len(_SUMS), dtype=torch.float64, device=engine.device)
         with torch.no_grad():
             for part in self._own:
                 batch = self._collate([part]).to(engine.device)
-                sums[self.names.index(part.source)] += self._measure(batch, engine(batch))
+                losses = engine(batch)
+                sums[self.names.index(part.source)] += self._measure(batch, losses)
+                if part.source not in examples:
+                    examples[part.source] = self._examples(part, losses)
             for _ in range(self._idle):
                 engine(self._collate([self._spare]).to(engine.device))
         dist.all_reduce(sums, group=DeepSpeedGroups.get_data_parallel_group())
         numbers: Numbers = {}
         for name, row in zip(self.names, sums.tolist(), strict=True):
             numbers |= _means(f"held_out/{name}", dict(zip(_SUMS, row, strict=True)))
-        return numbers
+        return numbers, [row for rows in examples.values() for row in rows]
 
     def _measure(self, batch: MemoryBatch, losses: Losses) -> Tensor:
         asked = batch.positives.any(1)
@@ -69,6 +78,24 @@ class HeldOut:
             best += float((found.sum(1) / positives.sum(1)).sum()) / len(self._layers)
         counts = (batch.label_count, float(losses.router), batch.routed_context_count, first, best)
         return losses.lm.new_tensor([float(losses.lm), *counts], dtype=torch.float64)
+
+    def _examples(self, part: Sample, losses: Losses) -> list[list]:
+        """What every router layer found for the part's first questions."""
+        asked = [i for i, context in enumerate(part.contexts) if context.positives]
+        rows: list[list] = []
+        for i in asked[:_EXAMPLES]:
+            found = {}
+            for layer in self._layers:
+                routing = losses.routings[layer]
+                best = zip(routing.documents[i].tolist(), routing.values[i].tolist(), strict=True)
+                found[layer] = [
+                    Retrieved(part.documents[place].number, score, part.documents[place].text)
+                    for place, score in list(best)[:_EXAMPLE_DOCUMENTS]
+                    if place >= 0
+                ]
+            context = part.contexts[i]
+            rows += retrieval_rows(context.question, context.positives, found)
+        return rows
 
 
 def forgetting(now: Numbers, before: Numbers) -> Numbers:

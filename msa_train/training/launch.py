@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,9 +30,11 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     ]  # fmt: skip
     if resume:
         command.append("--resume")
-    done = subprocess.run(command, env=_environment(ranks))
-    if done.returncode:
-        return done.returncode
+    launcher = subprocess.Popen(command, env=_environment(ranks))
+    # A scheduler's SIGTERM is for the ranks: they save, and end with it.
+    signal.signal(signal.SIGTERM, lambda *_: launcher.terminate())
+    if code := launcher.wait():
+        return code
     # The launcher says 0 even when one of its own processes was killed.
     reached = sealed.last_step(config.path / "checkpoints")
     steps = sum(Manifest.load(config.manifest_folder).steps)

@@ -1,22 +1,21 @@
-"""What a run reports: Weights & Biases, a JSON-lines file with the same numbers, a progress line.
-
-Tracking never stalls or fails training: whatever W&B raises is said once, and the run goes on.
-"""
+"""What a run reports: a JSON-lines file, a progress line, alerts, and the same to W&B."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msa_train.config import Config, WandbConfig, to_plain
+from msa_train.config import Config
+from msa_train.training.tracking.spikes import SpikeWatch
+from msa_train.training.tracking.start import start
 
 Numbers = dict[str, float]
+ALERT_EVERY_S = 600  # of one title
 
 
 class Reporter:
@@ -27,41 +26,71 @@ class Reporter:
     ):
         self._speaks = rank == 0
         self._total, self._first, self._began = steps, first_step, time.monotonic()
-        self._run = None
+        self._alerted: dict[str, float] = {}
+        spreads = config.training.wandb.alert_spreads
+        self._watches = {
+            f"loss/{name}": SpikeWatch(spreads) for name in ("lm", "router") if spreads
+        }
         if self._speaks:
             path = config.path / "metrics.jsonl"
             _forget_after(path, first_step)
             self._file = path.open("a", buffering=1)
-            self._run = _start_wandb(config, wandb_id)
+            self._tracker = start(config, wandb_id)
+            self._tracker.use_shards(config.manifest_folder)
 
     @property
     def wandb_id(self) -> str | None:
-        return getattr(self._run, "id", None)
+        return self._tracker.run_id if self._speaks else None
 
     def log(self, step: int, numbers: Numbers) -> None:
         if not self._speaks:
             return
+        trained = "loss/lm" in numbers  # else they are of held-out data
+        if trained:
+            numbers = numbers | {"router/recall@1": _recall(numbers)}
         valid = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         self._file.write(json.dumps({"step": step, **valid}) + "\n")
-        self._guarded(lambda: self._run.log(numbers, step=step))
-        if "loss/lm" in numbers:
-            self._line(step, numbers)
-        else:
+        self._tracker.log(step, numbers)
+        if not trained:
             self._held_out_line(step, numbers)
+            return
+        self._line(step, numbers)
+        for name, watch in self._watches.items():
+            if watch.sees(numbers[name]):
+                self.alert(f"{name} jumped", f"to {numbers[name]:.4g} at step {step}")
 
-    def finish(self) -> None:
+    def table(
+        self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Rows of plain values for W&B, at a step that is not before the last logged one."""
+        if self._speaks:
+            self._tracker.table(name, step, columns, rows)
+
+    def alert(self, title: str, text: str) -> None:
+        """Say something that a person should look at; the same title not again for a while."""
+        now = time.monotonic()
+        if not self._speaks or now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S:
+            return
+        self._alerted[title] = now
+        print(f"{title}: {text}", file=sys.stderr, flush=True)
+        self._tracker.alert(title, text)
+
+    def checkpoint(self, folder: Path, step: int, aliases: Sequence[str] = ()) -> None:
+        """A checkpoint is complete."""
+        if self._speaks:
+            self._tracker.log_checkpoint(folder, step, aliases)
+
+    def finish(self, exit_code: int = 0) -> None:
         if self._speaks:
             self._file.close()
-            self._guarded(lambda: self._run.finish())
+            self._tracker.finish(exit_code)
 
     def _line(self, step: int, numbers: Numbers) -> None:
         done = max(1, step - self._first)
         left = (time.monotonic() - self._began) / done * (self._total - step)
-        recalls = [v for k, v in numbers.items() if k.endswith("recall@1")]
-        recall = sum(recalls) / max(1, len(recalls))
         print(
             f"step {step:>5}/{self._total}  lm {numbers['loss/lm']:.3f}  "
-            f"router {numbers['loss/router']:.3f}  recall@1 {recall:.3f}  "
+            f"router {numbers['loss/router']:.3f}  recall@1 {numbers['router/recall@1']:.3f}  "
             f"lr {numbers['lr']:.1e}  {numbers['step_ms']:.0f} ms  "
             f"{int(left) // 60}:{int(left) % 60:02d} left",
             file=sys.stderr,
@@ -72,14 +101,11 @@ class Reporter:
         shown = (f"{key.removeprefix('held_out/')} {value:.3f}" for key, value in numbers.items())
         print(f"step {step:>5} held out: {', '.join(shown)}", file=sys.stderr, flush=True)
 
-    def _guarded(self, call: Callable[[], Any]) -> None:
-        if self._run is None:
-            return
-        try:
-            call()
-        except Exception as error:  # tracking must never end a run
-            print(f"W&B: {error}; training goes on without it", file=sys.stderr)
-            self._run = None
+
+def _recall(numbers: Numbers) -> float:
+    """recall@1, mean over the router layers: one number for charts, sweeps and people."""
+    recalls = [value for key, value in numbers.items() if key.endswith("recall@1")]
+    return sum(recalls) / max(1, len(recalls))
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -96,50 +122,3 @@ def _forget_after(path: Path, step: int) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(kept))
     partial.replace(path)
-
-
-def _start_wandb(config: Config, run_id: str | None) -> Any:
-    """The W&B run, or None: off, not installed, or it cannot even start offline."""
-    settings = config.training.wandb
-    if settings.mode == "off":
-        return None
-    try:
-        import wandb
-    except ImportError:
-        print("W&B is not installed: metrics go to metrics.jsonl alone", file=sys.stderr)
-        return None
-    for mode in dict.fromkeys((_wandb_mode(settings), "offline")):
-        try:
-            return wandb.init(
-                project=settings.project,
-                group=settings.group,
-                tags=list(settings.tags),
-                name=config.path.name,
-                dir=str(config.path),
-                id=run_id,
-                resume="allow" if run_id and mode == "online" else None,
-                mode=mode,
-                config=to_plain(config),
-                settings=wandb.Settings(
-                    init_timeout=settings.init_timeout_s, silent=True, console="off"
-                ),
-            )
-        except Exception as error:  # unreachable, not logged in, broken: never a reason to stop
-            print(f"W&B ({mode}): {error}", file=sys.stderr)
-    return None
-
-
-def _wandb_mode(settings: WandbConfig) -> str:
-    """online when asked for, or when a key is at hand."""
-    if settings.mode != "auto":
-        return settings.mode
-    logged_in = "WANDB_API_KEY" in os.environ or "api.wandb.ai" in _netrc()
-    return "online" if logged_in else "offline"
-
-
-def _netrc() -> str:
-    path = Path.home() / ".netrc"
-    try:
-        return path.read_text(errors="ignore")
-    except OSError:  # not there, or not ours to read
-        return ""

@@ -33,6 +33,7 @@ from msa_train.training.inputs import checked_tokenizer, open_held_out, open_sha
 from msa_train.training.measurement import StepMeasurement
 from msa_train.training.metrics import Numbers, Reporter
 from msa_train.training.start import starting_weights
+from msa_train.training.tracking import retrievals
 
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -106,23 +107,25 @@ class Trainer:
                 self._save()
                 saved = self.step
             if stop:
+                self.reporter.alert("training stopped", f"SIGTERM at step {self.step}")
                 return TERMINATED
         if saved < self.step:
             self._save()
         return 0
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         self.loader.close()
-        self.reporter.finish()
+        self.reporter.finish(code)
 
     def _is_time_for(self, every: int) -> bool:
         """At every so manyeth step, and the last."""
         return bool(every) and (self.step % every == 0 or self.step == self.schedule.total)
 
     def _evaluate_held_out(self) -> None:
-        numbers = self.held_out.evaluate(self.engine)
+        numbers, examples = self.held_out.evaluate(self.engine)
         self.held_out_start = self.held_out_start or numbers
         self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
+        self.reporter.table("held_out/retrievals", self.step, retrievals.COLUMNS, examples)
 
     def _train_step(self, batches: list[MemoryBatch], logs: bool) -> tuple[Numbers, bool]:
         """One optimizer step. Returns its numbers (where it logs) and whether to stop after it."""
@@ -159,10 +162,14 @@ class Trainer:
             print(f"{said} ({self.skipped} so far)", file=sys.stderr, flush=True)
         if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
             last = next(sealed.newest_first(self.config.path / checkpoint.FOLDER), None)
-            raise DivergedError(
+            what = (
                 f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or "
-                f"gradients that are not finite; the last good checkpoint is {last}: continue it "
-                "with --resume and a lower learning rate, or look at the data of these steps"
+                f"gradients that are not finite; the last good checkpoint is {last}"
+            )
+            self.reporter.alert("training diverged", what)
+            raise DivergedError(
+                f"{what}: continue it with --resume and a lower learning rate, or look at the "
+                "data of these steps"
             )
 
     def _measurement(self, labels: float, contexts: float) -> StepMeasurement:
@@ -206,7 +213,9 @@ class Trainer:
             self.skipped,
             self.held_out_start,
         )
-        checkpoint.save(self.engine, self.config, self.tokenizer, state)
+        folder = checkpoint.save(self.engine, self.config, self.tokenizer, state)
+        final = ["final"] if self.step == self.schedule.total else []
+        self.reporter.checkpoint(folder, self.step, final)
 
     def _on_sigterm(self, *_: object) -> None:
         self.stopping = True
@@ -233,8 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups.start(config.training.tensor_parallel, config.training.timeout_s)
         config.path.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(config, resume)
-        code = trainer.run()
-        trainer.close()
+        try:
+            code = trainer.run()
+        except DivergedError as error:
+            code = _explain(error)
+        trainer.close(code)
     except ValueError as error:
         code = _explain(error)
     except Exception:
