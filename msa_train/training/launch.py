@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,8 +32,9 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     if resume:
         command.append("--resume")
     launcher = subprocess.Popen(command, env=_environment(ranks))
-    # A scheduler's SIGTERM is for the ranks: they save, and end with it.
-    signal.signal(signal.SIGTERM, lambda *_: launcher.terminate())
+    # A scheduler's SIGTERM is for the ranks: they save, and end with it. DeepSpeed's launcher would
+    # die of it at once, and leave them behind.
+    signal.signal(signal.SIGTERM, lambda *_: _stop_ranks(launcher.pid))
     if code := launcher.wait():
         return code
     # The launcher says 0 even when one of its own processes was killed.
@@ -44,6 +46,15 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
             "from outside; continue with --resume"
         )
     return 0
+
+
+def _stop_ranks(launcher: int) -> None:
+    import psutil
+
+    for process in psutil.Process(launcher).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(word.startswith("--local_rank") for word in process.cmdline()):
+                process.terminate()
 
 
 def _environment(ranks: int) -> dict[str, str]:
