@@ -36,7 +36,8 @@ class Reporter:
             _forget_after(path, first_step)
             self._file = path.open("a", buffering=1)
             self._tracker = start(config, wandb_id)
-            self._tracker.use_shards(config.manifest_folder)
+            if (shards := config.manifest_folder).exists():
+                self._tracker.use_shards(shards)
 
     @property
     def wandb_id(self) -> str | None:

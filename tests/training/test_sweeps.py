@@ -75,4 +75,4 @@ def test_the_command_of_a_sweep_starts_a_run_of_its_own(tmp_path):
     config = load_config(["--config", str(ROOT / options.config), *overrides])
     assert config.path == base / "sweeps" / "ab12"
     assert config.model.router.top_k == 8 and config.training.betas == (0.9, 0.95)
-    assert (config.path / "shards").resolve() == (base / "shards").resolve()
+    assert Path(config.shards) == (base / "shards").resolve()

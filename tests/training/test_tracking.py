@@ -28,7 +28,7 @@ def load(tmp_path, *settings):
     output.mkdir(exist_ok=True)
     return load_config(
         ["--output", str(output), "--training.wandb.mode", "offline",
-         "--training.wandb.finish_timeout_s", "30", "--model.layers", "3",
+         "--training.wandb.finish_timeout_s", "120", "--model.layers", "3",
          "--model.router.layers", "2", *settings]
     )  # fmt: skip
 
@@ -55,8 +55,8 @@ def save_shards(output):
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "tokenizer.model").write_bytes(b"t")
     (folder / "index.npy").write_bytes(b"i")
-    manifest = {"format": "msa-shards-1", "settings": {}, "tokenizer": "abcd", "samples": 7,
-                "shards": [10, 20], "stages": []}  # fmt: skip
+    manifest = {"format": "msa-shards-2", "batch_samples": 2, "settings": {}, "tokenizer": "abcd",
+                "samples": 7, "shards": [10, 20], "stages": []}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
