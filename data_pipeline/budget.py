@@ -22,15 +22,20 @@ class Budget:
 
     def __init__(self, tokenizer: Tokenizer, most: int):
         self._tokenizer, self._most = tokenizer, most
-        self._means: dict[tuple[int, int | None], float] = {}
+        self._means: dict[tuple[int, str], float] = {}
 
     def tokens(self, documents: Iterable[Document]) -> int:
         """Tokens of documents with their wrappers."""
         return sum(map(self._length, documents))
 
-    def documents(self, source: Source, document_tokens: int | None, tokens: int) -> int:
-        """How many documents to draw to fill a budget."""
-        key = (id(source), document_tokens)
+    def documents(
+        self, stage: int, source: Source, document_tokens: int | None, tokens: int
+    ) -> int:
+        """How many documents a stage has to draw from a source to fill a budget.
+
+        Told by the stage, because its settings change a source: the same in every process.
+        """
+        key = (stage, source.name)
         if key not in self._means:
             probe = source.bank(np.random.default_rng(0), _PROBED, 1, document_tokens).documents
             self._means[key] = self.tokens(probe) / len(probe)

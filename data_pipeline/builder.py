@@ -72,7 +72,7 @@ class SampleBuilder:
         if data.memory_tokens is None:
             drawn = source.bank(rng, bank.documents, bank.contexts, length, at)
         else:
-            documents = self._budget.documents(source, length, data.memory_tokens)
+            documents = self._budget.documents(stage, source, length, data.memory_tokens)
             drawn = source.bank(rng, documents, bank.contexts, length, at)
             drawn = self._budget.within(drawn, data.memory_tokens, rng)
         return make_sample(rng, drawn, self.corpus.contexts(stage), name)

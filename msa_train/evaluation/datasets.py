@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from data_pipeline.sources.dataset_tables import prepare
 from data_pipeline.sources.datasets import whole_bank
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import Config, EvaluationConfig
-from msa_train.evaluation.asking import Asker, joined
+from msa_train.evaluation.asking import Asker
 from msa_train.evaluation.baselines import bm25_recalls
 from msa_train.evaluation.jobs import Job, run_jobs
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
-from msa_train.evaluation.report import summarise
+from msa_train.evaluation.qa import bank_report
 from msa_train.model.decoder import MSADecoder
 
 
@@ -38,7 +38,7 @@ def dataset_reports(
         memory = EncodedSet.encode(model, tokenizer, bank.documents)
         asker = Asker(model, tokenizer, config.evaluation.batch_contexts)
         results = run_jobs(_jobs(name, bank.queries, memory, asker, config.evaluation), workers)
-        reports[name] = _report(bank.queries, memory, results, config.evaluation)
+        reports[name] = bank_report(bank.queries, memory, results, config.evaluation)
     return reports
 
 
@@ -82,20 +82,3 @@ def _random(asker: Asker, astray, queries: Sequence[Query]) -> Columns:
     """Control: what a router finds whose keys belong to other chunks."""
     voted = {k: v for k, v in asker.routing(astray, queries).items() if "/" not in k}
     return {f"random_{key}": values for key, values in voted.items()}
-
-
-def _report(
-    queries: Sequence[Query],
-    memory: EncodedSet,
-    results: Mapping[tuple[str, int], Columns],
-    settings: EvaluationConfig,
-) -> dict[str, Any]:
-    found: dict[str, list[Columns]] = {}
-    for (measure, _), part in results.items():
-        found.setdefault(measure, []).append(part)
-    columns = {name: column for parts in found.values() for name, column in joined(parts).items()}
-    return summarise(columns, settings.resamples, settings.seed) | {
-        "questions": len(queries),
-        "documents": len(memory.documents),
-        "memory_tokens": int(memory.tokens.sum()),
-    }

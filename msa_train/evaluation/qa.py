@@ -61,10 +61,10 @@ def pydocs_section(asker: Asker, config: Config, workers: int) -> dict[str, Any]
     bank = pydocs_bank(settings, config.data, asker.tokenizer)
     memory = EncodedSet.encode(asker.model, asker.tokenizer, bank.documents)
     results = run_jobs(pydocs_jobs(bank.queries, memory, asker, settings), workers)
-    return _report(bank.queries, memory, results, settings)
+    return bank_report(bank.queries, memory, results, settings)
 
 
-def _report(
+def bank_report(
     queries: Sequence[Query],
     memory: EncodedSet,
     results: Mapping[Key, Columns],

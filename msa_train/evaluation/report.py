@@ -39,6 +39,10 @@ named texts   right answers after the texts of the documents it named
 voted texts   the same after the texts of the four documents the router votes for most
               (right: exactly; of several values: F1)
 Below each number: 95 % bootstrap interval. Loss: relative, over the same questions, paired."""
+LEGEND_RETRIEVAL = """\
+router    share of the right documents among the first 1, 5, 16 that the router's layers vote for
+BM25      the same for word search over the very same documents
+Below each number: 95 % bootstrap interval."""
 
 
 def summarise(columns: Columns, resamples: int, seed: int) -> dict[str, Any]:
@@ -101,7 +105,8 @@ def tables(report: dict[str, Any]) -> Group:
         parts.append(_retrieval_table("Python documentation", report["pydocs"]))
     for name, section in report.get("datasets", {}).items():
         parts.append(_retrieval_table(name, section))
-    return Group(*parts, Text(LEGEND, style="dim"))
+    legend = LEGEND if "niah" in report else LEGEND_RETRIEVAL
+    return Group(*parts, Text(legend, style="dim"))
 
 
 def _needle_table(task: str, lengths: dict[str, Any], losses: dict[str, Any]) -> Table:

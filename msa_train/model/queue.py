@@ -54,7 +54,8 @@ class KeyQueue:
     def add(self, keys: dict[int, Tensor], chunks: Tensor, doc_ids: Tensor) -> None:
         """Documents of a bank: keys [C, V] of each layer, chunks [n], doc_ids [n]."""
         if not self.limit:
-            self.load_state_dict(KeyQueue(self._layers).state_dict())
+            if len(self):  # of a stage before
+                self.load_state_dict(KeyQueue(self._layers).state_dict())
             return
         old_ids = self._ids.to(doc_ids.device)
         fresh = ~torch.isin(old_ids, doc_ids)  # a document that comes again is kept once, anew

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_banks_keep_a_budget_of_tokens(build, tokenizer):
         assert 1600 < budget.tokens(sample.documents) <= 2000
         numbers = {document.number for document in sample.documents}
         assert all(set(context.positives) <= numbers for context in sample.contexts)
+
+
+def test_a_copy_that_begins_elsewhere_builds_the_same(build):
+    """As a worker does that is handed a later shard first."""
+    stages = (
+        only("niah", 2, memory_tokens=1500, tasks={"single": 1.0}),
+        only("niah", 2, memory_tokens=1500, tasks={"multi_query": 1.0}, document_tokens=0),
+    )
+    builder = build(*stages)
+    copy = pickle.loads(pickle.dumps(builder))
+    forward = [builder.build(i) for i in range(4)]
+    backward = [copy.build(i) for i in reversed(range(4))]
+    assert forward == backward[::-1]
+    again = pickle.loads(pickle.dumps(builder))
+    assert [again.build(i) for i in range(4)] == forward
 
 
 def test_questions_that_a_budget_has_no_room_for_are_left_out(build, tokenizer):
