@@ -14,13 +14,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError
 from data_pipeline.jsonl import read_objects
+
+Id = TypeVar("Id", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class Question:
     positives: tuple[str, ...]
     steps: tuple[tuple[str, ...], ...] = ()
     negatives: tuple[str, ...] = ()
+
+
+def found_first(steps: Iterable[Iterable[Id]]) -> tuple[tuple[Id, ...], ...]:
+    """Steps in which each passage stands once, where it is found first; none is empty."""
+    seen: set[Id] = set()
+    kept = []
+    for step in steps:
+        if group := tuple(id for id in dict.fromkeys(step) if id not in seen):
+            seen.update(group)
+            kept.append(group)
+    return tuple(kept)
 
 
 def find_file(folder: Path | str, name: str) -> Path:

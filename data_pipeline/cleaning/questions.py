@@ -9,7 +9,7 @@ from itertools import zip_longest
 from data_pipeline.cleaning.passages import Passages
 from data_pipeline.cleaning.report import Rules
 from data_pipeline.cleaning.text import digest
-from data_pipeline.dataset import Question
+from data_pipeline.dataset import Question, found_first
 
 
 def remap(question: Question, passages: Passages, rules: Rules) -> Question | None:
@@ -33,7 +33,7 @@ def remap(question: Question, passages: Passages, rules: Rules) -> Question | No
     return replace(
         question,
         positives=_once(positives),
-        steps=_steps(steps),
+        steps=found_first(steps),
         negatives=_once(name for name in found if name is not None and name not in needed),
     )
 
@@ -65,7 +65,7 @@ def _united(first: Question, second: Question, same_positives: bool) -> Question
     positives = _once(first.positives + second.positives)
     negatives = _once(first.negatives + second.negatives)
     if first.steps and second.steps:
-        steps = _steps(a + b for a, b in zip_longest(first.steps, second.steps, fillvalue=()))
+        steps = found_first(a + b for a, b in zip_longest(first.steps, second.steps, fillvalue=()))
     else:  # the order of the one says nothing about other positives of the other
         steps = (first.steps or second.steps) if same_positives else ()
     needed = set(positives).union(*steps)
@@ -80,15 +80,3 @@ def _united(first: Question, second: Question, same_positives: bool) -> Question
 
 def _once(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
-
-
-def _steps(groups: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
-    """Groups without the ids of earlier groups, and without groups that this empties."""
-    seen: set[str] = set()
-    kept = []
-    for group in groups:
-        fresh = tuple(name for name in _once(group) if name not in seen)
-        seen.update(fresh)
-        if fresh:
-            kept.append(fresh)
-    return tuple(kept)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from data_pipeline.dataset import DatasetWriter, Passage, Question
+from data_pipeline.dataset import DatasetWriter, Passage, Question, found_first
 from data_pipeline.errors import DataError
 
 _MADE_ID_BYTES = 10
@@ -203,11 +203,5 @@ def _steps(
     steps: Iterable[Iterable[str | None]], positives: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], ...]:
     """Each passage in the first step that names it; () unless they are exactly the positives."""
-    seen: set[Any] = set()
-    kept = []
-    for step in steps:
-        group = tuple(i for i in _unique(step) if i not in seen)
-        seen.update(group)
-        if group:
-            kept.append(group)
-    return tuple(kept) if seen == set(positives) else ()
+    kept = found_first(steps)
+    return kept if {i for step in kept for i in step} == set(positives) else ()

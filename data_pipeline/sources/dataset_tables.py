@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.dataset import Passage, Question, find_file, read_passages, read_questions
+from data_pipeline.dataset import (
+    Passage,
+    Question,
+    find_file,
+    found_first,
+    read_passages,
+    read_questions,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.jsonl import read_objects
 from data_pipeline.protocol import document_pieces
@@ -185,17 +192,14 @@ class _QuestionRows:
         if not steps:
             raise DataError(f'{where}: "positives" is empty: name the passages that answer it')
         negatives = [*question.negatives, *self._mined.get(question.id, ())]
-        found: set[int] = set()
-        groups = []
-        for step in steps:
-            group = {part for id in step for part in self._positive(id, question, where)} - found
-            groups += [sorted(group)] if group else []
-            found |= group
+        groups = (
+            [part for id in step for part in self._positive(id, question, where)] for step in steps
+        )
         return {
             "id": question.id,
             "question": question.question,
             "answers": list(question.answers),
-            "steps": groups,
+            "steps": [sorted(group) for group in found_first(groups)],
             "negatives": [part for id in negatives for part in self._known(id, where)],
         }
 
