@@ -2,10 +2,11 @@
 
 DIR/corpus.jsonl[.gz]             {"id", "title", "text"}, one passage per line
 DIR/questions.SPLIT.jsonl[.gz]    {"id", "question", "answers": [...], "positives": [id, ...],
-                                   "steps": [[id, ...], ...], "negatives": [id, ...]}
+                                   "any_of": true, "steps": [[id, ...], ...],
+                                   "negatives": [id, ...]}
 
-Every converter writes this form and every dataset source reads it. `answers`, `steps` and
-`negatives` may be left out; other keys are ignored.
+Every converter writes this form and every dataset source reads it. `answers`, `any_of`, `steps`
+and `negatives` may be left out; other keys are ignored.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Question:
     """A question about a corpus.
 
     answers: alternatives, the first the main one; empty: the passages are all that is known.
-    positives: ids of ALL the passages needed. steps: the same ids in the order in which a chain of
-    retrievals finds them, one group per step (empty: all at once). negatives: ids of passages that
-    the dataset says do not answer it.
+    positives: ids of ALL the passages needed, or with any_of of alternatives, each of them enough.
+    steps: the same ids in the order in which a chain of retrievals finds them, one group per step
+    (empty: all at once; with any_of there are none). negatives: ids of passages that the dataset
+    says do not answer it.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Question:
     positives: tuple[str, ...]
     steps: tuple[tuple[str, ...], ...] = ()
     negatives: tuple[str, ...] = ()
+    any_of: bool = False
 
 
 def found_first(steps: Iterable[Iterable[Id]]) -> tuple[tuple[Id, ...], ...]:
@@ -97,6 +100,9 @@ def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
         steps = data.get("steps", [])
         if not isinstance(steps, list):
             raise DataError(f'{where}: "steps" is {steps!r}: give a list of lists of passage ids')
+        any_of = data.get("any_of", False)
+        if not isinstance(any_of, bool) or (any_of and steps):
+            raise DataError(f'{where}: "any_of" is {any_of!r}: give true or false, no true with steps')
         yield (
             where,
             Question(
@@ -106,6 +112,7 @@ def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
                 _strings(data, "positives", where),
                 tuple(_strings({"steps": step}, "steps", where) for step in steps),
                 _strings(data, "negatives", where),
+                any_of,
             ),
         )
 

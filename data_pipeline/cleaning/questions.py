@@ -13,12 +13,14 @@ from data_pipeline.dataset import Question, found_first
 
 
 def remap(question: Question, passages: Passages, rules: Rules) -> Question | None:
-    """A question naming kept passages alone; None when a positive of it was removed.
+    """A question naming kept passages alone; None when a positive that it needs was removed.
 
     A removed negative is left out, and so is one that became a positive. Steps keep an id where it
     came first.
     """
     positives = [passages.stands_for(name) for name in question.positives]
+    if question.any_of:
+        positives = [name for name in positives if name is not None] or [None]
     if None in positives:
         rules.note("positive_removed", id=question.id, question=question.question)
         return None
@@ -33,6 +35,7 @@ def remap(question: Question, passages: Passages, rules: Rules) -> Question | No
     return replace(
         question,
         positives=_once(positives),
+        any_of=question.any_of and len(_once(positives)) > 1,
         steps=found_first(steps),
         negatives=_once(name for name in found if name is not None and name not in needed),
     )
@@ -41,8 +44,9 @@ def remap(question: Question, passages: Passages, rules: Rules) -> Question | No
 def merge(questions: Iterable[Question], rules: Rules) -> list[Question]:
     """Questions equal once normalised become one, in the place and with the id of the first.
 
-    Their positives and answers are united in order: with the passages in one corpus, each of the
-    positives answers the question, and a passage that answers it must not be a negative.
+    Their positives and answers are united in order: with the passages in one corpus, the positives
+    of each answer the question (any one of them where each needed no more), and a passage that
+    answers it must not be a negative.
     """
     merged: dict[bytes, Question] = {}
     for question in questions:
@@ -64,7 +68,10 @@ def merge(questions: Iterable[Question], rules: Rules) -> list[Question]:
 def _united(first: Question, second: Question, same_positives: bool) -> Question:
     positives = _once(first.positives + second.positives)
     negatives = _once(first.negatives + second.negatives)
-    if first.steps and second.steps:
+    any_of = len(positives) > 1 and _needs_one(first) and _needs_one(second)
+    if any_of:
+        steps = ()
+    elif first.steps and second.steps:
         steps = found_first(a + b for a, b in zip_longest(first.steps, second.steps, fillvalue=()))
     else:  # the order of the one says nothing about other positives of the other
         steps = (first.steps or second.steps) if same_positives else ()
@@ -73,9 +80,14 @@ def _united(first: Question, second: Question, same_positives: bool) -> Question
         first,
         answers=_once(first.answers + second.answers),
         positives=positives,
+        any_of=any_of,
         steps=steps,
         negatives=tuple(name for name in negatives if name not in needed),
     )
+
+
+def _needs_one(question: Question) -> bool:
+    return question.any_of or len(question.positives) == 1
 
 
 def _once(names: Iterable[str]) -> tuple[str, ...]:

@@ -106,8 +106,11 @@ class Builder:
         answers: Iterable[str] = (),
         steps: Iterable[Iterable[str | None]] = (),
         negatives: Iterable[str | None] = (),
+        any_of: bool = False,
     ) -> None:
         """Add a question; passages are named as `passage` returned them.
+
+        any_of: each of several positives is enough.
 
         It is left out, and counted, when it or a positive is empty or it has no positive. Steps
         that do not name exactly the positives are dropped; positives are no negatives. Raises
@@ -116,6 +119,8 @@ class Builder:
         found = _unique(positives)
         if not text.strip():
             return self.leave_out("questions without text")
+        if any_of:  # an empty alternative is none
+            found = tuple(i for i in found if i is not None) or found
         if not found:
             return self.leave_out("questions without a passage that answers them")
         if None in found:
@@ -126,6 +131,7 @@ class Builder:
             "positives": found,
             "steps": _steps(steps, found),
             "negatives": _unique(i for i in negatives if i is not None and i not in found),
+            "any_of": any_of and len(found) > 1,
         }
         digest = _digest(where, list(fields.values()))
         id = f"q{digest[:_MADE_ID_BYTES].hex()}" if id is None else id

@@ -24,6 +24,7 @@ def dpr(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None
                 record.text("question"),
                 _contexts(builder, record, "positive_ctxs"),
                 answers=record.texts("answers"),
+                any_of=True,
                 negatives=[
                     *_contexts(builder, record, "hard_negative_ctxs", []),
                     *_contexts(builder, record, "negative_ctxs", []),

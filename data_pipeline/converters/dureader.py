@@ -42,4 +42,5 @@ def _add_record(builder: Builder, split: str, record: Record) -> None:
         id=record.id("question_id"),
         answers=record.texts("answers"),
         negatives=ids,
+        any_of=True,
     )

@@ -34,17 +34,17 @@ class Queries:
         return key in self._queries
 
     def write(self, builder: Builder, split: str, texts: dict[str, str] | None = None) -> None:
-        """Every query becomes a question. texts: of each key, which is its id; None: keys are it.
+        """Every query becomes a question, any of whose positives is enough.
 
-        Empty passages are no positives of a query that has others.
+        texts: of each key, which is its id; None: keys are it.
         """
         for key, query in self._queries.items():
-            positives = [i for i in query.positives if i is not None]
             builder.question(
                 query.where,
                 split,
                 key if texts is None else texts[key],
-                positives or query.positives,
+                query.positives,
                 id=None if texts is None else key,
                 negatives=query.negatives,
+                any_of=True,
             )

@@ -59,4 +59,5 @@ def _add_questions(builder: Builder, path: Path, split: str) -> None:
             answers=question.answers,
             steps=[find(step) for step in question.steps],
             negatives=find(question.negatives),
+            any_of=question.any_of,
         )

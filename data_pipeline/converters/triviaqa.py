@@ -54,6 +54,7 @@ def _add_record(
         positives,
         id=record.id("QuestionId"),
         answers=answers,
+        any_of=True,
         negatives=negatives,
     )
 

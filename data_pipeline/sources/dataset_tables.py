@@ -34,7 +34,7 @@ from data_pipeline.splitting import split_text
 from data_pipeline.tokenizer import Tokenizer
 
 PASSAGES, QUESTIONS = "passages.arrow", "questions.arrow"
-_FORMAT = 1  # changes with the tables' form or meaning
+_FORMAT = 2  # changes with the tables' form or meaning
 _ROWS = 4096  # of one record batch
 _PASSAGE_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 _PARTS = pa.list_(pa.int32())
@@ -44,6 +44,7 @@ _QUESTION_SCHEMA = pa.schema(
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),
         ("steps", pa.list_(_PARTS)),
+        ("any_of", pa.bool_()),
         ("negatives", _PARTS),
     ]
 )
@@ -183,7 +184,8 @@ class _QuestionRows:
         self._mined = _read_mined(files["mined"]) if "mined" in files else {}
 
     def row(self, where: str, question: Question) -> dict[str, Any]:
-        steps = question.steps or ((question.positives,) if question.positives else ())
+        together = [(id,) for id in question.positives] if question.any_of else [question.positives]
+        steps = question.steps or (tuple(together) if question.positives else ())
         if set().union(*steps) != set(question.positives):
             raise DataError(
                 f'{where}: "steps" find {sorted(set().union(*steps))}, but "positives" are '
@@ -200,6 +202,7 @@ class _QuestionRows:
             "question": question.question,
             "answers": list(question.answers),
             "steps": [sorted(group) for group in found_first(groups)],
+            "any_of": question.any_of,
             "negatives": [part for id in negatives for part in self._known(id, where)],
         }
 

@@ -30,6 +30,7 @@ _SHORTEST_SENTENCE = 5  # words of a sentence that may ask for its passage
 class _Item:
     """A question whose documents are named by their rows.
 
+    also: rows that would do as well as the positives.
     shown: rows whose text is another one in this bank (a sentence or the title taken out).
     """
 
@@ -38,6 +39,7 @@ class _Item:
     answers: tuple[str, ...]
     steps: tuple[tuple[int, ...], ...]
     negatives: tuple[int, ...] = ()
+    also: frozenset[int] = frozenset()
     shown: tuple[tuple[int, str], ...] = ()
 
     @property
@@ -155,12 +157,17 @@ class DatasetSource:
         """A question; None for a passage that has no sentence to ask with."""
         if task == "given":
             found = self._questions.slice(row, 1).to_pylist()[0]
+            steps, also = found["steps"], frozenset()
+            if found["any_of"]:
+                also = frozenset(part for step in steps for part in step)
+                steps = [steps[rng.integers(len(steps))]]
             return _Item(
                 found["id"],
                 found["question"],
                 tuple(found["answers"]),
-                tuple(map(tuple, found["steps"])),
+                tuple(map(tuple, steps)),
                 tuple(found["negatives"]),
+                also,
             )
         title, text = self._passages["title"][row].as_py(), self._passages["text"][row].as_py()
         id = f"{task}/{self._passages['id'][row].as_py()}/{row}"
@@ -227,7 +234,10 @@ def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query
     also = (
         row
         for row in numbers
-        if row not in positives and (shown[row] in texts or holds_answer(shown[row], item.answers))
+        if row not in positives
+        and (
+            row in item.also or shown[row] in texts or holds_answer(shown[row], item.answers)
+        )
     )
     steps = tuple(tuple(sorted(numbers[row] for row in step)) for step in item.steps)
     return Query(

@@ -105,6 +105,23 @@ def test_documents_that_may_answer_are_masked(make, rng):
         assert query.masked == ((twin,) if query.answers == ("Tiber",) else ())
 
 
+def test_one_of_several_alternatives_is_asked_for_and_the_others_are_masked(tmp_path, tokenizer):
+    texts = [Passage(f"p{i}", "", f"word {i}.") for i in range(6)]
+    asked = Question("q", "which?", (), ("p1", "p4"), any_of=True)
+    write_dataset(tmp_path / "any", texts, [("train", asked)])
+    config = DatasetConfig(str(tmp_path / "any"))
+    tables = prepare(config, "train", 64, tokenizer, tmp_path / "prepared")
+    source, found = DatasetSource("any", config, tables, NumberConfig()), Counter()
+    for seed in range(30):
+        bank = source.bank(np.random.default_rng(seed), 6, 1)
+        names = {document.number: document.id for document in bank.documents}
+        (query,) = bank.queries
+        (positive,), (masked,) = query.positives, query.masked
+        assert {names[positive], names[masked]} == {"p1", "p4"}
+        found[names[positive]] += 1
+    assert min(found.values()) > 5
+
+
 def test_equal_texts_are_no_negatives_of_each_other(tmp_path, tokenizer, rng):
     twins = [Passage(f"p{i}", "", f"word {i // 2}.") for i in range(4)]
     write_dataset(tmp_path / "twins", twins, [("train", Question("q", "0?", (), ("p0",)))])
@@ -235,6 +252,8 @@ ONE = '{"id": "a", "text": "x"}'
         pytest.param(ONE, {"positives": []}, '"positives" is empty', id="no-positive"),
         pytest.param(ONE, {"question": " "}, 'line 1: "question"', id="no-question"),
         pytest.param(ONE, {"steps": [[]]}, '"steps" find', id="steps"),
+        pytest.param(ONE, {"any_of": "yes"}, '"any_of" is', id="any-of"),
+        pytest.param(ONE, {"any_of": True, "steps": [["a"]]}, "no true with steps", id="any-steps"),
         pytest.param(f"{ONE}\n{ONE}", {}, "'a' comes twice", id="twice"),
         pytest.param('{"id": "a"}', {}, r"corpus\.jsonl, line 1", id="no-text"),
         pytest.param('{"id": "a", "text": ""}', {}, "has no text", id="empty-text"),

@@ -141,6 +141,7 @@ def test_equal_questions_become_one(folder):
     )
     out, report = made.clean()
     one, two = out.questions()
+    assert one.any_of and not two.any_of, "of 4 and 5 each needs both of its own"
     assert one.id == "1" and one.answers == ("x", "y", "z", "w")
     assert one.positives == ("a", "b") and one.negatives == ("d",) and one.steps == ()
     assert two.steps == (("c", "a"), ("d", "b")) and two.positives == ("c", "d", "a", "b")

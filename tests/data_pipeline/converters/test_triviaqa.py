@@ -54,7 +54,7 @@ def test_documents_that_contain_an_answer_are_positives(tmp_path, evidence):
     answers = ("Rome", "Roma", "The Eternal City")
     both = ("wikipedia/Italy.txt", "web/1/1_2.txt")
     assert questions(tmp_path / "out") == [
-        Question("tc_1", "Where is it?", answers, both, (), ("wikipedia/Romance.txt",)),
+        Question("tc_1", "Where is it?", answers, both, (), ("wikipedia/Romance.txt",), True),
         Question("tc_3", "And this?", answers, ("wikipedia/Italy.txt",)),
     ]
 
