@@ -102,7 +102,9 @@ def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
             raise DataError(f'{where}: "steps" is {steps!r}: give a list of lists of passage ids')
         any_of = data.get("any_of", False)
         if not isinstance(any_of, bool) or (any_of and steps):
-            raise DataError(f'{where}: "any_of" is {any_of!r}: give true or false, no true with steps')
+            raise DataError(
+                f'{where}: "any_of" is {any_of!r}: give true or false, no true with steps'
+            )
         yield (
             where,
             Question(

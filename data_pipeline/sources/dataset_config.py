@@ -63,6 +63,11 @@ class DatasetConfig:
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
 
     def __post_init__(self) -> None:
+        if not self.split:
+            raise DataError(
+                f"data.datasets.*.split is {self.split!r}: name the questions to train on, as "
+                "in train for questions.train.jsonl"
+            )
         for task, share in self.tasks.items():
             if task not in DATASET_TASKS:
                 raise DataError(

@@ -59,13 +59,20 @@ def prepare(
     Raises DataError, naming file and line, for what is broken in the dataset.
     """
     files = _files(config, split)
-    key = _key(files, config, document_tokens, tokenizer)
-    folder = root / f"{Path(config.path).name}-{key}"
+    corpus, asked = _keys(files, config, document_tokens, tokenizer)
+    folder = root / f"{corpus}-{asked}"
     if not folder.exists():
         root.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
         try:
-            _make(partial, files, config, document_tokens, tokenizer)
+            same = next(root.glob(f"{corpus}-*/{PASSAGES}"), None)
+            if same is None:
+                split = _split_corpus(files["corpus"], config.titles, document_tokens, tokenizer)
+                _write(partial / PASSAGES, _PASSAGE_SCHEMA, split)
+            else:  # another split of the dataset has them
+                shutil.copyfile(same, partial / PASSAGES)
+            if "questions" in files:
+                _write_questions(partial, files, config.negatives.bm25)
             partial.chmod(0o755)  # mkdtemp keeps it to its owner
             os.replace(partial, folder)
         except BaseException:
@@ -106,10 +113,10 @@ def _files(config: DatasetConfig, split: str | None) -> dict[str, Path]:
     return files
 
 
-def _key(
+def _keys(
     files: dict[str, Path], config: DatasetConfig, document_tokens: int, tokenizer: Tokenizer
-) -> str:
-    """Digest of everything that the tables depend on."""
+) -> tuple[str, str]:
+    """Digests of all that the passages depend on, with the dataset's name, and the questions."""
     digests = {}
     for name, path in files.items():
         try:
@@ -117,41 +124,34 @@ def _key(
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    settings = [_FORMAT, digests, config.titles, config.negatives.bm25, document_tokens]
-    text = json.dumps([*settings, tokenizer.fingerprint])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    corpus = [_FORMAT, digests["corpus"], config.titles, document_tokens, tokenizer.fingerprint]
+    asked = [digests.get("questions"), digests.get("mined"), config.negatives.bm25]
+    texts = (json.dumps(settings).encode() for settings in (corpus, asked))
+    of_corpus, of_asked = (hashlib.sha256(text).hexdigest()[:12] for text in texts)
+    return f"{Path(config.path).name}-{of_corpus}", of_asked
 
 
-def _make(
-    folder: Path,
-    files: dict[str, Path],
-    config: DatasetConfig,
-    document_tokens: int,
-    tokenizer: Tokenizer,
-) -> None:
-    parts: dict[str, range] = {}  # passage id -> its rows
+def _split_corpus(
+    path: Path, titles: bool, document_tokens: int, tokenizer: Tokenizer
+) -> Iterator[dict[str, str]]:
+    """Rows of all passages; those of one passage stand together."""
+    seen: set[str] = set()
+    for passage in read_passages(path):
+        if passage.id in seen:
+            raise DataError(f"{path}: passage id {passage.id!r} comes twice")
+        seen.add(passage.id)
+        yield from _split(passage, titles, document_tokens, tokenizer)
+    if not seen:
+        raise DataError(f"{path} holds no passage: give a corpus with text")
 
-    def rows() -> Iterator[dict[str, Any]]:
-        place = 0
-        for passage in read_passages(files["corpus"]):
-            if passage.id in parts:
-                raise DataError(f"{files['corpus']}: passage id {passage.id!r} comes twice")
-            split = list(_split(passage, config.titles, document_tokens, tokenizer))
-            parts[passage.id] = range(place, place + len(split))
-            place += len(split)
-            yield from split
 
-    _write(folder / PASSAGES, _PASSAGE_SCHEMA, rows())
-    if not parts:
-        raise DataError(f"{files['corpus']} holds no passage: give a corpus with text")
-    if "questions" in files:
-        passages = open_table(folder / PASSAGES)
-        found = _QuestionRows(files, parts, passages)
-        questions = list(read_questions(files["questions"]))
-        rows_of = [found.row(where, question) for where, question in questions]
-        if config.negatives.bm25:
-            _add_bm25(rows_of, passages, config.negatives.bm25)
-        _write(folder / QUESTIONS, _QUESTION_SCHEMA, iter(rows_of))
+def _write_questions(folder: Path, files: dict[str, Path], bm25: int) -> None:
+    passages = open_table(folder / PASSAGES)
+    found = _QuestionRows(files, passages)
+    rows = [found.row(where, question) for where, question in read_questions(files["questions"])]
+    if bm25:
+        _add_bm25(rows, passages, bm25)
+    _write(folder / QUESTIONS, _QUESTION_SCHEMA, iter(rows))
 
 
 def _split(
@@ -179,8 +179,12 @@ def document_length(tokenizer: Tokenizer, text: str, number: int = 999_999) -> i
 class _QuestionRows:
     """Questions as rows: passages become the parts that matter."""
 
-    def __init__(self, files: dict[str, Path], parts: dict[str, range], passages: pa.Table):
-        self._corpus, self._parts, self._texts = files["corpus"], parts, passages["text"]
+    def __init__(self, files: dict[str, Path], passages: pa.Table):
+        self._corpus, self._texts = files["corpus"], passages["text"]
+        self._parts: dict[str, range] = {}
+        for row, id in enumerate(passages["id"].to_pylist()):
+            first = self._parts.get(id, range(row, row)).start
+            self._parts[id] = range(first, row + 1)
         self._mined = _read_mined(files["mined"]) if "mined" in files else {}
 
     def row(self, where: str, question: Question) -> dict[str, Any]:

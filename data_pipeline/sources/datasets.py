@@ -235,9 +235,7 @@ def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query
         row
         for row in numbers
         if row not in positives
-        and (
-            row in item.also or shown[row] in texts or holds_answer(shown[row], item.answers)
-        )
+        and (row in item.also or shown[row] in texts or holds_answer(shown[row], item.answers))
     )
     steps = tuple(tuple(sorted(numbers[row] for row in step)) for step in item.steps)
     return Query(

@@ -240,6 +240,19 @@ def test_tables_are_made_once_and_anew_when_anything_changes(folder, tokenizer, 
         prepare(replace(config, titles=False), "train", 256, tokenizer, tmp_path),
     ]
     assert len({first, *others}) == 4
+    tables = [(folder / PASSAGES).read_bytes() for folder in (first, others[1])]
+    assert tables[0] == tables[1] and (others[1] / QUESTIONS).exists()
+
+
+def test_the_corpus_is_split_once_for_all_its_questions(folder, tokenizer, tmp_path, monkeypatch):
+    config = DatasetConfig(str(folder))
+    prepare(config, "train", 256, tokenizer, tmp_path)
+    split = "data_pipeline.sources.dataset_tables._split"
+    monkeypatch.setattr(split, lambda *_: pytest.fail("split again"))
+    prepare(config, "dev", 256, tokenizer, tmp_path)
+    prepare(config, None, 256, tokenizer, tmp_path)
+    with pytest.raises(DataError, match="split is None"):
+        replace(config, split=None)
 
 
 ONE = '{"id": "a", "text": "x"}'
