@@ -77,7 +77,7 @@ def module_of(path):
     return ".".join(parts).removesuffix(".py").removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", list(sources()), ids=lambda p: str(p.relative_to(ROOT)))
 def test_rooms_import_in_one_direction(path):
     here = room(module_of(path))
     if here not in ALLOWED:  # the command line wires everything together
@@ -90,7 +90,7 @@ def test_rooms_import_in_one_direction(path):
         assert not any(m.startswith("msa_train.model.megatron") for m in imported(path))
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", list(sources()), ids=lambda p: str(p.relative_to(ROOT)))
 def test_heavy_packages_stay_home(path):
     relative = str(path.relative_to(ROOT))
     for module in imported(path):
