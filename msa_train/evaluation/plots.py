@@ -30,7 +30,8 @@ STYLE = {
 }
 PANELS = {  # title -> which keys of metrics.jsonl it shows
     "losses": r"^loss/",
-    "router recall@1 on training banks": r"recall@1$",
+    "router recall@1 on training banks": r"^router/layer_\d+_recall@1$",
+    "router recall@1, held-out banks": r"^held_out/.*recall@1$",
     "gate sharpness": r"gate",
 }
 
@@ -100,7 +101,7 @@ def plot_training(metrics: Path, path: Path) -> None:
         )
         for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
             for key, (steps, values) in lines.items():
-                axis.plot(steps, values, label=_spoken(key), linewidth=1.6)
+                axis.plot(steps, values, label=spoken_name(key), linewidth=1.6)
             axis.set_title(title, fontsize=11)
             axis.set_xlabel("step")
             axis.set_ylim(bottom=0)
@@ -180,8 +181,10 @@ def _short(tokens: int) -> str:
     return f"{tokens // 2**10}K" if tokens % 2**10 == 0 else f"{tokens:,}"
 
 
-def _spoken(key: str) -> str:
-    """router/layer_2_recall@1 -> layer 2; loss/lm -> lm."""
+def spoken_name(key: str) -> str:
+    """router/layer_2_recall@1 -> layer 2; held_out/nq/recall@1 -> nq; loss/lm -> lm."""
+    if key.startswith("held_out/"):
+        return key.split("/")[1]
     layer = re.search(r"layer_?(\d+)", key)
     return f"layer {layer[1]}" if layer else key.rpartition("/")[2].replace("_", " ")
 

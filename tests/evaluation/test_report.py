@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import math
 
 import numpy as np
@@ -7,7 +8,13 @@ import pytest
 from rich.console import Console
 
 from data_pipeline.errors import DataError
-from msa_train.evaluation.plots import plot_memory, plot_pydocs, plot_training
+from msa_train.evaluation.plots import (
+    PANELS,
+    plot_memory,
+    plot_pydocs,
+    plot_training,
+    spoken_name,
+)
 from msa_train.evaluation.report import machine, relative_losses, summarise, tables, write_report
 
 LENGTHS = (16384, 1048576)
@@ -97,6 +104,13 @@ def test_training_curves(tmp_path):
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plot_training(metrics, tmp_path / "training.png")
     assert_drawn(tmp_path / "training.png")
+
+
+def test_curves_carry_the_names_of_what_they_show():
+    keys = {"router/layer_2_recall@1": "layer 2", "held_out/nq/recall@1": "nq", "loss/lm": "lm"}
+    assert {key: spoken_name(key) for key in keys} == keys
+    panels = {key: [t for t, pattern in PANELS.items() if re.search(pattern, key)] for key in keys}
+    assert all(len(titles) == 1 for titles in panels.values()), "each in a panel of its own kind"
 
 
 def test_a_run_without_metrics_is_refused(tmp_path):
