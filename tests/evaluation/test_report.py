@@ -1,7 +1,7 @@
 import io
 import json
-import re
 import math
+import re
 
 import numpy as np
 import pytest
