@@ -1,7 +1,8 @@
 """Memory Sparse Attention as operations on packed tensors: pooling, routing, attention.
 
 Importable alone: torch, and triton where it is installed. `reference` owns the semantics;
-`backend_report()` says which backend runs each operation here, and why.
+`backend_report()` says which backend runs each operation here, and why. Every operation that
+learns is a torch.library operator: torch.compile takes it as one node.
 
 Shape letters: N tokens, n documents, C chunks, m contexts, b banks, H query heads, G key/value
 heads, D head dim, V = G*D, K documents selected, S selected chunk entries (ragged over contexts).
@@ -11,20 +12,35 @@ heads, D head dim, V = G*D, K documents selected, S selected chunk entries (ragg
 from msa_kernels.attend import context_attention, document_attention
 from msa_kernels.dispatch import backend_report
 from msa_kernels.errors import KernelError
-from msa_kernels.pool import chunk_mean
+from msa_kernels.norm_rope import norm_rope
+from msa_kernels.pool import chunk_mean, pool_states
+from msa_kernels.quantised import (
+    Certified,
+    QuantisedKeys,
+    certified_top_documents,
+    quantise,
+    quantised_document_scores,
+)
 from msa_kernels.ragged import chunk_offsets
 from msa_kernels.route import chunk_scores, document_scores
 from msa_kernels.selection import select_chunks, top_documents
 
 __all__ = [
+    "Certified",
     "KernelError",
+    "QuantisedKeys",
     "backend_report",
+    "certified_top_documents",
     "chunk_mean",
     "chunk_offsets",
     "chunk_scores",
     "context_attention",
     "document_attention",
     "document_scores",
+    "norm_rope",
+    "pool_states",
+    "quantise",
+    "quantised_document_scores",
     "select_chunks",
     "top_documents",
 ]

@@ -1,38 +1,20 @@
 """Attention of the two streams (SPEC sections 1 and 2).
 
-Sequences of similar length form padded batches for torch's fused attention: nothing quadratic in a
-length is kept for backward. Documents need no mask: under a causal mask, padding at the end
-reaches no real token. The gate's bias is an extra dimension of the keys, met by a one in the
-queries, because the fused kernels give masks no gradient.
+On CUDA one Triton kernel reads selected chunks where they lie; it is the documents' attention too,
+as contexts that select nothing. Elsewhere sequences of similar length form padded batches for
+torch's own fused attention. Nothing quadratic in a length is kept for backward.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from msa_kernels import dispatch
-from msa_kernels.batches import Batch, batch_padding, make_batches
+from msa_kernels.cpu import attend as cpu
 from msa_kernels.errors import KernelError
-from msa_kernels.ragged import Padding
 
 SCRATCH_MB = 64.0
-
-
-def _split(padded: Tensor, rows: list[int], batches: list[Batch]) -> list[Tensor]:
-    """[p, heads, D] -> of each batch [r, heads, width, D]."""
-    parts = zip(padded.split(rows), batches, strict=True)
-    return [x.unflatten(0, (len(b.members), -1)).transpose(1, 2) for x, b in parts]
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **mask) -> Tensor:
-    """[r, H, t, D] -> packed rows [r*t, H, D]."""
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=True, **mask)
-    return out.transpose(1, 2).flatten(0, 1)
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -42,14 +24,12 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scal
     i // (H/G). Differentiable in q, k, v. Raises KernelError for tensors that do not fit together.
     """
     _check("document_attention", q, k, v, cu_seqlens, cu_seqlens)
-    sizes = [(n, n, 0) for n in cu_seqlens.diff().tolist()]
-    batches = make_batches(sizes, len(q) * max(1, len(q)), 1)
-    if not batches:
-        return q * 1
-    padding, rows = batch_padding(cu_seqlens, batches, 0)
-    padded = [_split(padding.pad(x), rows, batches) for x in (q, k, v)]
-    parts = [_attention(*x, scale, is_causal=True) for x in zip(*padded, strict=True)]
-    return padding.unpad(torch.cat(parts))
+    if not _opaque("document_attention", q):
+        return cpu.documents(q, k, v, cu_seqlens, scale)
+    nothing = q.new_empty(0, *k.shape[1:]), cu_seqlens.new_empty(0), torch.zeros_like(cu_seqlens)
+    states, index, index_cu = nothing
+    cus = cu_seqlens, cu_seqlens
+    return _attend(q, k, v, *cus, states, states, index, index_cu, None, None, scale, 0)[0]
 
 
 def context_attention(
@@ -73,149 +53,23 @@ def context_attention(
     sees its own and earlier keys. pooled_k, pooled_v [C, G, D]; index [S], index_cu [m+1]: the
     chunks each context reads; bias [S] (the gate, SPEC section 3) is added to an entry's logits
     for all heads; q rows before memory_from [m] (counted within the context's q rows) see no
-    chunk. Returns [Nq, H, D]. Differentiable in q, k, v, pooled_k, pooled_v, bias. scratch_mb
-    bounds the masks. Raises KernelError for tensors that do not fit together.
+    chunk. Returns [Nq, H, D]. Differentiable in q, k, v, pooled_k, pooled_v, bias; gradients are
+    the same in every run. scratch_mb bounds the masks of the torch path. Raises KernelError for
+    tensors that do not fit together.
     """
     _check("context_attention", q, k, v, q_cu, k_cu)
     floating = {"pooled_k": pooled_k, "pooled_v": pooled_v, "bias": bias}
     dispatch.check_floating("context_attention", q=q, **floating)
     dispatch.check_cumulative("context_attention", "index_cu", index_cu, len(index))
-    memory = _Memory(pooled_k, pooled_v, index, bias, memory_from)
-    return _read(q, k, v, (q_cu, k_cu, index_cu), memory, scale, int(scratch_mb * (1 << 20)))
-
-
-@dataclass(frozen=True)
-class _Memory:
-    k: Tensor  # [C, G, D]
-    v: Tensor  # [C, G, D]
-    index: Tensor  # [S]
-    bias: Tensor | None  # [S]
-    visible_from: Tensor | None  # [m]
-
-
-def _read(q, k, v, cus: tuple[Tensor, ...], memory: _Memory, scale: float, budget: int) -> Tensor:
-    sizes = list(zip(*(cu.diff().tolist() for cu in cus), strict=True))
-    if any(t > keys for t, keys, _ in sizes):
+    # On an accelerator the look would wait for the device.
+    if q_cu.device.type == "cpu" and bool((q_cu.diff() > k_cu.diff()).any()):
         raise KernelError("context_attention: a context has more q rows than keys (q_cu, k_cu)")
-    batches = make_batches(sizes, budget, q.element_size())
-    if not batches:
-        return torch.zeros_like(q)
-    paddings, counts = zip(
-        *(batch_padding(cu, batches, i) for i, cu in enumerate(cus)), strict=True
-    )
-    rows, own, entries = paddings
-    gate = None
-    if memory.bias is not None:
-        gate = _gate_columns(entries.pad(memory.bias) / scale, q.dtype)
-    extra = 0 if gate is None else gate.shape[1]
-    chunks, width = memory.index[entries.rows], q.shape[2]
-    q = rows.pad(q)
-    if extra:
-        q = F.pad(q, (0, extra), value=1.0)
-    keys = _Keys.apply(k, memory.k, gate, own, chunks, batches, extra)
-    values = _Keys.apply(v, memory.v, None, own, chunks, batches, extra)
-    parts, unreal = [], (~entries.real).split(counts[2])
-    for x in zip(_split(q, counts[0], batches), keys, values, batches, unreal, strict=True):
-        hidden = _Hidden(*x[3:], cus, memory.visible_from)
-        parts.append(_read_batch(*x[:3], scale, hidden, budget)[..., :width])
-    return rows.unpad(torch.cat(parts))
-
-
-def _gate_columns(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """bias [p] -> [p, e], columns that add up to it: one, or two of half precision.
-
-    Only the first carries the gradient, which is that of the sum.
-    """
-    first = bias.to(dtype)
-    if dtype.itemsize >= 4:
-        return first[:, None]
-    rest = (bias - first.to(bias.dtype)).detach().to(dtype)
-    return torch.stack([first, rest], 1)
-
-
-class _Keys(torch.autograd.Function):
-    """Of each batch [r, G, s + keys, D + extra]: selected chunks with their gate, own tokens."""
-
-    @staticmethod
-    def forward(ctx, own, pooled, gate, padding: Padding, chunks, batches, extra: int):
-        ctx.save_for_backward(chunks)
-        ctx.layout = (padding, batches, pooled.shape, gate is not None)
-        groups, width = own.shape[1:]
-        out, own, pooled = [], own.flatten(1), pooled.flatten(1)
-        for batch, rows, slots in _cuts(batches):
-            r, s = len(batch.members), batch.s
-            both = own.new_zeros(r, s + batch.keys, groups, width + extra)
-            local = own.index_select(0, padding.rows[rows]).view(r, -1, groups, width)
-            both[:, s:, :, :width] = local
-            if s:
-                selected = pooled.index_select(0, chunks[slots]).view(r, s, groups, width)
-                both[:, :s, :, :width] = selected
-                if gate is not None:
-                    both[:, :s, :, width:] = gate[slots].view(r, s, 1, extra)
-            out.append(both.transpose(1, 2))
-        return tuple(out)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        padding, batches, (count, groups, width), gated = ctx.layout
-        (chunks,) = ctx.saved_tensors
-        d_own = grads[0].new_empty(len(padding.rows), groups, width)
-        d_pooled = grads[0].new_zeros(count, groups * width)
-        d_gate = []
-        for grad, (batch, rows, slots) in zip(grads, _cuts(batches), strict=True):
-            grad, s = grad.transpose(1, 2), batch.s
-            d_own[rows] = grad[:, s:, :, :width].flatten(0, 1)
-            # Padding entries are hidden from every row: what they add is zero.
-            d_pooled.index_add_(0, chunks[slots], grad[:, :s, :, :width].flatten(0, 1).flatten(1))
-            d_gate.append(grad[:, :s, :, width:].sum(2).flatten(0, 1))
-        d_gate = torch.cat(d_gate) if gated else None
-        return padding.give(d_own), d_pooled.view(count, groups, width), d_gate, *[None] * 4
-
-
-def _cuts(batches: list[Batch]):
-    """(batch, its padded own rows, its padded entries)."""
-    rows = slots = 0
-    for batch in batches:
-        r = len(batch.members)
-        ends = rows + r * batch.keys, slots + r * batch.s
-        yield batch, slice(rows, ends[0]), slice(slots, ends[1])
-        rows, slots = ends
-
-
-class _Hidden:
-    """What the query rows of a batch do not see: padding, later tokens, the memory for the head."""
-
-    def __init__(self, batch: Batch, unreal: Tensor, cus: tuple, visible_from: Tensor | None):
-        members = torch.tensor(batch.members, device=unreal.device)
-        self.batch, self.unreal = batch, unreal.view(len(members), 1, batch.s)
-        self.lead = (cus[1].diff() - cus[0].diff())[members]
-        self.visible_from = None if visible_from is None else visible_from[members]
-
-    def mask(self, start: int, end: int, columns: int, like: Tensor) -> Tensor:
-        """Additive [r, 1, rows, s + own columns] for query rows start..end-1."""
-        row = torch.arange(start, end, device=like.device)
-        key = torch.arange(columns - self.batch.s, device=like.device)
-        later = key > (row + self.lead[:, None])[..., None]
-        memory = self.unreal.expand(-1, end - start, -1)
-        if self.visible_from is not None:
-            memory = memory | (row < self.visible_from[:, None])[..., None]
-        hidden = torch.cat([memory, later], 2)
-        mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
-        return mask.masked_fill_(hidden, -math.inf)[:, None]
-
-
-def _read_batch(q, k, v, scale: float, hidden: _Hidden, budget: int) -> Tensor:
-    """q [r, H, t, D'], k, v [r, G, s+keys, D'] -> [r*t, H, D'], in steps whose masks fit."""
-    batch, parts = hidden.batch, []
-    step = max(1, budget // (len(q) * k.shape[2] * q.element_size()))
-    for start in range(0, batch.t, step):
-        end = min(start + step, batch.t)
-        columns = batch.s + min(batch.keys, end + int(hidden.lead.max()))
-        mask = hidden.mask(start, end, columns, q)
-        seen = [x[:, :, :columns] for x in (k, v)]
-        part = _attention(q[:, :, start:end], *seen, scale, attn_mask=mask)
-        parts.append(part.unflatten(0, (len(q), -1)))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+    budget = int(scratch_mb * (1 << 20))
+    if not _opaque("context_attention", q):
+        memory = cpu.Memory(pooled_k, pooled_v, index, bias, memory_from)
+        return cpu.contexts(q, k, v, (q_cu, k_cu, index_cu), memory, scale, budget)
+    entries = (index, index_cu, bias, memory_from)
+    return _attend(q, k, v, q_cu, k_cu, pooled_k, pooled_v, *entries, scale, budget)[0]
 
 
 def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: Tensor) -> None:
@@ -223,3 +77,85 @@ def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: 
     dispatch.check_heads(operation, q, k, v)
     dispatch.check_cumulative(operation, "q_cu", q_cu, len(q))
     dispatch.check_cumulative(operation, "k_cu", k_cu, len(k))
+    if len({x.dtype for x in (q, k, v)}) > 1:
+        raise KernelError(f"{operation}: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; need one")
+
+
+def _opaque(operation: str, q: Tensor) -> bool:
+    """Whether the custom operator runs: for Triton, and for a compiler, which cannot look into the
+    torch path. The torch path by itself keeps what its backward needs; as an operator it computes
+    that again."""
+    return torch.compiler.is_compiling() or dispatch.takes_triton(operation, q)
+
+
+@torch.library.custom_op("msa_kernels::context_attention", mutates_args=())
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: Tensor, pooled_k: Tensor,
+    pooled_v: Tensor, index: Tensor, index_cu: Tensor, bias: Tensor | None,
+    memory_from: Tensor | None, scale: float, budget: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[Nq, H, D] and, of the Triton kernel, the logarithms of the softmax sums [Nq, H]."""
+    cus = (q_cu, k_cu, index_cu)
+    if dispatch.takes_triton("context_attention", q):
+        from msa_kernels.gpu import attend as gpu
+
+        head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
+        states = (x.contiguous() for x in (q, k, v, pooled_k, pooled_v))
+        return gpu.forward(*states, index, bias, head, cus, scale)
+    memory = cpu.Memory(pooled_k, pooled_v, index, bias, memory_from)
+    out = cpu.contexts(q, k, v, cus, memory, scale, budget)
+    return out.clone(), q.new_zeros(q.shape[:2], dtype=torch.float32)
+
+
+@_attend.register_fake
+def _(q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from, scale, budget):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+@torch.library.custom_op("msa_kernels::context_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor,
+    k_cu: Tensor, pooled_k: Tensor, pooled_v: Tensor, index: Tensor, index_cu: Tensor,
+    bias: Tensor | None, memory_from: Tensor | None, scale: float, budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, pooled_k, pooled_v and bias ([0] without one)."""
+    cus = (q_cu, k_cu, index_cu)
+    if dispatch.takes_triton("context_attention", q):
+        from msa_kernels.gpu import attend_backward as gpu
+
+        head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
+        given = (x.contiguous() for x in (grad, out, lse, q, k, v, pooled_k, pooled_v))
+        found = gpu.backward(*given, index, bias, head, cus, scale)
+    else:
+        inputs = [x.detach().requires_grad_() for x in (q, k, v, pooled_k, pooled_v)]
+        gate = None if bias is None else bias.detach().requires_grad_()
+        with torch.enable_grad():
+            memory = cpu.Memory(*inputs[3:], index, gate, memory_from)
+            again = cpu.contexts(*inputs[:3], cus, memory, scale, budget)
+            wanted = [*inputs, *([] if gate is None else [gate])]
+            found = torch.autograd.grad(again, wanted, grad, materialize_grads=True)
+        found = (x.clone() for x in found)
+    *states, d_bias = found if bias is not None else (*tuple(found)[:5], q.new_empty(0))
+    return *states, d_bias
+
+
+@_attend_backward.register_fake
+def _(grad, out, lse, q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, *_):
+    states = (x.new_empty(x.shape) for x in (q, k, v, pooled_k, pooled_v))
+    return *states, q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.scale, ctx.budget = inputs
+    ctx.save_for_backward(*output, *tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, grad, _):
+    found = _attend_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.budget)
+    d_q, d_k, d_v, d_pooled_k, d_pooled_v, d_bias = found
+    d_bias = None if ctx.saved_tensors[11] is None else d_bias
+    return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, *[None] * 3
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from msa_kernels.errors import KernelError
 
-OPERATIONS = (
+TRITON_OPERATIONS = (
     "chunk_mean",
+    "pool_states",
     "document_scores",
     "chunk_scores",
-    "top_documents",
-    "select_chunks",
     "document_attention",
     "context_attention",
+    "norm_rope",
+    "quantise",
 )
-TRITON_OPERATIONS = frozenset({"chunk_mean"})
+OPERATIONS = (*TRITON_OPERATIONS, "top_documents", "select_chunks")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -59,7 +60,7 @@ def triton_missing() -> str | None:
 def choose(operation: str, device: torch.device, dtype: torch.dtype) -> Choice:
     """The backend for `operation` on tensors of this device and dtype."""
     if operation not in TRITON_OPERATIONS:
-        return Choice("torch", "no Triton kernel of this operation yet")
+        return Choice("torch", "made of torch's own operations on every device")
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return Choice("torch", f"{device.type} tensors take the tiled torch path")
     if dtype not in TRITON_DTYPES:
@@ -67,6 +68,12 @@ def choose(operation: str, device: torch.device, dtype: torch.dtype) -> Choice:
     if missing := triton_missing():
         return Choice("torch", missing)
     return Choice("triton", "TRITON_INTERPRET=1" if device.type == "cpu" else "CUDA tensors")
+
+
+def takes_triton(operation: str, *tensors: Tensor) -> bool:
+    """Whether the Triton kernel runs on these tensors."""
+    chosen = (choose(operation, x.device, x.dtype).backend for x in tensors)
+    return all(backend == "triton" for backend in chosen)
 
 
 def backend_report(device: str | torch.device | None = None) -> dict[str, dict[str, str]]:

@@ -40,6 +40,39 @@ def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
     return (torch.stack(means) if means else wide[:0]).to(x.dtype)
 
 
+def pool_states(
+    k: Tensor, v: Tensor, router_key: Tensor, cu_seqlens: Tensor, chunk_size: int, unit: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Chunk means of k, v, router_key [N, G, D]; each head of the last a unit vector if `unit`."""
+    wide = router_key.to(accumulation_dtype(router_key))
+    keys = chunk_mean(wide, cu_seqlens, chunk_size)
+    if unit:
+        keys = keys / keys.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    pooled = (chunk_mean(x, cu_seqlens, chunk_size) for x in (k, v))
+    return *pooled, keys.to(router_key.dtype)
+
+
+def norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """q [N, H, D], k [N, G, D]: every head RMS-normed, then value i rotated with value i + D/2."""
+
+    def one(x: Tensor, weight: Tensor) -> Tensor:
+        wide = x.to(accumulation_dtype(x))
+        normed = wide / (wide.square().mean(2, keepdim=True) + eps).sqrt() * weight
+        a, b = normed.chunk(2, dim=2)
+        c, s = cos[:, None], sin[:, None]
+        return torch.cat([a * c - b * s, b * c + a * s], 2).to(x.dtype)
+
+    return one(q, q_weight), one(k, k_weight)
+
+
 def document_scores(
     query: Tensor,
     query_cu: Tensor,

@@ -2,11 +2,24 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from msa_kernels import chunk_offsets
+from msa_kernels.dispatch import interpreting
 from msa_kernels.ragged import cumulative
 from torch import Tensor
+
+# Triton's interpreter is slow, and its half precision is not that of a GPU.
+CASES = settings(max_examples=12 if interpreting() else 50, deadline=None)
+torch_only = pytest.mark.skipif(interpreting(), reason="says something about the torch path alone")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-10}  # of gradients
+
+
+def as_inputs(*states: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    return [x.to(dtype).requires_grad_() for x in states]
 
 
 def cu(lengths) -> Tensor:
@@ -38,9 +51,9 @@ class Routing:
     def arguments(self) -> tuple[Tensor, ...]:
         return tuple(vars(self).values())
 
-    def double(self) -> "Routing":
+    def in_dtype(self, dtype: torch.dtype) -> "Routing":
         fields = dict(vars(self))
-        fields["query"], fields["keys"] = fields["query"].double(), fields["keys"].double()
+        fields["query"], fields["keys"] = fields["query"].to(dtype), fields["keys"].to(dtype)
         return Routing(**fields)
 
 

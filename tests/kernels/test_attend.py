@@ -2,19 +2,28 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msa_kernels import KernelError, context_attention, document_attention, reference
 
-from tests.kernels.kernel_cases import attentions, cu, error_ratio, gradients
+from tests.kernels.kernel_cases import (
+    CASES,
+    DTYPES,
+    TOLERANCE,
+    as_inputs,
+    attentions,
+    cu,
+    error_ratio,
+    gradients,
+    torch_only,
+)
 
-CASES = settings(max_examples=50, deadline=None)
 SCRATCH = st.sampled_from([1e-4, 64.0])  # some query rows at a time, or everything at once
 
 
-def in_double(case: dict) -> tuple[dict, list[torch.Tensor]]:
+def learning(case: dict, dtype: torch.dtype) -> tuple[dict, list[torch.Tensor]]:
     wide = {
-        name: x.double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x
+        name: x.to(dtype).requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x
         for name, x in case.items()
     }
     return wide, [x for x in wide.values() if torch.is_tensor(x) and x.requires_grad]
@@ -27,29 +36,31 @@ def test_context_attention_matches_the_reference(case, scratch_mb):
     assert error_ratio(context_attention(**case, scratch_mb=scratch_mb), expected) < 1e-6
 
 
-@given(attentions(), SCRATCH)
+@DTYPES
+@given(case=attentions(), scratch_mb=SCRATCH)
 @CASES
-def test_context_attention_gradients_match_the_reference(case, scratch_mb):
-    case, inputs = in_double(case)
+def test_context_attention_gradients_match_the_reference(dtype, case, scratch_mb):
+    case, inputs = learning(case, dtype)
     expected = reference.context_attention(**case)
     actual = context_attention(**case, scratch_mb=scratch_mb)
-    weight = torch.randn(expected.shape, dtype=torch.float64)
+    weight = torch.randn(expected.shape, dtype=dtype)
     for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
-        assert error_ratio(a, b) < 1e-10
+        assert error_ratio(a, b) < TOLERANCE[dtype]
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+@DTYPES
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8))
 @CASES
-def test_document_attention_matches_the_reference(lengths):
+def test_document_attention_matches_the_reference(dtype, lengths):
     offsets = cu(lengths)
     q, k, v = (torch.randn(sum(lengths), heads, 8) for heads in (4, 2, 2))
     expected = reference.document_attention(q, k, v, offsets, 0.3)
     assert error_ratio(document_attention(q, k, v, offsets, 0.3), expected) < 1e-6
-    inputs = [x.double().requires_grad_() for x in (q, k, v)]
+    inputs = as_inputs(q, k, v, dtype=dtype)
     outs = [f(*inputs, offsets, 0.3) for f in (document_attention, reference.document_attention)]
-    weight = torch.randn(q.shape, dtype=torch.float64)
+    weight = torch.randn(q.shape, dtype=dtype)
     for a, b in zip(*(gradients(x, inputs, weight) for x in outs), strict=True):
-        assert error_ratio(a, b) < 1e-10
+        assert error_ratio(a, b) < TOLERANCE[dtype]
 
 
 def context(rows=6, keys=6, chunks=3, dtype=torch.float32):
@@ -86,6 +97,7 @@ def test_order_of_chunks_does_not_matter():
     torch.testing.assert_close(context_attention(*case), expected)
 
 
+@torch_only
 def test_half_precision_keeps_the_gate_sharp():
     # Around 30, neighbouring bfloat16 numbers are 1/8 apart: the bias must not be rounded to them.
     case = context(dtype=torch.bfloat16)

@@ -28,7 +28,7 @@ def test_cuda_tensors_take_triton_where_a_kernel_exists(monkeypatch):
     cuda = torch.device("cuda")
     assert dispatch.choose("chunk_mean", cuda, torch.bfloat16).backend == "triton"
     assert dispatch.choose("chunk_mean", cuda, torch.float64).backend == "torch"
-    assert dispatch.choose("document_scores", cuda, torch.float32).backend == "torch"
+    assert dispatch.choose("top_documents", cuda, torch.float32).backend == "torch"
 
 
 def test_a_missing_triton_is_the_reason(monkeypatch):

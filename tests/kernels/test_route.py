@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msa_kernels import (
     KernelError,
@@ -15,12 +15,20 @@ from msa_kernels import (
     top_documents,
 )
 from msa_kernels.bench.measure import peak_memory_mb
-from msa_kernels.segments import segment_max
+from msa_kernels.cpu.segments import segment_max
 from torch.nn.functional import normalize as unit
 
-from tests.kernels.kernel_cases import cu, error_ratio, gradients, routings
+from tests.kernels.kernel_cases import (
+    CASES,
+    DTYPES,
+    TOLERANCE,
+    cu,
+    error_ratio,
+    gradients,
+    routings,
+    torch_only,
+)
 
-CASES = settings(max_examples=60, deadline=None)
 # A tile of one chunk, tiles that cut documents, and everything at once.
 SCRATCH = st.sampled_from([1e-5, 2e-3, 64.0])
 
@@ -33,32 +41,34 @@ def test_document_scores_match_the_reference(case, scratch_mb):
     assert error_ratio(actual, expected) < 1e-6
 
 
-@given(routings(), SCRATCH)
+@DTYPES
+@given(case=routings(), scratch_mb=SCRATCH)
 @CASES
-def test_document_score_gradients_match_the_reference(case, scratch_mb):
-    case = case.double()
+def test_document_score_gradients_match_the_reference(dtype, case, scratch_mb):
+    case = case.in_dtype(dtype)
     inputs = [case.query.requires_grad_(), case.keys.requires_grad_()]
     expected = reference.document_scores(*case.arguments())
     actual = document_scores(*case.arguments(), scratch_mb=scratch_mb)
-    weight = torch.randn(expected.shape, dtype=torch.float64)
+    weight = torch.randn(expected.shape, dtype=dtype)
     for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
-        assert error_ratio(a, b) < 1e-12
+        assert error_ratio(a, b) < TOLERANCE[dtype]
 
 
-@given(routings(), SCRATCH, st.integers(1, 4))
+@DTYPES
+@given(case=routings(), scratch_mb=SCRATCH, k=st.integers(1, 4))
 @CASES
-def test_chunk_scores_match_the_reference(case, scratch_mb, k):
-    case = case.double()
+def test_chunk_scores_match_the_reference(dtype, case, scratch_mb, k):
+    case = case.in_dtype(dtype)
     inputs = [case.query.requires_grad_(), case.keys.requires_grad_()]
     _, best = top_documents(document_scores(*case.arguments()).detach(), k)
     index = select_chunks(best, case.chunk_cu)
     given_ = (case.query, case.query_cu, case.keys, *index)
     expected = reference.chunk_scores(*given_)
     actual = chunk_scores(*given_, scratch_mb=scratch_mb)
-    assert error_ratio(actual, expected) < 1e-12
-    weight = torch.randn(expected.shape, dtype=torch.float64)
+    assert error_ratio(actual, expected) < TOLERANCE[dtype]
+    weight = torch.randn(expected.shape, dtype=dtype)
     for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
-        assert error_ratio(a, b) < 1e-12
+        assert error_ratio(a, b) < TOLERANCE[dtype]
 
 
 @given(routings())
@@ -155,6 +165,7 @@ def test_searching_two_halves_and_merging_is_one_search(cut, k, whole_numbers):
     assert torch.equal(found, whole[1])
 
 
+@torch_only
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keys_are_scored_in_float32(dtype):
     query, query_cu, keys, *rest = one_bank([3, 1, 4])
@@ -170,6 +181,7 @@ def test_autocast_does_not_lower_the_precision_of_scores():
         assert torch.equal(document_scores(*case), expected)
 
 
+@torch_only
 def test_scratch_stays_under_the_budget():
     case = one_bank([2] * 3000, tokens=40, width=16)
     half = (*case[:2], case[2].bfloat16(), *case[3:])

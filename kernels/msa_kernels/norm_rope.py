@@ -1,0 +1,108 @@
+"""RMS norm and rotation of query and key heads in one pass (SPEC sections 1 and 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msa_kernels import dispatch
+from msa_kernels.cpu import norm_rope as cpu
+from msa_kernels.errors import KernelError
+from msa_kernels.reference import accumulation_dtype
+
+
+def norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Each head x of q and k becomes rotate(x / sqrt(mean(x^2) + eps) * weight).
+
+    q [N, H, D], k [N, G, D], weights [D], cos, sin [N, D/2] float32 of each token's own position;
+    the rotation pairs value i with i + D/2. Returns both in their dtype, computed in float32.
+    Differentiable in q, k and the weights. Raises KernelError for tensors that do not fit.
+    """
+    dispatch.check_floating("norm_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight, cos=cos)
+    tables = (len(q), q.shape[-1] // 2)
+    if q.dim() != 3 or k.dim() != 3 or len(q) != len(k) or q.shape[2] != k.shape[2]:
+        shapes = [tuple(x.shape) for x in (q, k)]
+        raise KernelError(f"norm_rope: q and k have shapes {shapes}; need [N, H, D], [N, G, D]")
+    if q.shape[2] % 2 or cos.shape != tables or sin.shape != tables:
+        raise KernelError(
+            f"norm_rope: cos and sin have shapes {tuple(cos.shape)}, {tuple(sin.shape)} for heads "
+            f"of {q.shape[2]}; need [N, D/2] and an even D"
+        )
+    with dispatch.exact(q.device):
+        return _norm_rope(q, k, q_weight, k_weight, cos, sin, eps)[:2]
+
+
+@torch.library.custom_op("msa_kernels::norm_rope", mutates_args=())
+def _norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both rotated and, of the torch path, 1 / root mean square of each head (else [0])."""
+    if dispatch.takes_triton("norm_rope", q, k):
+        from msa_kernels.gpu import norm_rope as gpu
+
+        given = (x.contiguous() for x in (q, k, q_weight, k_weight, cos, sin))
+        return *gpu.forward(*given, eps), q.new_empty(0), q.new_empty(0)
+    wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
+    outs, scales = [], []
+    for x, weight in ((q, q_weight), (k, k_weight)):
+        out, scale = cpu.forward(x.to(wide), weight.to(wide), *tables, eps)
+        outs.append(out.to(x.dtype))
+        scales.append(scale)
+    return *outs, *scales
+
+
+@_norm_rope.register_fake
+def _(q, k, q_weight, k_weight, cos, sin, eps):
+    outs = [x.new_empty(x.shape) for x in (q, k)]
+    if dispatch.takes_triton("norm_rope", q, k):
+        return *outs, q.new_empty(0), q.new_empty(0)
+    wide = accumulation_dtype(q)
+    return *outs, *(x.new_empty(*x.shape[:2], 1, dtype=wide) for x in (q, k))
+
+
+@torch.library.custom_op("msa_kernels::norm_rope_backward", mutates_args=())
+def _backward(
+    q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor,
+    q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if dispatch.takes_triton("norm_rope", q, k):
+        from msa_kernels.gpu import norm_rope as gpu
+
+        given = (x.contiguous() for x in (q_grad, k_grad, q, k, q_weight, k_weight, cos, sin))
+        return gpu.backward(*given, eps)
+    wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
+    found = []
+    for grad, x, weight, scale in (
+        (q_grad, q, q_weight, q_scale),
+        (k_grad, k, k_weight, k_scale),
+    ):
+        given = (each.to(wide) for each in (grad, x, weight))
+        d_x, d_weight = cpu.backward(*given, scale, *tables)
+        found.append((d_x.to(x.dtype), d_weight.to(weight.dtype)))
+    (d_q, d_q_weight), (d_k, d_k_weight) = found
+    return d_q, d_k, d_q_weight, d_k_weight
+
+
+@_backward.register_fake
+def _(q_grad, k_grad, q, k, q_weight, k_weight, *_):
+    return tuple(x.new_empty(x.shape) for x in (q, k, q_weight, k_weight))
+
+
+def _save(ctx, inputs, output):
+    q, k, q_weight, k_weight, cos, sin, ctx.eps = inputs
+    ctx.save_for_backward(q, k, q_weight, k_weight, *output[2:], cos, sin)
+
+
+def _differentiate(ctx, q_grad, k_grad, *_):
+    return *_backward(q_grad, k_grad, *ctx.saved_tensors, ctx.eps), None, None, None
+
+
+_norm_rope.register_autograd(_differentiate, setup_context=_save)

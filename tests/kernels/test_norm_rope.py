@@ -1,0 +1,51 @@
+"""Normalised and rotated heads against the reference."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from msa_kernels import KernelError, norm_rope, reference
+
+from tests.kernels.kernel_cases import (
+    CASES,
+    DTYPES,
+    TOLERANCE,
+    as_inputs,
+    error_ratio,
+    gradients,
+)
+
+
+def tables(tokens, width):
+    angle = torch.rand(tokens, width // 2) * 100
+    return angle.cos(), angle.sin()
+
+
+@DTYPES
+@given(
+    tokens=st.integers(0, 70),
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
+    width=st.sampled_from([2, 6, 16]),
+)
+@CASES
+def test_norm_rope_matches_the_reference(dtype, tokens, heads, width):
+    states = (torch.randn(tokens, count, width) for count in heads)
+    inputs = as_inputs(*states, torch.randn(width), torch.randn(width), dtype=dtype)
+    outs = [
+        torch.cat(f(*inputs, *tables_, 1e-6), 1)
+        for tables_ in [tables(tokens, width)]
+        for f in (norm_rope, reference.norm_rope)
+    ]
+    assert outs[0].dtype == dtype and error_ratio(*outs) < 1e-6
+    weight = torch.randn_like(outs[0])
+    for a, b in zip(*(gradients(out, inputs, weight) for out in outs), strict=True):
+        assert error_ratio(a, b) < TOLERANCE[dtype]
+
+
+def test_impossible_arguments_are_refused():
+    q, k, weight = torch.randn(3, 2, 4), torch.randn(3, 1, 4), torch.ones(4)
+    cos, sin = tables(3, 4)
+    with pytest.raises(KernelError, match="cos and sin have shapes"):
+        norm_rope(q, k, weight, weight, cos[:2], sin[:2], 1e-6)
+    with pytest.raises(KernelError, match=r"need \[N, H, D\]"):
+        norm_rope(q, k[:2], weight, weight, cos, sin, 1e-6)
