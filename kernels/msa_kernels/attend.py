@@ -24,12 +24,12 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scal
     i // (H/G). Differentiable in q, k, v. Raises KernelError for tensors that do not fit together.
     """
     _check("document_attention", q, k, v, cu_seqlens, cu_seqlens)
-    if not _opaque("document_attention", q):
+    if not dispatch.takes_triton("document_attention", q, k, v):
         return cpu.documents(q, k, v, cu_seqlens, scale)
     nothing = q.new_empty(0, *k.shape[1:]), cu_seqlens.new_empty(0), torch.zeros_like(cu_seqlens)
     states, index, index_cu = nothing
     cus = cu_seqlens, cu_seqlens
-    return _attend(q, k, v, *cus, states, states, index, index_cu, None, None, scale, 0)[0]
+    return _attend(q, k, v, *cus, states, states, index, index_cu, None, None, scale)[0]
 
 
 def context_attention(
@@ -61,15 +61,14 @@ def context_attention(
     floating = {"pooled_k": pooled_k, "pooled_v": pooled_v, "bias": bias}
     dispatch.check_floating("context_attention", q=q, **floating)
     dispatch.check_cumulative("context_attention", "index_cu", index_cu, len(index))
-    # On an accelerator the look would wait for the device.
-    if q_cu.device.type == "cpu" and bool((q_cu.diff() > k_cu.diff()).any()):
+    if dispatch.may_look(q_cu) and bool((q_cu.diff() > k_cu.diff()).any()):
         raise KernelError("context_attention: a context has more q rows than keys (q_cu, k_cu)")
-    budget = int(scratch_mb * (1 << 20))
-    if not _opaque("context_attention", q):
+    if not dispatch.takes_triton("context_attention", q, k, v, pooled_k, pooled_v):
+        budget = int(scratch_mb * (1 << 20))
         memory = cpu.Memory(pooled_k, pooled_v, index, bias, memory_from)
         return cpu.contexts(q, k, v, (q_cu, k_cu, index_cu), memory, scale, budget)
     entries = (index, index_cu, bias, memory_from)
-    return _attend(q, k, v, q_cu, k_cu, pooled_k, pooled_v, *entries, scale, budget)[0]
+    return _attend(q, k, v, q_cu, k_cu, pooled_k, pooled_v, *entries, scale)[0]
 
 
 def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: Tensor) -> None:
@@ -81,34 +80,22 @@ def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: 
         raise KernelError(f"{operation}: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; need one")
 
 
-def _opaque(operation: str, q: Tensor) -> bool:
-    """Whether the custom operator runs: for Triton, and for a compiler, which cannot look into the
-    torch path. The torch path by itself keeps what its backward needs; as an operator it computes
-    that again."""
-    return torch.compiler.is_compiling() or dispatch.takes_triton(operation, q)
-
-
 @torch.library.custom_op("msa_kernels::context_attention", mutates_args=())
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: Tensor, pooled_k: Tensor,
     pooled_v: Tensor, index: Tensor, index_cu: Tensor, bias: Tensor | None,
-    memory_from: Tensor | None, scale: float, budget: int,
+    memory_from: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """[Nq, H, D] and, of the Triton kernel, the logarithms of the softmax sums [Nq, H]."""
-    cus = (q_cu, k_cu, index_cu)
-    if dispatch.takes_triton("context_attention", q):
-        from msa_kernels.gpu import attend as gpu
+    """[Nq, H, D] and the logarithms of the softmax sums [Nq, H], by the Triton kernel."""
+    from msa_kernels.gpu import attend as gpu
 
-        head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
-        states = (x.contiguous() for x in (q, k, v, pooled_k, pooled_v))
-        return gpu.forward(*states, index, bias, head, cus, scale)
-    memory = cpu.Memory(pooled_k, pooled_v, index, bias, memory_from)
-    out = cpu.contexts(q, k, v, cus, memory, scale, budget)
-    return out.clone(), q.new_zeros(q.shape[:2], dtype=torch.float32)
+    head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
+    states = (x.contiguous() for x in (q, k, v, pooled_k, pooled_v))
+    return gpu.forward(*states, index, bias, head, (q_cu, k_cu, index_cu), scale)
 
 
 @_attend.register_fake
-def _(q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from, scale, budget):
+def _(q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from, scale):
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
@@ -116,27 +103,15 @@ def _(q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, memory_fro
 def _attend_backward(
     grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor,
     k_cu: Tensor, pooled_k: Tensor, pooled_v: Tensor, index: Tensor, index_cu: Tensor,
-    bias: Tensor | None, memory_from: Tensor | None, scale: float, budget: int,
+    bias: Tensor | None, memory_from: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, pooled_k, pooled_v and bias ([0] without one)."""
-    cus = (q_cu, k_cu, index_cu)
-    if dispatch.takes_triton("context_attention", q):
-        from msa_kernels.gpu import attend_backward as gpu
+    from msa_kernels.gpu import attend_backward as gpu
 
-        head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
-        given = (x.contiguous() for x in (grad, out, lse, q, k, v, pooled_k, pooled_v))
-        found = gpu.backward(*given, index, bias, head, cus, scale)
-    else:
-        inputs = [x.detach().requires_grad_() for x in (q, k, v, pooled_k, pooled_v)]
-        gate = None if bias is None else bias.detach().requires_grad_()
-        with torch.enable_grad():
-            memory = cpu.Memory(*inputs[3:], index, gate, memory_from)
-            again = cpu.contexts(*inputs[:3], cus, memory, scale, budget)
-            wanted = [*inputs, *([] if gate is None else [gate])]
-            found = torch.autograd.grad(again, wanted, grad, materialize_grads=True)
-        found = (x.clone() for x in found)
-    *states, d_bias = found if bias is not None else (*tuple(found)[:5], q.new_empty(0))
-    return *states, d_bias
+    head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
+    given = (x.contiguous() for x in (grad, out, lse, q, k, v, pooled_k, pooled_v))
+    *states, d_bias = gpu.backward(*given, index, bias, head, (q_cu, k_cu, index_cu), scale)
+    return *states, q.new_empty(0) if bias is None else d_bias
 
 
 @_attend_backward.register_fake
@@ -146,16 +121,15 @@ def _(grad, out, lse, q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, 
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.budget = inputs
+    *tensors, ctx.scale = inputs
     ctx.save_for_backward(*output, *tensors)
-    ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, grad, _):
-    found = _attend_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.budget)
-    d_q, d_k, d_v, d_pooled_k, d_pooled_v, d_bias = found
+    *states, d_bias = _attend_backward(grad, *ctx.saved_tensors, ctx.scale)
+    d_q, d_k, d_v, d_pooled_k, d_pooled_v = states
     d_bias = None if ctx.saved_tensors[11] is None else d_bias
-    return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, *[None] * 3
+    return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, None, None
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

@@ -23,6 +23,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from msa_kernels import norm_rope
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +42,6 @@ from msa_train.model.attention import (
 from msa_train.model.batch import Layout
 from msa_train.model.config import ModelConfig
 from msa_train.model.norm import RMSNorm
-from msa_train.model.rope import rotate
 from msa_train.model.router import Routing
 
 
@@ -94,8 +94,9 @@ class MemoryAttention(SelfAttention):
     def project(self, h: Tensor, streams: TwoStreams) -> Projections:
         """Normed states [N, 1, d] -> this rank's heads."""
         q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
-        cos, sin = streams.cos, streams.sin
-        return Projections(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        weights = self.q_layernorm.weight, self.k_layernorm.weight
+        eps = self.config.layernorm_epsilon
+        return Projections(*norm_rope(q, k, *weights, streams.cos, streams.sin, eps), v)
 
     def forward(self, hidden_states: Tensor, streams: TwoStreams, last: bool) -> Tensor:
         """[N, 1, d] -> [N, 1, d]; in the last layer without the documents, which nothing reads."""
@@ -168,12 +169,10 @@ class MemoryLayer(TransformerLayer):
 
 def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
-    for submodules, names in (
-        (spec.submodules, ("input_layernorm", "pre_mlp_layernorm")),
-        (spec.submodules.self_attention.submodules, ("q_layernorm", "k_layernorm")),
-    ):
-        for name in names:
-            setattr(submodules, name, _MegatronNorm)
+    for name in ("input_layernorm", "pre_mlp_layernorm"):
+        setattr(spec.submodules, name, _MegatronNorm)
+    for name in ("q_layernorm", "k_layernorm"):
+        setattr(spec.submodules.self_attention.submodules, name, _HeadNorm)
     attention = spec.submodules.self_attention
     attention.module = MemoryAttention
     attention.params = {**attention.params, "model": model}
@@ -188,6 +187,13 @@ class _MegatronNorm(RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: object):
         super().__init__(hidden_size, eps)
+
+
+class _HeadNorm(_MegatronNorm):
+    """Holds the weight; the norm itself is done together with the rotation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def transformer_config(model: ModelConfig) -> TransformerConfig:

@@ -11,7 +11,7 @@ from tests.kernels import compiled_kernels
 
 ROOT = Path(__file__).parents[2]
 SUITES = ["test_pool.py", "test_route.py", "test_attend.py", "test_norm_rope.py",
-          "test_quantised.py", "test_offsets.py"]  # fmt: skip
+          "test_quantised.py", "test_offsets.py", "test_operators.py"]  # fmt: skip
 
 
 @pytest.mark.parametrize("suite", SUITES)
