@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
 from msa_train.commands.output import add_json, print_json
 from msa_train.errors import ConfigError
+
+_BENCHMARKS = {
+    "kernels": "msa_kernels.bench:run",
+    "layouts": "msa_train.training.bench_layouts:measure",
+    "train": "msa_train.training.bench:measure",
+}
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -16,7 +23,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("directory", type=Path, help="holds a folder per case, with meta.json")
     parser.set_defaults(run=_conformance)
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
-    parser.add_argument("name", help="train, layouts, or one of the kernels': routing, operations")
+    parser.add_argument("name", help=", ".join(_BENCHMARKS))
     add_json(parser)
     parser.set_defaults(run=_bench)
 
@@ -35,23 +42,13 @@ def _conformance(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from msa_kernels.bench import names, run
-
-    if options.name == "train":
-        from msa_train.training.bench import measure
-
-        result = measure()
-    elif options.name == "layouts":
-        from msa_train.training.bench_layouts import measure
-
-        result = measure()
-    elif options.name in names():
-        result = run(options.name)
-    else:
-        known = ", ".join(("train", "layouts", *names()))
+    if options.name not in _BENCHMARKS:
+        known = ", ".join(_BENCHMARKS)
         raise ConfigError(
             f"bench {options.name!r}: there is no such benchmark; choose from {known}"
         )
+    module, function = _BENCHMARKS[options.name].split(":")
+    result = getattr(import_module(module), function)()
     if options.json:
         print_json(result)
     else:

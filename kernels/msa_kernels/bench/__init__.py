@@ -1,35 +1,42 @@
-"""Benchmarks: one registry, one runner, results as plain dictionaries.
+"""Benchmarks: one registry, ours and its baselines in one run, rows as plain dictionaries.
 
-`run(name)` measures on this machine with the threads torch has; `python -m msa_kernels.bench NAME
---json` prints the same as JSON alone. What is compared is timed in turns, and medians are
-reported: other work on the machine then slows both sides.
+What is compared is timed in turns, and medians are reported: other work on the machine then slows
+both sides. Floors come from a plain read and a plain GEMM measured in the same run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from importlib import import_module
 
 from msa_kernels.errors import KernelError
 
-_BENCHMARKS = {
-    "operations": "msa_kernels.bench.operations",
-    "routing": "msa_kernels.bench.routing",
-}
+_SUITES = ("routing", "states", "attention")
 
 
-def names() -> list[str]:
-    """The benchmarks that run() knows."""
-    return sorted(_BENCHMARKS)
+def names() -> tuple[str, ...]:
+    """The suites that run() knows."""
+    return _SUITES
 
 
-def run(name: str, repeats: int | None = None) -> dict:
-    """Runs a benchmark and returns its results, ready for JSON.
+def run(suites: Iterable[str] = _SUITES, repeats: int = 7) -> list[dict]:
+    """Rows {"name", "pass", "device", "dtype", "shape", "ours_ms", "baseline", "baseline_ms",
+    "ratio", "floor_ms", "percent_of_floor", "scratch_mb", ...}; repeats: timed runs of each side.
 
-    repeats: timed runs of each side (default: the benchmark's own). Raises KernelError for an
-    unknown name.
+    Raises KernelError for an unknown suite.
     """
-    if name not in _BENCHMARKS:
-        raise KernelError(f"benchmark {name!r} is unknown; there are {', '.join(names())}")
-    measure: Callable[..., dict] = import_module(_BENCHMARKS[name]).measure
-    return measure() if repeats is None else measure(repeats)
+    import torch
+
+    from msa_kernels.bench.cases import rows
+    from msa_kernels.bench.measure import Floor
+
+    torch.manual_seed(0)
+    found, floors = [], {}
+    for suite in suites:
+        if suite not in _SUITES:
+            raise KernelError(f"benchmark {suite!r} is unknown; there are {', '.join(_SUITES)}")
+        for case in import_module(f"msa_kernels.bench.{suite}").cases():
+            if case.dtype not in floors:
+                floors[case.dtype] = Floor.measured(case.dtype)
+            found += rows(case, floors[case.dtype], repeats)
+    return found

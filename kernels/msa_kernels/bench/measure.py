@@ -1,13 +1,26 @@
-"""Timing in turns, and the memory an operation takes beside its arguments and result."""
+"""Timing in turns, memory beside arguments and results, and what the device could do at best."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+_FLOOR_BYTES = 1 << 28  # of the tensor that is read: more than any cache holds
+_FLOOR_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices that are multiplied
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def time_in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -47,8 +60,34 @@ def peak_memory_mb(run: Callable[[], object]) -> float:
     return peak / (1 << 20)
 
 
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+@dataclass(frozen=True)
+class Floor:
+    """What this device reaches: bytes per ms of a plain read, FLOPs per ms of a plain GEMM."""
+
+    bytes_per_ms: float
+    flops_per_ms: float
+
+    @classmethod
+    def measured(cls, dtype: torch.dtype) -> Floor:
+        """Of large tensors; the GEMM in a dtype (a stand-in for 8 bits), in the best of turns."""
+        where = device()
+        wide = dtype if dtype.itemsize > 1 else torch.bfloat16
+        if where.type == "cpu":
+            wide = torch.float32  # what the torch paths compute in
+        flat = torch.ones(_FLOOR_BYTES // 4, device=where)
+        side = _FLOOR_SIDE[where.type]
+        a, b = (torch.randn(side, side, device=where, dtype=wide) for _ in range(2))
+        times = time_in_turns({"read": flat.sum, "gemm": lambda: a @ b}, 5)
+        return cls(_FLOOR_BYTES / times["read"], 2 * side**3 / times["gemm"])
+
+    def ms(self, size: float, flops: float) -> float:
+        """No less than this, for `size` bytes moved and `flops`."""
+        return max(size / self.bytes_per_ms, flops / self.flops_per_ms)
+
+
+def size(*tensors: Tensor) -> int:
+    """Bytes of tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _synchronize() -> None:

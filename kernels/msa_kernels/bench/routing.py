@@ -1,31 +1,36 @@
-"""Document scoring: one GEMM of summed query heads against per-head scores (SPEC section 2).
-
-16,384 chunks, 32 question tokens, the heads of the published 4B model, float32. Both sides start
-from normalised router queries [T, H, D] and stored normalised keys, and end with the documents'
-scores; ours builds its query vectors inside the measured time.
-"""
+"""Scoring: one GEMM of summed query heads against per-head scores, and keys of fewer bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from msa_kernels import document_scores
-from msa_kernels.bench.measure import device_name, peak_memory_mb, time_in_turns
-from msa_kernels.ragged import cumulative, segment_ids
+from msa_kernels import chunk_scores, document_scores, quantise, quantised_document_scores
+from msa_kernels.bench import published
+from msa_kernels.bench.cases import Case
+from msa_kernels.bench.geometry import (
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    WIDTH,
+    every,
+    one_to_three,
+    unit_heads,
+)
+from msa_kernels.bench.measure import device, size
+from msa_kernels.ragged import segment_ids
 
-CHUNKS, TOKENS, HEADS, KV_HEADS, HEAD_DIM = 16_384, 32, 32, 8, 128
+SMALL = (16_384, 32)  # chunks, question tokens
+LARGE = (1_562_500, 64)  # 100M memory tokens
 
 
-def published_scores(query: Tensor, keys: Tensor, document: Tensor, documents: int) -> Tensor:
-    """Per-head scores materialised: mean over heads, max over tokens, max over a document's chunks.
-
-    As the published engine does it: query [1, G, H/G, T, D], keys [1, G, 1, D, C], document [C].
-    """
-    scores = torch.matmul(query, keys).flatten(1, 2).mean(1).amax(1)
-    out = scores.new_full((1, documents), -torch.inf)
-    return out.scatter_reduce_(1, document[None], scores, "amax")
+def cases() -> Iterator[Case]:
+    yield from _against_published(*SMALL)
+    yield from _narrow_keys(*(LARGE if device().type == "cuda" else SMALL))
+    yield _selected(16 * 8, 48)
 
 
 def query_vectors(query: Tensor) -> Tensor:
@@ -33,54 +38,88 @@ def query_vectors(query: Tensor) -> Tensor:
     return query.unflatten(1, (KV_HEADS, -1)).sum(2).flatten(1) / HEADS
 
 
-def measure(repeats: int = 9) -> dict:
-    """Times, their ratio, the largest difference, and scratch beside the floors of the device.
+def _bank(chunks: int, tokens: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """(query_cu and chunk_cu, one context and one bank)."""
+    chunk_cu, query_cu = one_to_three(chunks), every(1, tokens)
+    return (query_cu, chunk_cu), (torch.zeros_like(query_cu[:1]), every(1, len(chunk_cu) - 1))
 
-    gemm_ms: the GEMM of that size in one call, untiled; bandwidth_floor_ms: reading the keys once.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator().manual_seed(0)
-    query = F.normalize(torch.randn(TOKENS, HEADS, HEAD_DIM, generator=generator), dim=-1).to(
-        device
-    )
-    keys = F.normalize(torch.randn(CHUNKS, KV_HEADS, HEAD_DIM, generator=generator), dim=-1).to(
-        device
-    )
-    # Documents of one to three chunks.
-    chunk_cu = cumulative(torch.randint(1, 4, (CHUNKS // 2,), generator=generator))
-    chunk_cu = torch.cat([chunk_cu[chunk_cu < CHUNKS], torch.tensor([CHUNKS])]).to(device)
+
+def _against_published(chunks: int, tokens: int) -> Iterator[Case]:
+    """Both from normalised router queries and stored keys to the documents' scores."""
+    query, keys = unit_heads(tokens, HEADS), unit_heads(chunks, KV_HEADS)
+    (query_cu, chunk_cu), one = _bank(chunks, tokens)
     documents, document = len(chunk_cu) - 1, segment_ids(chunk_cu)
-    one = torch.zeros(1, dtype=torch.int64, device=device)
-    query_cu, bank_cu = (torch.tensor([0, count], device=device) for count in (TOKENS, documents))
     flat = keys.flatten(1)
-    # The layouts in which the published engine keeps its states.
-    grouped = query.unflatten(1, (KV_HEADS, -1)).permute(1, 2, 0, 3)[None].contiguous()
-    sliced = keys.permute(1, 0, 2).contiguous().mT[None, :, None]
-    vectors = query_vectors(query)
+    inputs = [query.requires_grad_(), flat.requires_grad_()]
 
     def ours() -> Tensor:
-        return document_scores(query_vectors(query), query_cu, flat, chunk_cu, one, bank_cu)
+        return document_scores(query_vectors(query), query_cu, flat, chunk_cu, *one)
 
-    def published() -> Tensor:
-        return published_scores(grouped, sliced, document, documents)
+    def theirs() -> Tensor:
+        # The layouts in which the published engine keeps its states.
+        grouped = query.unflatten(1, (KV_HEADS, -1)).permute(1, 2, 0, 3)[None]
+        sliced = flat.unflatten(1, (KV_HEADS, -1)).permute(1, 2, 0)[None, :, None]
+        return published.document_scores(grouped, sliced, document, documents)
 
-    with torch.no_grad():
-        sides = {
-            "published": published,
-            "ours": ours,
-            "gemm": lambda: vectors @ flat.T,
-            "read": lambda: flat.sum(),
-        }
-        times = time_in_turns(sides, repeats)
-        return {
-            "published_ms": round(times["published"], 3),
-            "ours_ms": round(times["ours"], 3),
-            "ratio": round(times["published"] / times["ours"], 2),
-            "max_abs_diff": float((ours() - published()).abs().max()),
-            "scratch_mb": round(peak_memory_mb(ours), 3),
-            "published_scratch_mb": round(peak_memory_mb(published), 3),
-            "gemm_ms": round(times["gemm"], 3),
-            "bandwidth_floor_ms": round(times["read"], 3),
-            "device": device_name(),
-            "threads": torch.get_num_threads(),
-        }
+    yield Case(
+        "route",
+        {"chunks": chunks, "tokens": tokens, "heads": HEADS, "width": WIDTH},
+        torch.float32,
+        ours,
+        {"published": theirs},
+        size(flat),
+        2.0 * chunks * tokens * WIDTH,
+        inputs,
+        # Backward reads and writes as much, and multiplies one row per document and side.
+        backward_factor=1.0,
+    )
+
+
+def _narrow_keys(chunks: int, tokens: int) -> Iterator[Case]:
+    """Keys of fewer bytes against float32, or bfloat16 where float32 is too much."""
+    query = query_vectors(unit_heads(tokens, HEADS))
+    (query_cu, chunk_cu), one = _bank(chunks, tokens)
+    shape = {"chunks": chunks, "tokens": tokens, "heads": HEADS, "width": WIDTH}
+    flops = 2.0 * chunks * tokens * WIDTH
+    base = torch.bfloat16 if device().type == "cuda" else torch.float32
+    keys = unit_heads(chunks, KV_HEADS, base).flatten(1)
+    baseline = partial(document_scores, query, query_cu, keys, chunk_cu, *one)
+    name = f"ours in {str(base).removeprefix('torch.')}"
+    if base == torch.float32:
+        half = keys.bfloat16()
+        run = partial(document_scores, query, query_cu, half, chunk_cu, *one)
+        yield Case("route", shape, torch.bfloat16, run, {name: baseline}, size(half), flops)
+    else:
+        read = {"plain read": lambda: keys.view(torch.int32).sum()}
+        yield Case("route", shape, base, baseline, read, size(keys), flops)
+    for form in ("int8", "fp8"):
+        small = quantise(keys, KV_HEADS, form)
+        run = partial(quantised_document_scores, query, query_cu, small, chunk_cu)
+        moved, dtype = size(small.values, small.scales), small.values.dtype
+        yield Case("route", shape, dtype, run, {name: baseline}, moved, flops)
+
+
+def _selected(entries: int, contexts: int) -> Case:
+    """The scores that the gate weighs, of contexts with 25 question tokens."""
+    query = query_vectors(unit_heads(contexts * 25, HEADS)).requires_grad_()
+    keys = unit_heads(2048, KV_HEADS).flatten(1).requires_grad_()
+    index = torch.randint(2048, (contexts, entries), device=device()).sort(1).values
+    query_cu, index_cu = every(contexts, 25), every(contexts, entries)
+
+    def gathered() -> Tensor:
+        rows = query.view(contexts, 25, WIDTH)
+        return (rows @ keys[index].mT).amax(1).flatten()
+
+    return Case(
+        "score_selected",
+        {"entries": entries, "contexts": contexts, "tokens": 25, "width": WIDTH},
+        torch.float32,
+        lambda: chunk_scores(query, query_cu, keys, index.flatten(), index_cu),
+        {"gathered": gathered},
+        size(keys, query),
+        2.0 * contexts * entries * 25 * WIDTH,
+        [query, keys],
+        backward_factor=1.0,
+    )
+
+

@@ -1,0 +1,96 @@
+"""One benchmark case: ours and its baselines on the same tensors, as rows of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from msa_kernels.bench.measure import Floor, device_name, peak_memory_mb, time_in_turns
+
+Pass = Literal["forward", "backward", "forward+backward"]
+Run = Callable[[], Tensor]
+
+
+@dataclass
+class Case:
+    """baselines: by name, what computes the same (or what it is to be compared with).
+
+    inputs: differentiable ones; without any only the forward pass is measured. moved, flops: of
+    the forward pass; the backward pass is counted with `backward_factor` times as much.
+    """
+
+    name: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    ours: Run
+    baselines: dict[str, Run]
+    moved: float
+    flops: float
+    inputs: list[Tensor] = field(default_factory=list)
+    backward_factor: float = 2.0
+    together: bool = False  # forward and backward as one row
+
+
+def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
+    """A row for each pass and baseline."""
+    sides = {"ours": case.ours, **case.baselines}
+    timed = {f"{name} forward": run for name, run in sides.items()}
+    if case.inputs:
+        timed |= {f"{name} both": _both(run, case.inputs) for name, run in sides.items()}
+    times = time_in_turns(timed, repeats)
+    found = []
+    for kind in _passes(case):
+        run = case.ours if kind == "forward" else _both(case.ours, case.inputs)
+        scratch = peak_memory_mb(run)
+        for baseline, other in case.baselines.items():
+            ours_ms, theirs = (_time(times, name, kind) for name in ("ours", baseline))
+            other = other if kind == "forward" else _both(other, case.inputs)
+            factor = {"forward": 1, "backward": case.backward_factor}.get(
+                kind, 1 + case.backward_factor
+            )
+            floor_ms = floor.ms(case.moved * factor, case.flops * factor)
+            found.append(
+                {
+                    "name": case.name,
+                    "pass": kind,
+                    "device": device_name(),
+                    "dtype": str(case.dtype).removeprefix("torch."),
+                    "shape": case.shape,
+                    "ours_ms": round(ours_ms, 3),
+                    "baseline": baseline,
+                    "baseline_ms": round(theirs, 3),
+                    "ratio": round(theirs / ours_ms, 2),
+                    "floor_ms": round(floor_ms, 3),
+                    "percent_of_floor": round(100 * floor_ms / ours_ms, 1),
+                    "scratch_mb": round(scratch, 2),
+                    "baseline_scratch_mb": round(peak_memory_mb(other), 2),
+                    "threads": torch.get_num_threads(),
+                }
+            )
+    return found
+
+
+def _passes(case: Case) -> list[Pass]:
+    if not case.inputs:
+        return ["forward"]
+    return ["forward+backward"] if case.together else ["forward", "backward"]
+
+
+def _time(times: dict[str, float], name: str, kind: Pass) -> float:
+    forward = times[f"{name} forward"]
+    if kind == "forward":
+        return forward
+    both = times[f"{name} both"]
+    return both if kind == "forward+backward" else max(both - forward, 1e-6)
+
+
+def _both(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
+    def forward_and_backward() -> object:
+        out = run()
+        return torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
+
+    return forward_and_backward

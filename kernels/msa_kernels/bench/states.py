@@ -1,0 +1,66 @@
+"""Pooling, and norm with rotation: what is made of every token's states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from msa_kernels import norm_rope, pool_states, reference
+from msa_kernels.bench import published
+from msa_kernels.bench.cases import Case
+from msa_kernels.bench.geometry import CHUNK, HEAD_DIM, HEADS, KV_HEADS, draw, every
+from msa_kernels.bench.measure import device, size
+from msa_kernels.ragged import chunk_token_offsets
+
+
+def cases() -> Iterator[Case]:
+    tokens = 65_536 if device().type == "cuda" else 16_384
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    yield _pool(tokens, dtype)
+    yield _norm_rope(tokens // 4, dtype)
+
+
+def _pool(tokens: int, dtype: torch.dtype) -> Case:
+    states = [draw(tokens, KV_HEADS, HEAD_DIM, dtype=dtype, learns=True) for _ in range(3)]
+    documents = every(tokens // (8 * CHUNK), 8 * CHUNK)
+    token_cu = chunk_token_offsets(documents, CHUNK)
+
+    def ours() -> Tensor:
+        return torch.cat(pool_states(*states, documents, CHUNK), 1)
+
+    def theirs() -> Tensor:
+        k, v, key = (published.chunk_means(x.flatten(1), token_cu) for x in states)
+        key = torch.nn.functional.normalize(key.unflatten(1, (KV_HEADS, -1)), dim=-1).flatten(1)
+        return torch.cat([k, v, key], 1)
+
+    return Case(
+        "pool",
+        {"tokens": tokens, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM},
+        dtype,
+        ours,
+        {"published": theirs},
+        size(*states),
+        3.0 * states[0].numel(),
+        states,
+        backward_factor=1.0,
+    )
+
+
+def _norm_rope(tokens: int, dtype: torch.dtype) -> Case:
+    q, k = (draw(tokens, heads, HEAD_DIM, dtype=dtype, learns=True) for heads in (HEADS, KV_HEADS))
+    weights = [draw(HEAD_DIM, learns=True) for _ in range(2)]
+    angle = torch.rand(tokens, HEAD_DIM // 2, device=device())
+    given = (q, k, *weights, angle.cos(), angle.sin(), 1e-6)
+    return Case(
+        "norm_rope",
+        {"tokens": tokens, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM},
+        dtype,
+        lambda: torch.cat(norm_rope(*given), 1),
+        {"reference": lambda: torch.cat(reference.norm_rope(*given), 1)},
+        2.0 * size(q, k),
+        10.0 * (q.numel() + k.numel()),
+        [q, k, *weights],
+        backward_factor=1.5,
+    )
