@@ -23,6 +23,7 @@ PACKAGES = {  # distribution -> (extra that installs it, what it is for)
     "webdataset": ("train", "shards"),
     "wandb": ("train", "tracking (optional)"),
     "triton": ("gpu", "kernels"),
+    "liger-kernel": ("gpu", "fused norms and losses (optional)"),
     "bm25s": ("eval", "the BM25 baseline"),
     "matplotlib": ("eval", "plots"),
 }

@@ -31,6 +31,7 @@ from msa_train.model.attention import (
 from msa_train.model.batch import Layout, MemoryBatch, positions_within, query_rows
 from msa_train.model.cache import Cache, no_memory, padded
 from msa_train.model.config import ModelConfig
+from msa_train.model.fused import swiglu
 from msa_train.model.norm import RMSNorm
 from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing
@@ -114,7 +115,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.ffn, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):

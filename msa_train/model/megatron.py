@@ -20,6 +20,7 @@ from torch import Tensor
 from msa_train.model.attention import Pooled
 from msa_train.model.batch import IGNORE, Documents, Layout, MemoryBatch
 from msa_train.model.config import ModelConfig
+from msa_train.model.fused import linear_cross_entropy_sum, uses_liger
 from msa_train.model.losses import router_loss_sum, stale_loss_sum
 from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
 from msa_train.model.queue import KeyQueue
@@ -115,9 +116,11 @@ class MSAModel(MegatronModule):
         return self.decoder(x, attention_mask=None, packed_seq_params=streams).squeeze(1)
 
     def _token_loss_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy under a vocabulary split over tensor-parallel ranks."""
-        hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
+        """Cross entropy, also under a vocabulary split over tensor-parallel ranks."""
         head = self.embedding if self.model.tie_embeddings else self.output
+        if uses_liger(hidden) and tensor_size() == 1:
+            return linear_cross_entropy_sum(hidden, head.weight, labels)
+        hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
         logits = F.linear(hidden, head.weight)
         logits = logits.float() if logits.dtype != torch.float64 else logits
         losses = tensor_parallel.vocab_parallel_cross_entropy(logits[:, None], labels[:, None])

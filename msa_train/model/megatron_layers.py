@@ -20,6 +20,7 @@ from megatron.core.parallel_state import get_tensor_model_parallel_world_size as
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -41,6 +42,7 @@ from msa_train.model.attention import (
 )
 from msa_train.model.batch import Layout
 from msa_train.model.config import ModelConfig
+from msa_train.model.fused import swiglu
 from msa_train.model.norm import RMSNorm
 from msa_train.model.router import Routing
 
@@ -142,6 +144,14 @@ class MemoryAttention(SelfAttention):
         return layer(h[:, None])[0].squeeze(1).unflatten(1, (-1, self.model.head_dim))
 
 
+class MemoryMLP(MLP):
+    """Megatron's gated MLP with the product fused where it can be."""
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        gate, up = self.linear_fc1(hidden_states)[0].chunk(2, -1)
+        return self.linear_fc2(swiglu(gate, up))
+
+
 class MemoryLayer(TransformerLayer):
     """A pre-norm layer that drops the documents' states where nothing reads them any more."""
 
@@ -173,6 +183,7 @@ def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
         setattr(spec.submodules, name, _MegatronNorm)
     for name in ("q_layernorm", "k_layernorm"):
         setattr(spec.submodules.self_attention.submodules, name, _HeadNorm)
+    spec.submodules.mlp.module = MemoryMLP
     attention = spec.submodules.self_attention
     attention.module = MemoryAttention
     attention.params = {**attention.params, "model": model}

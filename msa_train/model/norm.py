@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from msa_train.model.fused import rms_norm, uses_liger
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; float32 inside for narrow x."""
@@ -15,6 +17,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if uses_liger(x):
+            return rms_norm(x, self.weight, self.eps)
         if x.dtype in (torch.float16, torch.bfloat16):
             return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         return _RMSNorm.apply(x, self.weight, self.eps)

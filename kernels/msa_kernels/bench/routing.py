@@ -12,7 +12,6 @@ from msa_kernels import chunk_scores, document_scores, quantise, quantised_docum
 from msa_kernels.bench import published
 from msa_kernels.bench.cases import Case
 from msa_kernels.bench.geometry import (
-    HEAD_DIM,
     HEADS,
     KV_HEADS,
     WIDTH,
@@ -121,5 +120,3 @@ def _selected(entries: int, contexts: int) -> Case:
         [query, keys],
         backward_factor=1.0,
     )
-
-

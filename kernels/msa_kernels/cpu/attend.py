@@ -31,7 +31,6 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **mask) -> Tensor:
     return out.transpose(1, 2).flatten(0, 1)
 
 
-@torch.compiler.disable  # its batches depend on the lengths
 def documents(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float) -> Tensor:
     """Packed sequences attend causally to themselves; differentiable. [N, H, D]."""
     sizes = [(n, n, 0) for n in cu.diff().tolist()]
@@ -55,7 +54,6 @@ class Memory:
     visible_from: Tensor | None  # [m]
 
 
-@torch.compiler.disable
 def contexts(
     q: Tensor,
     k: Tensor,
