@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from rich.console import Console
@@ -32,10 +32,15 @@ def workers_of(count: int, *start: Any) -> Iterator[ProcessPoolExecutor]:
 
     Raises InterruptedBuild when one of them dies.
     """
+    others = active_children()
     pool = ProcessPoolExecutor(count, get_context("spawn"), *start)
     try:
         yield pool
     except BrokenProcessPool as error:
+        # The pool stops its workers when one dies, but may wait forever for one that was starting.
+        for process in active_children():
+            if process not in others:
+                process.kill()
         raise InterruptedBuild(
             "a process that builds shards died (out of memory?): lower data.workers and build "
             "again; what is done is kept"

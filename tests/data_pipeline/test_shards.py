@@ -3,7 +3,9 @@ import json
 import os
 import signal
 import tarfile
+import time
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import INDEX_DTYPE, Manifest, load_index
 from data_pipeline.mixture import CorpusStage, StageData
+from data_pipeline.processes import workers_of
 from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
 from data_pipeline.shards import build_shards
@@ -167,6 +170,16 @@ def test_a_process_that_is_killed_is_said_and_what_is_done_stays(
     monkeypatch.undo()
     build_shards(corpus, tmp_path / "out", 2, tokenizer)
     assert contents(tmp_path / "out") == contents(built[0])
+
+
+def test_a_worker_that_starts_while_another_dies_is_not_waited_for():
+    died = pytest.raises(DataError, match="a process that builds shards died")
+    with died, workers_of(1) as pool:
+        late = get_context("spawn").Process(target=time.sleep, args=(600,))
+        late.start()
+        pool.submit(os._exit, 1).result()
+    late.join(10)
+    assert late.exitcode == -signal.SIGKILL
 
 
 def test_what_another_corpus_left_is_not_taken_up(built, corpus, tokenizer, tmp_path, monkeypatch):
