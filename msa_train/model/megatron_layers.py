@@ -24,7 +24,6 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from msa_kernels import norm_rope
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -44,6 +43,7 @@ from msa_train.model.batch import Layout
 from msa_train.model.config import ModelConfig
 from msa_train.model.fused import swiglu
 from msa_train.model.norm import RMSNorm
+from msa_train.model.rope import rotate
 from msa_train.model.router import Routing
 
 
@@ -96,9 +96,8 @@ class MemoryAttention(SelfAttention):
     def project(self, h: Tensor, streams: TwoStreams) -> Projections:
         """Normed states [N, 1, d] -> this rank's heads."""
         q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
-        weights = self.q_layernorm.weight, self.k_layernorm.weight
-        eps = self.config.layernorm_epsilon
-        return Projections(*norm_rope(q, k, *weights, streams.cos, streams.sin, eps), v)
+        cos, sin = streams.cos, streams.sin
+        return Projections(rotate(q, cos, sin), rotate(k, cos, sin), v)
 
     def forward(self, hidden_states: Tensor, streams: TwoStreams, last: bool) -> Tensor:
         """[N, 1, d] -> [N, 1, d]; in the last layer without the documents, which nothing reads."""
@@ -179,10 +178,12 @@ class MemoryLayer(TransformerLayer):
 
 def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
-    for name in ("input_layernorm", "pre_mlp_layernorm"):
-        setattr(spec.submodules, name, _MegatronNorm)
-    for name in ("q_layernorm", "k_layernorm"):
-        setattr(spec.submodules.self_attention.submodules, name, _HeadNorm)
+    for submodules, names in (
+        (spec.submodules, ("input_layernorm", "pre_mlp_layernorm")),
+        (spec.submodules.self_attention.submodules, ("q_layernorm", "k_layernorm")),
+    ):
+        for name in names:
+            setattr(submodules, name, _MegatronNorm)
     spec.submodules.mlp.module = MemoryMLP
     attention = spec.submodules.self_attention
     attention.module = MemoryAttention
@@ -198,13 +199,6 @@ class _MegatronNorm(RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: object):
         super().__init__(hidden_size, eps)
-
-
-class _HeadNorm(_MegatronNorm):
-    """Holds the weight; the norm itself is done together with the rotation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 def transformer_config(model: ModelConfig) -> TransformerConfig:
