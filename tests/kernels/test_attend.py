@@ -18,6 +18,7 @@ from tests.kernels.kernel_cases import (
     torch_only,
 )
 
+GRADIENTS = {**TOLERANCE, torch.float64: 1e-10}  # w - w * w, of a weight w near one
 SCRATCH = st.sampled_from([1e-4, 64.0])  # some query rows at a time, or everything at once
 
 
@@ -35,8 +36,7 @@ def learning(case: dict, dtype: torch.dtype) -> tuple[dict, list[torch.Tensor]]:
 def test_context_attention_matches_the_reference(dtype, case, scratch_mb):
     case, _ = learning(case, dtype)
     expected = reference.context_attention(**case)
-    # Logits reach 30 here: rounding them to float32 alone moves softmax weights by 2e-6.
-    tolerance = {torch.float32: 5e-6, torch.float64: 1e-13}[dtype]
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-13}[dtype]
     assert error_ratio(context_attention(**case, scratch_mb=scratch_mb), expected) < tolerance
 
 
@@ -48,8 +48,11 @@ def test_context_attention_gradients_match_the_reference(dtype, case, scratch_mb
     expected = reference.context_attention(**case)
     actual = context_attention(**case, scratch_mb=scratch_mb)
     weight = torch.randn(expected.shape, dtype=dtype)
-    for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
-        assert error_ratio(a, b) < TOLERANCE[dtype]
+    found, true = (gradients(x, inputs, weight) for x in (actual, expected))
+    if dtype == torch.float32:  # too few digits for the gradient of a gate that decides alone
+        found, true = ([torch.cat([x.flatten() for x in part])] for part in (found, true))
+    for a, b in zip(found, true, strict=True):
+        assert error_ratio(a, b) < GRADIENTS[dtype]
 
 
 @DTYPES

@@ -35,7 +35,7 @@ def test_chunk_mean_against_loops():
 @given(routings())
 @FEW
 def test_document_scores_against_loops(case):
-    case = case.double()
+    case = case.in_dtype(torch.float64)
     scores = reference.document_scores(*case.arguments())
     documents, banks = spans(case.chunk_cu), spans(case.bank_cu)
     for c, (first, last) in enumerate(spans(case.query_cu)):
@@ -69,7 +69,7 @@ def test_selection_against_loops(case):
 @given(routings())
 @FEW
 def test_chunk_scores_against_loops(case):
-    case = case.double()
+    case = case.in_dtype(torch.float64)
     count, contexts = len(case.keys), len(case.query_cu) - 1
     index = torch.arange(count).repeat(contexts)
     index_cu = cu([count] * contexts)
