@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from msa_kernels import document_attention
+from msa_kernels import document_attention, norm_rope
 from torch import Tensor, nn
 
 from msa_train.model.attention import (
@@ -33,7 +33,7 @@ from msa_train.model.cache import Cache, no_memory, padded
 from msa_train.model.config import ModelConfig
 from msa_train.model.fused import swiglu
 from msa_train.model.norm import RMSNorm
-from msa_train.model.rope import rotary_tables, rotate
+from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing
 
 
@@ -86,11 +86,9 @@ class Attention(nn.Module):
 
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
         """Normed states [N, d] -> q, k, v."""
-        return Projections(
-            rotate(self.q_norm(self._heads(self.q_proj(h))), cos, sin),
-            rotate(self.k_norm(self._heads(self.k_proj(h))), cos, sin),
-            self._heads(self.v_proj(h)),
-        )
+        q, k, v = (self._heads(p(h)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        weights = self.q_norm.weight, self.k_norm.weight
+        return Projections(*norm_rope(q, k, *weights, cos, sin, self.q_norm.eps), v)
 
     def router(self, config: ModelConfig) -> Router:
         queries = keys = None

@@ -162,8 +162,5 @@ class MSAModel(MegatronModule):
         return [
             weight
             for layer in self.decoder.layers
-            for weight in (
-                layer.self_attention.q_layernorm.weight,
-                layer.self_attention.k_layernorm.weight,
-            )
+            for weight in layer.self_attention.qk_norm.parameters()
         ]

@@ -24,6 +24,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from msa_kernels import norm_rope
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -43,7 +44,6 @@ from msa_train.model.batch import Layout
 from msa_train.model.config import ModelConfig
 from msa_train.model.fused import swiglu
 from msa_train.model.norm import RMSNorm
-from msa_train.model.rope import rotate
 from msa_train.model.router import Routing
 
 
@@ -64,6 +64,23 @@ class TwoStreams(PackedSeqParams):
     routings: dict[int, Routing] = field(default_factory=dict)  # filled by the router layers
 
 
+class HeadNorm(torch.nn.Module):
+    """Norm and rotation of query and key heads.
+
+    A module of its own, because ZeRO-3 gathers weights for the backward pass where a module's
+    output meets it, and pooled states leave the attention by another way than its output.
+    """
+
+    def __init__(self, model: ModelConfig):
+        super().__init__()
+        self.q_weight = torch.nn.Parameter(torch.empty(model.head_dim))
+        self.k_weight = torch.nn.Parameter(torch.empty(model.head_dim))
+        self.eps = model.norm_eps
+
+    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return norm_rope(q, k, self.q_weight, self.k_weight, cos, sin, self.eps)
+
+
 class MemoryAttention(SelfAttention):
     """Self-attention over both streams; in a router layer with the router's projections."""
 
@@ -72,6 +89,7 @@ class MemoryAttention(SelfAttention):
         self.model = model
         self.number = self.layer_number - 1
         self.routes = self.number in model.router_layers
+        self.qk_norm = HeadNorm(model)
         self.group = HeadGroup(
             model.heads,
             tensor_parallel.gather_from_tensor_model_parallel_region,
@@ -96,8 +114,7 @@ class MemoryAttention(SelfAttention):
     def project(self, h: Tensor, streams: TwoStreams) -> Projections:
         """Normed states [N, 1, d] -> this rank's heads."""
         q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
-        cos, sin = streams.cos, streams.sin
-        return Projections(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return Projections(*self.qk_norm(q, k, streams.cos, streams.sin), v)
 
     def forward(self, hidden_states: Tensor, streams: TwoStreams, last: bool) -> Tensor:
         """[N, 1, d] -> [N, 1, d]; in the last layer without the documents, which nothing reads."""
@@ -177,13 +194,8 @@ class MemoryLayer(TransformerLayer):
 
 
 def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
-    spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
-    for submodules, names in (
-        (spec.submodules, ("input_layernorm", "pre_mlp_layernorm")),
-        (spec.submodules.self_attention.submodules, ("q_layernorm", "k_layernorm")),
-    ):
-        for name in names:
-            setattr(submodules, name, _MegatronNorm)
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _MegatronNorm
     spec.submodules.mlp.module = MemoryMLP
     attention = spec.submodules.self_attention
     attention.module = MemoryAttention
@@ -210,7 +222,6 @@ def transformer_config(model: ModelConfig) -> TransformerConfig:
         kv_channels=model.head_dim,
         ffn_hidden_size=model.ffn,
         normalization="RMSNorm",
-        qk_layernorm=True,
         layernorm_epsilon=model.norm_eps,
         add_bias_linear=False,
         gated_linear_unit=True,

@@ -22,8 +22,8 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _SAME = {  # Megatron name -> published name, not split
     "input_layernorm.weight": "input_layernorm.weight",
     "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
-    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
+    "self_attention.qk_norm.q_weight": "self_attn.q_norm.weight",
+    "self_attention.qk_norm.k_weight": "self_attn.k_norm.weight",
     "self_attention.router_gate": "self_attn.router_gate",
     "self_attention.router_threshold": "self_attn.router_threshold",
 }

@@ -15,9 +15,10 @@ _STATES = {"x0", "x1", "x2", "out0", "out1", "out2", "grad0", "grad1", "grad2", 
            "grad", "dq", "dk", "dv", "q_out", "k_out", "q_weight", "k_weight", "q_grad",
            "k_grad", "values"}  # fmt: skip
 _NUMBERS = {"features", "width", "blocks", "contexts", "documents", "heads", "kv_heads",
-            "head_dim", "count", "tokens", "q_heads", "k_heads", "half", "chunks"}  # fmt: skip
+            "head_dim", "count", "tokens", "q_heads", "k_heads", "half", "chunks",
+            "token_bits"}  # fmt: skip
 _REAL = {"scale", "eps", "largest"}
-_SCORE = {"TOKEN_BITS": 12, "SPLIT": False, "HEAD": 0}
+_SCORE = {"SPLIT": False, "HEAD": 0}
 _ATTEND = {"BIAS": True, "D": 128}
 
 # name: (kernel, operation whose tiles it takes, constants, types that differ)

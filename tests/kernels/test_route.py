@@ -202,3 +202,11 @@ def test_impossible_arguments_are_refused():
         chunk_scores(query, query_cu, keys[:, :3], torch.tensor([0]), cu([1]))
     with pytest.raises(KernelError, match="k is 0"):
         top_documents(torch.zeros(1, 3), 0)
+
+
+def test_places_that_32_bits_cannot_hold_are_refused():
+    scores = pytest.importorskip("msa_kernels.gpu.scores", reason="triton is not installed")
+    keys = torch.empty(1_562_500, 1, device="meta")  # 100M memory tokens
+    assert scores.token_bits(torch.empty(2047, 1, device="meta"), keys) == 11
+    with pytest.raises(KernelError, match="2048 query tokens times 1562500 chunks are too many"):
+        scores.token_bits(torch.empty(2048, 1, device="meta"), keys)

@@ -18,7 +18,7 @@ MEGATRON = [
     "decoder.layers.2.input_layernorm.weight",
     "decoder.layers.2.self_attention.linear_qkv.weight",
     "decoder.layers.2.self_attention.linear_proj.weight",
-    "decoder.layers.2.self_attention.q_layernorm.weight",
+    "decoder.layers.2.self_attention.qk_norm.q_weight",
     "decoder.layers.2.self_attention.router_q.weight",
     "decoder.layers.2.self_attention.router_gate",
     "decoder.layers.2.mlp.linear_fc1.weight",

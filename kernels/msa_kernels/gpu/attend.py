@@ -70,6 +70,36 @@ def store_rows(x, row, present, head, heads, head_dim, value, D: tl.constexpr):
 
 
 @triton.jit
+def read_entries(
+    q, row, tile_begin, first, last, memory_from, group, kv_heads, head_dim, index, pooled_k,
+    pooled_v, bias, scale, BIAS: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """(logits [M, N], keys [D, N], values [N, D]) of a context's entries from `first` on."""
+    entry = (first + tl.arange(0, N)).to(tl.int64)
+    present = entry < last
+    chunk = tl.load(index + entry, mask=present, other=0)
+    logits, keys = scores_of_entries(
+        q, row, tile_begin, entry, present, memory_from, chunk, group, kv_heads, head_dim,
+        pooled_k, bias, scale, BIAS, D,
+    )  # fmt: skip
+    values = load_rows(pooled_v, chunk, present, group, kv_heads, head_dim, D)
+    return logits, keys.to(q.dtype), values.to(q.dtype)
+
+
+@triton.jit
+def read_tokens(
+    q, row, q_end, first, k_end, group, kv_heads, head_dim, k, v, scale,
+    D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """(logits [M, N], keys [D, N], values [N, D]) of a context's own tokens from `first` on."""
+    token = (first + tl.arange(0, N)).to(tl.int64)
+    logits, keys = scores_of_tokens(
+        q, row, q_end, token, k_end, group, kv_heads, head_dim, k, scale, D
+    )
+    return logits, keys, load_rows(v, token, token < k_end, group, kv_heads, head_dim, D)
+
+
+@triton.jit
 def _fold(logits, values, best, total, out):
     """The running softmax with another tile of logits [M, N] and values [N, D]."""
     new = tl.maximum(best, tl.max(logits, 1))
@@ -102,23 +132,17 @@ def attend_forward(
         hidden = tl.load(memory_from + context)
         last = tl.load(index_cu + context + 1)
         for first in range(tl.load(index_cu + context), last, N):
-            entry = (first + tl.arange(0, N)).to(tl.int64)
-            present = entry < last
-            chunk = tl.load(index + entry, mask=present, other=0)
-            logits, _ = scores_of_entries(
-                tile, row, q_begin, entry, present, hidden, chunk, group, kv_heads, head_dim,
-                pooled_k, bias, scale, BIAS, D,
+            logits, _, values = read_entries(
+                tile, row, q_begin, first, last, hidden, group, kv_heads, head_dim, index,
+                pooled_k, pooled_v, bias, scale, BIAS, D, N,
             )  # fmt: skip
-            values = load_rows(pooled_v, chunk, present, group, kv_heads, head_dim, D)
-            best, total, sums = _fold(logits, values.to(tile.dtype), best, total, sums)
+            best, total, sums = _fold(logits, values, best, total, sums)
         k_begin, k_end = tl.load(k_cu + context), tl.load(k_cu + context + 1)
         stop = tl.minimum(k_end, k_end - q_end + tl.load(tile_row + tl.program_id(0)) + M)
         for first in range(k_begin, stop, N):
-            token = (first + tl.arange(0, N)).to(tl.int64)
-            logits, _ = scores_of_tokens(
-                tile, row, q_end, token, k_end, group, kv_heads, head_dim, k, scale, D
+            logits, _, values = read_tokens(
+                tile, row, q_end, first, k_end, group, kv_heads, head_dim, k, v, scale, D, N
             )
-            values = load_rows(v, token, token < k_end, group, kv_heads, head_dim, D)
             best, total, sums = _fold(logits, values, best, total, sums)
         store_rows(out, row, real, head, heads, head_dim, sums / total[:, None], D)
         tl.store(lse + row * heads + head, best + tl.log(total), mask=real)

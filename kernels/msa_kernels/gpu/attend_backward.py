@@ -15,6 +15,8 @@ from msa_kernels.gpu.attend import (
     Tiles,
     load_rows,
     padded_width,
+    read_entries,
+    read_tokens,
     scores_of_entries,
     scores_of_tokens,
     store_rows,
@@ -24,9 +26,24 @@ from msa_kernels.gpu.scatter import to_chunks
 
 
 @triton.jit
-def _weights(logits, lse):
-    """Softmax weights [M, N] again; rows that do not exist have an lse of +inf."""
-    return tl.exp(logits - lse[:, None])
+def _read_rows(q, grad, lse, delta, row, real, head, heads, head_dim, D: tl.constexpr):
+    """Of query rows: states and output gradients [M, D], log sums and <gradient, output> [M].
+
+    Rows that do not exist have a log sum of +inf, hence weights of zero.
+    """
+    at = row * heads + head
+    norm = tl.load(lse + at, mask=real, other=float("inf"))
+    own = tl.load(delta + at, mask=real, other=0.0)
+    tile = load_rows(q, row, real, head, heads, head_dim, D)
+    return tile, load_rows(grad, row, real, head, heads, head_dim, D), norm, own
+
+
+@triton.jit
+def _of_logits(logits, norm, d_out, values, own):
+    """(softmax weights again, gradient of the logits), [M, N] in float32."""
+    weights = tl.exp(logits - norm[:, None])
+    d_weights = tl.dot(d_out, tl.trans(values), input_precision="ieee")
+    return weights, weights * (d_weights - own[:, None])
 
 
 @triton.jit
@@ -42,38 +59,27 @@ def query_gradient(
         q_begin, q_end = tl.load(q_cu + context), tl.load(q_cu + context + 1)
         row = tl.load(tile_row + tl.program_id(0)) + tl.arange(0, M)
         real = row < q_end
-        tile = load_rows(q, row, real, head, heads, head_dim, D)
-        d_out = load_rows(grad, row, real, head, heads, head_dim, D)
-        norm = tl.load(lse + row * heads + head, mask=real, other=float("inf"))
-        own = tl.load(delta + row * heads + head, mask=real, other=0.0)
+        tile, d_out, norm, own = _read_rows(
+            q, grad, lse, delta, row, real, head, heads, head_dim, D
+        )
         total = tl.zeros([M, D], dtype=tl.float32)
         hidden = tl.load(memory_from + context)
         last = tl.load(index_cu + context + 1)
         for first in range(tl.load(index_cu + context), last, N):
-            entry = (first + tl.arange(0, N)).to(tl.int64)
-            present = entry < last
-            chunk = tl.load(index + entry, mask=present, other=0)
-            logits, keys = scores_of_entries(
-                tile, row, q_begin, entry, present, hidden, chunk, group, kv_heads, head_dim,
-                pooled_k, bias, scale, BIAS, D,
+            logits, keys, values = read_entries(
+                tile, row, q_begin, first, last, hidden, group, kv_heads, head_dim, index,
+                pooled_k, pooled_v, bias, scale, BIAS, D, N,
             )  # fmt: skip
-            values = load_rows(pooled_v, chunk, present, group, kv_heads, head_dim, D)
-            weights = _weights(logits, norm)
-            d_weights = tl.dot(d_out, tl.trans(values.to(tile.dtype)), input_precision="ieee")
-            d_logits = (weights * (d_weights - own[:, None])).to(tile.dtype)
-            total += tl.dot(d_logits, tl.trans(keys.to(tile.dtype)), input_precision="ieee")
+            _, d_logits = _of_logits(logits, norm, d_out, values, own)
+            total += tl.dot(d_logits.to(tile.dtype), tl.trans(keys), input_precision="ieee")
         k_begin, k_end = tl.load(k_cu + context), tl.load(k_cu + context + 1)
         stop = tl.minimum(k_end, k_end - q_end + tl.load(tile_row + tl.program_id(0)) + M)
         for first in range(k_begin, stop, N):
-            token = (first + tl.arange(0, N)).to(tl.int64)
-            logits, keys = scores_of_tokens(
-                tile, row, q_end, token, k_end, group, kv_heads, head_dim, k, scale, D
+            logits, keys, values = read_tokens(
+                tile, row, q_end, first, k_end, group, kv_heads, head_dim, k, v, scale, D, N
             )
-            values = load_rows(v, token, token < k_end, group, kv_heads, head_dim, D)
-            weights = _weights(logits, norm)
-            d_weights = tl.dot(d_out, tl.trans(values), input_precision="ieee")
-            d_logits = (weights * (d_weights - own[:, None])).to(tile.dtype)
-            total += tl.dot(d_logits, tl.trans(keys), input_precision="ieee")
+            _, d_logits = _of_logits(logits, norm, d_out, values, own)
+            total += tl.dot(d_logits.to(tile.dtype), tl.trans(keys), input_precision="ieee")
         store_rows(dq, row, real, head, heads, head_dim, total * scale, D)
 
 
@@ -99,18 +105,15 @@ def token_gradient(
             for first in range(begin, q_end, M):
                 row = (first + tl.arange(0, M)).to(tl.int64)
                 real = row < q_end
-                tile = load_rows(q, row, real, head, heads, head_dim, D)
-                d_out = load_rows(grad, row, real, head, heads, head_dim, D)
-                norm = tl.load(lse + row * heads + head, mask=real, other=float("inf"))
-                own = tl.load(delta + row * heads + head, mask=real, other=0.0)
+                tile, d_out, norm, own = _read_rows(
+                    q, grad, lse, delta, row, real, head, heads, head_dim, D
+                )
                 logits, _ = scores_of_tokens(
                     tile, row, q_end, token, k_end, group, kv_heads, head_dim, k, scale, D
                 )
-                weights = _weights(logits, norm)
-                d_weights = tl.dot(d_out, tl.trans(values), input_precision="ieee")
-                d_logits = (weights * (d_weights - own[:, None])).to(tile.dtype)
+                weights, d_logits = _of_logits(logits, norm, d_out, values, own)
                 d_values += tl.dot(tl.trans(weights.to(tile.dtype)), d_out, input_precision="ieee")
-                d_keys += tl.dot(tl.trans(d_logits), tile, input_precision="ieee")
+                d_keys += tl.dot(tl.trans(d_logits.to(tile.dtype)), tile, input_precision="ieee")
         store_rows(dk, token, present, group, kv_heads, head_dim, d_keys * scale, D)
         store_rows(dv, token, present, group, kv_heads, head_dim, d_values, D)
 
@@ -139,17 +142,14 @@ def entry_gradient(
             for first in range(tl.minimum(q_begin + hidden, q_end), q_end, M):
                 row = (first + tl.arange(0, M)).to(tl.int64)
                 real = row < q_end
-                tile = load_rows(q, row, real, head, heads, head_dim, D)
-                d_out = load_rows(grad, row, real, head, heads, head_dim, D)
-                norm = tl.load(lse + row * heads + head, mask=real, other=float("inf"))
-                own = tl.load(delta + row * heads + head, mask=real, other=0.0)
+                tile, d_out, norm, own = _read_rows(
+                    q, grad, lse, delta, row, real, head, heads, head_dim, D
+                )
                 logits, _ = scores_of_entries(
                     tile, row, q_begin, entry, present, hidden, chunk, group, kv_heads, head_dim,
                     pooled_k, bias, scale, BIAS, D,
                 )  # fmt: skip
-                weights = _weights(logits, norm)
-                d_weights = tl.dot(d_out, tl.trans(values), input_precision="ieee")
-                d_logits = weights * (d_weights - own[:, None])
+                weights, d_logits = _of_logits(logits, norm, d_out, values, own)
                 d_gate += tl.sum(d_logits, 0)
                 d_values += tl.dot(tl.trans(weights.to(tile.dtype)), d_out, input_precision="ieee")
                 d_keys += tl.dot(tl.trans(d_logits.to(tile.dtype)), tile, input_precision="ieee")

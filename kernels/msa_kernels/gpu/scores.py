@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msa_kernels.errors import KernelError
 from msa_kernels.gpu.launch import score_tiles
 
-TOKEN_BITS = 12  # query tokens of a context; the other 20 of 32 bits count a document's chunks
 NOTHING = -(1 << 63)
 
 
@@ -71,7 +71,7 @@ def _best_tokens(
 @triton.jit
 def document_maxima(
     query, query_cu, keys, scales, chunk_cu, document, bank_chunks, context_bank, packed,
-    contexts, documents, width, TOKEN_BITS: tl.constexpr,
+    contexts, documents, width, token_bits,
     SPLIT: tl.constexpr, HEAD: tl.constexpr, T: tl.constexpr, C: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     # Contexts vary fastest: those of a bank meet a tile of keys while the cache still holds it.
@@ -90,7 +90,7 @@ def document_maxima(
         place = chunk - tl.load(chunk_cu + owner, mask=present, other=0)
         bits = best.to(tl.int32, bitcast=True)
         ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-        later = (place << TOKEN_BITS) | token.to(tl.int64)
+        later = (place << token_bits) | token.to(tl.int64)
         value = (ordered << 32) | (0xFFFFFFFF - later)
         tl.atomic_max(packed + context * documents + owner, value, mask=present)
 
@@ -126,6 +126,7 @@ def documents(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [m, n] float32, and the query row and chunk [m, n] of each (any where it is -inf)."""
     contexts, count, width = len(query_cu) - 1, len(chunk_cu) - 1, keys.shape[1]
+    bits = token_bits(query, keys)
     packed = torch.full((contexts, count), NOTHING, dtype=torch.int64, device=query.device)
     owner = torch.arange(count, device=keys.device)
     owner = owner.repeat_interleave(chunk_cu.diff(), output_size=len(keys))
@@ -134,19 +135,33 @@ def documents(
         grid = (contexts * triton.cdiv(len(keys), tiles["C"]),)
         document_maxima[grid](
             query, query_cu, keys, scales, chunk_cu, owner, chunk_cu[bank_cu], context_bank, packed,
-            contexts, count, width, TOKEN_BITS, **tiles,
+            contexts, count, width, bits, **tiles,
         )  # fmt: skip
-    return _unpack(packed, query_cu, chunk_cu)
+    return _unpack(packed, query_cu, chunk_cu, bits)
 
 
-def _unpack(packed: Tensor, query_cu: Tensor, chunk_cu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def token_bits(query: Tensor, keys: Tensor) -> int:
+    """Of the 32 bits beside a score, those for a place among query tokens; the rest is for one
+    among a document's chunks. From the shapes, so that nobody waits for the device."""
+    bits = len(query).bit_length()
+    if bits + len(keys).bit_length() > 32:
+        raise KernelError(
+            f"document_scores: {len(query)} query tokens times {len(keys)} chunks are too many "
+            "for one launch; score fewer contexts, or fewer documents, at a time"
+        )
+    return bits
+
+
+def _unpack(
+    packed: Tensor, query_cu: Tensor, chunk_cu: Tensor, token_bits: int
+) -> tuple[Tensor, Tensor, Tensor]:
     exists = packed != NOTHING
     ordered = (packed >> 32).to(torch.int32)
     bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
     scores = bits.view(torch.float32).masked_fill(~exists, -torch.inf)
     later = 0xFFFFFFFF - (packed & 0xFFFFFFFF)
-    rows = query_cu[:-1, None] + (later & ((1 << TOKEN_BITS) - 1))
-    chunks = chunk_cu[:-1] + (later >> TOKEN_BITS)
+    rows = query_cu[:-1, None] + (later & ((1 << token_bits) - 1))
+    chunks = chunk_cu[:-1] + (later >> token_bits)
     return scores, rows * exists, chunks * exists
 
 
