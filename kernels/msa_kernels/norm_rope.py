@@ -53,8 +53,8 @@ def _norm_rope(
     wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
     outs, scales = [], []
     for x, weight in ((q, q_weight), (k, k_weight)):
-        out, scale = cpu.forward(x.to(wide), weight.to(wide), *tables, eps)
-        outs.append(out.to(x.dtype))
+        out, scale = cpu.forward(x, weight, *tables, eps, wide)
+        outs.append(out)
         scales.append(scale)
     return *outs, *scales
 
@@ -78,15 +78,13 @@ def _backward(
 
         given = (x.contiguous() for x in (q_grad, k_grad, q, k, q_weight, k_weight, cos, sin))
         return gpu.backward(*given, eps)
-    wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
-    found = []
+    tables, found = (cos[:, None], sin[:, None]), []
     for grad, x, weight, scale in (
         (q_grad, q, q_weight, q_scale),
         (k_grad, k, k_weight, k_scale),
     ):
-        given = (each.to(wide) for each in (grad, x, weight))
-        d_x, d_weight = cpu.backward(*given, scale, *tables)
-        found.append((d_x.to(x.dtype), d_weight.to(weight.dtype)))
+        d_x, d_weight = cpu.backward(grad, x, weight, scale, *tables)
+        found.append((d_x, d_weight.to(weight.dtype)))
     (d_q, d_q_weight), (d_k, d_k_weight) = found
     return d_q, d_k, d_q_weight, d_k_weight
 

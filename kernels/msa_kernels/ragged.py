@@ -91,12 +91,14 @@ class Padding:
     rows [p] the packed row of each padded row: padding repeats the sequence's last row (row 0 where
     the sequence is empty). place [N] the padded row of each packed row; where sequences are left
     out (`complete` is False), theirs is p, a row of zeros. real [p]: whether a row is no padding.
+    `same`: nothing is padded, left out or in another order.
     """
 
     rows: Tensor
     real: Tensor
     place: Tensor
     complete: bool
+    same: bool
 
     @classmethod
     def of(cls, cu: Tensor, order: list[int], widths: list[int]) -> Padding:
@@ -113,15 +115,17 @@ class Padding:
         places = torch.full((int(cu[-1]),), total, **new)
         kept = real.nonzero().squeeze(1)
         places[rows[kept]] = kept
-        return cls(rows, real, places, len(kept) == len(places))
+        complete = len(kept) == len(places)
+        same = complete and total == len(places) and order == sorted(order)
+        return cls(rows, real, places, complete, same)
 
     def pad(self, packed: Tensor) -> Tensor:
         """[N, ...] -> [p, ...]; no gradient through padding."""
-        return _Pad.apply(packed, self)
+        return packed if self.same else _Pad.apply(packed, self)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """[p, ...] -> [N, ...]; zero for the rows of sequences left out."""
-        return _Unpad.apply(padded, self)
+        return padded if self.same else _Unpad.apply(padded, self)
 
     def take(self, packed: Tensor) -> Tensor:
         flat = packed.flatten(1) if packed.dim() > 1 else packed

@@ -134,7 +134,7 @@ def _(query, query_cu, keys, index, index_cu, budget):
 @torch.library.custom_op("msa_kernels::scatter_scores", mutates_args=())
 def _scatter(
     grad: Tensor, rows: Tensor, chunks: Tensor, begin: Tensor, end: Tensor, query: Tensor,
-    query_cu: Tensor, keys: Tensor, budget: float,
+    query_cu: Tensor, keys: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of query and keys, where score i is <query[rows[i]], keys[chunks[i]]>.
 
@@ -149,16 +149,16 @@ def _scatter(
         d_keys = gpu.to_chunks(source, rows, grad, chunks, len(keys))
         return d_query, d_keys.to(keys.dtype)
     there = rows >= 0
-    return cpu.scatter(grad[there], rows[there], chunks[there], query, keys, budget)
+    return cpu.scatter(grad[there], rows[there], chunks[there], query, keys)
 
 
 @_scatter.register_fake
-def _(grad, rows, chunks, begin, end, query, query_cu, keys, budget):
+def _(grad, rows, chunks, begin, end, query, query_cu, keys):
     return torch.empty_like(query), torch.empty_like(keys)
 
 
 def _save_documents(ctx, inputs, output):
-    query, query_cu, keys, _, context_bank, bank_cu, ctx.budget, _ = inputs
+    query, query_cu, keys, _, context_bank, bank_cu, *_ = inputs
     ctx.save_for_backward(query, query_cu, keys, context_bank, bank_cu, *output)
     ctx.mark_non_differentiable(*output[1:])
 
@@ -170,12 +170,12 @@ def _differentiate_documents(ctx, grad, *_):
     first = torch.arange(len(scores), device=scores.device) * scores.shape[1]
     span = first + bank_cu[context_bank], first + bank_cu[context_bank + 1]
     flat = grad.contiguous().flatten()
-    d_query, d_keys = _scatter(flat, rows, chunks, *span, query, query_cu, keys, ctx.budget)
+    d_query, d_keys = _scatter(flat, rows, chunks, *span, query, query_cu, keys)
     return d_query, None, d_keys, *[None] * 5
 
 
 def _save_entries(ctx, inputs, output):
-    query, query_cu, keys, index, index_cu, ctx.budget = inputs
+    query, query_cu, keys, index, index_cu, _ = inputs
     ctx.save_for_backward(query, query_cu, keys, index, index_cu, *output)
     ctx.mark_non_differentiable(output[1])
 
@@ -184,7 +184,7 @@ def _differentiate_entries(ctx, grad, _):
     query, query_cu, keys, index, index_cu, scores, rows = ctx.saved_tensors
     rows, chunks = (x.masked_fill(scores == -torch.inf, -1) for x in (rows, index))
     given = (grad.contiguous(), rows, chunks, index_cu[:-1].clone(), index_cu[1:].clone())
-    d_query, d_keys = _scatter(*given, query, query_cu, keys, ctx.budget)
+    d_query, d_keys = _scatter(*given, query, query_cu, keys)
     return d_query, None, d_keys, None, None, None
 
 

@@ -22,7 +22,7 @@ from msa_kernels.bench.geometry import (
     every,
 )
 from msa_kernels.bench.measure import device, size
-from msa_kernels.ragged import chunk_token_offsets
+from msa_kernels.ragged import chunk_token_offsets, cumulative
 
 DOCUMENTS, CHUNKS_EACH, SELECTED, CONTEXTS, TOKENS = 32, 8, 16, 16, 64
 
@@ -31,8 +31,9 @@ def cases() -> Iterator[Case]:
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     yield _pool_and_attend(dtype)
     if device().type == "cuda":
-        yield _documents(128, 512, dtype)  # 64K memory tokens
-    yield _documents(128, 64, dtype)
+        yield _documents([512] * 128, dtype)  # 64K memory tokens
+    yield _documents([64] * 128, dtype)
+    yield _documents(torch.randint(16, 129, (128,)).tolist(), dtype)
 
 
 def _pool_and_attend(dtype: torch.dtype) -> Case:
@@ -86,45 +87,47 @@ def _pool_and_attend(dtype: torch.dtype) -> Case:
     )
 
 
-def _documents(count: int, length: int, dtype: torch.dtype) -> Case:
-    cu = every(count, length)
+def _documents(lengths: list[int], dtype: torch.dtype) -> Case:
+    cu = cumulative(torch.tensor(lengths, device=device()))
     states = [
-        draw(count * length, heads, HEAD_DIM, dtype=dtype, learns=True)
+        draw(sum(lengths), heads, HEAD_DIM, dtype=dtype, learns=True)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     ]
+    shape = {"documents": len(lengths), "tokens": max(lengths), "memory_tokens": sum(lengths)}
     return Case(
         "document_attention",
-        {"documents": count, "tokens": length, "heads": HEADS, "kv_heads": KV_HEADS},
+        {**shape, "heads": HEADS, "kv_heads": KV_HEADS},
         dtype,
         lambda: document_attention(*states, cu, SCALE),
-        _peers(states, cu, count),
+        _peers(states, cu, lengths),
         2.0 * size(*states),
-        2.0 * count * length * length * HEADS * HEAD_DIM,
+        2.0 * sum(n * n for n in lengths) * HEADS * HEAD_DIM,
         states,
         backward_factor=2.5,
         together=True,
     )
 
 
-def _peers(states: list[Tensor], cu: Tensor, count: int) -> dict[str, Callable[[], Tensor]]:
-    """Library attention of documents of equal length; padding costs them nothing here."""
+def _peers(states: list[Tensor], cu: Tensor, lengths: list[int]) -> dict[str, Callable[[], Tensor]]:
+    """torch's attention over documents padded to the longest; flash-attn where it is installed."""
+    place = torch.arange(max(lengths), device=cu.device)
+    real = place < cu.diff()[:, None]
+    rows = (cu[:-1, None] + place).clamp(max=sum(lengths) - 1)
+    ragged = not bool(real.all())
 
-    def batched(**settings) -> Tensor:
-        q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in states)
-        out = F.scaled_dot_product_attention(q, k, v, scale=SCALE, enable_gqa=True, **settings)
-        return out.transpose(1, 2).flatten(0, 1)
+    def padded() -> Tensor:
+        batch = (x[rows] if ragged else x.unflatten(0, rows.shape) for x in states)
+        q, k, v = (x.transpose(1, 2) for x in batch)
+        out = F.scaled_dot_product_attention(q, k, v, scale=SCALE, enable_gqa=True, is_causal=True)
+        out = out.transpose(1, 2)
+        return out[real] if ragged else out.flatten(0, 1)
 
-    tokens = len(states[0]) // count
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=cu.device).tril()
-    peers = {
-        "sdpa, equal lengths": lambda: batched(is_causal=True),
-        "sdpa, masked": lambda: batched(attn_mask=causal),
-    }
+    peers = {"sdpa, padded" if ragged else "sdpa, equal lengths": padded}
     if states[0].is_cuda and importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
 
-        lengths = (cu.int(), cu.int(), tokens, tokens)
+        bounds = (cu.int(), cu.int(), max(lengths), max(lengths))
         peers["flash-attn"] = lambda: flash_attn_varlen_func(
-            *states, *lengths, softmax_scale=SCALE, causal=True
+            *states, *bounds, softmax_scale=SCALE, causal=True
         )
     return peers

@@ -12,7 +12,7 @@ from torch import Tensor
 from msa_kernels.bench.measure import Floor, device_name, peak_memory_mb, time_in_turns
 
 Pass = Literal["forward", "backward", "forward+backward"]
-Run = Callable[[], Tensor]
+Run = Callable[[], Tensor | tuple[Tensor, ...]]
 
 
 @dataclass
@@ -91,6 +91,7 @@ def _time(times: dict[str, float], name: str, kind: Pass) -> float:
 def _both(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
     def forward_and_backward() -> object:
         out = run()
-        return torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
+        outs = out if isinstance(out, tuple) else (out,)
+        return torch.autograd.grad(outs, inputs, [torch.ones_like(x) for x in outs])
 
     return forward_and_backward

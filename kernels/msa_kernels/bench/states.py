@@ -27,19 +27,15 @@ def _pool(tokens: int, dtype: torch.dtype) -> Case:
     documents = every(tokens // (8 * CHUNK), 8 * CHUNK)
     token_cu = chunk_token_offsets(documents, CHUNK)
 
-    def ours() -> Tensor:
-        return torch.cat(pool_states(*states, documents, CHUNK), 1)
-
-    def theirs() -> Tensor:
+    def theirs() -> tuple[Tensor, ...]:
         k, v, key = (published.chunk_means(x.flatten(1), token_cu) for x in states)
-        key = torch.nn.functional.normalize(key.unflatten(1, (KV_HEADS, -1)), dim=-1).flatten(1)
-        return torch.cat([k, v, key], 1)
+        return k, v, torch.nn.functional.normalize(key.unflatten(1, (KV_HEADS, -1)), dim=-1)
 
     return Case(
         "pool",
         {"tokens": tokens, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM},
         dtype,
-        ours,
+        lambda: pool_states(*states, documents, CHUNK),
         {"published": theirs},
         size(*states),
         3.0 * states[0].numel(),
@@ -57,8 +53,8 @@ def _norm_rope(tokens: int, dtype: torch.dtype) -> Case:
         "norm_rope",
         {"tokens": tokens, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM},
         dtype,
-        lambda: torch.cat(norm_rope(*given), 1),
-        {"reference": lambda: torch.cat(reference.norm_rope(*given), 1)},
+        lambda: norm_rope(*given),
+        {"reference": lambda: reference.norm_rope(*given)},
         2.0 * size(q, k),
         10.0 * (q.numel() + k.numel()),
         [q, k, *weights],

@@ -21,7 +21,8 @@ from msa_kernels.ragged import Padding
 
 def _split(padded: Tensor, rows: list[int], batches: list[Batch]) -> list[Tensor]:
     """[p, heads, D] -> of each batch [r, heads, width, D]."""
-    parts = zip(padded.split(rows), batches, strict=True)
+    pieces = padded.split(rows) if len(rows) > 1 else [padded]  # its backward is a copy
+    parts = zip(pieces, batches, strict=True)
     return [x.unflatten(0, (len(b.members), -1)).transpose(1, 2) for x, b in parts]
 
 
@@ -40,7 +41,11 @@ def documents(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float) -> Tens
     padding, rows = batch_padding(cu, batches, 0)
     padded = [_split(padding.pad(x), rows, batches) for x in (q, k, v)]
     parts = [_attention(*x, scale, is_causal=True) for x in zip(*padded, strict=True)]
-    return padding.unpad(torch.cat(parts))
+    return padding.unpad(_join(parts))
+
+
+def _join(parts: list[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def contexts(
     for x in zip(_split(q, counts[0], batches), keys, values, batches, unreal, strict=True):
         hidden = _Hidden(*x[3:], cus, memory.visible_from)
         parts.append(_read_batch(*x[:3], scale, hidden, budget)[..., :width])
-    return rows.unpad(torch.cat(parts))
+    return rows.unpad(_join(parts))
 
 
 def _gate_columns(bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -183,4 +188,4 @@ def _read_batch(q, k, v, scale: float, hidden: _Hidden, budget: int) -> Tensor:
         seen = [x[:, :, :columns] for x in (k, v)]
         part = _attention(q[:, :, start:end], *seen, scale, attn_mask=mask)
         parts.append(part.unflatten(0, (len(q), -1)))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+    return _join(parts, 1).flatten(0, 1)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from msa_kernels.cpu.segments import first_place, segment_max
@@ -136,17 +137,26 @@ def _search_tile(
         whole[:, present] = torch.where(better, new, whole[:, present])
 
 
-def scatter(grad: Tensor, rows: Tensor, chunks: Tensor, query: Tensor, keys: Tensor, budget: float):
+def scatter(grad: Tensor, rows: Tensor, chunks: Tensor, query: Tensor, keys: Tensor):
     """Gradients of scores[i] = <query[rows[i]], keys[chunks[i]]> for flat grad, rows, chunks."""
-    grad_query = grad.new_zeros(query.shape)
-    grad_keys = grad.new_zeros(keys.shape)
-    step = max(1, int(budget) // (4 * grad.element_size() * max(1, query.shape[1])))
-    for start in range(0, len(grad), step):
-        part = slice(start, start + step)
-        row, chunk, g = rows[part], chunks[part], grad[part, None]
-        grad_query.index_add_(0, row, keys.index_select(0, chunk).to(grad.dtype) * g)
-        grad_keys.index_add_(0, chunk, query.index_select(0, row).to(grad.dtype) * g)
+    grad_query = _weighted_sums(keys, chunks, grad, rows, len(query))
+    grad_keys = _weighted_sums(query, rows, grad, chunks, len(keys))
     return grad_query.to(query.dtype), grad_keys.to(keys.dtype)
+
+
+def _weighted_sums(
+    source: Tensor, rows: Tensor, weights: Tensor, targets: Tensor, count: int
+) -> Tensor:
+    """[count, V] sums of weights[i] * source[rows[i]] over the i of a target, in their order.
+
+    Without a copy of the rows, and every sum is written once.
+    """
+    targets, order = targets.sort(stable=True)
+    bounds = torch.searchsorted(targets, torch.arange(count + 1, device=targets.device))
+    return F.embedding_bag(
+        rows[order], source.to(weights.dtype), bounds, mode="sum",
+        per_sample_weights=weights[order], include_last_offset=True,
+    )  # fmt: skip
 
 
 def entries(query, query_cu, keys, index, index_cu, budget):
