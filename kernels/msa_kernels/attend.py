@@ -58,9 +58,7 @@ def context_attention(
     tensors that do not fit together.
     """
     _check("context_attention", q, k, v, q_cu, k_cu)
-    floating = {"pooled_k": pooled_k, "pooled_v": pooled_v, "bias": bias}
-    dispatch.check_floating("context_attention", q=q, **floating)
-    dispatch.check_cumulative("context_attention", "index_cu", index_cu, len(index))
+    _check_memory(q, k, q_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from)
     if dispatch.may_look(q_cu) and bool((q_cu.diff() > k_cu.diff()).any()):
         raise KernelError("context_attention: a context has more q rows than keys (q_cu, k_cu)")
     if not dispatch.takes_triton("context_attention", q, k, v, pooled_k, pooled_v):
@@ -69,6 +67,23 @@ def context_attention(
         return cpu.contexts(q, k, v, (q_cu, k_cu, index_cu), memory, scale, budget)
     entries = (index, index_cu, bias, memory_from)
     return _attend(q, k, v, q_cu, k_cu, pooled_k, pooled_v, *entries, scale)[0]
+
+
+def _check_memory(q, k, q_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from) -> None:
+    name = "context_attention"
+    floating = {"pooled_k": pooled_k, "pooled_v": pooled_v, "bias": bias}
+    dispatch.check_floating(name, q=q, **floating)
+    if pooled_k.shape != pooled_v.shape or pooled_k.shape[1:] != k.shape[1:]:
+        shapes = tuple(pooled_k.shape), tuple(pooled_v.shape)
+        raise KernelError(
+            f"{name}: pooled_k, pooled_v have shapes {shapes}; need [C, *{tuple(k.shape[1:])}]"
+        )
+    dispatch.check_numbers(name, "index", index)
+    dispatch.check_cumulative(name, "index_cu", index_cu, len(index))
+    if bias is not None and bias.shape != index.shape:
+        raise KernelError(f"{name}: bias has shape {tuple(bias.shape)}; need [{len(index)}]")
+    if memory_from is not None:
+        dispatch.check_numbers(name, "memory_from", memory_from, len(q_cu) - 1)
 
 
 def _check(operation: str, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: Tensor) -> None:
@@ -91,6 +106,7 @@ def _attend(
 
     head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
     states = (x.contiguous() for x in (q, k, v, pooled_k, pooled_v))
+    bias = None if bias is None else bias.contiguous()
     return gpu.forward(*states, index, bias, head, (q_cu, k_cu, index_cu), scale)
 
 
@@ -110,6 +126,7 @@ def _attend_backward(
 
     head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
     given = (x.contiguous() for x in (grad, out, lse, q, k, v, pooled_k, pooled_v))
+    bias = None if bias is None else bias.contiguous()
     *states, d_bias = gpu.backward(*given, index, bias, head, (q_cu, k_cu, index_cu), scale)
     return *states, q.new_empty(0) if bias is None else d_bias
 

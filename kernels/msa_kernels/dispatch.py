@@ -110,6 +110,16 @@ def check_cumulative(operation: str, name: str, cu: Tensor, total: int | None = 
         )
 
 
+def check_numbers(operation: str, name: str, numbers: Tensor, count: int | None = None) -> None:
+    """Refuses numbers of rows that are not int64 [count]: narrower ones overflow in a product."""
+    if numbers.dtype != torch.int64 or numbers.dim() != 1 or count not in (None, len(numbers)):
+        wanted = "any length" if count is None else str(count)
+        raise KernelError(
+            f"{operation}: {name} is {numbers.dtype} of shape {tuple(numbers.shape)}; "
+            f"pass int64 [{wanted}]"
+        )
+
+
 def may_look(x: Tensor) -> bool:
     """Whether values can be checked for free: not on an accelerator, which would have to be waited
     for, and not while a compiler only follows shapes."""

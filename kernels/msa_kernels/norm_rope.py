@@ -36,6 +36,9 @@ def norm_rope(
             f"norm_rope: cos and sin have shapes {tuple(cos.shape)}, {tuple(sin.shape)} for heads "
             f"of {q.shape[2]}; need [N, D/2] and an even D"
         )
+    if not q_weight.shape == k_weight.shape == q.shape[2:]:
+        shapes = tuple(q_weight.shape), tuple(k_weight.shape)
+        raise KernelError(f"norm_rope: weights have shapes {shapes}; need [{q.shape[2]}] each")
     with dispatch.exact(q.device):
         return _norm_rope(q, k, q_weight, k_weight, cos, sin, eps)[:2]
 

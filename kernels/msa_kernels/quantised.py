@@ -59,7 +59,7 @@ def quantise(keys: Tensor, heads: int, form: str) -> QuantisedKeys:
 @torch.library.custom_op("msa_kernels::quantise", mutates_args=())
 def _quantise(keys: Tensor, heads: int, form: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, largest = FORMATS[form]
-    if dispatch.takes_triton("quantise", keys):
+    if dispatch.takes_triton("quantise", keys) and _known(keys.device, dtype):
         from msa_kernels.gpu import quantise as gpu
 
         values, scales, squares, lengths = gpu.quantise(keys.contiguous(), heads, dtype, largest)
@@ -101,21 +101,22 @@ def quantised_document_scores(
     bank = query_cu.new_zeros(len(query_cu) - 1), query_cu.new_tensor([0, len(chunk_cu) - 1])
     with torch.no_grad(), dispatch.exact(query.device):
         query = query.float()
-        if dispatch.takes_triton("document_scores", query) and _known(keys):
+        head, values = keys.values.shape[1] // keys.scales.shape[1], keys.values
+        known = _known(values.device, values.dtype) and head % 16 == 0  # whole tiles of a head
+        if dispatch.takes_triton("document_scores", query) and known:
             from msa_kernels.gpu import scores as gpu
 
-            values, scales = keys.values.contiguous(), keys.scales.contiguous()
-            return gpu.documents(query.contiguous(), query_cu, values, scales, chunk_cu, *bank)[0]
+            narrow = keys.values.contiguous(), keys.scales.contiguous()
+            return gpu.documents(query.contiguous(), query_cu, *narrow, chunk_cu, *bank, False)[0]
         stored = cpu.Stored(keys.dequantised, torch.float32, True)
         budget = scratch_mb * (1 << 20)
         return cpu.documents(query, query_cu, stored, chunk_cu, *bank, budget, False)[0]
 
 
-def _known(keys: QuantisedKeys) -> bool:
-    """Whether the Triton kernel takes them: whole tiles of a head, fp8 where the card knows it."""
-    head = keys.values.shape[1] // keys.scales.shape[1]
-    old = keys.values.is_cuda and torch.cuda.get_device_capability(keys.values.device) < (8, 9)
-    return head % 16 == 0 and not (old and keys.values.dtype == torch.float8_e4m3fn)
+def _known(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton knows the dtype there: fp8 e4m3 begins with Ada and Hopper."""
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9)
+    return not (old and dtype == torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def document_scores(
     _check("document_scores", query, query_cu, keys)
     dispatch.check_cumulative("document_scores", "chunk_cu", chunk_cu, len(keys))
     dispatch.check_cumulative("document_scores", "bank_cu", bank_cu, len(chunk_cu) - 1)
+    dispatch.check_numbers("document_scores", "context_bank", context_bank, len(query_cu) - 1)
     learns = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad)
     given = (query, query_cu, keys, chunk_cu, context_bank, bank_cu)
     with dispatch.exact(query.device):
@@ -64,6 +65,7 @@ def chunk_scores(
     errors as for document_scores.
     """
     _check("chunk_scores", query, query_cu, keys)
+    dispatch.check_numbers("chunk_scores", "index", index)
     dispatch.check_cumulative("chunk_scores", "index_cu", index_cu, len(index))
     with dispatch.exact(query.device):
         return _entries(query, query_cu, keys, index, index_cu, scratch_mb * _MB)[0]
@@ -93,7 +95,7 @@ def _documents(
 
         found = gpu.documents(
             _one_dtype(query, keys), query_cu, keys.contiguous(), None, chunk_cu, context_bank,
-            bank_cu,
+            bank_cu, with_index,
         )  # fmt: skip
     else:
         stored = cpu.Stored.of(query, keys)
@@ -146,8 +148,7 @@ def _scatter(
         span = begin.contiguous(), end.contiguous()
         source = query.contiguous()
         d_query = gpu.to_rows(keys.contiguous(), chunks, grad, rows, span, query_cu, source)
-        d_keys = gpu.to_chunks(source, rows, grad, chunks, len(keys))
-        return d_query, d_keys.to(keys.dtype)
+        return d_query, gpu.to_chunks(source, rows, grad, chunks, keys)
     there = rows >= 0
     return cpu.scatter(grad[there], rows[there], chunks[there], query, keys)
 

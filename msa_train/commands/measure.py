@@ -13,7 +13,9 @@ _BENCHMARKS = {
     "kernels": "msa_kernels.bench:run",
     "layouts": "msa_train.training.bench_layouts:measure",
     "train": "msa_train.training.bench:measure",
+    "candidates": "msa_train.evaluation.candidates:measure",
 }
+_INPUTS = {"candidates": ("export", "bank", "questions")}
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -24,6 +26,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_conformance)
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
     parser.add_argument("name", help=", ".join(_BENCHMARKS))
+    for name, meaning in (
+        ("export", "folder of an exported model"),
+        ("bank", "memory bank that it built"),
+        ("questions", "questions.<split>.jsonl(.gz) of a dataset folder"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, help=f"for candidates: {meaning}")
     add_json(parser)
     parser.set_defaults(run=_bench)
 
@@ -48,10 +56,20 @@ def _bench(options: argparse.Namespace) -> int:
             f"bench {options.name!r}: there is no such benchmark; choose from {known}"
         )
     module, function = _BENCHMARKS[options.name].split(":")
-    result = getattr(import_module(module), function)()
+    result = getattr(import_module(module), function)(**_inputs(options))
     if options.json:
         print_json(result)
     else:
         for row in result if isinstance(result, list) else [result]:
             print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0
+
+
+def _inputs(options: argparse.Namespace) -> dict[str, Path]:
+    """The files a benchmark needs; no more and no less may be given."""
+    needed = _INPUTS.get(options.name, ())
+    for name in ("export", "bank", "questions"):
+        if (getattr(options, name) is not None) != (name in needed):
+            verb = "needs" if name in needed else "takes no"
+            raise ConfigError(f"bench {options.name} {verb} --{name}")
+    return {name: getattr(options, name) for name in needed}

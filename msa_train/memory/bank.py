@@ -77,6 +77,10 @@ class MemoryBank:
         numbers = self.documents.numbers if places is None else self.documents.numbers[places]
         return MemoryView(memory, numbers, self.documents)
 
+    def router_keys(self, layer: int) -> Tensor:
+        """[C, G*D] of a router layer, memory-mapped."""
+        return self._pooled[layer].key
+
     def info(self) -> dict[str, Any]:
         """What the manifest says, as plain data; sizes in bytes."""
         manifest, segment = self.manifest, self._segment

@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trainer.close(code)
     except ValueError as error:
         code = _explain(error)
-    except Exception:
+    except Exception:  # a bug: shown, and the other ranks are not left waiting
         traceback.print_exc()
         code = 1
     groups.finish(code)

@@ -70,10 +70,10 @@ class Routing:
 @st.composite
 def routings(draw, ties: bool = True, banks: int = 3) -> Routing:
     """Empty banks and documents, contexts without question tokens, one to `banks` banks."""
-    sizes = draw(st.lists(st.integers(0, 5), min_size=1, max_size=banks))
+    sizes = draw(st.lists(st.integers(0, 5) | st.just(35), min_size=1, max_size=banks))
     lengths = draw(st.lists(st.integers(0, 40), min_size=sum(sizes), max_size=sum(sizes)))
     chunk_cu = chunk_offsets(cu(lengths), 8)
-    tokens = draw(st.lists(st.integers(0, 6), max_size=5))
+    tokens = draw(st.lists(st.integers(0, 6) | st.just(19), max_size=5))
     bank = draw(
         st.lists(st.integers(0, len(sizes) - 1), min_size=len(tokens), max_size=len(tokens))
     )
@@ -92,10 +92,12 @@ def routings(draw, ties: bool = True, banks: int = 3) -> Routing:
 def attentions(draw, decode: bool = True) -> dict:
     """Arguments of context_attention: contexts with nothing selected, empty contexts, decoding."""
     groups, repeat, width = draw(st.sampled_from([(1, 1, 4), (2, 2, 4), (1, 3, 2)]))
-    rows = draw(st.lists(st.integers(0, 9), max_size=5))
+    rows = draw(st.lists(st.integers(0, 9) | st.just(37), max_size=5))
     earlier = [draw(st.integers(0, 5)) if decode else 0 for _ in rows]
     chunks = draw(st.integers(1, 7))
-    selected = [draw(st.lists(st.integers(0, chunks - 1), max_size=5)) for _ in rows]
+    chosen = st.lists(st.integers(0, chunks - 1), max_size=5)
+    many = chosen.map(lambda part: [*part, *[chunks - 1] * 18])
+    selected = [draw(chosen | many) for _ in rows]
     if draw(st.booleans()):
         selected = [[] for _ in rows]
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

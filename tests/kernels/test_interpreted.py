@@ -27,8 +27,7 @@ def test_kernels_match_the_reference(suite):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", compiled_kernels.NAMES)
+@pytest.mark.parametrize(("name", "capability"), compiled_kernels.CASES)
 def test_kernels_compile_for_gpus(name, capability):
     pytest.importorskip("triton", reason="triton is not installed")
     assert compiled_kernels.shared_bytes(name, capability) < compiled_kernels.LIMIT[capability]

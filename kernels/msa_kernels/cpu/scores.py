@@ -149,13 +149,16 @@ def _weighted_sums(
 ) -> Tensor:
     """[count, V] sums of weights[i] * source[rows[i]] over the i of a target, in their order.
 
-    Without a copy of the rows, and every sum is written once.
+    Every sum is written once, and no rows are copied but narrow ones, to be widened.
     """
     targets, order = targets.sort(stable=True)
     bounds = torch.searchsorted(targets, torch.arange(count + 1, device=targets.device))
+    rows = rows[order]
+    if source.dtype != weights.dtype:
+        rows, source = torch.arange(len(rows)), source.index_select(0, rows).to(weights.dtype)
     return F.embedding_bag(
-        rows[order], source.to(weights.dtype), bounds, mode="sum",
-        per_sample_weights=weights[order], include_last_offset=True,
+        rows, source, bounds, mode="sum", per_sample_weights=weights[order],
+        include_last_offset=True,
     )  # fmt: skip
 
 

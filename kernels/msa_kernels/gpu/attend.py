@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.gpu.launch import tiles
+from msa_kernels.gpu.launch import attend_tiles
 from msa_kernels.ragged import cumulative
 
 
@@ -112,7 +112,7 @@ def _fold(logits, values, best, total, out):
     return new, total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["contexts"])
 def attend_forward(
     q, k, v, pooled_k, pooled_v, index, bias, memory_from, q_cu, k_cu, index_cu,
     tile_context, tile_row, out, lse, contexts, heads, kv_heads, head_dim, scale,
@@ -173,13 +173,14 @@ def forward(
     """(attended states [Nq, H, D], logarithms of the softmax sums [Nq, H] float32)."""
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    options = tiles("attend", q.device)
+    width = padded_width(q)
+    options = attend_tiles("attend", q, width)
     if q.numel():
         grid = Tiles.of(cus[0], options["M"], len(q))
         attend_forward[(len(grid.row), q.shape[1])](
             q, k, v, pooled_k, pooled_v, index, bias, memory_from, *cus, grid.context, grid.row,
             out, lse, len(cus[0]) - 1, q.shape[1], k.shape[1], q.shape[2], scale,
-            BIAS=bias is not None, D=padded_width(q), **options,
+            BIAS=bias is not None, D=width, **options,
         )  # fmt: skip
     return out, lse
 

@@ -21,7 +21,7 @@ from msa_kernels.gpu.attend import (
     scores_of_tokens,
     store_rows,
 )
-from msa_kernels.gpu.launch import tiles
+from msa_kernels.gpu.launch import attend_tiles
 from msa_kernels.gpu.scatter import to_chunks
 
 
@@ -46,7 +46,19 @@ def _of_logits(logits, norm, d_out, values, own):
     return weights, weights * (d_weights - own[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
+def row_products(a, b, out, count, width, D: tl.constexpr, M: tl.constexpr):
+    """<a, b> in float32 of each of the rows [count, width]."""
+    row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    column = tl.arange(0, D)
+    mask = (row < count)[:, None] & (column < width)[None, :]
+    at = row[:, None] * width + column[None, :]
+    left = tl.load(a + at, mask=mask, other=0.0).to(tl.float32)
+    product = left * tl.load(b + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row, tl.sum(product, 1), mask=row < count)
+
+
+@triton.jit(do_not_specialize=["contexts"])
 def query_gradient(
     q, k, v, pooled_k, pooled_v, index, bias, memory_from, q_cu, k_cu, index_cu,
     tile_context, tile_row, grad, lse, delta, dq, contexts, heads, kv_heads, head_dim, scale,
@@ -83,7 +95,7 @@ def query_gradient(
         store_rows(dq, row, real, head, heads, head_dim, total * scale, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["contexts"])
 def token_gradient(
     q, k, v, q_cu, k_cu, tile_context, tile_row, grad, lse, delta, dk, dv,
     contexts, heads, kv_heads, head_dim, scale,
@@ -118,7 +130,7 @@ def token_gradient(
         store_rows(dv, token, present, group, kv_heads, head_dim, d_values, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["contexts"])
 def entry_gradient(
     q, pooled_k, pooled_v, index, bias, memory_from, q_cu, index_cu, tile_context, tile_entry,
     grad, lse, delta, dk, dv, d_bias, contexts, heads, kv_heads, head_dim, scale,
@@ -167,10 +179,15 @@ def backward(
     """Gradients of q, k, v, pooled_k, pooled_v and bias."""
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
     heads, kv_heads, width = q.shape[1], k.shape[1], q.shape[2]
-    contexts, options = len(cus[0]) - 1, tiles("attend_backward", q.device)
+    contexts, padded = len(cus[0]) - 1, padded_width(q)
+    options = attend_tiles("attend_backward", q, padded)
     sizes = (contexts, heads, kv_heads, width, scale)
-    shape = {"D": padded_width(q), **options}
-    delta = torch.linalg.vecdot(grad.float(), out.float())
+    shape = {"D": padded, **options}
+    delta = torch.empty_like(lse)
+    if q.numel():
+        row_products[(triton.cdiv(delta.numel(), options["M"]),)](
+            grad, out, delta, delta.numel(), width, D=padded, M=options["M"]
+        )
     given = (grad, lse, delta)
     if q.numel():
         grid = Tiles.of(cus[0], options["M"], len(q))
@@ -192,9 +209,9 @@ def backward(
             grid.row, *given, ek, ev, d_gate, *sizes, BIAS=bias is not None, **shape,
         )  # fmt: skip
     own = torch.arange(len(index), device=index.device)
-    summed = (
-        to_chunks(x.flatten(1), own, None, index, len(pooled_k)).view_as(pooled_k) for x in (ek, ev)
+    d_pooled_k, d_pooled_v = (
+        to_chunks(x.flatten(1), own, None, index, like.flatten(1)).view_as(like)
+        for x, like in ((ek, pooled_k), (ev, pooled_v))
     )
-    d_pooled_k, d_pooled_v = (x.to(pooled_k.dtype) for x in summed)
     d_bias = None if bias is None else d_gate.sum(1).to(bias.dtype)
     return dq, dk, dv, d_pooled_k, d_pooled_v, d_bias

@@ -22,12 +22,12 @@ _TILES = {
     "hopper": {
         "score": ({"T": 64, "C": 256, "V": 64}, 8, 4),
         "attend": ({"M": 128, "N": 64}, 8, 3),
-        "attend_backward": ({"M": 64, "N": 64}, 8, 2),
+        "attend_backward": ({"M": 32, "N": 64}, 8, 2),
     },
     "ampere": {
         "score": ({"T": 64, "C": 128, "V": 64}, 4, 4),
-        "attend": ({"M": 128, "N": 64}, 4, 3),
-        "attend_backward": ({"M": 64, "N": 64}, 4, 2),
+        "attend": ({"M": 128, "N": 64}, 8, 3),
+        "attend_backward": ({"M": 32, "N": 64}, 8, 2),
     },
     "consumer": {
         "score": ({"T": 32, "C": 128, "V": 32}, 4, 3),
@@ -62,11 +62,22 @@ def tiles(operation: str, device: torch.device, **limits: int) -> dict[str, int]
     return {**sizes, "num_warps": warps, "num_stages": stages}
 
 
-def score_tiles(query: Tensor, keys: Tensor, head: int | None) -> dict[str, int | bool]:
+def score_tiles(keys: Tensor, head: int | None) -> dict[str, int]:
     """Options of the scoring kernels: float32 tiles are half as wide, scales want whole heads."""
-    split = query.dtype == torch.float32 and keys.dtype != torch.float32 and not interpreting()
     width = 32 if keys.dtype == torch.float32 else 64
     width = min(width, max(16, triton.next_power_of_2(keys.shape[1])))
     if head is not None:
         width = min(width, head & -head)  # the largest power of two that divides it
-    return {**tiles("score", keys.device, V=width), "SPLIT": split, "HEAD": head or 0}
+    return {**tiles("score", keys.device, V=width), "HEAD": head or 0}
+
+
+def attend_tiles(operation: str, q: Tensor, width: int) -> dict[str, int]:
+    """Options of attention for rows of `width` values."""
+    return shrunk(tiles(operation, q.device), width, q.element_size())
+
+
+def shrunk(options: dict[str, int], width: int, itemsize: int) -> dict[str, int]:
+    """The list is for rows of 128 values of two bytes. Wider ones halve the tiles; so does
+    float32, twice: its products are not those of tensor cores and fill the registers."""
+    halvings = max(0, (width - 1).bit_length() - 7) + (itemsize - 2)
+    return options | {name: max(16, options[name] >> halvings) for name in ("M", "N")}

@@ -29,7 +29,7 @@ def _write(x, row, head, heads, half, place, mask, first, second):
     tl.store(at + half, second.to(x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def norm_rope_forward(
     q, k, q_weight, k_weight, cos, sin, q_out, k_out, tokens, q_heads, k_heads, half, eps,
     ROWS: tl.constexpr, HALF: tl.constexpr,
@@ -52,7 +52,7 @@ def norm_rope_forward(
     _write(out, row, head, heads, half, place, mask, a * c - b * s, b * c + a * s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def norm_rope_backward(
     q, k, q_weight, k_weight, cos, sin, q_grad, k_grad, dq, dk, d_weights,
     tokens, q_heads, k_heads, half, eps, ROWS: tl.constexpr, HALF: tl.constexpr,

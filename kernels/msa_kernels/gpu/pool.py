@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, ROWS = 128, 16
-EPSILON = 1e-12  # of torch.nn.functional.normalize
 
 
 @triton.jit
@@ -40,7 +39,7 @@ def mean_forward(
     mean = total / (end - start).to(tl.float32)
     if NORM:  # noqa: SIM102  known when compiled, unlike the tensor
         if tensor == 2:
-            norm = tl.maximum(tl.sqrt(tl.sum(mean * mean)), 1e-12)
+            norm = tl.maximum(tl.sqrt(tl.sum(mean * mean)), 1e-12)  # as normalize() does
             mean = mean / norm
             tl.store(norms + chunk * blocks + block, norm)
     tl.store(out + chunk * features + column, mean.to(out.dtype.element_ty), mask=inside)

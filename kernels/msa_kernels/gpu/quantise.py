@@ -10,7 +10,7 @@ from torch import Tensor
 CHUNKS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def quantise_heads(
     keys, values, scales, squares, lengths, chunks, heads, head_dim, largest,
     WHOLE: tl.constexpr, CHUNKS: tl.constexpr, D: tl.constexpr,

@@ -16,7 +16,7 @@ V = 128
 ROWS, ENTRIES = 32, 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def sum_runs(
     source, rows, weights, order, target, out, count, width,
     WEIGHTED: tl.constexpr, V: tl.constexpr,
@@ -41,7 +41,7 @@ def sum_runs(
         tl.store(out + own * width + column, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["contexts"])
 def sum_hits(
     source, targets, sources, weights, begin, end, context_cu, out, contexts, width,
     ROWS: tl.constexpr, ENTRIES: tl.constexpr, V: tl.constexpr,
@@ -74,13 +74,13 @@ def sum_hits(
 
 
 def to_chunks(
-    source: Tensor, rows: Tensor, weights: Tensor | None, chunks: Tensor, count: int
+    source: Tensor, rows: Tensor, weights: Tensor | None, chunks: Tensor, like: Tensor
 ) -> Tensor:
-    """[count, V] in the source's dtype: weights[i] * source[rows[i]] added to chunks[i].
+    """Like `like` [C, V]: weights[i] * source[rows[i]] added to chunks[i], in float32.
 
     source [N, V]; rows, chunks, weights [E]; a chunk of -1 takes no part.
     """
-    out = source.new_zeros(count, source.shape[1])
+    out = torch.zeros_like(like)
     if len(rows) and out.numel():
         target, order = chunks.sort(stable=True)
         grid = (len(rows), triton.cdiv(source.shape[1], V))
