@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from msa_train.commands.output import add_json, print_json
 from msa_train.errors import ConfigError
@@ -13,7 +14,7 @@ _BENCHMARKS = {
     "kernels": "msa_kernels.bench:run",
     "layouts": "msa_train.training.bench_layouts:measure",
     "train": "msa_train.training.bench:measure",
-    "candidates": "msa_train.evaluation.candidates:measure",
+    "candidates": "msa_train.commands.measure:candidates",
 }
 _INPUTS = {"candidates": ("export", "bank", "questions")}
 
@@ -63,6 +64,17 @@ def _bench(options: argparse.Namespace) -> int:
         for row in result if isinstance(result, list) else [result]:
             print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0
+
+
+def candidates(export: Path, bank: Path, questions: Path) -> list[dict[str, Any]]:
+    from data_pipeline.dataset import read_questions
+    from msa_train.interop.export import load_export
+    from msa_train.memory.bank import MemoryBank
+    from msa_train.memory.candidates import certified_candidates
+
+    model, _, tokenizer, fingerprint = load_export(export)
+    asked = [question.question for _, question in read_questions(questions)]
+    return certified_candidates(model, tokenizer, MemoryBank.open(bank, fingerprint), asked)
 
 
 def _inputs(options: argparse.Namespace) -> dict[str, Path]:

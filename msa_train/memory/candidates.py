@@ -7,7 +7,6 @@ trained keys crowd together, which makes their bounds overlap.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,32 +14,32 @@ import torch.nn.functional as F
 from msa_kernels import certified_top_documents, document_scores, quantise, top_documents
 from torch import Tensor
 
-from data_pipeline.dataset import read_questions
 from data_pipeline.protocol import prompt_pieces
+from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
-from msa_train.interop.export import load_export
 from msa_train.memory.bank import MemoryBank
 from msa_train.memory.engine import BATCH_CONTEXTS
 from msa_train.memory.generation import ContextBatch
 from msa_train.model.config import ModelConfig
+from msa_train.model.decoder import MSADecoder
 
 FORMS = ("int8", "fp8")
 
 
 @torch.inference_mode()
-def measure(export: Path, bank: Path, questions: Path) -> list[dict[str, Any]]:
+def certified_candidates(
+    model: MSADecoder, tokenizer: Tokenizer, bank: MemoryBank, asked: list[str]
+) -> list[dict[str, Any]]:
     """A row per router layer, kind of keys and form: candidates of a search for top_k documents.
 
-    questions: a jsonl(.gz) of a dataset folder. Raises ConfigError where the model's score is no
-    single dot product, which 8-bit keys need.
+    asked: texts of questions. Raises ConfigError where the model's score is no single dot product,
+    which 8-bit keys need.
     """
-    model, config, tokenizer, fingerprint = load_export(export)
+    config = model.config
     if not config.router.single_product:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
-    opened = MemoryBank.open(bank, fingerprint)
-    memory = opened.view(config.router).memory
-    searches = list(_searches(opened, config))
-    asked = [question.question for _, question in read_questions(questions)]
+    memory = bank.view(config.router).memory
+    searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
         routings = ContextBatch(model, tokenizer, memory, pieces).routings
