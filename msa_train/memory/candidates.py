@@ -1,7 +1,7 @@
 """What a certified search in 8-bit router keys costs: the documents it has to score again.
 
-On a bank's own keys with real questions, and on keys and queries in random directions beside them:
-trained keys crowd together, which makes their bounds overlap.
+On a bank's own keys with real questions, and on keys and queries in random directions beside them,
+whose scores lie closer together.
 """
 
 from __future__ import annotations

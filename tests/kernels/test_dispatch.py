@@ -1,7 +1,9 @@
 """Which backend runs what, and that the package stands alone."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from msa_kernels import backend_report, dispatch
@@ -54,3 +56,21 @@ print(*(m.split(".")[0] for m in sys.modules))
 
 def test_importing_the_package_does_not_import_triton():
     assert python("import sys, msa_kernels; print('triton' in sys.modules)").strip() == "False"
+
+
+def test_the_folder_installs_as_a_package_of_its_own(tmp_path):
+    folder = Path(__file__).resolve().parents[2] / "kernels"
+    shutil.copytree(folder, tmp_path / "kernels")  # a build writes beside what it builds
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    made = tmp_path / "made"
+    subprocess.run([*wheel, "-w", str(made), str(tmp_path / "kernels")], check=True, timeout=300)
+    (file,) = made.iterdir()
+    assert file.name.startswith("msa_kernels-")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import msa_kernels
+assert msa_kernels.__file__.startswith(sys.argv[1])
+import msa_kernels.bench, msa_kernels.cpu.attend, msa_kernels.gpu
+"""
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=300)

@@ -22,7 +22,8 @@ def names() -> tuple[str, ...]:
 
 def run(suites: Iterable[str] = _SUITES, repeats: int = 7) -> list[dict]:
     """Rows {"name", "pass", "device", "dtype", "shape", "ours_ms", "baseline", "baseline_ms",
-    "ratio", "floor_ms", "percent_of_floor", "scratch_mb", ...}; repeats: timed runs of each side.
+    "ratio", "moved_mb", "gflop", "floor_ms", "percent_of_floor", "scratch_mb", ...}; repeats: timed
+    runs of each side.
 
     Raises KernelError for an unknown suite.
     """
@@ -34,12 +35,10 @@ def run(suites: Iterable[str] = _SUITES, repeats: int = 7) -> list[dict]:
     from msa_kernels.bench.measure import Floor
 
     torch.manual_seed(0)
-    found, floors = [], {}
+    found: list[dict] = []
     for suite in suites:
         if suite not in _SUITES:
             raise KernelError(f"benchmark {suite!r} is unknown; there are {', '.join(_SUITES)}")
         for case in import_module(f"msa_kernels.bench.{suite}").cases():
-            if case.dtype not in floors:
-                floors[case.dtype] = Floor.measured(case.dtype)
-            found += rows(case, floors[case.dtype], repeats)
+            found += rows(case, Floor.of(case.dtype), repeats)
     return found

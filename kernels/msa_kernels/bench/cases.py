@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from msa_kernels.bench.measure import Floor, device_name, peak_memory_mb, time_in_turns
 
 Pass = Literal["forward", "backward", "forward+backward"]
-Run = Callable[[], Tensor | tuple[Tensor, ...]]
+Run = Callable[[], Any]  # where there are inputs: to a tensor, or to a tuple of tensors
 
 
 @dataclass
@@ -35,6 +35,11 @@ class Case:
     together: bool = False  # forward and backward as one row
 
 
+def beside_reference(case: Case, reference: Run) -> Case:
+    """The forward pass beside the reference, whose loops no backward pass should go through."""
+    return replace(case, baselines={"reference": reference}, inputs=[], together=False)
+
+
 def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
     """A row for each pass and baseline."""
     sides = {"ours": case.ours, **case.baselines}
@@ -49,10 +54,8 @@ def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
         for baseline, other in case.baselines.items():
             ours_ms, theirs = (_time(times, name, kind) for name in ("ours", baseline))
             other = other if kind == "forward" else _both(other, case.inputs)
-            factor = {"forward": 1, "backward": case.backward_factor}.get(
-                kind, 1 + case.backward_factor
-            )
-            floor_ms = floor.ms(case.moved * factor, case.flops * factor)
+            moved, flops = (x * _factor(case, kind) for x in (case.moved, case.flops))
+            floor_ms = floor.ms(moved, flops)
             found.append(
                 {
                     "name": case.name,
@@ -64,6 +67,8 @@ def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
                     "baseline": baseline,
                     "baseline_ms": round(theirs, 3),
                     "ratio": round(theirs / ours_ms, 2),
+                    "moved_mb": round(moved / (1 << 20), 2),
+                    "gflop": round(flops / 1e9, 3),
                     "floor_ms": round(floor_ms, 3),
                     "percent_of_floor": round(100 * floor_ms / ours_ms, 1),
                     "scratch_mb": round(scratch, 2),
@@ -78,6 +83,12 @@ def _passes(case: Case) -> list[Pass]:
     if not case.inputs:
         return ["forward"]
     return ["forward+backward"] if case.together else ["forward", "backward"]
+
+
+def _factor(case: Case, kind: Pass) -> float:
+    """How often a pass moves and multiplies what the forward pass does."""
+    backward = case.backward_factor
+    return {"forward": 1.0, "backward": backward, "forward+backward": 1.0 + backward}[kind]
 
 
 def _time(times: dict[str, float], name: str, kind: Pass) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -23,8 +24,12 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def time_in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each side; every round runs each side once, after one warm-up."""
+def time_in_turns(
+    sides: dict[str, Callable[[], object]],
+    repeats: int,
+    typical: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Typical milliseconds of each side; every round runs each side once, after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, run in sides.items():
@@ -34,7 +39,7 @@ def time_in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[
             _synchronize()
             if turn:
                 times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: typical(values) for name, values in times.items()}
 
 
 def peak_memory_mb(run: Callable[[], object]) -> float:
@@ -68,17 +73,23 @@ class Floor:
     flops_per_ms: float
 
     @classmethod
+    @functools.cache
     def measured(cls, dtype: torch.dtype) -> Floor:
-        """Of large tensors; the GEMM in a dtype (a stand-in for 8 bits), in the best of turns."""
+        """Of large tensors, products in `dtype`; the best of nine runs each."""
         where = device()
-        wide = dtype if dtype.itemsize > 1 else torch.bfloat16
-        if where.type == "cpu":
-            wide = torch.float32  # what the torch paths compute in
         flat = torch.ones(_FLOOR_BYTES // 4, device=where)
         side = _FLOOR_SIDE[where.type]
-        a, b = (torch.randn(side, side, device=where, dtype=wide) for _ in range(2))
-        times = time_in_turns({"read": flat.sum, "gemm": lambda: a @ b}, 5)
+        a, b = (torch.randn(side, side, device=where, dtype=dtype) for _ in range(2))
+        times = time_in_turns({"read": flat.sum, "gemm": lambda: a @ b}, 9, min)
         return cls(_FLOOR_BYTES / times["read"], 2 * side**3 / times["gemm"])
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Floor:
+        """For tensors of a dtype: products of 8 bits are as fast as bfloat16's (or faster); the
+        torch paths compute in float32."""
+        if device().type == "cpu":
+            return cls.measured(torch.float32)
+        return cls.measured(dtype if dtype.itemsize > 1 else torch.bfloat16)
 
     def ms(self, size: float, flops: float) -> float:
         """No less than this, for `size` bytes moved and `flops`."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from msa_kernels import chunk_scores, document_scores, quantise, quantised_document_scores
-from msa_kernels.bench import published
-from msa_kernels.bench.cases import Case
+from msa_kernels import (
+    certified_top_documents,
+    chunk_scores,
+    document_scores,
+    quantise,
+    quantised_document_scores,
+    reference,
+    top_documents,
+)
+from msa_kernels.bench import peers, published
+from msa_kernels.bench.cases import Case, beside_reference
 from msa_kernels.bench.geometry import (
     HEADS,
     KV_HEADS,
@@ -22,6 +30,7 @@ from msa_kernels.bench.geometry import (
 from msa_kernels.bench.measure import device, size
 from msa_kernels.ragged import segment_ids
 
+TOP_K = 16
 SMALL = (16_384, 32)  # chunks, question tokens
 LARGE = (1_562_500, 64)  # 100M memory tokens
 
@@ -29,7 +38,7 @@ LARGE = (1_562_500, 64)  # 100M memory tokens
 def cases() -> Iterator[Case]:
     yield from _against_published(*SMALL)
     yield from _narrow_keys(*(LARGE if device().type == "cuda" else SMALL))
-    yield _selected(16 * 8, 48)
+    yield from _selected(16 * 8, 48)
 
 
 def query_vectors(query: Tensor) -> Tensor:
@@ -51,8 +60,8 @@ def _against_published(chunks: int, tokens: int) -> Iterator[Case]:
     flat = keys.flatten(1)
     inputs = [query.requires_grad_(), flat.requires_grad_()]
 
-    def ours() -> Tensor:
-        return document_scores(query_vectors(query), query_cu, flat, chunk_cu, *one)
+    def ours(score: Callable[..., Tensor]) -> Tensor:
+        return score(query_vectors(query), query_cu, flat, chunk_cu, *one)
 
     def theirs() -> Tensor:
         # The layouts in which the published engine keeps its states.
@@ -60,11 +69,11 @@ def _against_published(chunks: int, tokens: int) -> Iterator[Case]:
         sliced = flat.unflatten(1, (KV_HEADS, -1)).permute(1, 2, 0)[None, :, None]
         return published.document_scores(grouped, sliced, document, documents)
 
-    yield Case(
+    case = Case(
         "route",
         {"chunks": chunks, "tokens": tokens, "heads": HEADS, "width": WIDTH},
         torch.float32,
-        ours,
+        partial(ours, document_scores),
         {"published": theirs},
         size(flat),
         2.0 * chunks * tokens * WIDTH,
@@ -72,6 +81,8 @@ def _against_published(chunks: int, tokens: int) -> Iterator[Case]:
         # Backward reads and writes as much, and multiplies one row per document and side.
         backward_factor=1.0,
     )
+    yield case
+    yield beside_reference(case, partial(ours, reference.document_scores))
 
 
 def _narrow_keys(chunks: int, tokens: int) -> Iterator[Case]:
@@ -89,16 +100,22 @@ def _narrow_keys(chunks: int, tokens: int) -> Iterator[Case]:
         run = partial(document_scores, query, query_cu, half, chunk_cu, *one)
         yield Case("route", shape, torch.bfloat16, run, {name: baseline}, size(half), flops)
     else:
-        read = {"plain read": lambda: keys.view(torch.int32).sum()}
-        yield Case("route", shape, base, baseline, read, size(keys), flops)
+        others = {"plain read": lambda: keys.view(torch.int32).sum()}
+        others |= peers.late_interaction(query, keys, chunk_cu)
+        yield Case("route", shape, base, baseline, others, size(keys), flops)
     for form in ("int8", "fp8"):
         small = quantise(keys, KV_HEADS, form)
         run = partial(quantised_document_scores, query, query_cu, small, chunk_cu)
         moved, dtype = size(small.values, small.scales), small.values.dtype
         yield Case("route", shape, dtype, run, {name: baseline}, moved, flops)
+        certified = partial(
+            certified_top_documents, query, query_cu, small, keys.__getitem__, chunk_cu, TOP_K
+        )
+        exact = {f"{name}, top {TOP_K}": lambda: top_documents(baseline(), TOP_K)}
+        yield Case("certified", shape, dtype, certified, exact, moved, flops)
 
 
-def _selected(entries: int, contexts: int) -> Case:
+def _selected(entries: int, contexts: int) -> Iterator[Case]:
     """The scores that the gate weighs, of contexts with 25 question tokens."""
     query = query_vectors(unit_heads(contexts * 25, HEADS)).requires_grad_()
     keys = unit_heads(2048, KV_HEADS).flatten(1).requires_grad_()
@@ -109,14 +126,17 @@ def _selected(entries: int, contexts: int) -> Case:
         rows = query.view(contexts, 25, WIDTH)
         return (rows @ keys[index].mT).amax(1).flatten()
 
-    return Case(
+    given = query, query_cu, keys, index.flatten(), index_cu
+    case = Case(
         "score_selected",
         {"entries": entries, "contexts": contexts, "tokens": 25, "width": WIDTH},
         torch.float32,
-        lambda: chunk_scores(query, query_cu, keys, index.flatten(), index_cu),
+        lambda: chunk_scores(*given),
         {"gathered": gathered},
         size(keys, query),
         2.0 * contexts * entries * 25 * WIDTH,
         [query, keys],
         backward_factor=1.0,
     )
+    yield case
+    yield beside_reference(case, lambda: reference.chunk_scores(*given))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msa_kernels import norm_rope, pool_states, reference
 from msa_kernels.bench import published
-from msa_kernels.bench.cases import Case
+from msa_kernels.bench.cases import Case, beside_reference
 from msa_kernels.bench.geometry import CHUNK, HEAD_DIM, HEADS, KV_HEADS, draw, every
 from msa_kernels.bench.measure import device, size
 from msa_kernels.ragged import chunk_token_offsets
@@ -18,11 +18,11 @@ from msa_kernels.ragged import chunk_token_offsets
 def cases() -> Iterator[Case]:
     tokens = 65_536 if device().type == "cuda" else 16_384
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
-    yield _pool(tokens, dtype)
+    yield from _pool(tokens, dtype)
     yield _norm_rope(tokens // 4, dtype)
 
 
-def _pool(tokens: int, dtype: torch.dtype) -> Case:
+def _pool(tokens: int, dtype: torch.dtype) -> Iterator[Case]:
     states = [draw(tokens, KV_HEADS, HEAD_DIM, dtype=dtype, learns=True) for _ in range(3)]
     documents = every(tokens // (8 * CHUNK), 8 * CHUNK)
     token_cu = chunk_token_offsets(documents, CHUNK)
@@ -31,7 +31,7 @@ def _pool(tokens: int, dtype: torch.dtype) -> Case:
         k, v, key = (published.chunk_means(x.flatten(1), token_cu) for x in states)
         return k, v, torch.nn.functional.normalize(key.unflatten(1, (KV_HEADS, -1)), dim=-1)
 
-    return Case(
+    case = Case(
         "pool",
         {"tokens": tokens, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM},
         dtype,
@@ -42,6 +42,8 @@ def _pool(tokens: int, dtype: torch.dtype) -> Case:
         states,
         backward_factor=1.0,
     )
+    yield case
+    yield beside_reference(case, lambda: reference.pool_states(*states, documents, CHUNK))
 
 
 def _norm_rope(tokens: int, dtype: torch.dtype) -> Case:
