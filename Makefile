@@ -2,6 +2,8 @@
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
 # make test        the tests (two cores, under 15 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs
+# make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
+# make test-faults            both
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -9,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart test test-slow test-faults-training lint clean
+.PHONY: setup quickstart test test-slow test-faults test-faults-training test-faults-memory lint clean
 
 setup: $(STAMP)
 
@@ -36,8 +38,13 @@ test: setup
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
 
+test-faults: test-faults-training test-faults-memory
+
 test-faults-training: setup
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_training_faults.py
+
+test-faults-memory: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_memory_faults.py
 
 lint: setup
 	@$(VENV)/bin/ruff check .

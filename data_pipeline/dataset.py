@@ -15,8 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +28,15 @@ Id = TypeVar("Id", bound=Hashable)
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage of a corpus; `id` is its name inside the dataset."""
+    """A passage of a corpus; `id` is its name inside the dataset.
+
+    metadata: any JSON; memory banks keep it, training does not look at it.
+    """
 
     id: str
     title: str
     text: str
+    metadata: Any = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,23 @@ def find_file(folder: Path | str, name: str) -> Path:
     )
 
 
-def read_passages(path: Path) -> Iterator[Passage]:
-    """Passages of a corpus file. Raises DataError, naming file and line."""
-    return (passage for _, passage in passage_lines(path))
+def read_passages(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[Passage]:
+    """Passages of a corpus file. Raises DataError, naming file and line.
+
+    unnamed: the id of a passage that has none, by its place in the file.
+    """
+    return (passage for _, passage in passage_lines(path, unnamed))
 
 
-def passage_lines(path: Path) -> Iterator[tuple[str, Passage]]:
-    """(where, passage) of a corpus file. Raises DataError, naming file and line."""
+def passage_lines(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[tuple[str, Passage]]:
+    """(where, passage) of a corpus file; as read_passages."""
     for place, (where, data) in enumerate(read_objects(path)):
         text = data.get("text")
         if not isinstance(text, str):
             raise DataError(f'{where}: "text" is {text!r}: give a string')
-        yield where, Passage(str(data.get("id", place)), str(data.get("title") or ""), text)
+        id = str(data["id"]) if "id" in data else unnamed(place)
+        title = str(data.get("title") or "")
+        yield where, Passage(id, title, text, data.get("metadata"))
 
 
 def read_questions(path: Path) -> Iterator[tuple[str, Question]]:

@@ -76,14 +76,19 @@ class Manifest:
         try:
             data = json.loads(path.read_text())
             if data.pop("format", None) != FORMAT:
-                raise DataError(f"{path} is not of format {FORMAT}: build the shards again")
+                raise DataError(
+                    f"{path} is not of format {FORMAT}: delete {directory} and build the shards "
+                    "again"
+                )
             data["stages"] = tuple(StageCounts(**stage) for stage in data["stages"])
             data["shards"] = tuple(data["shards"])
             return cls(**data)
         except FileNotFoundError as error:
             raise DataError(f"no shards in {directory}: {path} is missing; build them") from error
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise DataError(f"{path} is broken ({error!r}): build the shards again") from error
+            raise DataError(
+                f"{path} is broken ({error!r}): delete {directory} and build the shards again"
+            ) from error
 
 
 def load_index(directory: Path | str, manifest: Manifest) -> np.ndarray:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from msa_train.durable import sync_folder
 from msa_train.errors import CheckpointError
 
 SEAL = "seal.json"
@@ -58,12 +59,12 @@ def seal(partial: Path, step: int, files: Digests) -> Path:
         file.flush()
         os.fsync(file.fileno())
     for folder in (partial, *(p for p in partial.rglob("*") if p.is_dir())):
-        _sync(folder)
+        sync_folder(folder)
     target = partial.parent / name_of(step)
     if target.exists():  # damaged, or this step would not have come again
         _remove(target)
     partial.rename(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
     return target
 
 
@@ -125,12 +126,3 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside)
-
-
-def _sync(folder: Path) -> None:
-    """Names in a folder are on the disk after this."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

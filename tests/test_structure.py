@@ -15,7 +15,8 @@ ALLOWED = {
     "msa_kernels": set(),
     "data_pipeline": set(),
     "msa_train.errors": set(),
-    "msa_train.sealed": {"msa_train.errors"},
+    "msa_train.durable": set(),
+    "msa_train.sealed": {"msa_train.durable", "msa_train.errors"},
     "msa_train.parallel": {"msa_train.errors"},
     "msa_train.model": {"msa_kernels", "msa_train.parallel", "msa_train.errors"},
     "msa_train.stages": {"data_pipeline", "msa_train.errors"},
@@ -30,7 +31,8 @@ ALLOWED = {
         "msa_train.model", "msa_train.errors", "msa_train.sealed", "data_pipeline",
     },
     "msa_train.memory": {
-        "msa_train.model", "msa_kernels", "msa_train.parallel", "data_pipeline", "msa_train.errors",
+        "msa_train.model", "msa_kernels", "msa_train.parallel", "data_pipeline",
+        "msa_train.durable", "msa_train.errors",
     },
     "msa_train.evaluation": {
         "msa_train.memory", "msa_train.model", "data_pipeline", "msa_train.config",

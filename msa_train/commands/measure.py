@@ -69,8 +69,8 @@ def _bench(options: argparse.Namespace) -> int:
 def candidates(export: Path, bank: Path, questions: Path) -> list[dict[str, Any]]:
     from data_pipeline.dataset import read_questions
     from msa_train.interop.export import load_export
-    from msa_train.memory.bank import MemoryBank
     from msa_train.memory.candidates import certified_candidates
+    from msa_train.memory.storage.bank import MemoryBank
 
     model, _, tokenizer, fingerprint = load_export(export)
     asked = [question.question for _, question in read_questions(questions)]

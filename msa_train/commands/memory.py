@@ -1,37 +1,40 @@
-"""`msa memory` and `msa ask`: build a memory bank from documents, look at it, ask it."""
+"""`msa memory` and `msa ask`: make a memory bank, change it, look at it, ask it."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from msa_train.commands.output import add_json, print_json
 
 SHOWN_DOCUMENTS = 5
+_DOCUMENT_TOKENS = 2048
+_CORPUS = (
+    'a .jsonl or .jsonl.gz file of {"id", "title", "text", "metadata"}, or the word pydocs: the '
+    "documentation of this Python's standard library"
+)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("memory", help="build a memory bank, look at it")
+    parser = commands.add_parser("memory", help="make a memory bank, change it, look at it")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    build = actions.add_parser("build", help="encode a corpus into a new bank")
-    build.add_argument("export", type=Path, help="folder of an exported model")
-    build.add_argument(
-        "corpus",
-        help='a .jsonl or .jsonl.gz file of {"id", "title", "text"}, or the word pydocs: the '
-        "documentation of this Python's standard library",
-    )
-    build.add_argument("bank", type=Path, help="folder to make")
+    build = _encoding(actions, "build", "encode a corpus into a new bank", _build)
     build.add_argument("--dtype", default="float16", help="float16 (default), bfloat16, float32")
-    add_json(build)
-    build.set_defaults(run=_build)
-    info = actions.add_parser("info", help="counts, sizes and origin of a bank")
-    info.add_argument("bank", type=Path)
-    info.add_argument("--verify", action="store_true", help="compare every file's checksum")
-    add_json(info)
-    info.set_defaults(run=_info)
+    _encoding(actions, "add", "encode more documents, whose ids are new", _add)
+    _encoding(actions, "update", "encode documents anew that take their ids' places", _update)
+    remove = _action(actions, "remove", "remove documents; their numbers never come back", _remove)
+    remove.add_argument("--ids", nargs="+", default=[], metavar="ID")
+    remove.add_argument("--numbers", nargs="+", default=[], type=int, metavar="N")
+    _action(actions, "compact", "free what removed documents take up", _compact)
+    _action(actions, "verify", "read every byte and compare it with its checksum", _verify)
+    _action(actions, "info", "counts, sizes and origin of a bank", _info)
+    texts = _action(actions, "texts", "the documents as JSON lines, as build reads them", _texts)
+    texts.add_argument("--out", type=Path, help="file to make (default: standard output)")
     ask = commands.add_parser("ask", help="ask a memory bank")
     ask.add_argument("export", type=Path, help="folder of the model that built the bank")
     ask.add_argument("bank", type=Path)
@@ -47,51 +50,156 @@ def register(commands: argparse._SubParsersAction) -> None:
     ask.set_defaults(run=_ask)
 
 
+def _action(actions: Any, name: str, meaning: str, run: Any) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=meaning)
+    parser.add_argument("bank", type=Path, help="folder of the bank")
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.ArgumentParser:
+    parser = _action(actions, name, meaning, run)
+    parser.add_argument("export", type=Path, help="folder of an exported model")
+    parser.add_argument("corpus", help=_CORPUS)
+    parser.add_argument(
+        "--document-tokens",
+        type=int,
+        default=_DOCUMENT_TOKENS,
+        help=f"longer documents are split at sentence ends (default {_DOCUMENT_TOKENS})",
+    )
+    return parser
+
+
 def _build(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
-    from msa_train.memory.bank import MemoryBank
     from msa_train.memory.build import build_bank
 
     model, _, tokenizer, fingerprint = load_export(options.export)
-    documents = _documents(options.corpus, tokenizer)
-    build_bank(options.bank, model, tokenizer, documents, fingerprint, options.dtype)
-    _show_info(MemoryBank.open(options.bank).info(), options.json)
+    with _documents(options, tokenizer) as documents:
+        build_bank(options.bank, model, tokenizer, documents, fingerprint, options.dtype)
+    return _info(options)
+
+
+def _add(options: argparse.Namespace) -> int:
+    return _put(options, update=False)
+
+
+def _update(options: argparse.Namespace) -> int:
+    return _put(options, update=True)
+
+
+def _put(options: argparse.Namespace, update: bool) -> int:
+    from msa_train.interop.export import load_export
+    from msa_train.memory.build import add_documents
+
+    model, _, tokenizer, fingerprint = load_export(options.export)
+    with _documents(options, tokenizer) as documents:
+        add_documents(options.bank, model, tokenizer, documents, fingerprint, update)
+    return _info(options)
+
+
+@contextmanager
+def _documents(options: argparse.Namespace, tokenizer: Any) -> Iterator[Iterable[Any]]:
+    """The documents of a corpus, long ones in parts; says afterwards what was split."""
+    from msa_train.memory.corpus import Splitting, read_corpus
+
+    splitting = Splitting(tokenizer, options.document_tokens)
+    if options.corpus == "pydocs":
+        from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
+
+        entries = PydocsSource(PydocsConfig(), tokenizer).entries
+        yield splitting(entry.document(number) for number, entry in enumerate(entries))
+    else:
+        yield splitting(read_corpus(options.corpus))
+    if splitting.split:
+        print(
+            f"{splitting.split:,} documents of more than {splitting.limit:,} tokens became "
+            f"{splitting.parts:,}",
+            file=sys.stderr,
+        )
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from msa_train.errors import BankError, ConfigError
+    from msa_train.memory.storage.writer import BankWriter
+
+    if not options.ids and not options.numbers:
+        raise ConfigError("memory remove: give --ids or --numbers")
+    with BankWriter(options.bank, "remove") as writer:
+        numbers = list(options.numbers)
+        for id in options.ids:
+            found = writer.bank.numbers_of(id)
+            if not found:
+                raise BankError(f"{options.bank} has no document of id {id!r}: none was removed")
+            numbers += found
+        writer.remove(numbers)
+    return _info(options)
+
+
+def _compact(options: argparse.Namespace) -> int:
+    from msa_train.memory.storage.writer import BankWriter
+
+    with BankWriter(options.bank, "compact") as writer:
+        writer.compact()
+    return _info(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from msa_train.errors import BankError
+    from msa_train.memory.storage.verify import verify_bank
+
+    report = verify_bank(options.bank)
+    if options.json:
+        print_json(report)
+    else:
+        for problem in report["problems"]:
+            print(problem)
+        print(
+            f"{report['path']}: {report['documents']:,} documents in {report['segments']} "
+            f"segments, {report['bytes'] / 1e6:,.1f} MB, {len(report['problems'])} problems, "
+            f"{report['orphan_bytes']:,} bytes of no use"
+        )
+    return BankError.exit_code if report["problems"] else 0
+
+
+def _texts(options: argparse.Namespace) -> int:
+    from msa_train.memory.storage.bank import MemoryBank
+
+    bank = MemoryBank.open(options.bank)
+    if options.json and not options.out:
+        print_json([document.to_line() for document in bank])
+        return 0
+    out = options.out.open("x", encoding="utf-8") if options.out else sys.stdout
+    try:
+        for document in bank:
+            print(json.dumps(document.to_line(), ensure_ascii=False), file=out)
+    finally:
+        if options.out:
+            out.close()
     return 0
-
-
-def _documents(corpus: str, tokenizer: Any) -> Iterator[Any]:
-    from msa_train.memory.corpus import read_corpus
-
-    if corpus != "pydocs":
-        return read_corpus(corpus)
-    from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
-
-    entries = PydocsSource(PydocsConfig(), tokenizer).entries
-    return (entry.document(number) for number, entry in enumerate(entries))
 
 
 def _info(options: argparse.Namespace) -> int:
-    from msa_train.memory.bank import MemoryBank
+    from msa_train.memory.storage.bank import MemoryBank
 
-    _show_info(MemoryBank.open(options.bank, verify=options.verify).info(), options.json)
-    return 0
-
-
-def _show_info(info: dict[str, Any], as_json: bool) -> None:
-    if as_json:
+    info = MemoryBank.open(options.bank).info()
+    if options.json:
         print_json(info)
-        return
+        return 0
+    removed = f" ({info['removed']:,} removed)" if info["removed"] else ""
     print(
-        f"{info['path']}: {info['documents']:,} documents, {info['tokens']:,} tokens, "
+        f"{info['path']}: {info['documents']:,} documents{removed}, {info['tokens']:,} tokens, "
         f"{info['chunks']:,} chunks, {info['bytes'] / 1e6:,.1f} MB of {info['dtype']} in "
         f"router layers {info['layers']}"
     )
+    return 0
 
 
 def _ask(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
-    from msa_train.memory.bank import MemoryBank
     from msa_train.memory.engine import MemoryEngine
+    from msa_train.memory.storage.bank import MemoryBank
 
     model, config, tokenizer, fingerprint = load_export(options.export)
     bank = MemoryBank.open(options.bank, fingerprint)

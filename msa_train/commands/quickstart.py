@@ -64,7 +64,7 @@ def _ask_three(config: Any) -> None:
     export, needles = config.path / "export", config.path / "needles.jsonl"
     questions = _write_needles(config, needles)
     for corpus, name in ((str(needles), "needles"), ("pydocs", "pydocs")):
-        _run(["memory", "build", str(export), corpus, str(config.path / "banks" / name)])
+        _run(["memory", "build", str(config.path / "banks" / name), str(export), corpus])
     bank = str(config.path / "banks" / "needles")
     _run(["ask", str(export), bank, questions["single"], "--retrieval", "memory"])
     _run(["ask", str(export), bank, questions["multi_value"]])

@@ -17,9 +17,9 @@ from torch import Tensor
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
-from msa_train.memory.bank import MemoryBank
 from msa_train.memory.engine import BATCH_CONTEXTS
 from msa_train.memory.generation import ContextBatch
+from msa_train.memory.storage.bank import MemoryBank
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -53,7 +53,7 @@ def _searches(bank: MemoryBank, config: ModelConfig) -> Iterator[_Searches]:
         trained = bank.router_keys(layer).float()
         for kind, keys in (("trained", trained), ("random", _turned(trained, config.kv_heads))):
             for form in FORMS:
-                yield _Searches(layer, kind, form, keys, bank.documents.chunk_cu, config)
+                yield _Searches(layer, kind, form, keys, bank.chunk_cu, config)
 
 
 class _Searches:

@@ -22,16 +22,21 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class MemoryView:
-    """n documents as a model reads them: states to search, numbers [n] ascending, and texts."""
+    """n documents as a model reads them: states to search, numbers [n] ascending, and texts.
+
+    live [n]: which of them are there; the others were removed (None: all are).
+    """
 
     memory: Memory
     numbers: Tensor
     documents: Documents
+    live: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.numbers) if self.live is None else int(self.live.sum())
 
     def knows(self, number: int) -> bool:
         """Whether a document of this number is in the view."""
         place = int(torch.searchsorted(self.numbers, number))
-        return place < len(self.numbers) and int(self.numbers[place]) == number
+        there = place < len(self.numbers) and int(self.numbers[place]) == number
+        return there and (self.live is None or bool(self.live[place]))

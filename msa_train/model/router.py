@@ -88,7 +88,7 @@ def route(
         index, index_cu = select_chunks(documents, chunk_cu)
     selected = None
     if router.gate != "none":
-        selected = selected_scores(query, query_cu, keys, chunk_cu, scores, index, index_cu, router)
+        selected = gate_scores(query, query_cu, keys, chunk_cu, scores, index, index_cu, router)
     return Routing(query, query_cu, documents, values, index, index_cu, selected, scores)
 
 
@@ -107,7 +107,7 @@ def score_documents(
     return per_head_document_scores(query, query_cu, keys, chunk_cu, ctx_bank, bank_cu, router)
 
 
-def selected_scores(
+def gate_scores(
     query: Tensor,
     query_cu: Tensor,
     keys: Tensor,
@@ -116,12 +116,16 @@ def selected_scores(
     index: Tensor,
     index_cu: Tensor,
     router: RouterConfig,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """[S] the score that gates each selected chunk: its own, or its document's."""
+    """[S] the score that gates each selected chunk: its own, or its document's.
+
+    rows [S]: where the chunks' keys stand in `keys`, if those are not all chunks' (None: index).
+    """
     if router.gate == "document":
         document = torch.searchsorted(chunk_cu, index, right=True) - 1
         return scores[entry_contexts(index_cu), document]
-    return chunk_scores(query, query_cu, keys, index, index_cu)
+    return chunk_scores(query, query_cu, keys, index if rows is None else rows, index_cu)
 
 
 def entry_contexts(index_cu: Tensor) -> Tensor:

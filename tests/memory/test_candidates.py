@@ -3,9 +3,9 @@
 import pytest
 
 from msa_train.errors import ConfigError
-from msa_train.memory.bank import MemoryBank
 from msa_train.memory.build import build_bank
 from msa_train.memory.candidates import certified_candidates
+from msa_train.memory.storage.bank import MemoryBank
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 

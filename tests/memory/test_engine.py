@@ -6,12 +6,12 @@ import torch
 from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END, document_pieces, prompt_pieces
 from data_pipeline.schema import Role
 from msa_train.memory.answers import Evidence, Finished, Routed, TextPiece
-from msa_train.memory.bank import MemoryBank
 from msa_train.memory.build import build_bank
 from msa_train.memory.encoder import encode_in_memory
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.generation import ContextBatch
 from msa_train.memory.interleave import Conversation, Limits
+from msa_train.memory.storage.bank import MemoryBank
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 

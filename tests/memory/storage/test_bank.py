@@ -1,5 +1,6 @@
 """Banks on disk: what was encoded is what is read, or the bank is refused."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -13,14 +14,16 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.schema import Document
 from msa_train.errors import BankError
-from msa_train.memory.bank import MemoryBank
-from msa_train.memory.build import build_bank, unfinished_builds
+from msa_train.memory.build import build_bank
 from msa_train.memory.corpus import read_corpus
 from msa_train.memory.encoder import encode_documents, encode_in_memory
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.interleave import Limits
+from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.storage.manifest import MANIFEST, Manifest
+from msa_train.memory.storage.verify import verify_bank
+from msa_train.model.resident import ResidentMemory
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 
@@ -34,7 +37,7 @@ def build(path, documents=None, **settings):
 def bank(tmp_path_factory):
     path = tmp_path_factory.mktemp("banks") / "bank"
     build(path)
-    return MemoryBank.open(path, FINGERPRINT, verify=True)
+    return MemoryBank.open(path, FINGERPRINT)
 
 
 def questions(count=3, seed=0):
@@ -54,11 +57,11 @@ def test_a_bank_reads_back_exactly_what_was_encoded(tmp_path, dtype):
     )
     for layer, states in encoded.pooled.items():
         for name in ("k", "v", "key"):
-            stored = getattr(bank._pooled[layer], name)
+            stored = getattr(bank.segments[0].pooled[layer], name)
             assert stored.dtype == kind
             torch.testing.assert_close(stored, getattr(states, name), rtol=1e-2, atol=1e-5)
-    assert torch.equal(bank.documents.chunks, encoded.chunks)
-    assert torch.equal(bank.documents.tokens, encoded.tokens)
+    assert torch.equal(bank.chunk_cu.diff(), encoded.chunks)
+    assert bank.segments[0].documents.tokens.tolist() == encoded.tokens.tolist()
 
 
 def test_search_in_a_bank_equals_search_in_memory(bank):
@@ -72,17 +75,16 @@ def test_search_in_a_bank_equals_search_in_memory(bank):
         assert torch.equal(k, other_k) and torch.equal(v, other_v)
 
 
-@pytest.mark.parametrize("places", [[0], [1, 2, 3], [6, 0, 3], [5, 6], list(range(7))])
-def test_a_part_of_a_bank_is_a_bank_of_those_documents(bank, places):
-    part = [tiny_documents()[place] for place in sorted(places)]
-    router = tiny_model().config.router
-    ours = bank.view(router, torch.tensor(places))
+@pytest.mark.parametrize("places", [[0], [1, 2, 3], [0, 3, 6], [5, 6], list(range(7))])
+def test_a_part_of_a_memory_is_a_memory_of_those_documents(bank, places):
+    part = [tiny_documents()[place] for place in places]
+    router, pooled = tiny_model().config.router, bank.segments[0].pooled
+    ours = ResidentMemory(pooled, bank.chunk_cu, router, torch.tensor(places))
     theirs = encode_in_memory(tiny_model(), tiny_tokenizer(), part, token_budget=50)
-    assert ours.memory.size == len(ours) == len(places)
-    assert ours.numbers.tolist() == [document.number for document in part]
+    assert ours.size == len(places)
     query, query_cu = questions()
     for layer in tiny_model().config.router_layers:
-        a, k, v = ours.memory.search(layer, query, query_cu)
+        a, k, v = ours.search(layer, query, query_cu)
         b, other_k, other_v = theirs.memory.search(layer, query, query_cu)
         assert torch.equal(a.documents, b.documents)
         torch.testing.assert_close(a.document_scores, b.document_scores)
@@ -91,26 +93,33 @@ def test_a_part_of_a_bank_is_a_bank_of_those_documents(bank, places):
 
 
 def test_consecutive_parts_copy_nothing(bank):
-    memory = bank.view(tiny_model().config.router, torch.tensor([1, 2, 3])).memory
-    whole, part = bank._pooled[2].key, memory._keys[2]
-    assert part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    router, pooled = tiny_model().config.router, bank.segments[0].pooled
+    part = ResidentMemory(pooled, bank.chunk_cu, router, torch.tensor([1, 2, 3]))._keys[2]
+    assert part.untyped_storage().data_ptr() == pooled[2].key.untyped_storage().data_ptr()
 
 
 def test_documents_are_found_by_number(bank):
     for document in tiny_documents():
-        assert bank.documents[document.number] == document
-    view = bank.view(tiny_model().config.router, torch.tensor([0, 2]))
-    assert [n for n in range(50) if view.knows(n)] == [2, 17]
+        assert same(bank[document.number], document)
+        assert bank.numbers_of(document.id) == [document.number]
+    assert bank.numbers_of("d4") == []
+    view = bank.view(tiny_model().config.router)
+    assert [n for n in range(50) if view.knows(n)] == [2, 3, 17, 40, 41]
     for number in (0, 18, 10**9):
         with pytest.raises(KeyError):
-            bank.documents[number]
+            bank[number]
+
+
+def same(stored, document):
+    fields = ("number", "id", "title", "text")
+    return all(getattr(stored, field) == getattr(document, field) for field in fields)
 
 
 def test_info_counts(bank):
     info = bank.info()
     assert info["documents"] == 7
-    assert info["tokens"] == int(bank.documents.tokens.sum())
-    assert info["chunks"] == int(bank.documents.chunks.sum())
+    assert info["tokens"] == int(bank.segments[0].documents.tokens.sum())
+    assert info["chunks"] == int(bank.chunk_cu[-1])
     assert info["fingerprint"] == FINGERPRINT
     assert json.loads(json.dumps(info)) == info
 
@@ -142,7 +151,7 @@ def test_a_failing_corpus_leaves_nothing(tmp_path):
 def test_a_killed_build_leaves_no_bank_but_says_what_it_left(tmp_path, capfd):
     code = """
         import os, signal
-        from tests.memory.test_bank import build, tiny_documents
+        from tests.memory.storage.test_bank import build, tiny_documents
         def documents():
             yield from tiny_documents()[:5]
             os.kill(os.getpid(), signal.SIGKILL)
@@ -151,19 +160,20 @@ def test_a_killed_build_leaves_no_bank_but_says_what_it_left(tmp_path, capfd):
     code = textwrap.dedent(code).format(path=str(tmp_path / "bank"))
     done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    (left,) = unfinished_builds(tmp_path / "bank")
-    with pytest.raises(BankError, match="unfinished build"):
-        MemoryBank.open(left)
-    with pytest.raises(BankError, match=f"no such folder; an unfinished build.*{left.name}"):
+    left = tmp_path / ".bank.building"
+    assert left.is_dir()
+    with pytest.raises(BankError, match=r"its build is not finished .*\.bank\.building"):
         MemoryBank.open(tmp_path / "bank")
     build(tmp_path / "bank")
-    assert f"{left}: an unfinished build" in capfd.readouterr().err
-    assert len(MemoryBank.open(tmp_path / "bank", FINGERPRINT).documents) == 7
+    err = capfd.readouterr().err
+    assert "process" in err and "did not finish" in err
+    assert len(MemoryBank.open(tmp_path / "bank", FINGERPRINT)) == 7
+    assert not left.exists()
 
 
 def test_an_empty_bank_is_a_bank(tmp_path):
     build(tmp_path / "bank", [])
-    view = MemoryBank.open(tmp_path / "bank", FINGERPRINT, True).view(tiny_model().config.router)
+    view = MemoryBank.open(tmp_path / "bank", FINGERPRINT).view(tiny_model().config.router)
     assert (len(view), view.memory.size, view.knows(0)) == (0, 0, False)
     (answer,) = MemoryEngine(tiny_model(), tiny_tokenizer(), view).ask(
         ["?"], "router", Limits(answer_tokens=2)
@@ -175,12 +185,17 @@ def copy_of(bank, tmp_path):
     return shutil.copytree(bank.path, tmp_path / "copy")
 
 
-FILES = ["documents.arrow", "layer-2.k", "layer-3.v", "layer-3.key"]
+FILES = ["documents.arrow", "ids.u64", "layer-2.k", "layer-3.v", "layer-3.key", "layer-2.crc"]
+
+
+def file_of(bank, tmp_path, name):
+    (segment,) = bank.segments
+    return copy_of(bank, tmp_path) / "segments" / segment.entry.name / name
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_is_refused_by_name(bank, tmp_path, name):
-    file = copy_of(bank, tmp_path) / "segment-000000" / name
+    file = file_of(bank, tmp_path, name)
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(BankError, match=f"{name} has .* bytes"):
         MemoryBank.open(tmp_path / "copy", FINGERPRINT)
@@ -189,31 +204,52 @@ def test_a_truncated_file_is_refused_by_name(bank, tmp_path, name):
         MemoryBank.open(tmp_path / "copy", FINGERPRINT)
 
 
+def ask(path):
+    """All states and texts of a bank as an engine would read them."""
+    bank = MemoryBank.open(path, FINGERPRINT)
+    memory = bank.view(tiny_model().config.router).memory
+    for layer in tiny_model().config.router_layers:
+        memory.search(layer, *questions(count=40))
+    return [(document.text, bank.numbers_of(document.id)) for document in bank]
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_found_by_verify(bank, tmp_path, name):
-    file = copy_of(bank, tmp_path) / "segment-000000" / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(BankError, match=f"{name} was changed"):
-        MemoryBank.open(tmp_path / "copy", FINGERPRINT, verify=True)
+def test_a_flipped_bit_is_found_by_verify_and_never_used(bank, tmp_path, name):
+    file = file_of(bank, tmp_path, name)
+    whole, texts = file.read_bytes(), ask(bank.path)
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        assert any(name in problem for problem in verify_bank(tmp_path / "copy")["problems"])
+        with contextlib.suppress(BankError):  # else: padding, or states that nothing read
+            assert ask(tmp_path / "copy") == texts
+    file.write_bytes(whole)
+    assert not verify_bank(tmp_path / "copy")["problems"]
 
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
-    [("{", "damaged"), ("{}", "not the manifest"), (None, "has no manifest.json")],
+    [("{", "not the manifest"), ("{}", "not the manifest"), (None, "has no manifest.json")],
 )
 def test_a_broken_manifest_is_refused(bank, tmp_path, manifest, message):
-    file = copy_of(bank, tmp_path) / "manifest.json"
+    file = copy_of(bank, tmp_path) / MANIFEST
     file.unlink() if manifest is None else file.write_text(manifest)
     with pytest.raises(BankError, match=message):
         MemoryBank.open(tmp_path / "copy")
 
 
+def test_every_flipped_bit_of_a_manifest_is_refused(bank, tmp_path):
+    file = copy_of(bank, tmp_path) / MANIFEST
+    whole = file.read_bytes()
+    for place in range(len(whole) - 1):  # the last byte is a newline after the digest
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(BankError, match=r"damaged|bank format"):
+            Manifest.load(tmp_path / "copy")
+
+
 def test_a_newer_format_is_refused(bank, tmp_path):
-    file = copy_of(bank, tmp_path) / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))
-    with pytest.raises(BankError, match="format 2; this version reads 1"):
+    file = copy_of(bank, tmp_path) / MANIFEST
+    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(BankError, match="format 3; this version reads 2"):
         MemoryBank.open(tmp_path / "copy")
 
 
@@ -234,11 +270,13 @@ def test_an_unknown_dtype_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
-    lines = '{"id": "a", "title": "T", "text": "one\\u2028two"}\n\n{"text": "three", "n": 1}\n'
+    lines = '{"id": "a", "title": "T", "text": "one\\u2028two"}\n\n'
+    lines += '{"text": "three", "metadata": {"n": 1}}\n'
     file = tmp_path / f"corpus{suffix}"
     file.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
-    expected = [Document(5, "one\u2028two", "a", "T"), Document(6, "three", "1")]
-    assert list(read_corpus(file, first_number=5)) == expected
+    found = list(read_corpus(file, first_number=5))
+    expected = [(5, "one\u2028two", "a", "T", None), (6, "three", "", "", {"n": 1})]
+    assert [(d.number, d.text, d.id, d.title, d.metadata) for d in found] == expected
 
 
 @pytest.mark.parametrize("line", [b"{", b'"text"', b'{"title": "t"}', b'{"text": 3}', b"\xff"])

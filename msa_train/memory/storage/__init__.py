@@ -1,0 +1,1 @@
+"""A memory bank on disk: immutable segments, removed numbers, a manifest replaced atomically."""

@@ -1,0 +1,147 @@
+"""A memory bank as its readers see it: one committed state, whatever a writer does meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msa_train.errors import BankError
+from msa_train.memory.search import MemoryView
+from msa_train.memory.segmented import Part, SegmentedMemory
+from msa_train.memory.storage.documents import StoredDocument
+from msa_train.memory.storage.manifest import SEGMENTS, Manifest
+from msa_train.memory.storage.segments import Segment
+from msa_train.model.config import RouterConfig
+
+_TRIES = 5  # a writer may remove segments between the manifest's reading and theirs
+
+
+class MemoryBank:
+    """An opened bank: the state of its manifest's generation. States are memory-mapped.
+
+    numbers [n] of all stored documents, ascending; live [n]: those that were not removed.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path, self.manifest = path, manifest
+        folder = path / SEGMENTS
+        self.segments = [Segment(folder, entry, manifest.form) for entry in manifest.segments]
+        nothing = np.empty(0, dtype=np.int64)
+        numbers = [segment.documents.numbers for segment in self.segments]
+        self.numbers = torch.from_numpy(np.concatenate([nothing, *numbers]))
+        if bool((self.numbers.diff() <= 0).any()):
+            raise BankError(f"{path}: document numbers do not ascend over its segments")
+        self.removed = read_removed(path, manifest)
+        self.live = ~torch.isin(self.numbers, torch.from_numpy(self.removed))
+        self._starts = np.cumsum([0, *(len(segment.documents) for segment in self.segments)])
+
+    @classmethod
+    def open(cls, path: Path | str, fingerprint: Mapping[str, str] | None = None) -> MemoryBank:
+        """The bank at `path`; `fingerprint` of the model that will read it (None: just to look).
+
+        Raises BankError for what is missing, unfinished, of a newer format, truncated, damaged, or
+        built by other weights.
+        """
+        path = Path(path)
+        for attempt in range(_TRIES):
+            manifest = Manifest.load(path)
+            if fingerprint is not None:
+                manifest.check_fingerprint(path, fingerprint)
+            try:
+                return cls(path, manifest)
+            except (BankError, FileNotFoundError):
+                changed = Manifest.load(path).generation != manifest.generation
+                if not changed or attempt == _TRIES - 1:
+                    raise
+        raise AssertionError
+
+    def __len__(self) -> int:
+        """Documents that were not removed."""
+        return int(self.live.sum())
+
+    def __getitem__(self, number: int) -> StoredDocument:
+        """Raises KeyError for a number that is not in the bank (any more)."""
+        place = int(torch.searchsorted(self.numbers, number))
+        if place == len(self.numbers) or int(self.numbers[place]) != number:
+            raise KeyError(number)
+        if not self.live[place]:
+            raise KeyError(number)
+        return self.at(place)
+
+    def at(self, place: int) -> StoredDocument:
+        """The stored document at a place 0..n-1."""
+        segment = int(np.searchsorted(self._starts, place, "right")) - 1
+        return self.segments[segment].documents[place - int(self._starts[segment])]
+
+    def __iter__(self) -> Iterator[StoredDocument]:
+        """Documents that were not removed, in ascending number."""
+        return (self.at(place) for place in self.live.nonzero().squeeze(1).tolist())
+
+    def numbers_of(self, id: str) -> list[int]:
+        """Numbers of the documents with this id that were not removed."""
+        found = []
+        for start, segment in zip(self._starts, self.segments, strict=False):
+            places = (int(start) + row for row in segment.rows_of(id))
+            found += [int(self.numbers[place]) for place in places if self.live[place]]
+        return found
+
+    def view(self, router: RouterConfig) -> MemoryView:
+        """The bank as a model reads it. Raises BankError for router keys that were changed."""
+        for segment in self.segments:
+            for layer in self.manifest.form.layers:
+                segment.check_keys(layer)
+        parts = [Part(each.pooled, each.chunk_cu, each.check_states) for each in self.segments]
+        memory = SegmentedMemory(parts, self.manifest.form, router, self.live)
+        return MemoryView(memory, self.numbers, self, self.live)
+
+    def router_keys(self, layer: int) -> Tensor:
+        """[C, G*D] of a router layer, those of removed documents among them."""
+        keys = [segment.pooled[layer].key for segment in self.segments]
+        return keys[0] if len(keys) == 1 else torch.cat(keys)
+
+    @property
+    def chunk_cu(self) -> Tensor:
+        """[n+1] cumulative number of chunks."""
+        counts = [torch.from_numpy(segment.documents.chunks) for segment in self.segments]
+        nothing = torch.zeros(1, dtype=torch.int64)
+        return torch.cat([nothing, *counts]).cumsum(0)
+
+    def info(self) -> dict[str, Any]:
+        """What the manifest says, as plain data; sizes in bytes."""
+        manifest, form = self.manifest, self.manifest.form
+        return {
+            "path": str(self.path),
+            "documents": len(self),
+            "removed": len(self.numbers) - len(self),
+            "next_number": manifest.next_number,
+            **{
+                name: sum(getattr(entry, name) for entry in manifest.segments)
+                for name in ("chunks", "tokens", "bytes")
+            },
+            "segments": len(manifest.segments),
+            "generation": manifest.generation,
+            "created": manifest.created,
+            "dtype": form.dtype,
+            "layers": list(form.layers),
+            "chunk_size": form.chunk_size,
+            "fingerprint": form.fingerprint,
+        }
+
+
+def read_removed(path: Path, manifest: Manifest) -> np.ndarray:
+    """Numbers of removed documents, ascending."""
+    if manifest.removed is None:
+        return np.empty(0, dtype=np.int64)
+    file = path / manifest.removed.name
+    data = file.read_bytes() if file.is_file() else None
+    if data is None:
+        raise BankError(f"{file} is missing: restore it, or removed documents would come back")
+    if hashlib.sha256(data).hexdigest() != manifest.removed.sha256:
+        raise BankError(f"{file} is damaged (its checksum differs): restore it")
+    return np.frombuffer(data, dtype="<i8").astype(np.int64)

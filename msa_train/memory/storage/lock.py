@@ -1,0 +1,66 @@
+"""One writer at a time. The kernel frees the lock of a process that dies: none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+from msa_train.errors import BankError
+
+LOCK = "writer.lock"
+
+
+class WriterLock:
+    """Holds BANK/writer.lock, in which the writer stands. `dead`: who died while holding it."""
+
+    def __init__(self, bank: Path, operation: str):
+        self.path = bank / LOCK
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BankError(f"{self.path} cannot be written: {error}") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _described(os.pread(self._descriptor, 4096, 0))
+            os.close(self._descriptor)
+            raise BankError(
+                f"{bank} is being written by {holder}: wait until it has finished"
+            ) from None
+        left = os.pread(self._descriptor, 4096, 0)
+        self.dead = _described(left) if left else None
+        holder = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "operation": operation,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise BankError(f"{self.path} cannot be written: {error}") from error
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)  # an empty file: the writer ended in order
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _described(text: bytes) -> str:
+    try:
+        holder = json.loads(text)
+        return (
+            f"process {holder['process']} on {holder['host']} ({holder['operation']}, since "
+            f"{holder['since']})"
+        )
+    except (ValueError, KeyError, TypeError):
+        return "another process"

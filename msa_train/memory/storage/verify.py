@@ -1,0 +1,99 @@
+"""Reading a whole bank to see whether every byte is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msa_train.errors import BankError
+from msa_train.memory.storage.bank import MemoryBank, read_removed
+from msa_train.memory.storage.manifest import SEGMENTS, Manifest
+from msa_train.memory.storage.segments import Segment, raw_bytes, rows_crc, state_file
+from msa_train.memory.storage.writer import unlisted
+
+
+def verify_bank(path: Path | str) -> dict[str, Any]:
+    """What was found: `problems` (empty: the bank is whole), counts, and bytes of no use.
+
+    Raises BankError only where there is no readable manifest.
+    """
+    path = Path(path)
+    manifest = Manifest.load(path)
+    problems: list[str] = []
+    for entry in manifest.segments:
+        for name, expected in entry.files.items():
+            problems += _file_problems(path / SEGMENTS / entry.name / name, expected.sha256)
+        try:
+            problems += _segment_problems(Segment(path / SEGMENTS, entry, manifest.form))
+        except BankError as error:
+            problems.append(str(error))
+    try:
+        removed = read_removed(path, manifest)
+        if not problems:
+            problems += _number_problems(MemoryBank(path, manifest), removed)
+    except BankError as error:
+        problems.append(str(error))
+    orphans = unlisted(path, manifest)
+    return {
+        "path": str(path),
+        "generation": manifest.generation,
+        "segments": len(manifest.segments),
+        "documents": sum(entry.documents for entry in manifest.segments),
+        "bytes": sum(entry.bytes for entry in manifest.segments),
+        "problems": sorted(set(problems)),
+        "orphans": [str(each) for each in orphans],
+        "orphan_bytes": sum(map(_size, orphans)),
+    }
+
+
+def _file_problems(file: Path, sha256: str) -> list[str]:
+    if not file.is_file():
+        return [f"{file} is missing"]
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    return [] if found == sha256 else [f"{file} was changed (sha256 {found[:12]})"]
+
+
+def _segment_problems(segment: Segment) -> list[str]:
+    """Counts that do not agree with one another, and documents that differ from their checksums."""
+    entry, documents, problems = segment.entry, segment.documents, []
+    counts = (
+        len(documents), int(documents.chunks.sum()), int(documents.tokens.sum()),
+        int(documents.numbers[0]), int(documents.numbers[-1]),
+    )  # fmt: skip
+    if counts != (entry.documents, entry.chunks, entry.tokens, entry.first, entry.last):
+        problems.append(f"{segment.folder}: its documents are not those of the manifest")
+    if (np.diff(documents.numbers) <= 0).any():
+        problems.append(f"{segment.folder}: document numbers do not ascend")
+    for row in range(len(documents)):
+        try:
+            found = documents[row]
+            if row not in segment.rows_of(found.id):
+                problems.append(f"{segment.folder}: id {found.id!r} is not found by its digest")
+        except BankError as error:
+            problems.append(str(error))
+    for layer, states in segment.pooled.items():
+        k, v = map(raw_bytes, (states.k, states.v))
+        row_bytes = len(k) // max(1, entry.chunks)
+        expected = np.fromfile(segment.folder / state_file(layer, "crc"), dtype="<u4")
+        if not np.array_equal(rows_crc(k, v, segment.chunk_cu.numpy() * row_bytes), expected):
+            problems.append(f"{segment.folder}: layer {layer} differs from its checksums")
+    return problems
+
+
+def _number_problems(bank: MemoryBank, removed: np.ndarray) -> list[str]:
+    problems = []
+    if len(bank.numbers) and int(bank.numbers[-1]) >= bank.manifest.next_number:
+        problems.append(f"{bank.path}: next_number would give a document number twice")
+    if not np.isin(removed, bank.numbers.numpy()).all() or (np.diff(removed) <= 0).any():
+        problems.append(f"{bank.path}: removed numbers are not those of its documents")
+    return problems
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(_size(each) for each in path.iterdir())
+    return path.lstat().st_size

@@ -1,0 +1,173 @@
+"""Whatever fails, and whoever dies, at whatever write: a bank is at a committed state, whole."""
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from msa_train import durable
+from msa_train.errors import BankError
+from msa_train.memory.storage import lock
+from msa_train.memory.storage.manifest import building_name
+from msa_train.memory.storage.verify import verify_bank
+from tests.faults.bank_changes import (
+    CHANGES,
+    KILLED,
+    Fault,
+    build,
+    check,
+    die,
+    in_child,
+    prepared,
+    texts,
+)
+
+# Every point takes a minute or two; a few of them are part of every run.
+EVERY = pytest.mark.parametrize(
+    "step", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"]
+)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("faults") / "bank")
+
+
+@contextlib.contextmanager
+def patched(fault):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (durable, lock):
+            patch.setattr(module, "os", fault)
+        yield
+
+
+def points(bank, tmp_path, change):
+    """How many changes of files a change consists of."""
+    fault = Fault(0, None)
+    shutil.copytree(bank, tmp_path / "count")
+    with patched(fault):
+        CHANGES[change].run(tmp_path / "count")
+    assert fault.calls > 5
+    return fault.calls
+
+
+@EVERY
+@pytest.mark.parametrize("name", CHANGES)
+def test_death_at_every_write_leaves_a_whole_bank(bank, tmp_path, name, step):
+    change, before = CHANGES[name], texts(bank)
+    states = [before, change.after(before)]
+    for at in range(step, points(bank, tmp_path, name) + 1, step):
+        path = tmp_path / f"bank-{at}"
+        shutil.copytree(bank, path)
+
+        def work(path=path, at=at):
+            with patched(Fault(at, die)):
+                change.run(path)
+
+        assert in_child(work) == KILLED
+        repeat_after(path, change, states)
+
+
+def repeat_after(path, change, states):
+    """The bank is whole after an interrupted change, and the change can be done then."""
+    found = check(path, states)
+    if found == states[0]:
+        change.run(path)
+    else:  # a repetition would be another change; any writer clears up
+        CHANGES["compact"].run(path)
+    check(path, [states[1]])
+    assert not verify_bank(path)["orphans"]
+    shutil.rmtree(path)
+
+
+@EVERY
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from-then-on"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_error_at_every_write_is_reported_and_changes_nothing(
+    bank, tmp_path, name, lasting, step
+):
+    change, before = CHANGES[name], texts(bank)
+    states = [before, change.after(before)]
+
+    def full(call, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for at in range(step, points(bank, tmp_path, name) + 1, step):
+        path = tmp_path / f"bank-{at}"
+        shutil.copytree(bank, path)
+        acknowledged = False
+        with patched(Fault(at, full, lasting)):
+            try:
+                change.run(path)
+                acknowledged = True  # the fault met what is done after the commit
+            except BankError as error:
+                assert "No space left" in str(error)
+        if acknowledged:
+            check(path, [states[1]])
+        repeat_after(path, change, states)
+
+
+@EVERY
+def test_death_at_every_write_of_a_build_leaves_no_bank_or_a_whole_one(tmp_path, step):
+    fault = Fault(0, None)
+    with patched(fault):
+        build(tmp_path / "count")
+    whole = texts(tmp_path / "count")
+    for at in range(step, fault.calls + 1, step):
+        path = tmp_path / "bank"
+
+        def work(path=path, at=at):
+            with patched(Fault(at, die)):
+                build(path)
+
+        assert in_child(work) == KILLED
+        if not path.exists():
+            build(path)
+        check(path, [whole])
+        assert not building_name(path).exists()
+        CHANGES["compact"].run(path)  # a writer that died over a complete bank is no obstacle
+        shutil.rmtree(path)
+
+
+def random_kills(bank, folder, count, seed):
+    """Writers forked from this warm process, killed at random moments of random changes."""
+    draw = random.Random(seed)
+    path = folder / "bank"
+    shutil.copytree(bank, path)
+    killed = 0
+    for _ in range(count):
+        name = draw.choice(list(CHANGES))
+        change, before = CHANGES[name], texts(path)
+        if name in ("remove", "update") and not {0, 1, 2, 4, 8} <= before.keys():
+            shutil.rmtree(path)
+            shutil.copytree(bank, path)
+            before = texts(path)
+        child = os.fork()
+        if not child:
+            try:
+                change.run(path)
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        time.sleep(draw.random() * 0.04)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        killed += status != 0
+        acknowledged = [change.after(before)] if status == 0 else [before, change.after(before)]
+        check(path, acknowledged)
+    return killed
+
+
+def test_a_few_random_kills(bank, tmp_path):
+    assert random_kills(bank, tmp_path, 30, seed=1) > 5
+
+
+@pytest.mark.slow
+def test_a_thousand_random_kills(bank, tmp_path):
+    assert random_kills(bank, tmp_path, 1000, seed=2) > 300
