@@ -67,6 +67,12 @@ class Routing:
         return Routing(**fields)
 
 
+def _exact(x: Tensor) -> Tensor:
+    """Rounded to 1/256, so that float32 adds the products without error in any order. Scores that
+    differ by rounding alone have no arg-max to agree on: it would depend on memory alignment."""
+    return (x * 256).round() / 256
+
+
 @st.composite
 def routings(draw, ties: bool = True, banks: int = 3) -> Routing:
     """Empty banks and documents, contexts without question tokens, one to `banks` banks."""
@@ -79,8 +85,8 @@ def routings(draw, ties: bool = True, banks: int = 3) -> Routing:
     )
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     width = 6
-    query = torch.randn(sum(tokens), width, generator=random)
-    keys = torch.randn(int(chunk_cu[-1]), width, generator=random)
+    query = _exact(torch.randn(sum(tokens), width, generator=random))
+    keys = _exact(torch.randn(int(chunk_cu[-1]), width, generator=random))
     if ties and draw(st.booleans()):
         query, keys = query.round(), keys.round()
     return Routing(
