@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: build tools"
 	@$(PIP) setuptools wheel numpy py-cpuinfo ninja
 	@echo "setup: DeepSpeed, Megatron-core, Triton, W&B and the rest"
-	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[train,eval,serve,dev]" 2>&1 | grep -v "is ignored: it is" || true
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[train,eval,serve,bench,dev]" 2>&1 | grep -v "is ignored: it is" || true
 	@$(VENV)/bin/python -c "import msa_train, deepspeed, megatron.core, wandb, triton" >/dev/null 2>&1
 	@touch $(STAMP)
 	@echo "setup: done, the command is $(VENV)/bin/msa"
