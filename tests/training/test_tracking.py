@@ -234,7 +234,6 @@ def test_a_server_that_does_not_answer_never_holds_training_up(capsys):
     began = time.monotonic()
     for step in range(2000):
         voice.log(step, NUMBERS)
-    assert stuck.asked == 1, "the first call is still not answered"
     voice.finish()
     assert time.monotonic() - began < 60
     said = capsys.readouterr().err
