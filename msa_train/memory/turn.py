@@ -27,6 +27,7 @@ from msa_train.memory.search import MemoryView
 from msa_train.memory.stretch import Stretch
 
 _ID_TOKENS = 20  # more than `[number]` can have
+_LATER = 64  # tokens that evidence leaves for the ids of another round
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Asked:
         return events
 
     def _left(self, held: int) -> int:
-        return self._room - held - self._request_tokens
+        """Room for evidence and an answer."""
+        return self._room - held - self._request_tokens - _LATER
 
     def _new_stretch(self) -> Stretch:
         if self._talk.stage == "ids":
