@@ -114,7 +114,7 @@ class Asked:
         what is to be fed does not fit, and what reading the evidence raises."""
         talk, stretch, stage = self._talk, self._stretch, self._talk.stage
         stretch.append(token)
-        talk.room = self._left(self._room - room)
+        talk.room, talk.full = self._left(self._room - room), not room
         control = IM_END if stretch.stopped else stretch.control
         follows = talk.wrote(stretch.text, stretch.tokens, control)
         piece = stretch.new_text(ended=follows is not Next.WRITE)
@@ -126,7 +126,7 @@ class Asked:
         elif follows is not Next.WRITE:
             self.writing, self.fed = False, []
             events.append(self._evidence() if follows is Next.PREFILL else self._finish())
-        if len(self.fed) > room:
+        if self.writing and len(self.fed) > room:
             raise too_long(self._room - room + len(self.fed), self._room)
         return events
 
