@@ -72,8 +72,7 @@ class Conversation:
     mode generate: the model writes ids and reads the texts, round by round, until it asks for the
     answer (the paper). router: one round with the router's voted documents in place of written ids.
     memory: the answer comes from pooled memory alone. instructions, earlier: see protocol.py.
-    count: tokens of a text. room: how many the context can still take (None: not limited); full: it
-    takes none after this one.
+    count: tokens of a text. room: how many the context can still take, None: not limited.
     """
 
     question: str
@@ -84,7 +83,6 @@ class Conversation:
     earlier: tuple[Turn, ...] = ()
     count: Callable[[str], int] = len
     room: int | None = None
-    full: bool = False
     rounds: list[Round] = field(default_factory=list)
     forced: list[str] = field(default_factory=list)  # why the engine ended a stage, if it did
     stage: Stage = "ids"
@@ -150,11 +148,10 @@ class Conversation:
 
     def _wrote_answer(self, text: str, tokens: int, control: str | None) -> Next:
         self.answer_text = text
-        if control is None and tokens < self.limits.answer_tokens and not self.full:
+        if control is None and tokens < self.limits.answer_tokens:
             return Next.WRITE
         if control is None:
-            full = ": the context is full" if tokens < self.limits.answer_tokens else ""
-            self.forced.append(f"{tokens} tokens of answer{full}")
+            self.forced.append(f"{self.limits.answer_tokens} tokens of answer")
         elif control != IM_END:
             self.forced.append(f"{control} in the answer")
         return Next.STOP

@@ -179,11 +179,10 @@ def test_an_answer_ends_where_its_context_is_full(views, monkeypatch):
         [Request("Rain?", views[0], "memory", Limits(answer_tokens=n)) for n in (5, 100_000)],
     )
     short, long = (events[ticket][-1].answer for ticket in (0, 1))
-    assert short.forced == ("5 tokens of answer",)
-    (forced,) = long.forced
-    assert forced.endswith(" tokens of answer: the context is full")
+    assert short.forced == ("5 tokens of answer",) and long.forced == ("the context is full",)
     prompt = Asked(Request("Rain?", views[0], "memory"), TOKENIZER, 999).context()
-    assert int(forced.split()[0]) == 200 - len(prompt.tokens) + 1  # the last one is not fed
+    assert long.answer_tokens == 200 - len(prompt.tokens) + 1  # the last one is not fed
+    assert short.cut and long.cut and long.prompt_tokens == len(prompt.tokens)
 
 
 def test_cancelled_requests_leave_their_slot_and_are_silent(views):
