@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,16 @@ class MemoryBank:
     numbers [n] of all stored documents, ascending; live [n]: those that were not removed.
     """
 
-    def __init__(self, path: Path, manifest: Manifest):
+    def __init__(self, path: Path, manifest: Manifest, reuse: Sequence[Segment] = ()):
         self.path, self.manifest = path, manifest
         folder = path / SEGMENTS
-        self.segments = [Segment(folder, entry, manifest.form) for entry in manifest.segments]
+        known = {segment.entry.name: segment for segment in reuse}
+        self.segments = [
+            known[entry.name]
+            if entry.name in known and known[entry.name].entry == entry
+            else Segment(folder, entry, manifest.form)
+            for entry in manifest.segments
+        ]
         nothing = np.empty(0, dtype=np.int64)
         numbers = [segment.documents.numbers for segment in self.segments]
         self.numbers = torch.from_numpy(np.concatenate([nothing, *numbers]))
@@ -42,9 +48,15 @@ class MemoryBank:
         self._starts = np.cumsum([0, *(len(segment.documents) for segment in self.segments)])
 
     @classmethod
-    def open(cls, path: Path | str, fingerprint: Mapping[str, str] | None = None) -> MemoryBank:
+    def open(
+        cls,
+        path: Path | str,
+        fingerprint: Mapping[str, str] | None = None,
+        reuse: Sequence[Segment] = (),
+    ) -> MemoryBank:
         """The bank at `path`; `fingerprint` of the model that will read it (None: just to look).
 
+        reuse: segments of an earlier state of this bank; those that it still has are not read anew.
         Raises BankError for what is missing, unfinished, of a newer format, truncated, damaged, or
         built by other weights.
         """
@@ -54,7 +66,7 @@ class MemoryBank:
             if fingerprint is not None:
                 manifest.check_fingerprint(path, fingerprint)
             try:
-                return cls(path, manifest)
+                return cls(path, manifest, reuse)
             except (BankError, FileNotFoundError):
                 changed = Manifest.load(path).generation != manifest.generation
                 if not changed or attempt == _TRIES - 1:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import zlib
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
@@ -40,6 +41,19 @@ IDS = "ids.u64"
 
 def id_digest(id: str) -> int:
     return int.from_bytes(blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the segments of one commit are written: a folder of segments, and their form."""
+
+    folder: Path
+    form: BankForm
+    generation: int
+
+    def segment(self, first: int) -> SegmentWriter:
+        """The writer of the segment whose first document is number `first`."""
+        return SegmentWriter(self.folder, f"{self.generation:06}-{first:012}", self.form)
 
 
 class SegmentWriter:
@@ -160,6 +174,7 @@ class Segment:
             layer: np.memmap(self.folder / state_file(layer, "crc"), "<u4", "r")
             for layer in form.layers
         }
+        self._documents_checked = False
         self._checked: dict[int, np.ndarray] = {}  # layer -> documents whose states were compared
 
     @cached_property
@@ -175,6 +190,15 @@ class Segment:
         last = int(np.searchsorted(self._ids[:, 0], digest, "right"))
         rows = self._ids[first:last, 1].astype(np.int64).tolist()
         return [row for row in rows if self.documents[row].id == id]
+
+    def check_documents(self) -> None:
+        """Reads the documents' file, once while this is open. Raises BankError if it was changed.
+
+        Before a column is used as a whole: single documents have checksums of their own.
+        """
+        if not self._documents_checked:
+            self._check(DOCUMENTS, np.memmap(self.folder / DOCUMENTS, np.uint8, "r"))
+            self._documents_checked = True
 
     def check_keys(self, layer: int) -> None:
         """Reads the router keys of a layer. Raises BankError where they were changed."""
@@ -217,6 +241,21 @@ class Segment:
                 flat = torch.from_file(file, shared=False, size=size, dtype=dtype)
             states[kind] = flat.view(self.entry.chunks, *shape)
         return Pooled(**states)
+
+
+def changed_files(folder: Path, entry: SegmentEntry) -> list[str]:
+    """Problems with a segment's files, each read and compared with its checksum."""
+    problems = []
+    for name, expected in entry.files.items():
+        file = folder / entry.name / name
+        if not file.is_file():
+            problems.append(f"{file} is missing")
+            continue
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected.sha256:
+            problems.append(f"{file} was changed (sha256 {found[:12]})")
+    return problems
 
 
 def _check_size(file: Path, expected: StoredFile) -> None:
