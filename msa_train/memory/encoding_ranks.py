@@ -28,6 +28,10 @@ from msa_train.memory.storage.segments import Target
 TIMEOUT = 600.0  # seconds without a word from a rank that has work
 _ENDING = 10.0  # seconds for a rank to end by itself
 
+# Ranks are forked from a process that has imported torch, once, and never used it.
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["msa_train.memory.encoding_ranks"])
+
 
 @dataclass(frozen=True)
 class EncodingRanks:
@@ -77,12 +81,11 @@ class _Rank:
     """One process, as the writer's process sees it."""
 
     def __init__(self, rank: int, load: Any, target: Target, lock: WriterLock):
-        spawn = get_context("spawn")
         self._rank = rank
-        self.connection, theirs = spawn.Pipe()
+        self.connection, theirs = _CONTEXT.Pipe()
         held = _Held(lock.descriptor)
         work = rank, theirs, load, target, held
-        self._process = spawn.Process(target=_work, args=work, name=f"encode {rank}", daemon=True)
+        self._process = _CONTEXT.Process(target=_work, args=work, daemon=True)
         self._process.start()
         theirs.close()  # so that its end is noticed here
         self.block: list[Document] | None = None
