@@ -48,9 +48,9 @@ def until(stop, count, act=None):
 
 
 def tiny_rank(rank, harm=None):
-    """What a rank loads. harm: (rank, document, act) done when the rank is to encode it."""
+    """What a rank loads. harm: (document, act) done by the rank that is to encode it."""
     encoder = BlockEncoder(tiny_model(), tiny_tokenizer(), BUDGET)
-    return Harmed(encoder, *harm[1:]) if harm and harm[0] == rank else encoder
+    return Harmed(encoder, *harm) if harm else encoder
 
 
 class Harmed:

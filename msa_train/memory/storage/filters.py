@@ -83,8 +83,7 @@ class DocumentFilter:
         found = np.ones(segment.entry.documents, dtype=bool)
         if self.ids is not None:
             found[:] = False
-            for id in self.ids:
-                found[segment.rows_of(id)] = True
+            found[segment.rows_of_any(self.ids)] = True
         if self._reads and found.any():
             segment.check_documents()
             if self.added_after is not None or self.added_before is not None:
@@ -113,7 +112,7 @@ def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np
 def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
     """[n] bool. Only metadata in which a pattern occurs is parsed, each different one once."""
     candidates = None
-    for pattern in {p for value in alternatives for p in _patterns(key, value)}:
+    for pattern in {p for value in alternatives for p in _patterns(key, value) if _stored(p)}:
         hits = pc.match_substring(column, pattern)
         candidates = hits if candidates is None else pc.or_(candidates, hits)
     if candidates is None:
@@ -141,6 +140,11 @@ def _patterns(key: str, value: Any) -> Iterator[str]:
         text = ""
     for name in {key, key.rpartition(".")[2]}:
         yield f"{json.dumps(name, ensure_ascii=False)}: {text}"
+
+
+def _stored(text: str) -> bool:
+    """Whether a document can have it: no half surrogate pairs are stored."""
+    return text.isascii() or text == text.encode(errors="replace").decode()
 
 
 _NOTHING = object()

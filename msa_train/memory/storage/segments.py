@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -178,18 +179,27 @@ class Segment:
         self._checked: dict[int, np.ndarray] = {}  # layer -> documents whose states were compared
 
     @cached_property
-    def _ids(self) -> np.ndarray:
-        """[n, 2] digest and row, ascending; checked, because a wrong row would go unnoticed."""
+    def _ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n] digests, ascending, and their rows; checked, for a wrong row would go unnoticed."""
         self._check(IDS, self._raw_ids)
-        return self._raw_ids.view("<u8").reshape(-1, 2)
+        digests, rows = self._raw_ids.view("<u8").reshape(-1, 2).T
+        return np.ascontiguousarray(digests), rows  # else every search would copy them
 
     def rows_of(self, id: str) -> list[int]:
         """Rows of the documents with this id, ascending (the parts of one that was split)."""
-        digest = np.uint64(id_digest(id))
-        first = int(np.searchsorted(self._ids[:, 0], digest, "left"))
-        last = int(np.searchsorted(self._ids[:, 0], digest, "right"))
-        rows = self._ids[first:last, 1].astype(np.int64).tolist()
-        return [row for row in rows if self.documents[row].id == id]
+        return self.rows_of_any([id])
+
+    def rows_of_any(self, ids: Sequence[str]) -> list[int]:
+        """Rows of the documents that have one of these ids, id by id."""
+        digests, rows = self._ids
+        wanted = np.array([id_digest(id) for id in ids], dtype=np.uint64)
+        first = np.searchsorted(digests, wanted, "left")
+        last = np.searchsorted(digests, wanted, "right")
+        found = []
+        for place in np.flatnonzero(first < last):
+            there = rows[first[place] : last[place]].astype(np.int64).tolist()
+            found += [row for row in there if self.documents[row].id == ids[place]]
+        return found
 
     def check_documents(self) -> None:
         """Reads the documents' file, once while this is open. Raises BankError if it was changed.
