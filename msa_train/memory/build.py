@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from msa_train.memory.progress import EncodingProgress
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.building import UnfinishedBank
 from msa_train.memory.storage.manifest import BankForm
-from msa_train.memory.storage.segments import Segment
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
@@ -92,13 +91,13 @@ def add_documents(
     size: BlockSize = BLOCKS,
     ranks: Encoding | None = None,
     expected: Expected = _unknown,
-    reuse: Sequence[Segment] = (),
+    reuse: MemoryBank | None = None,
 ) -> int:
     """Adds documents to a bank under new numbers, in one commit; returns how many.
 
     With `update` each takes the place of those with its id, whose numbers never come back. Raises
     BankError for an id that is in the bank already (or, updating, is not), and for an id that
-    comes twice as a whole document. reuse: opened segments, see MemoryBank.open; the other
+    comes twice as a whole document. reuse: a snapshot of the bank, see BankWriter; the other
     settings are those of build_bank. Interrupted, nothing is added and it starts again.
     """
     operation = "update" if update else "add"

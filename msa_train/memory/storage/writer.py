@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ def create_bank(path: Path, form: BankForm) -> None:
 class BankWriter:
     """The writer of a bank, until it is closed. Raises BusyError where another one is at work.
 
-    reuse: opened segments of an earlier state of the bank, which are then not read again.
+    reuse: an older snapshot of the bank, so that only what changed is opened.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BankWriter:
         operation: str,
         fingerprint: dict[str, str] | None = None,
         segment_documents: int = SEGMENT_DOCUMENTS,
-        reuse: Sequence[Segment] = (),
+        reuse: MemoryBank | None = None,
     ):
         self.path, self._operation = Path(path), operation
         self._segment_documents = segment_documents
@@ -214,7 +214,7 @@ class BankWriter:
             segments=segments, removed=self._save_removed(gone), next_number=following
         )
         self._save(manifest)
-        self.bank = MemoryBank.open(self.path, reuse=self.bank.segments)
+        self.bank = MemoryBank.open(self.path, reuse=self.bank)
         with contextlib.suppress(OSError):  # the next writer tries again
             self.clear()
 
