@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -67,9 +68,19 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json:
         print_json(result)
     else:
-        for row in result if isinstance(result, list) else [result]:
+        for row in _rows(result):
             print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0
+
+
+def _rows(result: Any) -> Iterator[dict[str, Any]]:
+    """A line per row; rows of a benchmark in parts begin with the part's name."""
+    if isinstance(result, list):
+        yield from result
+        return
+    for part, rows in result.items():
+        for row in rows if isinstance(rows, list) else [rows]:
+            yield {"part": part, **row} if isinstance(row, dict) else {part: row}
 
 
 def candidates(export: Path, bank: Path, questions: Path) -> list[dict[str, Any]]:
@@ -92,12 +103,17 @@ def memory(
     """Without an export: the quickstart's geometry with random weights, and a tokenizer trained on
     the spot."""
     from msa_train.interop.export import load_export
-    from msa_train.memory.bench import PARTS, measure
+    from msa_train.memory.bench import PARTS, WITHOUT_MODEL, known_parts, measure
+    from msa_train.memory.bench.sizes import FULL, QUICK
 
-    load = partial(_untrained, _bench_tokenizer()) if export is None else partial(_loaded, export)
+    chosen = known_parts(parts or PARTS)
     if export is not None:
         load_export(export)  # what is wrong with it is said at once
-    found = measure(load, corpus, bool(quick), tuple(parts or PARTS))
+        load = partial(_loaded, export)
+    else:
+        needed = not set(chosen) <= set(WITHOUT_MODEL)
+        load = partial(_untrained, _bench_tokenizer() if needed else None)
+    found = measure(load, QUICK if quick else FULL, corpus, chosen)
     return {**found, "model": str(export) if export else "random weights"}
 
 

@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msa_train.errors import ConfigError
+from msa_train.memory.bench.sizes import Sizes
 
 if TYPE_CHECKING:
     from msa_train.memory.bench.banks import Load
 
 PARTS = ("scale", "real", "layer_4b", "append", "faiss", "dense_ttft")
+WITHOUT_MODEL = ("layer_4b", "faiss")
+
+
+def known_parts(names: Sequence[str]) -> tuple[str, ...]:
+    """Raises ConfigError for a part that there is not."""
+    for name in names:
+        if name not in PARTS:
+            raise ConfigError(f"parts names {name!r}: give some of {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in names)
 
 
 def measure(
-    load: Load, corpus: Path | None = None, quick: bool = False, parts: tuple[str, ...] = PARTS
+    load: Load,
+    sizes: Sizes,
+    corpus: Path | None = None,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """The parts asked for, by name, and the machine.
 
     load: brings model, tokenizer and fingerprint; called in other processes, so it must pickle.
-    corpus: folder of JSON lines (None: pydocs). quick: tiny sizes. Raises ConfigError for an
-    unknown part.
+    corpus: folder of JSON lines (None: pydocs). Raises ConfigError for an unknown part.
     """
     import torch
 
     from msa_train.memory.bench import banks, layer, peers
-    from msa_train.memory.bench.sizes import FULL, QUICK
 
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"parts names {unknown[0]!r}: give some of {', '.join(PARTS)}")
-    sizes = QUICK if quick else FULL
     runs: dict[str, Callable[[], Any]] = {
         "scale": lambda: banks.scale(load, sizes),
         "real": lambda: banks.real(load, sizes, corpus),
@@ -45,7 +53,7 @@ def measure(
         "faiss": lambda: peers.faiss_flat(sizes),
         "dense_ttft": lambda: peers.dense_ttft(load, sizes),
     }
-    found = {part: runs[part]() for part in PARTS if part in parts}
+    found = {part: runs[part]() for part in known_parts(parts)}
     if "scale" in found:
         found["linearity"] = banks.linearity(found["scale"])
     found["machine"] = {

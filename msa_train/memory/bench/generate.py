@@ -33,6 +33,7 @@ from msa_train.model.decoder import MSADecoder
 
 DTYPE = torch.float16  # what banks keep unless asked otherwise
 _BLOCK = 1 << 14  # documents generated at once
+_WIDER = 16  # tokens that a wider number may add, before and behind a text
 QUESTIONS = "questions.json"  # beside a generated bank
 
 
@@ -50,7 +51,8 @@ def needles(
 ) -> list[tuple[Document, str, str]]:
     """(document of one chunk, question, answer), each with a key of its own."""
     config = NiahConfig(tasks={"single": 1.0}, document_tokens=tokens)
-    bank = NiahSource(config, tokenizer).bank(np.random.default_rng(seed), count)
+    source = NiahSource(config, tokenizer)
+    bank = source.bank(np.random.default_rng(seed), count, document_tokens=tokens - _WIDER)
     by_number = {document.number: document for document in bank.documents}
     return [(by_number[q.positives[0]], q.question, q.answers[0]) for q in bank.queries]
 

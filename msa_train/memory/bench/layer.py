@@ -120,17 +120,24 @@ def _started(form: str, ranks: int, threads: int, sizes: Sizes):
 
 def _ask(ends: list[Connection], name: str, tokens: int) -> list[Any]:
     """All ranks at once. Raises RankError for one that does not answer."""
-    for end in ends:
-        end.send((name, tokens))
+    for number, end in enumerate(ends):
+        with _named(number, len(ends)):
+            end.send((name, tokens))
     answers = []
     for number, end in enumerate(ends):
-        try:
+        with _named(number, len(ends)):
             if not end.poll(TIMEOUT_S):
                 raise RankError(f"rank {number} of {len(ends)} did not answer in {TIMEOUT_S} s")
             answers.append(end.recv())
-        except EOFError:
-            raise RankError(f"rank {number} of {len(ends)} died (see standard error)") from None
     return answers
+
+
+@contextmanager
+def _named(number: int, ranks: int):
+    try:
+        yield
+    except (EOFError, OSError):
+        raise RankError(f"rank {number} of {ranks} died (see standard error)") from None
 
 
 def _serve(end: Connection, rank: Rank) -> None:
