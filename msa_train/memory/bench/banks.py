@@ -249,7 +249,7 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         "refresh_s": round(refresh_s, 3),
         "visible_s": round(encode_s + commit_s + refresh_s, 3),
         "query_ms": round(query_s * 1e3, 1),
-        "first_found": any(number >= first for number, _ in first_asked.voted),
+        "added_found": any(number >= first for number, _ in first_asked.voted),
         "found": _found(engine, asked, model.config.router.top_k),
         "visible": len(view) - before["documents"],
     }
