@@ -20,11 +20,12 @@ from msa_train.commands import (
     export,
     measure,
     memory,
+    plan,
     quickstart,
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, plan, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:
