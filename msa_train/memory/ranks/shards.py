@@ -147,4 +147,4 @@ def _owners(bank: MemoryBank, shares: tuple[float, ...]) -> Tensor:
 def _trimmed(found: Found) -> Found:
     """Without the columns in which no context has a document."""
     width = int((found.places >= 0).any(0).sum())
-    return Found(found.places[:, :width], found.scores[:, :width])
+    return Found(*(x[:, :width].contiguous() for x in (found.places, found.scores)))

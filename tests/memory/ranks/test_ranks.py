@@ -11,7 +11,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.build import build_bank
 from msa_train.memory.ranks import Ranks
 from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.tiers import MemoryTiers, TierSettings
+from msa_train.memory.tiers import MemoryTiers, TierSettings, snapshot_view
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -106,7 +106,7 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
     build_bank(path, model, tiny_tokenizer(), tiny_documents(), FINGERPRINT, token_budget=50)
     bank = MemoryBank.open(path, FINGERPRINT)
     tiers = MemoryTiers(TierSettings(), ROUTER)
-    views = tiers.view(bank), tiers.view_of(bank, ranks.shards(bank, ROUTER))
+    views = tiers.view(bank), snapshot_view(bank, ranks.shards(bank, ROUTER), ROUTER)
     tokens = torch.arange(5, 29)
     is_query = torch.zeros(24, dtype=torch.bool)
     is_query[[3, 4, 5, 15, 16]] = True
