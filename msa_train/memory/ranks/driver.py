@@ -53,6 +53,7 @@ class Ranks:
         self._group: list[Group] = []  # none or one
         self._epoch = 0
         self._restarts: deque[float] = deque()
+        self._failure = ""
         self._stopped: str | None = None
         self._at_exit = weakref.finalize(self, _close_all, self._group)
 
@@ -126,7 +127,8 @@ class Ranks:
         try:
             self._forget(group)
             return run(group)
-        except RankError:
+        except RankError as error:
+            self._failure = str(error)
             _close_all(self._group)
             raise
         except MSAError:
@@ -144,7 +146,8 @@ class Ranks:
                 self._restarts.popleft()
             if len(self._restarts) >= RESTARTS:
                 self._stopped = (
-                    f"they were restarted {RESTARTS} times within {WINDOW_S:g} s and failed again"
+                    f"they were restarted {RESTARTS} times within {WINDOW_S:g} s and failed again; "
+                    f"the last time: {self._failure}"
                 )
                 raise RankError(f"the ranks do not run: {self._stopped}")
             self._restarts.append(now)
@@ -154,7 +157,11 @@ class Ranks:
     def _start_group(self) -> None:
         told = {"shares": self.shares, "tiers": asdict(self._settings)}
         given = self.count, self.device, told, self._timeout_s, self._start_timeout_s
-        self._group.append(Group(*given))
+        try:
+            self._group.append(Group(*given))
+        except RankError as error:
+            self._failure = str(error)
+            raise
         self._epoch += 1
 
     def _open(self, group: Group, shards: RankedShards, own: Callable[[], T]) -> T:

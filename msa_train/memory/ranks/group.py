@@ -142,11 +142,11 @@ class Group:
             worker.channel.send(head, call.asked[worker.rank], deadline)
             return self._exchange.send(call.query, worker.rank)
         except Closed:
-            raise RankError(f"{worker} {worker.fate()} (before: {call.doing})") from None
+            raise RankError(f"{worker} {worker.fate()} ({call.doing})") from None
         except Late:
             raise _late([worker], limit, call.doing) from None
         except ExchangeError as error:
-            raise RankError(f"{worker} cannot be reached: {call.doing}: {error}") from error
+            raise _unfinished(worker, call.doing, error) from error
 
     def _answers(
         self,
@@ -168,7 +168,7 @@ class Group:
                 if size:
                     data = self._exchange.receive(size, worker.rank, deadline)
             except ExchangeError as error:
-                raise RankError(f"{worker} did not finish: {call.doing}: {error}") from error
+                raise _unfinished(worker, call.doing, error) from error
             answers[worker.rank] = Answer(*reply, data)
         return answers
 
@@ -207,4 +207,9 @@ def _reply(worker: Worker, number: int, doing: str, deadline: float, limit: floa
 
 def _late(workers: Sequence[Worker], limit: float, doing: str) -> RankError:
     who = " and ".join(map(str, workers))
-    return RankError(f"{who} did not answer within {limit:g} s (memory.timeout_s): {doing}")
+    return RankError(f"{who} did not answer within {limit:g} s: {doing}")
+
+
+def _unfinished(worker: Worker, doing: str, error: ExchangeError) -> RankError:
+    how = worker.fate() if worker.ended() else f"did not finish in time ({error})"
+    return RankError(f"{worker} {how} ({doing})")

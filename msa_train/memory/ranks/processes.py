@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from msa_train.memory.ranks.channel import Channel
 MODULE = "msa_train.memory.ranks.worker"
 _LINES = 20  # of a worker's output are kept, for errors
 _EXIT_S = 5.0
+_MOMENT_S = 0.2
 
 
 class Worker:
@@ -47,6 +49,12 @@ class Worker:
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid})"
 
+    def ended(self) -> bool:
+        """Whether the process is gone, or goes this moment."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_MOMENT_S)
+        return self._process.returncode is not None
+
     def fate(self) -> str:
         """How a worker that closed its channel ended."""
         try:
@@ -54,7 +62,9 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "closed its connection"
         self._reader.join(_EXIT_S)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        )
         said = "\n".join(f"  {line}" for line in list(self._lines))
         return f"{how}; its last lines:\n{said}" if said else how
 

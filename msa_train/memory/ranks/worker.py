@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msa_kernels import chunk_scores, document_scores
 from torch import Tensor
 
 from msa_train.errors import MSAError
@@ -116,14 +117,25 @@ def _work(channel: Channel, end: socket.socket) -> None:
     torch.set_num_threads(told["threads"])
     share = Share(told["rank"], tuple(told["shares"]))
     holdings = Holdings(share, TierSettings(**told["tiers"]), device)
+    _warm_up(device)
     channel.send({"number": 0}, {}, None)
-    channel.receive(None)
-    timeout_s = told["timeout_s"]
-    exchange = Exchange(file, told["rank"], told["count"], device, timeout_s)
-    channel.send({"number": 0}, {}, None)
-    with torch.inference_mode():
-        while True:
-            _serve(channel.receive(None), channel, exchange, holdings, timeout_s)
+    try:
+        channel.receive(None)
+        timeout_s = told["timeout_s"]
+        exchange = Exchange(file, told["rank"], told["count"], device, timeout_s)
+        channel.send({"number": 0}, {}, None)
+        with torch.inference_mode():
+            while True:
+                _serve(channel.receive(None), channel, exchange, holdings, timeout_s)
+    finally:
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _warm_up(device: torch.device) -> None:
+    """An operator's first call imports a compiler's worth of modules: not in a request's time."""
+    one, cu = torch.ones(1, 8, device=device), torch.tensor([0, 1], device=device)
+    document_scores(one, cu, one, cu, cu[:1], cu)
+    chunk_scores(one, cu, one, cu[:1], cu)
 
 
 def _serve(
