@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +23,7 @@ _POLL_S = 2e-5
 Wait = Callable[[float], None]
 
 
-class ExchangeError(Exception):
+class ExchangeError(RuntimeError):
     """A tensor did not arrive: its rank is dead, or late."""
 
 
@@ -41,6 +41,7 @@ class Exchange:
         self.device = device
         connect = _nccl if device.type == "cuda" else _gloo
         self._group = connect(store, rank, count, limit)
+        self._greet(range(1, count) if rank == 0 else [0], rank == 0, time.monotonic() + timeout_s)
 
     def send(self, tensor: Tensor, rank: int) -> Wait:
         """Begins to send; the result waits for the end and raises ExchangeError."""
@@ -58,6 +59,17 @@ class Exchange:
         if self.device.type == "cuda":
             self._group.abort()
         self._group = None
+
+    def _greet(self, others: Iterable[int], first: bool, deadline: float) -> None:
+        """A byte each way: NCCL connects two ranks when they first talk, which no request's
+        deadline could interrupt."""
+        for other in others:
+            byte = torch.zeros(1, dtype=torch.uint8, device=self.device)
+            if first:
+                self.send(byte, other)(deadline)
+            self.receive(1, other, deadline)
+            if not first:
+                self.send(byte, other)(deadline)
 
     def _started(self, operation: Callable, data: Tensor, rank: int) -> Wait:
         if not len(data):

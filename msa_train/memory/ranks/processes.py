@@ -28,7 +28,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         self.rank, self.channel = rank, Channel(ours)
         with theirs:
-            # No shell, no inherited files but one: its end closes with the worker, and ours with us.
+            # One inherited file: its end closes with the worker, and ours with this process.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],

@@ -16,7 +16,7 @@ WIDTH = CONFIG.kv_heads * CONFIG.head_dim
 
 
 def drawn(first, counts, gen, twin=None):
-    """Documents first.. with `counts` chunks of random states; all keys equal to one with `twin`."""
+    """Documents first.. with `counts` chunks of random states; twin: a seed of one key for all."""
     total = sum(counts)
     pooled = {}
     for layer in CONFIG.router_layers:
