@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -55,16 +56,15 @@ class Group:
         timeout_s: float,
         start_timeout_s: float,
     ):
-        self._timeout_s = timeout_s
+        self._timeout_s, self._threads = timeout_s, threads_each(count)
         self._numbers = itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="msa-ranks-"))
         self._exchange: Exchange | None = None
         self.workers: dict[int, Worker] = {}
         try:
-            threads = threads_each(count)
             for rank in range(1, count):
-                self.workers[rank] = Worker(rank, threads)
-            self._meet(count, device, settings | {"threads": threads}, start_timeout_s)
+                self.workers[rank] = Worker(rank, self._threads)
+            self._meet(count, device, settings | {"threads": self._threads}, start_timeout_s)
         except BaseException:
             self.close()
             raise
@@ -83,7 +83,8 @@ class Group:
         sent = [self._send(worker, number, call, deadline, limit) for worker in asked]
         mine, failure = None, None
         try:
-            mine = own()
+            with _fewer_threads(self._threads):
+                mine = own()
         except MSAError as error:  # the answers must be taken, or they would be the next one's
             failure = error
         answers = self._answers(asked, number, call, deadline, limit, sent)
@@ -188,6 +189,20 @@ class Group:
                 poll.unregister(end)
                 found[worker.rank] = _reply(worker, number, doing, deadline, limit)
         return found
+
+
+@contextlib.contextmanager
+def _fewer_threads(count: int) -> Iterator[None]:
+    """This process computes on its part of the cores while the workers do on theirs."""
+    before = torch.get_num_threads()
+    if before <= count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _reply(worker: Worker, number: int, doing: str, deadline: float, limit: float) -> Message:
