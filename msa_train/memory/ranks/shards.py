@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from msa_train.memory.exact import rows_of
 from msa_train.memory.ranks.group import Answer, Call
 from msa_train.memory.ranks.snapshot import pack
-from msa_train.memory.shard import Found, Shard, best_of, rows_of
+from msa_train.memory.shard import Found, Shard, best_of
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.tiers import Share
 from msa_train.model.attention import Pooled

@@ -35,6 +35,7 @@ from tests.memory.ranks.banks import CONFIG, questions
 ranks = Ranks.start(2, timeout_s=30)
 shards = ranks.shards(MemoryBank.open({path!r}), CONFIG.router)
 group = ranks._group[0]
+input()
 print(group.workers[1].pid, group._folder, flush=True)
 while True:
     shards.best(CONFIG.router_layers[0], *questions(), 3)
@@ -55,10 +56,13 @@ def bank(folder):
 def killed_driver(bank):
     """Another driver, started first: it comes up while the others are tested."""
     code = textwrap.dedent(DRIVER).format(path=str(bank.path))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     yield process
     process.kill()
     process.wait()
+    process.stdin.close()
     process.stdout.close()
 
 
@@ -211,6 +215,7 @@ def test_a_bank_compacted_between_two_ranks_is_opened_again(ranks, folder):
 
 
 def test_workers_go_with_their_driver(killed_driver):
+    print(file=killed_driver.stdin, flush=True)  # it searches from now on
     pid, folder = killed_driver.stdout.readline().split()
     assert not gone(pid) and Path(folder).exists()
     killed_driver.kill()
@@ -261,7 +266,7 @@ def test_random_signals_never_give_a_wrong_answer(ranks, shards, bank):
     """kill -9 and SIGSTOP at random moments: every request is right, or fails in time."""
     rng = random.Random(0)
     failed = 0
-    for _ in range(20):
+    for _ in range(12):
         right(shards, bank)
         pid, sent = pid_of(ranks), rng.choice([signal.SIGKILL, signal.SIGSTOP])
         at = f"sleep {rng.uniform(0, 0.05)}; kill -{int(sent)} {pid}"
@@ -278,4 +283,4 @@ def test_random_signals_never_give_a_wrong_answer(ranks, shards, bank):
             assert time.monotonic() - begin < TIMEOUT_S / 2
             failed += 1
         killer.wait()
-    assert failed > 15
+    assert failed > 8
