@@ -168,4 +168,11 @@ class Finished:
     answer: Answer
 
 
-Event = Routed | TextPiece | Evidence | Finished
+@dataclass(frozen=True)
+class Failed:
+    """The question ends without an answer; nobody else's does."""
+
+    error: Exception
+
+
+Event = Routed | TextPiece | Evidence | Finished | Failed
