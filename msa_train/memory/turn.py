@@ -79,6 +79,7 @@ class Asked:
         )
         asks = tokenizer.encode_pieces(answer_request_pieces(request.question))
         self._request_tokens = len(asks.tokens)
+        self._prompt_tokens = self._tokens = 0
 
     @property
     def awaits_vote(self) -> bool:
@@ -98,6 +99,7 @@ class Asked:
         events: list[Event] = [Routed(len(self._reports), chosen)]
         self.writing, self._stretch = not self.awaits_vote, self._new_stretch()
         held, self._encoded = len(self.context().tokens), None
+        self._prompt_tokens = self._prompt_tokens or held
         if self.awaits_vote:
             self._talk.room = self._left(held + _ID_TOKENS * self.request.limits.documents)
             self._talk.choose([number for number, _ in chosen.voted])
@@ -113,9 +115,13 @@ class Asked:
         what is to be fed does not fit, and what reading the evidence raises."""
         talk, stretch, stage = self._talk, self._stretch, self._talk.stage
         stretch.append(token)
+        self._tokens += 1
         talk.room = self._left(self._room - room)
         control = IM_END if stretch.stopped else stretch.control
         follows = talk.wrote(stretch.text, stretch.tokens, control)
+        if follows is Next.WRITE and stage == "answer" and not room:
+            talk.forced.append("the context is full")
+            follows = Next.STOP
         piece = stretch.new_text(ended=follows is not Next.WRITE)
         events: list[Event] = [TextPiece(stage, piece)] if piece else []
         self.fed = [token] if stretch.control is None else []
@@ -146,6 +152,7 @@ class Asked:
     def _finish(self) -> Finished:
         self.finished = True
         talk, seconds = self._talk, time.perf_counter() - self._began
+        ended = self._stretch.control is not None or self._stretch.stopped
         return Finished(
             Answer(
                 talk.question,
@@ -155,6 +162,10 @@ class Asked:
                 tuple(self._reports),
                 tuple(talk.forced),
                 seconds,
+                not ended,
+                self._prompt_tokens,
+                self._tokens,
+                self._stretch.tokens,
             )
         )
 
