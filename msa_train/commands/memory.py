@@ -41,6 +41,16 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="who names the documents to read: the model (as published), the routers' vote, or "
         "nobody: answer from pooled memory alone",
     )
+    ask.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default): the likeliest token, always"
+    )
+    ask.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share"
+    )
+    ask.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
+    ask.add_argument(
+        "--max-tokens", type=int, help="of an answer (default: as many as the engine allows)"
+    )
     add_json(ask)
     ask.set_defaults(run=_ask)
 
@@ -153,19 +163,23 @@ def _info(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
     from msa_train.memory.engine import MemoryEngine
+    from msa_train.memory.interleave import Limits
+    from msa_train.memory.sampling import Sampling
     from msa_train.memory.storage.bank import MemoryBank
     from msa_train.memory.tiers import bank_view
 
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    limits = Limits() if options.max_tokens is None else Limits(answer_tokens=options.max_tokens)
     model, config, tokenizer, fingerprint = load_export(options.export)
     bank = MemoryBank.open(options.bank, fingerprint)
     engine = MemoryEngine(model, tokenizer, bank_view(bank, config.router))
     if options.json:
-        answers = engine.ask(options.questions, options.retrieval)
+        answers = engine.ask(options.questions, options.retrieval, limits, sampling)
         print_json([answer.to_json() for answer in answers])
         return 0
     for question in options.questions:
         print(f"\n? {question}")
-        show_stream(engine.stream(question, options.retrieval))
+        show_stream(engine.stream(question, options.retrieval, limits, sampling))
     return 0
 
 
