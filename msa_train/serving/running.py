@@ -85,21 +85,20 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         found = socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: {error.strerror or error}; give another one"
-        ) from error
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {host} --port {port}: {why}; give another one") from error
     found.set_inheritable(True)
     return found
 
 
 def run(service: Service, host: str, port: int) -> None:
     """Serves until a signal; returns when everything has ended."""
-    with listen(host, port) as listening:
-        try:
+    try:
+        with listen(host, port) as listening:
             Server(service, host, port).run([listening])
-        finally:
-            service.answers.stop()
-            service.banks.close()
+    finally:
+        service.answers.stop()
+        service.banks.close()
     if left := join_all(_THREADS_S):
         log.warning("%d threads have not ended: the process ends without them", left)
