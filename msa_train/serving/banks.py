@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import durable
-from msa_train.errors import ConfigError
+from msa_train.errors import BankError, ConfigError
 from msa_train.memory.build import build_bank
 from msa_train.memory.search import MemoryView
 from msa_train.memory.served import ServedBank
@@ -70,7 +70,9 @@ class Bank:
             self._writing.release()
 
     def info(self) -> dict[str, Any]:
-        self.view()
+        """Of what is served: the newest state, or the last that could be opened."""
+        with contextlib.suppress(BankError, ApiError):
+            self.view()
         return {**self.stored.info(), "name": self.name, "droppable": self.droppable}
 
     def close(self) -> None:

@@ -39,8 +39,7 @@ def routes(service: Service) -> APIRouter:
         asked = chat_request(await json_body(request), service.model.name)
         conversation = Conversation(service, asked, service.banks[asked.options.bank])
         if asked.stream:
-            await while_connected(request.receive, conversation.begin())
-            return EventStream(conversation)  # type: ignore[return-value]
+            return EventStream(conversation)
         try:
             answer = await while_connected(request.receive, _whole(conversation))
         finally:

@@ -132,7 +132,7 @@ class Conversation:
 
 
 class EventStream(Response):
-    """The response that streams a conversation that has begun."""
+    """The response that streams a conversation: an error as its status, until it has begun."""
 
     def __init__(self, conversation: Conversation):
         super().__init__()
@@ -140,11 +140,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send(send))
+            await while_connected(receive, self._answer(send))
         finally:
             self._conversation.close()
 
-    async def _send(self, send: Send) -> None:
+    async def _answer(self, send: Send) -> None:
+        await self._conversation.begin()
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         headers += [(b"x-accel-buffering", b"no")]  # a proxy would hold back what should stream
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -49,7 +50,7 @@ class Gate:
     async def _answer(self, scope: Scope, receive: Receive, send: _Sender) -> None:
         service, task = self._service, asyncio.current_task()
         assert task is not None
-        counted = scope["path"] not in _ALWAYS_ANSWERED
+        counted, began = scope["path"] not in _ALWAYS_ANSWERED, time.perf_counter()
         try:
             self._check(scope, counted)
             if counted:
@@ -69,9 +70,14 @@ class Gate:
             await send.finish(_stopped(), scope, receive)
         finally:
             service.requests.discard(task)
-            route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            service.metrics.requests.labels(route, method, str(send.status or 499)).inc()
+            self._report(scope, send.status or 499, time.perf_counter() - began)
+
+    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._service.metrics.requests.labels(route, method, str(status)).inc()
+        level = logging.DEBUG if route in _ALWAYS_ANSWERED else logging.INFO
+        log.log(level, "%s %r %d %.0f ms", method, scope["path"], status, 1000 * seconds)
 
     def _check(self, scope: Scope, counted: bool) -> None:
         """Raises ApiError for a request that is refused whatever it asks."""
