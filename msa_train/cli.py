@@ -20,12 +20,13 @@ from msa_train.commands import (
     export,
     measure,
     memory,
+    plan,
     quickstart,
     serve,
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, serve, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, plan, serve, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -108,6 +108,7 @@ def _run(
     from msa_train.serving.service import Service
 
     decoder, _, tokenizer, fingerprint = load_export(options.export)
+    _check_fits(decoder, [path for _, path in named], options, limits)
     decoder = decoder.to(_device(options))
     name = options.name or options.export.resolve().name
     tiers = _tiers(options)
@@ -122,6 +123,34 @@ def _run(
     scheduler = Scheduler(decoder, tokenizer, limits.concurrent, limits.context_tokens)
     service = Service(model, banks, AnswerService(scheduler), keys, limits, hosts)
     run(service, options.host, options.port)
+
+
+def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, limits: Any) -> None:
+    """Raises ConfigError, with the numbers and what would fit, for banks that this machine cannot
+    serve: better now than out of memory in an hour."""
+    from msa_train.memory.machine import this_machine
+    from msa_train.memory.plan import BankSize, Serving, plan
+    from msa_train.memory.storage.manifest import MANIFEST, Manifest
+
+    if options.banks_dir is not None and options.banks_dir.is_dir():
+        paths = paths + [each.parent for each in options.banks_dir.glob(f"*/{MANIFEST}")]
+    manifests = [Manifest.load(path) for path in paths]
+    sizes = [entry for each in manifests for entry in each.segments]
+    if not sizes:
+        return
+    bank = BankSize(
+        *(sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens")),
+        manifests[0].form.dtype,
+    )
+    compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    serving = Serving(
+        options.keys, options.states, options.hot_mb, limits.concurrent, limits.context_tokens,
+        compute=compute,
+    )  # fmt: skip
+    device = _device(options)
+    devices = [device] if options.ranks == 1 else [f"cuda:{rank}" for rank in range(options.ranks)]
+    machine = this_machine(devices if device.startswith("cuda") else ())
+    plan(decoder.config, bank, machine, serving).check()
 
 
 @contextmanager
