@@ -20,7 +20,7 @@ from msa_train.cli import main
         (["--bank", "a=x", "--ranks", "0"], 2, "--ranks 0"),
         (["--bank", "a=x", "--device", "tpu"], 2, "--device tpu"),
         (["--bank", "a=x"], 5, "x is no memory bank"),
-        (["--bank", "a b=x"], 2, "--bank a b=x"),
+        (["--bank", "a b=x"], 2, "'a b'"),
         (["--bank", "a=bank", "--bank", "a=bank"], 2, "already"),
         (["--bank", "a=bank", "--port", "99999"], 2, "--port 99999"),
         (["--bank", "a=bank", "--host", "127.0.0.1", "--port", "1"], None, "--port 1"),
@@ -50,3 +50,19 @@ def refuse(*_, **__):
 def test_no_export_is_named(tmp_path, capsys):
     assert main(["serve", str(tmp_path), "--bank", "a=x"]) == 4
     assert "no complete export" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
+    from msa_train.memory.plan_given import Machine
+    from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+    from tests.serving.served import tiny_bank
+
+    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr(
+        "msa_train.memory.machine.this_machine", lambda devices=(): Machine((), 100 * 10**6)
+    )
+    bank = tiny_bank(tmp_path / "bank")
+    assert main(["serve", "export", "--bank", f"a={bank}"]) == 2
+    said = capsys.readouterr().err
+    assert "does not fit" in said and "host memory must hold" in said

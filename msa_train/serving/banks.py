@@ -21,7 +21,7 @@ from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.manifest import MANIFEST
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.model.decoder import MSADecoder
-from msa_train.serving.failures import ApiError, bad_request
+from msa_train.serving.failures import ApiError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DROPPED = ".{name}.dropped-{nonce}"
@@ -97,9 +97,8 @@ class Banks:
             self._open_folder(folder)
 
     def open(self, name: str, path: Path) -> None:
-        """Raises ConfigError for a name that is impossible or taken, BankError for no bank."""
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"--bank {name}={path}: {_name_rule(name)}")
+        """Raises ConfigError for a name that is taken, BankError for no bank."""
+        check_name(name)
         if name in self._banks:
             raise ConfigError(f"--bank {name}={path}: there is a bank of this name already")
         self._banks = {name: Bank(name, path, self._open(path), False), **self._banks}
@@ -120,8 +119,7 @@ class Banks:
 
     def create(self, name: str, model: ServedModel) -> Bank:
         """An empty bank. Raises ApiError 400, 403 or 409."""
-        if not _NAME.fullmatch(name):
-            raise bad_request(_name_rule(name), "bad_name")
+        check_name(name)
         if self._folder is None:
             raise _no_folder()
         path = self._folder / name
@@ -163,8 +161,12 @@ class Banks:
                 self._banks[path.name] = Bank(path.name, path, self._open(path), True)
 
 
-def _name_rule(name: str) -> str:
-    return f"a bank's name has up to 64 letters, digits, - and _, not {name[:80]!r}"
+def check_name(name: str) -> None:
+    """Raises ConfigError for what is no name of a bank."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"a bank's name is {name[:80]!r}: give up to 64 letters, digits, - and _, not - first"
+        )
 
 
 def _no_folder() -> ApiError:
