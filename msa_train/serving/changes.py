@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from threading import Event
 
 from data_pipeline.schema import Document
-from msa_train.errors import BankError
+from msa_train.errors import BankError, RankError
 from msa_train.memory.build import add_documents
 from msa_train.memory.corpus import Splitting
 from msa_train.memory.storage.documents import StoredDocument
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.serving.banks import Bank, ServedModel
-from msa_train.serving.failures import ApiError
+from msa_train.serving.failures import ApiError, translated
 
 DOCUMENT_TOKENS = 2048  # longer ones are split, as `msa memory add` does
 
@@ -82,12 +82,13 @@ class named_errors:
         pass
 
     def __exit__(self, _, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, BankError):
+        if not isinstance(error, BankError | RankError):
             return
+        told = translated(error)
         message = str(error).replace(str(self._bank.path), f"bank {self._bank.name!r}")
         if "is being written by" in message:
             raise ApiError(409, "writer_busy", message) from error
-        raise ApiError(500, "bank_error", message) from error
+        raise ApiError(told.status, told.code, message, told.headers) from error
 
 
 class _Numbered:

@@ -93,10 +93,11 @@ class Conversation:
         """None where nothing came for a while. Raises ApiError where the answer is cut off."""
         assert self._stream is not None
         finished = False
-        async for event in iterated(self._stream, _IDLE_S):
-            self._measure(event)
-            finished = finished or isinstance(event, Finished)
-            yield event
+        with named_errors(self._bank):
+            async for event in iterated(self._stream, _IDLE_S):
+                self._measure(event)
+                finished = finished or isinstance(event, Finished)
+                yield event
         if not finished:
             raise ApiError(500, "no_answer", "the answer ended before it was complete")
 

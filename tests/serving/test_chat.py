@@ -5,6 +5,7 @@ import json
 import openai
 import pytest
 
+from msa_train.errors import RankError
 from tests.serving.served import running
 
 QUESTION = {"role": "user", "content": "What is the code of the harbour?"}
@@ -245,11 +246,13 @@ def test_bad_requests_are_refused_by_name(http, body, said):
 
 def test_answers_that_fail_say_so_without_the_programs_inside(tmp_path):
     class Broken:
+        error = RuntimeError("/secret/path is broken")
+
         def submit(self, request):
             return self
 
         def __iter__(self):
-            raise RuntimeError("/secret/path is broken")
+            raise self.error
 
         def cancel(self):
             pass
@@ -257,9 +260,17 @@ def test_answers_that_fail_say_so_without_the_programs_inside(tmp_path):
         def stop(self):
             pass
 
-    with running(tmp_path, answers=Broken()) as (client, _):
+    broken = Broken()
+    with running(tmp_path, answers=broken) as (client, _):
         whole = client.post("/v1/chat/completions", json=OK)
         stream = client.post("/v1/chat/completions", json=OK | {"stream": True})
+        broken.error = RankError(f"rank 1 was killed (searching {tmp_path}/notes)")
+        rank = client.post("/v1/chat/completions", json=OK)
+        assert rank.status_code == 503 and rank.headers["Retry-After"]
+        message = "rank 1 was killed (searching bank 'notes')"
+        assert rank.json()["error"]["message"] == message
+        streamed = client.post("/v1/chat/completions", json=OK | {"stream": True})
+        assert message in streamed.text
     assert whole.status_code == 500 and "secret" not in whole.text
     assert stream.status_code == 200 and '"internal_error"' in stream.text
     assert "secret" not in stream.text and "[DONE]" not in stream.text
