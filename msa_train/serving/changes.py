@@ -86,8 +86,6 @@ class named_errors:
             return
         told = translated(error)
         message = str(error).replace(str(self._bank.path), f"bank {self._bank.name!r}")
-        if "is being written by" in message:
-            raise ApiError(409, "writer_busy", message) from error
         raise ApiError(told.status, told.code, message, told.headers) from error
 
 

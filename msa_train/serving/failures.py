@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from data_pipeline.errors import DataError
 from msa_train.errors import BankError, ConfigError, MSAError, RankError
 from msa_train.memory.service import AnswersEnded
+from msa_train.memory.storage.lock import BusyError
 
 _TYPES = {
     400: "invalid_request_error",
@@ -55,6 +56,8 @@ def translated(error: Exception) -> ApiError:
     if isinstance(error, RankError | AnswersEnded):
         code = "rank_failed" if isinstance(error, RankError) else "engine_stopped"
         return ApiError(503, code, str(error), {"Retry-After": "5"})
+    if isinstance(error, BusyError):
+        return ApiError(409, "writer_busy", str(error))
     if isinstance(error, BankError):
         return ApiError(500, "bank_error", str(error))
     if isinstance(error, TimeoutError):
