@@ -80,6 +80,7 @@ class Asked:
         )
         asks = tokenizer.encode_pieces(answer_request_pieces(request.question))
         self._request_tokens = len(asks.tokens)
+        self._prompt_tokens = self._tokens = 0
 
     @property
     def awaits_vote(self) -> bool:
@@ -99,6 +100,7 @@ class Asked:
         events: list[Event] = [Routed(len(self._reports), chosen)]
         self.writing, self._stretch = not self.awaits_vote, self._new_stretch()
         held, self._encoded = len(self.context().tokens), None
+        self._prompt_tokens = self._prompt_tokens or held
         if self.awaits_vote:
             self._talk.room = self._left(held + _ID_TOKENS * self.request.limits.documents)
             self._talk.choose([number for number, _ in chosen.voted])
@@ -114,6 +116,7 @@ class Asked:
         what is to be fed does not fit, and what reading the evidence raises."""
         talk, stretch, stage = self._talk, self._stretch, self._talk.stage
         stretch.append(token)
+        self._tokens += 1
         talk.room, talk.full = self._left(self._room - room), not room
         control = IM_END if stretch.stopped else stretch.control
         follows = talk.wrote(stretch.text, stretch.tokens, control)
@@ -148,6 +151,7 @@ class Asked:
     def _finish(self) -> Finished:
         self.finished = True
         talk, seconds = self._talk, time.perf_counter() - self._began
+        ended = self._stretch.control is not None or self._stretch.stopped
         return Finished(
             Answer(
                 talk.question,
@@ -157,6 +161,10 @@ class Asked:
                 tuple(self._reports),
                 tuple(talk.forced),
                 seconds,
+                not ended,
+                self._prompt_tokens,
+                self._tokens,
+                self._stretch.tokens,
             )
         )
 
