@@ -165,16 +165,25 @@ class Adding {
     let sent = documents.length - left.length;
     for (const batch of batches(left)) {
       fill(this.progress, `Encoding: ${sent} of ${counted(documents.length, "document")}`);
-      await api.addDocuments(this.bank, batch, update);
+      await (update ? this.replace(batch) : api.addDocuments(this.bank, batch));
       batch.forEach((doc) => this.arrived.add(doc));
       sent += batch.length;
     }
     return documents.length;
   }
 
+  /** Documents whose ids are stored take their place, the others are added. */
+  async replace(batch) {
+    const known = await Promise.all(batch.map(async ({ id }) =>
+      Boolean(id) && (await api.listDocuments(this.bank, { id, limit: 1 })).documents.length > 0));
+    const [stored, fresh] = [true, false].map((want) => batch.filter((_, place) => known[place] === want));
+    if (stored.length) await api.addDocuments(this.bank, stored, true);
+    if (fresh.length) await api.addDocuments(this.bank, fresh);
+  }
+
   refused(error) {
     const notice = failed(error, () => this.add());
-    if (error.status === 409 && /id/i.test(error.code ?? error.message)) {
+    if (error.code === "id_exists") {
       notice.append(button("Replace the stored ones", () => this.add(null, true)));
     }
     fill(this.problem, notice);

@@ -54,15 +54,15 @@ function draw(info, view) {
   const tab = (key, text) => h("a", { href: placeOf(name, key), "aria-current": key === view ? "page" : null }, text);
   const head = h("div", { class: "head" },
     h("h1", {}, foreign(plainName(name))),
-    h("nav", { class: "tabs", "aria-label": "Views of this bank" }, tab("ask", "Ask"), tab("documents", "Documents")),
-    button("Drop bank", () => list.drop(list.banks.find((bank) => bank.name === name) ?? info), { class: "quiet drop-bank" }));
+    h("nav", { class: "tabs", "aria-label": "Views of this bank" }, tab("ask", "Ask"), tab("documents", "Documents")));
   shown = { bank: name, view };
   if (view === "ask") {
     if (!asks.has(name)) asks.set(name, new AskView(name));
     fill(main, head, asks.get(name).element);
     asks.get(name).focus();
   } else {
-    shown.documents = new DocumentsView(name, () => list.refresh());
+    const drop = () => list.drop(list.banks.find((bank) => bank.name === name) ?? info);
+    shown.documents = new DocumentsView(name, () => list.refresh(), info.droppable === false ? null : drop);
     fill(main, head, shown.documents.element);
     shown.documents.showPage();
   }

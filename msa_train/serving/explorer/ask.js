@@ -31,7 +31,7 @@ export class AskView {
   }
 
   composer() {
-    this.hint = h("p", { class: "hint mode-hint", id: uniqueId("hint") });
+    this.hint = h("p", { class: "hint" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Ask");
     this.stop = button("Cancel", () => this.run?.cancel(), { hidden: true });
     const panel = h("div", { id: uniqueId("filter"), hidden: true }, this.filter.element);
@@ -46,10 +46,10 @@ export class AskView {
         segmented("How the answer is found", MODES.map(([mode, name]) => [mode, name]), this.mode,
           (mode) => { this.mode = mode; this.tell(); }),
         this.temperature(), this.filterButton,
-        h("div", { class: "composer-do" },
-          h("span", { class: "hint keys", id: "keys" }, h("kbd", {}, "Enter"), " asks, ", h("kbd", {}, "Shift Enter"), " for a new line"),
-          this.stop, this.submit)),
-      this.hint, panel);
+        h("div", { class: "composer-do" }, this.stop, this.submit)),
+      panel,
+      h("div", { class: "composer-foot" }, this.hint,
+        h("p", { class: "hint keys", id: "keys" }, h("kbd", {}, "Enter"), " asks, ", h("kbd", {}, "Shift Enter"), " for a new line")));
   }
 
   temperature() {
@@ -72,6 +72,7 @@ export class AskView {
   }
 
   key(event) {
+    if (event.key === "ArrowUp" && !this.box.value && this.asked) this.suggest(this.asked);
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     this.ask();
@@ -81,7 +82,7 @@ export class AskView {
     this.box.focus({ preventScroll: true });
   }
 
-  /** Puts a question into the box, for someone to send. */
+  /** Puts a question into the box, to be changed or sent. */
   suggest(question) {
     this.box.value = question;
     this.fit();
@@ -114,6 +115,8 @@ export class AskView {
     };
     const run = new Run(question, request, again);
     this.run = run;
+    this.asked = question;
+    this.suggest("");
     this.start.remove();
     this.runs.prepend(run.element);
     for (const old of [...this.runs.children].slice(1)) old.classList.add("earlier");

@@ -5,20 +5,21 @@ import { openAdding } from "./adding.js";
 import { placeOf } from "./banks.js";
 import { confirmed } from "./dialogs.js";
 import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
-import { counted, moment, plainName, score, titleOf } from "./format.js";
+import { counted, firstWords, moment, plainName, score, titleOf } from "./format.js";
 import { empty, failed, loading, toast } from "./notices.js";
 import { chunkedText, metadataTable } from "./texts.js";
 
 const PAGE = 25;
 
 export class DocumentsView {
-  /** onChanged(): the bank has other documents now. */
-  constructor(bank, onChanged) {
+  /** onChanged(): the bank has other documents now. onDrop: null where the bank must stay. */
+  constructor(bank, onChanged, onDrop) {
     Object.assign(this, { bank, onChanged, pages: [null], find: "id", open: null });
     this.list = h("div", { class: "document-list" });
     this.reader = h("section", { class: "reader document-reader", "aria-label": "Document", tabindex: "-1" });
     this.split = h("div", { class: "split" }, this.list, this.reader);
-    this.element = h("div", { class: "documents" }, this.toolbar(), this.split);
+    this.element = h("div", { class: "documents" }, this.toolbar(), this.split,
+      onDrop && h("p", { class: "bank-foot" }, "No longer needed? ", button("Drop this bank", onDrop, { class: "link danger-text" })));
     this.nothingOpen();
   }
 
@@ -104,12 +105,12 @@ export class DocumentsView {
       const facts = [foreign(plainName(doc.id || "no id"))];
       if (doc.part) facts.push(` · part ${doc.part}`);
       if (doc.score !== undefined) facts.push(` · score ${score(doc.score)}`);
-      else if (doc.added) facts.push(` · ${moment(doc.added)}`);
+      if (doc.title) facts.push(" · ", foreign(firstWords(doc.text)));
       return h("li", {}, h("button", {
         type: "button", class: "row", "data-number": doc.number,
         "aria-current": String(doc.number === this.open), on: { click: () => this.look(doc.number) },
       },
-      h("span", { class: "row-number" }, String(doc.number)),
+      h("span", { class: "row-number" }, `[${doc.number}]`),
       h("span", { class: "row-main" }, foreign(titleOf(doc), { class: "row-title" }), h("span", { class: "row-facts" }, facts))));
     }));
   }

@@ -45,10 +45,11 @@ export function plainName(text) {
 
 export const titleOf = (doc) => plainName(doc.title || "") || firstWords(doc.text) || "Untitled";
 
-function firstWords(text) {
+/** How a text begins, on one line. */
+export function firstWords(text) {
   if (!text) return "";
-  const start = plainName(text.slice(0, 80)).trim();
-  return text.length > 80 ? `${start}…` : start;
+  const start = plainName(text.slice(0, 120)).trim();
+  return text.length > 120 ? `${start}…` : start;
 }
 
 export const layersText = (layers) =>

@@ -4,6 +4,8 @@ import { fill, foreign, h, segmented, uniqueId } from "./dom.js";
 import { score } from "./format.js";
 
 const FIRST = 12; // documents shown before one asks for all
+const WIDEST = 56; // px of a layer's column
+const ROOM = 460; // px for all of them
 
 const KINDS = {
   score: { name: "Router scores", unit: "score" },
@@ -19,7 +21,7 @@ export class HeatMap {
     this.layers = Object.keys(layers).map(Number).sort((a, b) => a - b);
     this.cells = new Map(this.layers.map((layer) =>
       [layer, new Map(layers[layer].map((each) => [each.number, each]))]));
-    Object.assign(this, { voted, onChoose, kind: "score", all: false, titles: new Map(), read: new Set() });
+    Object.assign(this, { voted, onChoose, kind: "score", all: false, titles: new Map(), begins: new Map(), read: new Set() });
     this.detail = h("p", { class: "heat-detail", "aria-live": "off" });
     this.table = h("table", {
       class: "heat", role: "grid", "aria-describedby": (this.detail.id = uniqueId("detail")),
@@ -36,6 +38,10 @@ export class HeatMap {
     this.draw();
   }
 
+  get many() {
+    return this.layers.length > 8;
+  }
+
   get shown() {
     return this.all ? this.voted : this.voted.slice(0, FIRST);
   }
@@ -45,11 +51,17 @@ export class HeatMap {
     this.draw();
   }
 
-  /** A title that has arrived. */
-  name(number, title) {
+  /** A title that has arrived, and how the text begins. */
+  name(number, title, begins = "") {
     this.titles.set(number, title);
-    const cell = this.table.querySelector(`[data-title="${Number(number)}"]`);
-    if (cell) cell.textContent = title;
+    this.begins.set(number, begins);
+    const place = this.table.querySelector(`[data-name="${Number(number)}"]`);
+    if (place) fill(place, this.nameOf(number));
+  }
+
+  nameOf(number) {
+    const begins = this.begins.get(number);
+    return [foreign(this.titles.get(number) ?? "…"), begins ? foreign(begins, { class: "doc-more" }) : null];
   }
 
   /** Documents whose texts were read in this round. */
@@ -77,9 +89,11 @@ export class HeatMap {
       h("span", { class: "legend-none" }, h("span", { class: "none-sample", "aria-hidden": "true" }), "not chosen"));
     fill(this.table, h("caption", { class: "unseen" },
       `${KINDS[this.kind].name} of the chosen documents in each router layer`),
-    this.head(), h("tbody", {}, this.shown.map((each, place) => this.row(each, place))));
+    this.head(), h("tbody", {}, this.shown.map((each) => this.row(each))));
+    const width = Math.min(WIDEST, Math.floor(ROOM / this.layers.length));
     this.table.style.setProperty("--layers", this.layers.length);
-    this.table.classList.toggle("many", this.layers.length > 8);
+    this.table.style.setProperty("--layer-width", `${width}px`);
+    this.table.classList.toggle("many", this.many);
     if (this.voted.length > FIRST) this.table.append(this.foot());
     const first = this.table.querySelector("td.cell");
     if (first) first.tabIndex = 0;
@@ -94,16 +108,15 @@ export class HeatMap {
         h("span", { class: "unseen" }, "layer "), String(layer)))));
   }
 
-  row({ number, score: vote }, place) {
-    const title = this.titles.get(number) ?? "…";
+  row({ number, score: vote }) {
     return h("tr", {
       "data-number": number, "aria-selected": String(number === this.chosen),
       on: { click: (event) => { if (!event.target.closest("td.cell")) this.choose(number); } },
     },
     h("th", { scope: "row", class: "doc" },
       h("button", { type: "button", class: "doc-button", on: { click: (event) => { event.stopPropagation(); this.choose(number); } } },
-        h("span", { class: "rank", "aria-hidden": "true" }, String(place + 1)),
-        foreign(title, { class: "doc-title", "data-title": number }),
+        h("span", { class: "doc-number" }, `[${number}]`),
+        h("span", { class: "doc-name", "data-name": number }, this.nameOf(number)),
         this.read.has(number) ? h("span", { class: "badge" }, "read") : null)),
     h("td", { class: "vote" }, score(vote)),
     this.layers.map((layer) => this.cell(number, layer)));
@@ -120,10 +133,10 @@ export class HeatMap {
         found ? "no gate" : "not chosen"));
     }
     const span = this.high - this.low;
-    const strength = span > 0 ? (value - this.low) / span : 1;
+    const heat = span > 0 ? (value - this.low) / span : 1;
+    const ink = heat >= 0.6 ? "cell strong" : heat >= 0.45 ? "cell warm" : "cell"; // text stays readable
     return h("td", {
-      class: strength > 0.55 ? "cell strong" : "cell", tabindex: "-1", on,
-      vars: { "--heat": `${(6 + 94 * strength).toFixed(1)}%` },
+      class: ink, tabindex: "-1", on, vars: { "--heat": `${(100 * heat).toFixed(1)}%` },
     }, h("span", { class: "cell-value" }, score(value)));
   }
 

@@ -6,20 +6,25 @@ const TITLES = {
   0: "No answer from the server",
   400: "The server did not accept this",
   401: "A key is needed",
-  403: "This key may only read",
+  403: "Not allowed",
   404: "Not found",
   409: "Not now",
   413: "Too large",
   429: "The server is busy",
   503: "The server is shutting down",
+  504: "The server took too long",
+};
+const CODES = {
+  read_only_key: "This key may only read",
+  writer_busy: "Someone else is writing to this bank",
+  id_exists: "This id is taken",
+  bank_exists: "This name is taken",
 };
 
 /** An error and, where trying again can help, a button; waits as long as the server asked to. */
 export function failed(error, retry = null) {
   if (!("status" in error)) console.error(error); // ours, not the server's
-  const title = error.code === "writer_busy" || isBusyWriter(error)
-    ? "Someone else is writing to this bank"
-    : TITLES[error.status] ?? "Something went wrong";
+  const title = CODES[error.code] ?? TITLES[error.status] ?? "Something went wrong";
   const line = h("p", {}, error.message);
   const notice = h("div", { class: "notice failed", role: "alert" },
     h("p", { class: "notice-title" }, title), line);
@@ -27,8 +32,6 @@ export function failed(error, retry = null) {
   if (retry) notice.append(retryButton(retry, error.retryAfter));
   return notice;
 }
-
-const isBusyWriter = (error) => error.status === 409 && /writ/i.test(error.message);
 
 function retryButton(retry, wait) {
   const again = button("Try again", retry);

@@ -1,7 +1,7 @@
 // One round of an answer: what was chosen, what the model wrote, what was read.
 
 import { button, fill, foreign, h } from "./dom.js";
-import { counted, layersText, plainName, titleOf } from "./format.js";
+import { counted, firstWords, layersText, plainName, titleOf } from "./format.js";
 import { HeatMap } from "./heatmap.js";
 import { failed, loading } from "./notices.js";
 import { chunkedText } from "./texts.js";
@@ -21,7 +21,7 @@ export class Round {
       h("summary", {}, h("h3", {}, `Round ${place + 1}`), this.summary),
       this.wrote, this.evidenceLine,
       this.heat
-        ? h("div", { class: "chosen" }, this.heat.element, this.reader)
+        ? h("div", { class: this.heat.many ? "chosen wide" : "chosen" }, this.heat.element, this.reader)
         : h("p", { class: "hint" }, "The memory is empty: there was nothing to choose from."));
     this.summarize();
   }
@@ -39,7 +39,8 @@ export class Round {
 
   async nameOf(number) {
     try {
-      this.heat.name(number, titleOf(await this.texts.get(number)));
+      const doc = await this.texts.get(number);
+      this.heat.name(number, titleOf(doc), doc.title ? firstWords(doc.text) : "");
     } catch {
       this.heat.name(number, `document ${number}`);
     }
@@ -56,7 +57,7 @@ export class Round {
     this.evidence = documents;
     this.evidenceLine.hidden = false;
     const chips = documents.map((doc) => button("", () => this.look(doc.number), { class: "chip" }));
-    documents.forEach((doc, place) => fill(chips[place], foreign(titleOf(doc))));
+    documents.forEach((doc, place) => fill(chips[place], `[${doc.number}] `, foreign(titleOf(doc))));
     fill(this.evidenceLine, h("span", { class: "label" }, "Texts read"),
       chips.length ? chips : "none: no document of the memory was named");
     this.heat?.markRead(documents.map((doc) => doc.number));
@@ -104,7 +105,7 @@ export class Round {
   marks(number, winners, layer) {
     if (!winners.size) return h("p", { class: "marks" }, "No layer chose it in this round.");
     const lines = [...winners].sort(([a], [b]) => a - b).map(([chunk, layers]) =>
-      h("li", {}, h("strong", {}, `chunk ${chunk + 1}`), ` ${layersText(layers)}`));
+      h("li", {}, h("strong", {}, `chunk ${chunk + 1}`), ` best for ${layersText(layers)}`));
     const all = layer === null ? null : button("all layers", () => this.look(number), { class: "link" });
     return h("div", { class: "marks" }, h("span", { class: "mark-sample", "aria-hidden": "true" }), h("ul", {}, lines), all);
   }
