@@ -93,6 +93,10 @@ class Tokenizer(ABC):
         """The text of ids; control tokens are shown as their name, broken UTF-8 as U+FFFD."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
+    def byte_lengths(self, ids: Iterable[int]) -> list[int]:
+        """How many bytes of text each token stands for."""
+        return [len(self._bytes[i]) for i in ids]
+
     def encode_pieces(self, pieces: Iterable[Piece]) -> Encoded:
         """Tokens, classes and labels of pieces.
 

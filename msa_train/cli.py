@@ -21,10 +21,11 @@ from msa_train.commands import (
     measure,
     memory,
     quickstart,
+    serve,
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, serve, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:

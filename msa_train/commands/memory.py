@@ -200,10 +200,11 @@ def _ask(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
     from msa_train.memory.engine import MemoryEngine
     from msa_train.memory.storage.bank import MemoryBank
+    from msa_train.memory.tiers import bank_view
 
     model, config, tokenizer, fingerprint = load_export(options.export)
     bank = MemoryBank.open(options.bank, fingerprint)
-    engine = MemoryEngine(model, tokenizer, bank.view(config.router))
+    engine = MemoryEngine(model, tokenizer, bank_view(bank, config.router))
     if options.json:
         answers = engine.ask(options.questions, options.retrieval)
         print_json([answer.to_json() for answer in answers])
@@ -243,7 +244,10 @@ def show_stream(events: Iterator[Any]) -> None:
 
 def _show_routed(event: Any) -> None:
     print(f"  round {event.round}: routed to (score in each router layer, mean)")
-    by_layer = {layer: dict(ranking) for layer, ranking in event.chosen.layers.items()}
+    by_layer = {
+        layer: {each.number: each.score for each in selected}
+        for layer, selected in event.chosen.layers.items()
+    }
     for number, mean in event.chosen.voted[:SHOWN_DOCUMENTS]:
         scores = "  ".join(
             f"L{layer} {ranking[number]:.3f}" if number in ranking else f"L{layer}   -  "

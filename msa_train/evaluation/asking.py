@@ -91,5 +91,5 @@ def _recalls(chosen: Sequence[Chosen], queries: Sequence[Query]) -> Columns:
     return columns
 
 
-def _numbers(ranking: Sequence[tuple[int, float]]) -> list[int]:
-    return [number for number, _ in ranking]
+def _numbers(ranking: Sequence[tuple]) -> list[int]:
+    return [number for number, *_ in ranking]

@@ -12,12 +12,12 @@ from torch import Tensor
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.encoder import encode_documents
+from msa_train.memory.in_memory import joined, view_of
 from msa_train.memory.progress import with_progress
 from msa_train.memory.search import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
-from msa_train.model.resident import ResidentMemory
 
 STATES = torch.float16  # what a bank on disk keeps: what is measured is what is served
 
@@ -41,18 +41,8 @@ class EncodedSet:
     ) -> EncodedSet:
         encoded = encode_documents(model, tokenizer, documents, dtype=STATES)
         batches = list(with_progress(encoded, total=len(documents)))
-        pooled = {
-            layer: Pooled(*(_joined(batches, layer, name) for name in ("k", "v", "key")))
-            for layer in model.config.router_layers
-        }
-        chunks = torch.cat([batch.chunks for batch in batches])
-        return cls(
-            tuple(documents),
-            torch.cat([batch.tokens for batch in batches]).numpy(),
-            pooled,
-            torch.nn.functional.pad(chunks.cumsum(0), (1, 0)),
-            model.config.router,
-        )
+        tokens = torch.cat([batch.tokens for batch in batches]).numpy()
+        return cls(tuple(documents), tokens, *joined(batches), model.config.router)
 
     @property
     def numbers(self) -> list[int]:
@@ -60,10 +50,8 @@ class EncodedSet:
 
     def view(self, places: np.ndarray | None = None) -> MemoryView:
         """The memory of the documents at `places` (ascending), or of all."""
-        chosen = np.arange(len(self.documents)) if places is None else places
-        memory = ResidentMemory(self.pooled, self.chunk_cu, self.router, torch.from_numpy(chosen))
-        documents = {self.documents[place].number: self.documents[place] for place in chosen}
-        return MemoryView(memory, torch.tensor(list(documents), dtype=torch.int64), documents)
+        chosen = None if places is None else torch.from_numpy(places)
+        return view_of(self.documents, self.pooled, self.chunk_cu, self.router, chosen)
 
     def nothing(self) -> MemoryView:
         """Control: a memory without documents."""
@@ -95,7 +83,3 @@ class EncodedSet:
             layer: replace(states, key=states.key[order]) for layer, states in self.pooled.items()
         }
         return replace(self, pooled=pooled)
-
-
-def _joined(batches, layer: int, name: str) -> Tensor:
-    return torch.cat([getattr(batch.pooled[layer], name) for batch in batches])

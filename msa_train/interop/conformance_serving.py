@@ -139,7 +139,7 @@ def _compare_routing(
     config: ModelConfig,
     recorder: Recorder,
 ) -> None:
-    routing = cache.routings[layer]
+    routing = cache.memory[layer].routing
     theirs = query[f"router_q.{layer}"].transpose(1, 2)[real & is_query]  # [Nq, H, D]
     theirs = theirs * meta["scaling_applied_to_router_q"]
     if config.router.single_product:

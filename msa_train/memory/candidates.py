@@ -20,6 +20,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.engine import BATCH_CONTEXTS
 from msa_train.memory.generation import ContextBatch
 from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.tiers import bank_view
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -38,13 +39,14 @@ def certified_candidates(
     config = model.config
     if not config.router.single_product:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
-    memory = bank.view(config.router).memory
+    memory = bank_view(bank, config.router).memory
     searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
-        routings = ContextBatch(model, tokenizer, memory, pieces).routings
+        readings = ContextBatch(model, tokenizer, memory, pieces).readings
         for search in searches:
-            search.run(routings[search.layer].query, routings[search.layer].query_cu)
+            routing = readings[search.layer].routing
+            search.run(routing.query, routing.query_cu)
     return [search.row() for search in searches]
 
 

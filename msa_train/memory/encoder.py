@@ -15,10 +15,8 @@ from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
-from msa_train.memory.search import STATES, MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.decoder import MSADecoder
-from msa_train.model.resident import ResidentMemory
 
 # Measured with the quickstart model: 2,048 to 4,096 tokens stay in the cache of a core; 16,384 cost
 # a third more time. A large model on an accelerator wants more.
@@ -81,29 +79,6 @@ def _in_parallel(
                 yield ahead.popleft().result()
     finally:
         torch.set_num_threads(threads)  # a thread's setting is also the default of later ones
-
-
-def encode_in_memory(
-    model: MSADecoder,
-    tokenizer: Tokenizer,
-    documents: Iterable[Document],
-    token_budget: int = TOKEN_BUDGET,
-    dtype: torch.dtype = torch.float32,
-) -> MemoryView:
-    """A memory that lives as long as the process: no bank on disk. Arguments: encode_documents."""
-    batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
-    if not batches:
-        raise BankError("a memory needs at least one document")
-    pooled = {
-        layer: Pooled(
-            *(torch.cat([getattr(b.pooled[layer], name) for b in batches]) for name in STATES)
-        )
-        for layer in model.config.router_layers
-    }
-    held = {document.number: document for batch in batches for document in batch.documents}
-    chunk_cu = torch.nn.functional.pad(torch.cat([b.chunks for b in batches]).cumsum(0), (1, 0))
-    memory = ResidentMemory(pooled, chunk_cu, model.config.router)
-    return MemoryView(memory, torch.tensor(list(held)), held)
 
 
 def _batches(

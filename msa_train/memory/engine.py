@@ -57,7 +57,7 @@ class MemoryEngine:
         for start in range(0, len(questions), self._batch_contexts):
             asked = questions[start : start + self._batch_contexts]
             batch = self._prefill([prompt_pieces(question) for question in asked])
-            chosen += chosen_documents(batch.routings, self._view.numbers)
+            chosen += chosen_documents(batch.readings, self._view)
         return chosen
 
     def ask(
@@ -94,7 +94,7 @@ class MemoryEngine:
         """Prefills the contexts of a wave; each goes on until it ends or needs another prefill."""
         with torch.inference_mode():
             batch = self._prefill([turns[index].talk.context for index in wave])
-            chosen = chosen_documents(batch.routings, self._view.numbers)
+            chosen = chosen_documents(batch.readings, self._view)
         for row, index in enumerate(wave):
             for event in turns[index].routed(chosen[row], batch.stretch()):
                 yield index, event

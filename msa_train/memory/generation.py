@@ -12,9 +12,9 @@ from torch import Tensor
 from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.schema import Piece, Role
 from data_pipeline.tokenizer import Encoded, Tokenizer
+from msa_train.model.attention import Reading
 from msa_train.model.batch import context_positions
 from msa_train.model.decoder import Memory, MSADecoder
-from msa_train.model.router import Routing
 
 _BROKEN = "\ufffd"  # shown while a character's bytes are not complete
 
@@ -71,8 +71,9 @@ class ContextBatch:
         self._last = hidden[ctx_cu[1:] - 1]  # [m, d] what each context's next token follows from
 
     @property
-    def routings(self) -> dict[int, Routing]:
-        return self._cache.routings
+    def readings(self) -> dict[int, Reading]:
+        """What each router layer reads, by layer."""
+        return self._cache.memory
 
     def best_tokens(self) -> list[int]:
         """[m] the most likely next token of each context."""

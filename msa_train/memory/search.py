@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from msa_train.model.decoder import Memory
+from msa_train.memory.tiered import TieredMemory
 
 STATES = ("k", "v", "key")  # fields of Pooled
 
@@ -27,10 +27,15 @@ class MemoryView:
     live [n]: which of them are there; the others were removed (None: all are).
     """
 
-    memory: Memory
+    memory: TieredMemory
     numbers: Tensor
     documents: Documents
     live: Tensor | None = None
+
+    def restricted(self, allowed: Tensor) -> MemoryView:
+        """Only the documents `allowed` [n] are searched, and known."""
+        live = allowed if self.live is None else allowed & self.live
+        return replace(self, memory=self.memory.restricted(allowed), live=live)
 
     def __len__(self) -> int:
         return len(self.numbers) if self.live is None else int(self.live.sum())

@@ -23,10 +23,6 @@ class Cache:
     values: list[Tensor]
     memory: dict[int, Reading]
 
-    @property
-    def routings(self) -> dict[int, Routing]:
-        return {layer: memory.routing for layer, memory in self.memory.items()}
-
     def advance(self, q_cu: Tensor) -> Step:
         """Makes room for q_cu.diff() more tokens of each context."""
         counts = q_cu.diff()

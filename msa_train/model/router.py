@@ -25,8 +25,9 @@ class Routing:
     documents [m, <=K] best first (-1 where fewer exist); values [m, <=K] their scores;
     chunk_index [S] with index_cu [m+1]: all chunks of the selected documents; chunk_scores [S]
     float32, what the gate weighs (None without gate); document_scores [m, n] float32, -inf outside
-    a context's bank (None when a search returned only the best); query: the query vectors scored,
-    packed by query_cu [m+1].
+    a context's bank (None when a search returned only the best); best_chunks [m, <=K]: which of
+    its chunks a selected document scored by (None where nobody asked); query: the query vectors
+    scored, packed by query_cu [m+1].
     """
 
     query: Tensor
@@ -37,6 +38,7 @@ class Routing:
     index_cu: Tensor
     chunk_scores: Tensor | None
     document_scores: Tensor | None = None
+    best_chunks: Tensor | None = None
 
     def pointing_at(self, chunk_index: Tensor) -> Routing:
         """The same routing where the selected chunks lie elsewhere."""

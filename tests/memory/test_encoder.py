@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from msa_train.errors import BankError
-from msa_train.memory.encoder import encode_documents, encode_in_memory
+from msa_train.memory.encoder import encode_documents
+from msa_train.memory.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 

@@ -7,11 +7,12 @@ from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END, document_pi
 from data_pipeline.schema import Role
 from msa_train.memory.answers import Evidence, Finished, Routed, TextPiece
 from msa_train.memory.build import build_bank
-from msa_train.memory.encoder import encode_in_memory
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.generation import ContextBatch
+from msa_train.memory.in_memory import encode_in_memory
 from msa_train.memory.interleave import Conversation, Limits
 from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.tiers import bank_view
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -69,7 +70,7 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
     """Prefill, then tokens fed unevenly, give the states of the whole two-stream batch."""
     model, tokenizer, documents = tiny_model(gate), tiny_tokenizer(), tiny_documents()[:count]
     build_bank(tmp_path / "b", model, tokenizer, documents, FINGERPRINT, "float32", 50)
-    view = MemoryBank.open(tmp_path / "b", FINGERPRINT).view(model.config.router)
+    view = bank_view(MemoryBank.open(tmp_path / "b", FINGERPRINT), model.config.router)
     prompts = [Conversation(question, view, "memory").context for question in QUESTIONS]
     with torch.no_grad():
         batch = ContextBatch(model, tokenizer, view.memory, prompts, room=2)
@@ -104,9 +105,9 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
         expected = model(whole)
     last = expected.hidden[whole.ctx_cu[1:] - 1]
     torch.testing.assert_close(batch._last, last, rtol=1e-5, atol=1e-5)
-    for layer, routing in batch.routings.items():
-        assert torch.equal(routing.documents, expected.routings[layer].documents)
-        assert routing.documents.shape[1] == min(count, 3)
+    for layer, reading in batch.readings.items():
+        assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
+        assert reading.routing.documents.shape[1] == min(count, 3)
 
 
 @pytest.mark.parametrize("mode", ["generate", "router", "memory"])
@@ -135,7 +136,7 @@ def test_routing_reports_each_layer_and_the_vote():
         union = set()
         for layer in config.router_layers:
             best = sorted(range(7), key=lambda n: (-float(scores[layer][row, n]), n))[:3]
-            assert [number for number, _ in each.layers[layer]] == view.numbers[best].tolist()
+            assert [number for number, *_ in each.layers[layer]] == view.numbers[best].tolist()
             union.update(best)
         mean = {n: float(sum(s[row, n] for s in scores.values())) / len(scores) for n in union}
         voted = sorted(mean, key=lambda n: (-mean[n], n))

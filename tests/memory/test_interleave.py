@@ -14,7 +14,7 @@ from data_pipeline.protocol import (
 )
 from data_pipeline.schema import Role
 from msa_train.errors import ConfigError
-from msa_train.memory.encoder import encode_in_memory
+from msa_train.memory.in_memory import encode_in_memory
 from msa_train.memory.interleave import Conversation, Limits, Next
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 

@@ -80,8 +80,8 @@ def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
             memory, room=0,
         )  # fmt: skip
     torch.testing.assert_close(hidden, expected.hidden, rtol=1e-5, atol=1e-5)
-    for layer, routing in cache.routings.items():
-        assert torch.equal(routing.documents, expected.routings[layer].documents)
+    for layer, reading in cache.memory.items():
+        assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from msa_train.errors import BankError
-from msa_train.memory.search import MemoryView
-from msa_train.memory.segmented import Part, SegmentedMemory
 from msa_train.memory.storage.documents import StoredDocument
 from msa_train.memory.storage.manifest import SEGMENTS, Manifest
 from msa_train.memory.storage.segments import Segment
-from msa_train.model.config import RouterConfig
 
 _TRIES = 5  # a writer may remove segments between the manifest's reading and theirs
 
@@ -25,25 +22,39 @@ _TRIES = 5  # a writer may remove segments between the manifest's reading and th
 class MemoryBank:
     """An opened bank: the state of its manifest's generation. States are memory-mapped.
 
-    numbers [n] of all stored documents, ascending; live [n]: those that were not removed.
+    numbers [n] of all stored documents, ascending; live [n]: those that were not removed; starts:
+    the place of each segment's first document. reuse: a snapshot of the same bank, whose segments
+    are taken over where they are in this one too.
     """
 
-    def __init__(self, path: Path, manifest: Manifest):
+    def __init__(self, path: Path, manifest: Manifest, reuse: MemoryBank | None = None):
         self.path, self.manifest = path, manifest
-        folder = path / SEGMENTS
-        self.segments = [Segment(folder, entry, manifest.form) for entry in manifest.segments]
+        known = {} if reuse is None else {each.entry.name: each for each in reuse.segments}
+        self.segments = [
+            old if (old := known.get(entry.name)) and old.entry == entry
+            else Segment(path / SEGMENTS, entry, manifest.form)
+            for entry in manifest.segments
+        ]  # fmt: skip
         nothing = np.empty(0, dtype=np.int64)
         numbers = [segment.documents.numbers for segment in self.segments]
         self.numbers = torch.from_numpy(np.concatenate([nothing, *numbers]))
         if bool((self.numbers.diff() <= 0).any()):
             raise BankError(f"{path}: document numbers do not ascend over its segments")
         self.removed = read_removed(path, manifest)
-        self.live = ~torch.isin(self.numbers, torch.from_numpy(self.removed))
-        self._starts = np.cumsum([0, *(len(segment.documents) for segment in self.segments)])
+        self.live = torch.ones(len(self.numbers), dtype=torch.bool)
+        self.live[self._places(torch.from_numpy(self.removed))] = False
+        self.starts = np.cumsum([0, *(len(segment.documents) for segment in self.segments)])
 
     @classmethod
-    def open(cls, path: Path | str, fingerprint: Mapping[str, str] | None = None) -> MemoryBank:
+    def open(
+        cls,
+        path: Path | str,
+        fingerprint: Mapping[str, str] | None = None,
+        reuse: MemoryBank | None = None,
+    ) -> MemoryBank:
         """The bank at `path`; `fingerprint` of the model that will read it (None: just to look).
+
+        reuse: an older snapshot of it, so that only what changed is opened.
 
         Raises BankError for what is missing, unfinished, of a newer format, truncated, damaged, or
         built by other weights.
@@ -54,7 +65,7 @@ class MemoryBank:
             if fingerprint is not None:
                 manifest.check_fingerprint(path, fingerprint)
             try:
-                return cls(path, manifest)
+                return cls(path, manifest, reuse)
             except (BankError, FileNotFoundError):
                 changed = Manifest.load(path).generation != manifest.generation
                 if not changed or attempt == _TRIES - 1:
@@ -74,10 +85,16 @@ class MemoryBank:
             raise KeyError(number)
         return self.at(place)
 
+    def _places(self, numbers: Tensor) -> Tensor:
+        """Places of those numbers that are stored."""
+        places = torch.searchsorted(self.numbers, numbers)
+        places, numbers = (x[places < len(self.numbers)] for x in (places, numbers))
+        return places[self.numbers[places] == numbers]
+
     def at(self, place: int) -> StoredDocument:
         """The stored document at a place 0..n-1."""
-        segment = int(np.searchsorted(self._starts, place, "right")) - 1
-        return self.segments[segment].documents[place - int(self._starts[segment])]
+        segment = int(np.searchsorted(self.starts, place, "right")) - 1
+        return self.segments[segment].documents[place - int(self.starts[segment])]
 
     def __iter__(self) -> Iterator[StoredDocument]:
         """Documents that were not removed, in ascending number."""
@@ -86,19 +103,10 @@ class MemoryBank:
     def numbers_of(self, id: str) -> list[int]:
         """Numbers of the documents with this id that were not removed."""
         found = []
-        for start, segment in zip(self._starts, self.segments, strict=False):
+        for start, segment in zip(self.starts, self.segments, strict=False):
             places = (int(start) + row for row in segment.rows_of(id))
             found += [int(self.numbers[place]) for place in places if self.live[place]]
         return found
-
-    def view(self, router: RouterConfig) -> MemoryView:
-        """The bank as a model reads it. Raises BankError for router keys that were changed."""
-        for segment in self.segments:
-            for layer in self.manifest.form.layers:
-                segment.check_keys(layer)
-        parts = [Part(each.pooled, each.chunk_cu, each.check_states) for each in self.segments]
-        memory = SegmentedMemory(parts, self.manifest.form, router, self.live)
-        return MemoryView(memory, self.numbers, self, self.live)
 
     def router_keys(self, layer: int) -> Tensor:
         """[C, G*D] of a router layer, those of removed documents among them."""

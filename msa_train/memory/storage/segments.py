@@ -149,7 +149,7 @@ class Segment:
     """
 
     def __init__(self, folder: Path, entry: SegmentEntry, form: BankForm):
-        self.entry, self.folder, self._form = entry, folder / entry.name, form
+        self.entry, self.folder, self.form = entry, folder / entry.name, form
         for name, expected in entry.files.items():
             _check_size(self.folder / name, expected)
         self.documents = DocumentTable(self.folder / DOCUMENTS, entry.counts_crc)
@@ -161,6 +161,12 @@ class Segment:
             for layer in form.layers
         }
         self._checked: dict[int, np.ndarray] = {}  # layer -> documents whose states were compared
+
+    @cached_property
+    def identity(self) -> str:
+        """Of what it holds, wherever it was opened."""
+        digests = [file.sha256 for _, file in sorted(self.entry.files.items())]
+        return f"{self.folder.resolve()}:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -206,9 +212,9 @@ class Segment:
         known[fresh] = True
 
     def _map(self, layer: int) -> Pooled:
-        heads, width = self._form.kv_heads, self._form.head_dim
+        heads, width = self.form.kv_heads, self.form.head_dim
         shapes = {"k": (heads, width), "v": (heads, width), "key": (heads * width,)}
-        size, dtype = self.entry.chunks * self._form.width, self._form.torch_dtype
+        size, dtype = self.entry.chunks * self.form.width, self.form.torch_dtype
         states = {}
         for kind, shape in shapes.items():
             flat = torch.empty(0, dtype=dtype)

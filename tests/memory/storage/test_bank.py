@@ -17,13 +17,14 @@ from data_pipeline.errors import DataError
 from msa_train.errors import BankError
 from msa_train.memory.build import build_bank
 from msa_train.memory.corpus import read_corpus
-from msa_train.memory.encoder import encode_documents, encode_in_memory
+from msa_train.memory.encoder import encode_documents
 from msa_train.memory.engine import MemoryEngine
+from msa_train.memory.in_memory import encode_in_memory
 from msa_train.memory.interleave import Limits
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.manifest import MANIFEST, Manifest
 from msa_train.memory.storage.verify import verify_bank
-from msa_train.model.resident import ResidentMemory
+from msa_train.memory.tiers import bank_view
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 
@@ -68,34 +69,13 @@ def test_search_in_a_bank_equals_search_in_memory(bank):
     view = encode_in_memory(tiny_model(), tiny_tokenizer(), tiny_documents(), token_budget=50)
     query, query_cu = questions()
     for layer in tiny_model().config.router_layers:
-        ours, k, v = bank.view(tiny_model().config.router).memory.search(layer, query, query_cu)
+        ours, k, v = bank_view(bank, tiny_model().config.router).memory.search(
+            layer, query, query_cu
+        )
         theirs, other_k, other_v = view.memory.search(layer, query, query_cu)
         assert torch.equal(ours.documents, theirs.documents)
         assert torch.equal(ours.chunk_scores, theirs.chunk_scores)
         assert torch.equal(k, other_k) and torch.equal(v, other_v)
-
-
-@pytest.mark.parametrize("places", [[0], [1, 2, 3], [0, 3, 6], [5, 6], list(range(7))])
-def test_a_part_of_a_memory_is_a_memory_of_those_documents(bank, places):
-    part = [tiny_documents()[place] for place in places]
-    router, pooled = tiny_model().config.router, bank.segments[0].pooled
-    ours = ResidentMemory(pooled, bank.chunk_cu, router, torch.tensor(places))
-    theirs = encode_in_memory(tiny_model(), tiny_tokenizer(), part, token_budget=50)
-    assert ours.size == len(places)
-    query, query_cu = questions()
-    for layer in tiny_model().config.router_layers:
-        a, k, v = ours.search(layer, query, query_cu)
-        b, other_k, other_v = theirs.memory.search(layer, query, query_cu)
-        assert torch.equal(a.documents, b.documents)
-        torch.testing.assert_close(a.document_scores, b.document_scores)
-        torch.testing.assert_close(k[a.chunk_index], other_k[b.chunk_index])
-        torch.testing.assert_close(v[a.chunk_index], other_v[b.chunk_index])
-
-
-def test_consecutive_parts_copy_nothing(bank):
-    router, pooled = tiny_model().config.router, bank.segments[0].pooled
-    part = ResidentMemory(pooled, bank.chunk_cu, router, torch.tensor([1, 2, 3]))._keys[2]
-    assert part.untyped_storage().data_ptr() == pooled[2].key.untyped_storage().data_ptr()
 
 
 def test_documents_are_found_by_number(bank):
@@ -103,7 +83,7 @@ def test_documents_are_found_by_number(bank):
         assert same(bank[document.number], document)
         assert bank.numbers_of(document.id) == [document.number]
     assert bank.numbers_of("d4") == []
-    view = bank.view(tiny_model().config.router)
+    view = bank_view(bank, tiny_model().config.router)
     assert [n for n in range(50) if view.knows(n)] == [2, 3, 17, 40, 41]
     for number in (0, 18, 10**9):
         with pytest.raises(KeyError):
@@ -173,7 +153,7 @@ def test_a_killed_build_leaves_no_bank_but_says_what_it_left(tmp_path, capfd):
 
 def test_an_empty_bank_is_a_bank(tmp_path):
     build(tmp_path / "bank", [])
-    view = MemoryBank.open(tmp_path / "bank", FINGERPRINT).view(tiny_model().config.router)
+    view = bank_view(MemoryBank.open(tmp_path / "bank", FINGERPRINT), tiny_model().config.router)
     assert (len(view), view.memory.size, view.knows(0)) == (0, 0, False)
     (answer,) = MemoryEngine(tiny_model(), tiny_tokenizer(), view).ask(
         ["?"], "router", Limits(answer_tokens=2)
@@ -207,7 +187,7 @@ def test_a_truncated_file_is_refused_by_name(bank, tmp_path, name):
 def ask(path):
     """All states and texts of a bank as an engine would read them."""
     bank = MemoryBank.open(path, FINGERPRINT)
-    memory = bank.view(tiny_model().config.router).memory
+    memory = bank_view(bank, tiny_model().config.router).memory
     for layer in tiny_model().config.router_layers:
         memory.search(layer, *questions(count=40))
     return [(document.text, bank.numbers_of(document.id)) for document in bank]

@@ -10,10 +10,11 @@ import torch
 
 from msa_train.errors import BankError
 from msa_train.memory.build import add_documents
-from msa_train.memory.encoder import encode_in_memory
+from msa_train.memory.in_memory import encode_in_memory
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.verify import verify_bank
 from msa_train.memory.storage.writer import BankWriter
+from msa_train.memory.tiers import bank_view
 from tests.faults.bank_changes import CHANGES, build, document, encoded, prepared, texts
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
@@ -44,7 +45,7 @@ def test_search_over_segments_equals_search_over_the_same_documents(bank, change
     for name in changes:
         CHANGES[name].run(bank)
     opened = MemoryBank.open(bank, FINGERPRINT)
-    view = opened.view(tiny_model().config.router)
+    view = bank_view(opened, tiny_model().config.router)
     same = encode_in_memory(tiny_model(), tiny_tokenizer(), list(opened), token_budget=60)
     ours, k, v = search(view)
     theirs, other_k, other_v = search(same)
@@ -68,7 +69,7 @@ def test_numbers_never_come_back(bank):
 
 
 def test_a_removed_document_is_gone_for_readers_and_reported(bank):
-    view = MemoryBank.open(bank).view(tiny_model().config.router)
+    view = bank_view(MemoryBank.open(bank), tiny_model().config.router)
     assert not view.knows(3) and view.knows(4)
     with pytest.raises(KeyError):
         view.documents[3]
@@ -81,11 +82,11 @@ def test_a_removed_document_is_gone_for_readers_and_reported(bank):
 
 def test_an_open_reader_keeps_its_state(bank):
     opened, before = MemoryBank.open(bank, FINGERPRINT), texts(bank)
-    scores = search(opened.view(tiny_model().config.router))[0].values
+    scores = search(bank_view(opened, tiny_model().config.router))[0].values
     for name in ("add", "update", "compact"):
         CHANGES[name].run(bank)
     assert {each.number: each.text for each in opened} == before
-    assert torch.equal(search(opened.view(tiny_model().config.router))[0].values, scores)
+    assert torch.equal(search(bank_view(opened, tiny_model().config.router))[0].values, scores)
 
 
 def test_everything_of_a_document_is_kept(bank):

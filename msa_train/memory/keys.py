@@ -1,0 +1,106 @@
+"""Router keys of consecutive documents in one layer, in the form in which they are searched.
+
+A search in a narrow form is rough; `error` and `norm` say by how much it can be off, so that
+shard.py can score again, in full precision, every document that might belong to the best.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from msa_kernels import QuantisedKeys, document_scores, quantise, quantised_document_scores
+from torch import Tensor
+
+from msa_train.errors import ConfigError
+from msa_train.model.config import RouterConfig
+from msa_train.model.router import score_documents
+
+KeyForm = Literal["stored", "float32", "bfloat16", "int8", "fp8"]
+KEY_FORMS: tuple[KeyForm, ...] = get_args(KeyForm)
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_BLOCK = 1 << 16  # chunks that are converted at once
+
+
+class LayerKeys:
+    """Keys [C, V] of n documents; `full` are those of the bank, wherever they lie.
+
+    chunk_cu [n+1]. form: "stored" searches `full` itself; the others are copies on `device`.
+    error: by how much a key may be off, as a length: [n] the worst of a document, or one number
+    for all. norm: no key is longer. Raises ConfigError for 8 bits where a score is no single dot
+    product.
+    """
+
+    def __init__(
+        self,
+        full: Tensor,
+        chunk_cu: Tensor,
+        router: RouterConfig,
+        heads: int,
+        form: KeyForm = "stored",
+        device: torch.device | str = "cpu",
+    ):
+        if form in ("int8", "fp8") and not router.single_product:
+            raise ConfigError(
+                f"keys are {form}, but this router's score is no single dot product: use stored"
+            )
+        self.full, self.chunk_cu, self._router = full, chunk_cu.to(device), router
+        self.error: Tensor | float = 0.0
+        # Heads of unit length, a little more once they were rounded to be stored.
+        self.norm = math.sqrt(heads) * 1.001
+        if router.similarity != "cosine":
+            self.norm = float(full.float().norm(dim=1).amax()) * 1.001 if len(full) else 0.0
+        self._searched: Tensor | QuantisedKeys
+        if form == "stored":
+            self._searched = full.to(device)
+        elif form in _FLOATS:
+            self._searched = _converted(full, _FLOATS[form], device)
+            narrower = torch.finfo(_FLOATS[form]).eps > torch.finfo(full.dtype).eps
+            self.error = self.norm * torch.finfo(_FLOATS[form]).eps if narrower else 0.0
+        else:
+            self._searched = _quantised(full, heads, form, device)
+            worst = self._searched.error.new_zeros(len(chunk_cu) - 1)
+            document = torch.arange(len(worst), device=device).repeat_interleave(
+                self.chunk_cu.diff()
+            )
+            self.error = worst.scatter_reduce_(0, document, self._searched.error, "amax")
+
+    def rough(self, query: Tensor, query_cu: Tensor) -> Tensor:
+        """[m, n] float32 scores by the keys as they are searched, on their device."""
+        query, query_cu = (x.to(self.chunk_cu.device) for x in (query, query_cu))
+        if isinstance(self._searched, QuantisedKeys):
+            return quantised_document_scores(query, query_cu, self._searched, self.chunk_cu)
+        bank = query_cu.new_zeros(len(query_cu) - 1)
+        whole = query_cu.new_tensor([0, len(self.chunk_cu) - 1])
+        given = query, query_cu, self._searched, self.chunk_cu, bank, whole
+        if self._router.single_product:
+            return document_scores(*given)
+        return score_documents(*given, self._router)
+
+    @property
+    def searched_bytes(self) -> int:
+        if isinstance(self._searched, QuantisedKeys):
+            parts = vars(self._searched).values()
+            return sum(part.nbytes for part in parts)
+        return self._searched.nbytes
+
+
+def _converted(full: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A copy, block by block: the source may be a mapped file larger than what is free."""
+    if full.dtype == dtype and torch.device(device).type != "cpu":
+        return full.to(device)
+    out = torch.empty(full.shape, dtype=dtype, device=device)
+    for start in range(0, len(full), _BLOCK):
+        out[start : start + _BLOCK] = full[start : start + _BLOCK].to(device)
+    return out
+
+
+def _quantised(full: Tensor, heads: int, form: str, device: torch.device | str) -> QuantisedKeys:
+    blocks = [
+        quantise(full[start : start + _BLOCK].to(device), heads, form)
+        for start in range(0, max(1, len(full)), _BLOCK)
+    ]
+    return QuantisedKeys(
+        *(torch.cat([vars(block)[name] for block in blocks]) for name in vars(blocks[0]))
+    )

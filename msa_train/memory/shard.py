@@ -1,0 +1,250 @@
+"""Documents that one process searches, exactly: the whole memory, or a rank's share of it.
+
+A search has two steps. Rough: every document is scored by the keys in the form they are kept in.
+Exact: those that might be among the best (rounding moves no score by more than a known length) are
+scored again from the stored keys, in float64 rounded to float32. What comes out does not depend on
+the form of the keys, on tiles, or on how documents are divided over parts and ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from msa_kernels import chunk_scores, top_documents
+from torch import Tensor
+
+from msa_train.memory.keys import LayerKeys
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+from msa_train.model.router import score_documents
+
+_SUMS = 128 * 2.0**-23  # roundings of a float32 sum beyond one per product, see _doubt
+_PAIR_BYTES = 32 << 20  # of full keys that are scored again at once
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best documents of m contexts, best first; equal scores: the lower place first.
+
+    places [m, k'] int64 of documents in the memory, -1 for none; scores [m, k'] float32, -inf.
+    """
+
+    places: Tensor
+    scores: Tensor
+
+
+def best_of(found: Sequence[Found], k: int) -> Found:
+    """The k best of several searches in disjoint documents."""
+    places = torch.cat([each.places for each in found], 1)
+    scores = torch.cat([each.scores for each in found], 1)
+    places, order = places.sort(1)  # -1 first: they sort last by score
+    scores, best = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return Found(places.gather(1, best)[:, :k], scores[:, :k])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive documents of a memory, from place `first` on.
+
+    chunk_cu [n+1] from 0; keys: router layer -> LayerKeys; read(layer, rows [p] ascending) -> the
+    states of all chunks of some documents, by row in this part, on the computing device.
+    """
+
+    first: int
+    chunk_cu: Tensor
+    keys: Mapping[int, LayerKeys]
+    read: Callable[[int, Tensor], Pooled]
+
+    @property
+    def documents(self) -> int:
+        return len(self.chunk_cu) - 1
+
+
+class Shard:
+    """Exact search over the parts of a memory of n documents that this process holds.
+
+    live [n]: documents that were not removed. See memory/search.py for who asks it.
+    """
+
+    def __init__(self, parts: Sequence[Part], router: RouterConfig, live: Tensor):
+        self.parts = [part for part in parts if part.documents]
+        self._router, self._live = router, live
+        self._firsts = torch.tensor([part.first for part in self.parts] or [0])
+        sizes = [torch.arange(part.first, part.first + part.documents) for part in self.parts]
+        self._places = torch.cat([torch.zeros(0, dtype=torch.int64), *sizes])  # [n'] of its own
+        self._gone = ~live[self._places]
+        self._any_gone = bool(self._gone.any())
+
+    def best(
+        self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
+    ) -> Found:
+        """The k best documents of each context, on the CPU.
+
+        query [Nq, V] of m contexts, query_cu [m+1]; allowed [n] bool: only these (None: all).
+        """
+        contexts, k = len(query_cu) - 1, min(k, len(self._places))
+        if not k:
+            nothing = torch.zeros(contexts, 0)
+            return Found(nothing.long(), nothing)
+        rough = self._rough(layer, query, query_cu)
+        if allowed is not None:
+            rough.masked_fill_(~(allowed & self._live)[self._places].to(rough.device), -math.inf)
+        elif self._any_gone:
+            rough.masked_fill_(self._gone.to(rough.device), -math.inf)
+        if not self._router.single_product:  # full keys were scored, head by head
+            scores, row = top_documents(rough.cpu(), k)
+            return Found(self._places[row].masked_fill(row < 0, -1), scores)
+        context, row = self._candidates(layer, rough, query, query_cu, k)
+        exact = self._exact(layer, query, query_cu, context, row)
+        return best_of([_padded(context, self._places[row], exact, contexts)], k)
+
+    def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
+        """[m, c] float32 on the CPU: exact scores of documents, -inf where not in this shard.
+
+        places [m, c]: of documents, another list for each context; -1 for none.
+        """
+        scores = torch.full(places.shape, -math.inf)
+        if not len(self._places):
+            return scores
+        row = torch.searchsorted(self._places, places).clamp(max=len(self._places) - 1)
+        there = self._places[row] == places
+        context, column = there.nonzero(as_tuple=True)
+        scores[context, column] = self._exact(layer, query, query_cu, context, row[there])
+        return scores
+
+    def states(self, layer: int, places: Tensor) -> Pooled:
+        """Rows of all chunks of documents of this shard, places [p] ascending, in their order."""
+        found = [part.read(layer, rows) for part, rows in self._divided(places)]
+        return Pooled(
+            *(_joined([vars(each)[name] for each in found]) for name in ("k", "v", "key"))
+        )
+
+    def _divided(self, places: Tensor) -> Iterable[tuple[Part, Tensor]]:
+        """Places, ascending, by part: rows within each."""
+        bounds = torch.searchsorted(places, self._firsts).tolist()
+        for part, (low, high) in zip(self.parts, pairwise([*bounds, len(places)]), strict=True):
+            if low < high:
+                rows = places[low:high] - part.first
+                assert int(rows[-1]) < part.documents, "a document of another shard"
+                yield part, rows
+
+    def _rough(self, layer: int, query: Tensor, query_cu: Tensor) -> Tensor:
+        found = [part.keys[layer].rough(query, query_cu) for part in self.parts]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def _candidates(
+        self, layer: int, rough: Tensor, query: Tensor, query_cu: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """(context, row of _places) of every document that may be among the k best."""
+        longest = _longest(query.float(), query_cu).to(rough.device)
+        width = query[0].numel() if len(query) else 1
+        keys = [part.keys[layer] for part in self.parts]
+        sums = (width * 2.0**-23 + _SUMS) * max(each.norm for each in keys)
+        if any(isinstance(each.error, Tensor) for each in keys):
+            errors = [
+                _filled(each.error, part) for each, part in zip(keys, self.parts, strict=True)
+            ]
+            doubt = longest * (torch.cat(errors).to(rough.device) + sums) * (1 + 1e-5)
+            least = (rough - doubt).topk(k, 1).values[:, -1:]
+            chosen = rough + doubt >= least
+        else:
+            doubt = longest * (max(each.error for each in keys) + sums) * (1 + 1e-5)
+            chosen = rough >= rough.topk(k, 1).values[:, -1:] - 2 * doubt
+        chosen &= rough > -math.inf
+        context, row = chosen.nonzero(as_tuple=True)
+        return context.cpu(), row.cpu()
+
+    def _exact(
+        self, layer: int, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor
+    ) -> Tensor:
+        """[P] float32 scores of pairs of a context (ascending) and a document of this shard."""
+        found = torch.full((len(row),), -math.inf)
+        query_cu = query_cu.cpu()
+        starts = torch.tensor([0, *(part.documents for part in self.parts)]).cumsum(0)
+        for part, (low, high) in zip(self.parts, pairwise(starts.tolist()), strict=True):
+            own = ((row >= low) & (row < high)).nonzero().squeeze(1)
+            for pairs in own.split(_pairs_at_once(part, query)):
+                found[pairs] = _pair_scores(
+                    part, layer, query, query_cu, context[pairs], row[pairs] - low, self._router
+                )
+        return found
+
+
+def _pair_scores(
+    part: Part, layer: int, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor,
+    router: RouterConfig,
+) -> Tensor:  # fmt: skip
+    """[P] float32 of pairs of a context (ascending) and a row of `part`."""
+    documents, which = row.unique(return_inverse=True)
+    counts = part.chunk_cu.diff()[documents]
+    cu = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    chunks = rows_of(documents, part.chunk_cu)
+    keys = part.keys[layer].full[chunks].to(query.device).double()
+    query, query_cu = query.double(), query_cu.to(query.device)
+    if not router.single_product:
+        bank = query_cu.new_zeros(len(query_cu) - 1)
+        given = (
+            query,
+            query_cu,
+            keys,
+            cu.to(query.device),
+            bank,
+            bank.new_tensor([0, len(documents)]),
+        )
+        return score_documents(*given, router).cpu()[context, which].float()
+    pair = torch.arange(len(row)).repeat_interleave(counts[which])
+    index = rows_of(which, cu)
+    entries = torch.zeros(len(query_cu) - 1, dtype=torch.int64)
+    entries.index_add_(0, context, counts[which])
+    entry_cu = torch.nn.functional.pad(entries.cumsum(0), (1, 0))
+    scores = chunk_scores(
+        query, query_cu, keys, *(x.to(query.device) for x in (index, entry_cu))
+    ).cpu()
+    best = scores.new_full((len(row),), -math.inf)
+    return best.scatter_reduce_(0, pair, scores, "amax").float()
+
+
+def rows_of(documents: Tensor, chunk_cu: Tensor) -> Tensor:
+    """Numbers of all chunks of some documents, document by document."""
+    starts = chunk_cu[documents]
+    counts = chunk_cu[documents + 1] - starts
+    ends = counts.cumsum(0)
+    place = torch.arange(int(ends[-1]) if len(ends) else 0)
+    return place + (starts - ends + counts).repeat_interleave(counts)
+
+
+def _longest(query: Tensor, query_cu: Tensor) -> Tensor:
+    """[m, 1] length of each context's longest query vector."""
+    lengths = query.flatten(1).norm(dim=1)
+    contexts = torch.arange(len(query_cu) - 1, device=query.device)
+    longest = lengths.new_zeros(len(query_cu) - 1)
+    longest.scatter_reduce_(0, contexts.repeat_interleave(query_cu.diff()), lengths, "amax")
+    return longest[:, None]
+
+
+def _filled(error: Tensor | float, part: Part) -> Tensor:
+    return error if isinstance(error, Tensor) else torch.full((part.documents,), error)
+
+
+def _pairs_at_once(part: Part, query: Tensor) -> int:
+    longest = int(part.chunk_cu.diff().max())
+    return max(1, _PAIR_BYTES // (8 * longest * max(1, query[0].numel() if len(query) else 1)))
+
+
+def _padded(context: Tensor, places: Tensor, scores: Tensor, contexts: int) -> Found:
+    """Pairs, contexts ascending, as rows of equal length."""
+    counts = torch.bincount(context, minlength=contexts)
+    width = int(counts.max()) if len(counts) else 0
+    real = torch.arange(width) < counts[:, None]
+    out = Found(torch.full(real.shape, -1), torch.full(real.shape, -math.inf))
+    out.places[real], out.scores[real] = places, scores
+    out.places[out.scores == -math.inf] = -1
+    return out
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

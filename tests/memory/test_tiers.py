@@ -1,0 +1,107 @@
+"""Tiers: the same answers wherever bytes lie, budgets that hold, snapshots that stay."""
+
+import itertools
+
+import pytest
+import torch
+
+from msa_train.errors import BankError, ConfigError
+from msa_train.memory.build import add_documents, build_bank
+from msa_train.memory.generation import ContextBatch
+from msa_train.memory.interleave import Conversation
+from msa_train.memory.served import ServedBank
+from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.storage.documents import StoredDocument
+from msa_train.memory.storage.writer import BankWriter
+from msa_train.memory.tiers import MemoryTiers, TierSettings, bank_view
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
+
+QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    build_bank(
+        tmp_path / "bank", tiny_model(), tiny_tokenizer(), tiny_documents(), FINGERPRINT, "float32"
+    )
+    return tmp_path / "bank"
+
+
+def read(view):
+    """Final states of some prompts, and what was selected."""
+    prompts = [Conversation(question, view, "memory").context for question in QUESTIONS]
+    batch = ContextBatch(tiny_model(), tiny_tokenizer(), view.memory, prompts)
+    chosen = [reading.routing.documents for reading in batch.readings.values()]
+    return batch._last, torch.cat(chosen, 1)
+
+
+def more(count):
+    texts = (f"Another document, number {i}, about cranes." for i in range(count))
+    return [StoredDocument(i, text, f"more{i}") for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "states", "hot_mb", "prefetch"),
+    [
+        *itertools.product(["float32", "bfloat16", "int8", "fp8"], ["mapped"], [1.0], [True]),
+        ("stored", "host", 0.0, False),
+        ("stored", "mapped", 0.001, True),
+        ("int8", "host", 0.0, True),
+    ],
+)
+def test_answers_do_not_depend_on_tiers(path, keys, states, hot_mb, prefetch):
+    bank, router = MemoryBank.open(path), tiny_model().config.router
+    expected, documents = read(bank_view(bank, router))
+    tiers = MemoryTiers(TierSettings(keys, states, hot_mb, prefetch), router)
+    view = tiers.view(bank)
+    for _ in range(2):
+        ours, chosen = read(view)
+        assert torch.equal(chosen, documents) and torch.equal(ours, expected)
+    tiers.close()
+    assert tiers.hot.bytes <= hot_mb * (1 << 20)
+
+
+def test_winners_are_fetched_ahead_for_the_layers_above(path):
+    router = tiny_model().config.router
+    first, *above = tiny_model().config.router_layers
+    tiers = MemoryTiers(TierSettings(), router)
+    shard = tiers.shard(MemoryBank.open(path))
+    shard.states(first, torch.tensor([0, 3]))
+    tiers.close()  # waits for what is under way
+    assert tiers.hot.misses == 2
+    for layer in above:
+        shard.states(layer, torch.tensor([0, 3]))
+    assert tiers.hot.misses == 2 and tiers.hot.hits == 2 * len(above)
+
+
+def test_a_damaged_key_is_never_searched(path):
+    file = next(path.glob("segments/*/layer-*.key"))
+    data = bytearray(file.read_bytes())
+    data[5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BankError, match="was changed"):
+        bank_view(MemoryBank.open(path), tiny_model().config.router)
+
+
+def test_a_served_bank_shows_commits_to_the_next_question_and_keeps_old_views(path):
+    served = ServedBank.open(path, tiny_model(), FINGERPRINT)
+    before = served.view
+    states, documents = read(before)
+    segment = served.bank.segments[0]
+    added = add_documents(path, tiny_model(), tiny_tokenizer(), more(3), FINGERPRINT)
+    assert added == 3 and len(served.view) == 10
+    assert served.bank.segments[0] is segment, "what did not change is not opened again"
+    with BankWriter(path, "remove") as writer:
+        writer.remove([2])
+        writer.compact()
+    assert len(served.view) == 9 and not served.view.knows(2)
+    again, same = read(before)
+    assert torch.equal(again, states) and torch.equal(same, documents)
+    assert before.knows(2) and before.documents[2].text.startswith("The code of the harbour")
+    served.close()
+
+
+def test_wrong_settings_are_refused_by_name():
+    for settings in ({"keys": "int4"}, {"states": "tape"}, {"hot_mb": -1}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            TierSettings(**settings)
