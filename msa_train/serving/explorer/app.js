@@ -13,7 +13,18 @@ const main = document.getElementById("main");
 const asks = new Map(); // bank -> AskView: answers stay while one looks elsewhere
 let shown = null; // {bank, view, documents}
 
-const list = new BankList(document.getElementById("banks"), show);
+const list = new BankList(document.getElementById("banks"), () => {
+  show();
+  nameModel();
+});
+
+async function nameModel() {
+  const line = document.getElementById("model");
+  if (line.textContent) return;
+  try {
+    line.textContent = plainName(await api.model());
+  } catch { /* what is wrong is said where it matters */ }
+}
 
 function place() {
   const [, bank, view] = /^#\/([^/]+)\/(ask|documents)$/.exec(location.hash) ?? [];
@@ -108,7 +119,4 @@ window.addEventListener("hashchange", show);
 api.onKeyNeeded(askKey);
 acceptDrops();
 narrowMenu();
-await list.refresh();
-try {
-  document.getElementById("model").textContent = plainName(await api.model());
-} catch { /* the list of banks has said what is wrong */ }
+list.refresh();
