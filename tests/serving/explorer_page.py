@@ -47,7 +47,7 @@ def opened(browser: Browser, url: str, size=WIDE, key: str | None = None) -> Ite
     page.goto(url)
     yield page
     context.close()
-    assert not problems
+    assert not problems, problems
 
 
 def _bad(text: str) -> bool:

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.serving.keys import ApiKeys
-from tests.serving.explorer_page import ask, chromium, opened, short_answers
+from tests.serving.explorer_page import NARROW, ask, chromium, opened, short_answers
 from tests.serving.served import running
 
 WRITES, READS = "a-key-that-may-write-0001", "a-key-that-may-read-00002"
@@ -43,7 +43,7 @@ def page(browser, served):
 def open_adding(page, text="A text."):
     page.get_by_role("link", name="Documents", exact=True).click()
     page.get_by_role("button", name="Add documents").click()
-    page.get_by_role("dialog").get_by_label("Text").fill(text)
+    page.get_by_role("dialog").get_by_role("textbox", name="Text").fill(text)
     return page.get_by_role("dialog")
 
 
@@ -66,8 +66,8 @@ def test_asks_for_a_key_until_one_is_accepted(browser, served):
 def test_declining_leaves_the_reason_and_a_way_back(browser, served):
     with opened(browser, str(served[0].base_url)) as page:
         page.get_by_role("dialog").press("Escape")
-        expect(page.locator("#banks").get_by_role("alert")).to_contain_text("A key is needed")
-        page.locator("#banks").get_by_role("button", name="Try again").click()
+        expect(page.locator("main").get_by_role("alert")).to_contain_text("A key is needed")
+        page.locator("main").get_by_role("button", name="Try again").click()
         expect(page.get_by_role("dialog")).to_be_visible()
 
 
@@ -76,7 +76,7 @@ def test_key_that_may_only_read(browser, served):
         dialog = open_adding(page)
         dialog.get_by_role("button", name="Add document").click()
         expect(dialog.get_by_role("alert")).to_contain_text("This key may only read")
-        expect(dialog.get_by_label("Text")).to_have_value("A text.")
+        expect(dialog.get_by_role("textbox", name="Text")).to_have_value("A text.")
 
 
 def test_writer_of_another_process_is_named_and_trying_again_works(page, served):
@@ -142,24 +142,27 @@ def test_server_that_is_down_and_comes_back(page):
     banks = "**/v1/memory/banks"
     page.route(banks, lambda route: route.abort())
     page.reload()
-    expect(page.locator("#banks").get_by_role("alert")).to_contain_text("No answer from the server")
+    expect(page.locator("main").get_by_role("alert")).to_contain_text("No answer from the server")
     page.unroute(banks)
-    page.locator("#banks").get_by_role("button", name="Try again").click()
+    page.locator("main").get_by_role("button", name="Try again").click()
     expect(page.get_by_role("heading", name="notes")).to_be_visible()
 
 
-def test_waiting_is_shown_and_keyboard_reaches_the_content_first(page, served):
+def test_waiting_is_shown(page):
     held = []
     page.route("**/documents?*", lambda route: held.append(route))
     page.get_by_role("link", name="Documents", exact=True).click()
     expect(page.locator(".document-list .loading")).to_be_visible()
     held[0].continue_()
     expect(page.locator(".row").first).to_be_visible()
-    page.unroute("**/documents?*")
-    page.goto(f"{served[0].base_url}/")
-    expect(page.get_by_role("heading", name="notes")).to_be_visible()
-    page.evaluate("document.activeElement.blur()")
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
-    page.keyboard.press("Enter")
-    expect(page.locator("#main")).to_be_focused()
+
+
+def test_keyboard_reaches_the_content_first(browser, served):
+    with opened(browser, str(served[0].base_url), NARROW, key=WRITES) as page:
+        expect(page.get_by_role("heading", name="notes")).to_be_visible()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("#main")).to_be_focused()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Ask")).to_be_focused()

@@ -1,4 +1,4 @@
-// The page as a whole: which bank and which view, told by the address (#/bank/view).
+// The page as a whole: which bank and which view, told by the address (#/bank/view, or .../number).
 
 import * as api from "./api.js";
 import { AskView } from "./ask.js";
@@ -7,7 +7,7 @@ import { askKey } from "./dialogs.js";
 import { DocumentsView } from "./documents.js";
 import { button, fill, foreign, h } from "./dom.js";
 import { plainName } from "./format.js";
-import { empty } from "./notices.js";
+import { empty, failed, loading } from "./notices.js";
 
 const main = document.getElementById("main");
 const asks = new Map(); // bank -> AskView: answers stay while one looks elsewhere
@@ -16,7 +16,12 @@ let shown = null; // {bank, view, documents}
 const list = new BankList(document.getElementById("banks"), () => {
   show();
   nameModel();
-});
+}, (error) => fill(main, failed(error, begin)));
+
+function begin() {
+  fill(main, loading("Loading the memory…", 4));
+  list.refresh();
+}
 
 async function nameModel() {
   const line = document.getElementById("model");
@@ -27,9 +32,9 @@ async function nameModel() {
 }
 
 function place() {
-  const [, bank, view] = /^#\/([^/]+)\/(ask|documents)$/.exec(location.hash) ?? [];
+  const [, bank, view, number] = /^#\/([^/]+)\/(ask|documents)(?:\/(\d+))?$/.exec(location.hash) ?? [];
   try {
-    return bank ? { bank: decodeURIComponent(bank), view } : null;
+    return bank ? { bank: decodeURIComponent(bank), view, number: number ? Number(number) : null } : null;
   } catch {
     return null; // % that encodes nothing
   }
@@ -40,7 +45,7 @@ function show() {
   const { banks } = list;
   if (banks === null) return;
   for (const name of asks.keys()) if (!banks.some((bank) => bank.name === name)) asks.delete(name);
-  const wanted = place() ?? (banks.length ? { bank: banks[0].name, view: "ask" } : null);
+  const wanted = place() ?? (banks.length ? { bank: banks[0].name, view: "ask", number: null } : null);
   list.choose(wanted?.bank ?? null);
   if (wanted === null) {
     shown = null;
@@ -55,8 +60,9 @@ function show() {
       banks.length ? h("a", { href: placeOf(banks[0].name) }, "Go to the first one") : null));
     return;
   }
-  if (shown?.bank === wanted.bank && shown.view === wanted.view) return;
-  draw(info, wanted.view);
+  if (shown?.bank !== wanted.bank || shown.view !== wanted.view) draw(info, wanted.view);
+  else if (wanted.view === "ask") asks.get(info.name).welcome(info);
+  if (wanted.number !== null) shown.documents?.look(wanted.number);
 }
 
 function draw(info, view) {
@@ -70,7 +76,8 @@ function draw(info, view) {
   if (view === "ask") {
     if (!asks.has(name)) asks.set(name, new AskView(name));
     fill(main, head, asks.get(name).element);
-    asks.get(name).focus();
+    asks.get(name).welcome(info);
+    asks.get(name).begin();
   } else {
     const drop = () => list.drop(list.banks.find((bank) => bank.name === name) ?? info);
     shown.documents = new DocumentsView(name, () => list.refresh(), info.droppable === false ? null : drop);
@@ -119,4 +126,4 @@ window.addEventListener("hashchange", show);
 api.onKeyNeeded(askKey);
 acceptDrops();
 narrowMenu();
-list.refresh();
+begin();

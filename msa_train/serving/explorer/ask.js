@@ -1,7 +1,10 @@
 // The question box and the answers under it, the newest first.
 
-import { button, fill, h, segmented, uniqueId } from "./dom.js";
+import * as api from "./api.js";
+import { placeOf } from "./banks.js";
+import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
 import { FilterForm } from "./filter.js";
+import { titleOf } from "./format.js";
 import { empty, failed } from "./notices.js";
 import { Run } from "./run.js";
 
@@ -11,6 +14,7 @@ const MODES = [
   ["memory", "Memory alone", "The model answers from its compressed memory, without reading any text again."],
 ];
 const KEPT = 20; // answers on the page
+const GLIMPSE = 200; // documents among whose titles a few are shown
 
 export class AskView {
   constructor(bank) {
@@ -25,9 +29,28 @@ export class AskView {
     });
     this.problem = h("div");
     this.runs = h("div", { class: "runs" });
-    this.start = empty("Nothing asked yet",
-      "The answer appears here as it is written, with the documents that each layer of the model chose for it.");
+    this.start = h("div");
     this.element = h("div", { class: "ask" }, this.composer(), this.problem, this.runs, this.start);
+  }
+
+  /** What stands under the box before anything was asked: a glimpse of what there is. */
+  async welcome(info) {
+    if (!this.start.isConnected || this.welcomed === info.generation) return;
+    this.welcomed = info.generation;
+    if (!info.documents) {
+      fill(this.start, empty("This memory is empty", "Add documents, and ask about them right away.",
+        h("a", { href: placeOf(this.bank, "documents") }, "Add documents")));
+      return;
+    }
+    const text = "The answer appears here as it is written, with the documents that each layer of the model chose.";
+    fill(this.start, empty("Nothing asked yet", text));
+    try {
+      const { documents } = await api.listDocuments(this.bank, { limit: GLIMPSE });
+      const titled = new Map(documents.filter((doc) => doc.title).map((doc) => [titleOf(doc), doc.number]));
+      const chips = [...titled].slice(0, 8).map(([title, number]) => h("li", {},
+        h("a", { class: "chip", href: placeOf(this.bank, "documents", number) }, foreign(title))));
+      if (chips.length) this.start.append(h("div", { class: "glimpse" }, h("p", { class: "hint" }, "It remembers, among others"), h("ul", {}, chips)));
+    } catch { /* only a glimpse */ }
   }
 
   composer() {
@@ -80,6 +103,11 @@ export class AskView {
 
   focus() {
     this.box.focus({ preventScroll: true });
+  }
+
+  /** Ready to type where there is a keyboard; on a small screen one would come up unasked. */
+  begin() {
+    if (window.matchMedia("(min-width: 821px)").matches) this.focus();
   }
 
   /** Puts a question into the box, to be changed or sent. */

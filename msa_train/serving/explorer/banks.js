@@ -6,12 +6,14 @@ import { button, fill, foreign, h } from "./dom.js";
 import { bytes, count, counted, plainName } from "./format.js";
 import { empty, failed, loading, toast } from "./notices.js";
 
-export const placeOf = (bank, view = "ask") => `#/${encodeURIComponent(bank)}/${view}`;
+/** The address of a bank's view; of one document where its number is given. */
+export const placeOf = (bank, view = "ask", number = null) =>
+  `#/${encodeURIComponent(bank)}/${view}${number === null ? "" : `/${number}`}`;
 
-/** The list in `nav`; onChange(banks) whenever it was read anew. */
+/** The list in `nav`. onChange(): it was read anew. onFailure(error): it never could be. */
 export class BankList {
-  constructor(nav, onChange) {
-    Object.assign(this, { nav, onChange, banks: null, current: null });
+  constructor(nav, onChange, onFailure) {
+    Object.assign(this, { nav, onChange, onFailure, banks: null, current: null });
   }
 
   async refresh() {
@@ -19,11 +21,14 @@ export class BankList {
     try {
       this.banks = await api.banks();
     } catch (error) {
-      fill(this.nav, failed(error, () => this.refresh()), this.keyLine());
+      if (this.banks === null) {
+        fill(this.nav, this.keyLine());
+        this.onFailure(error);
+      } else fill(this.nav, failed(error, () => this.refresh()), this.keyLine());
       return;
     }
     this.draw();
-    this.onChange(this.banks);
+    this.onChange();
   }
 
   choose(name) {

@@ -124,6 +124,7 @@ export class DocumentsView {
   }
 
   nothingOpen() {
+    if (this.open !== null) history.replaceState(null, "", placeOf(this.bank, "documents"));
     this.open = null;
     this.split.classList.remove("reading");
     fill(this.reader, empty("No document open", "Choose one to see its text, its chunks and its metadata."));
@@ -137,7 +138,9 @@ export class DocumentsView {
   }
 
   async look(number) {
+    if (this.open === number) return;
     this.open = number;
+    history.replaceState(null, "", placeOf(this.bank, "documents", number));
     this.mark();
     this.split.classList.add("reading");
     fill(this.reader, loading("Loading the document…", 6));
@@ -145,7 +148,7 @@ export class DocumentsView {
     try {
       shown = this.page(await api.getDocument(this.bank, number));
     } catch (error) {
-      shown = [this.back(), failed(error, () => this.look(number))];
+      shown = [this.back(), failed(error, () => { this.open = null; this.look(number); })];
     }
     if (this.open !== number) return;
     fill(this.reader, shown);

@@ -105,7 +105,7 @@ export class HeatMap {
       h("th", { scope: "col", class: "doc" }, "Document"),
       h("th", { scope: "col", class: "vote", title: "mean score over the router layers" }, "Vote"),
       this.layers.map((layer) => h("th", { scope: "col", class: "layer", title: `layer ${layer}` },
-        h("span", { class: "unseen" }, "layer "), String(layer)))));
+        h("span", { class: this.many ? "unseen" : "" }, "layer "), String(layer)))));
   }
 
   row({ number, score: vote }) {

@@ -1,5 +1,6 @@
 // One round of an answer: what was chosen, what the model wrote, what was read.
 
+import { placeOf } from "./banks.js";
 import { button, fill, foreign, h } from "./dom.js";
 import { counted, firstWords, layersText, plainName, titleOf } from "./format.js";
 import { HeatMap } from "./heatmap.js";
@@ -96,7 +97,8 @@ export class Round {
     const body = h("div", { class: "reader-text", tabindex: "0", role: "region", "aria-label": "Text" }, chunkedText(doc, winners));
     fill(this.reader,
       h("h4", {}, foreign(titleOf(doc))),
-      h("p", { class: "facts" }, foreign(plainName(doc.id || "no id")), ` · number ${number} · ${counted(doc.chunks.length, "chunk")}`),
+      h("p", { class: "facts" }, foreign(plainName(doc.id || "no id")), ` · number ${number} · ${counted(doc.chunks.length, "chunk")} · `,
+        h("a", { href: placeOf(this.texts.bank, "documents", number) }, "open")),
       this.marks(number, winners, layer), body);
     const mark = body.querySelector("mark");
     if (mark) body.scrollTop = mark.offsetTop - body.offsetTop - 40;
