@@ -14,6 +14,7 @@ from msa_kernels.dispatch import backend_report
 from msa_kernels.errors import KernelError
 from msa_kernels.norm_rope import norm_rope
 from msa_kernels.pool import chunk_mean, pool_states
+from msa_kernels.prepared import BlockScores, PreparedKeys
 from msa_kernels.quantised import (
     Certified,
     QuantisedKeys,
@@ -26,8 +27,10 @@ from msa_kernels.route import chunk_scores, document_scores
 from msa_kernels.selection import select_chunks, top_documents
 
 __all__ = [
+    "BlockScores",
     "Certified",
     "KernelError",
+    "PreparedKeys",
     "QuantisedKeys",
     "backend_report",
     "certified_top_documents",

@@ -30,6 +30,20 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--api-keys", type=Path, metavar="FILE",
         help="YAML list or JSON lines of {key or sha256, name, access: read or write}",
     )  # fmt: skip
+    memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--keys", default="stored",
+        help="form of the router keys that are searched: stored (default), float32, bfloat16, "
+        "int8, fp8; answers are those of full precision in every form",
+    )  # fmt: skip
+    memory.add_argument(
+        "--states", default="mapped",
+        help="pooled K and V: mapped from disk (default), or copied to host memory",
+    )  # fmt: skip
+    memory.add_argument(
+        "--hot-mb", type=float, default=256.0, metavar="MB",
+        help="of documents' states kept on the device, for each bank (default 256)",
+    )  # fmt: skip
     limits = parser.add_argument_group("limits")
     for flag, kind, default, meaning in (
         ("--max-concurrent", int, 64, "answers at once"),
@@ -49,7 +63,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     from msa_train.errors import ConfigError
     from msa_train.interop.export import load_export
-    from msa_train.serving.answering import AnswerService, ServedBank
+    from msa_train.memory.served import ServedBank
+    from msa_train.memory.tiers import TierSettings
+    from msa_train.serving.answering import AnswerService
     from msa_train.serving.banks import Banks, ServedModel
     from msa_train.serving.keys import ApiKeys
     from msa_train.serving.running import run
@@ -57,6 +73,7 @@ def _serve(options: argparse.Namespace) -> int:
     from msa_train.serving.settings import AllowedHosts, Limits, check_host
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    tiers = TierSettings(options.keys, options.states, options.hot_mb)
     keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
     check_host(options.host, bool(keys))
     limits = Limits(
@@ -72,7 +89,7 @@ def _serve(options: argparse.Namespace) -> int:
     )
 
     def open_bank(path: Path) -> ServedBank:
-        return ServedBank.open(path, decoder, fingerprint)
+        return ServedBank.open(path, decoder, fingerprint, tiers)
 
     banks = Banks(open_bank, options.banks_dir)
     for name, path in reversed(named):

@@ -12,9 +12,10 @@ from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
 from msa_train.memory.encoder import TOKEN_BUDGET, EncodedBatch, encode_documents
+from msa_train.memory.exact import rows_of
 from msa_train.memory.keys import LayerKeys
 from msa_train.memory.search import STATES, MemoryView
-from msa_train.memory.shard import Part, Shard, rows_of
+from msa_train.memory.shard import Part, Shard
 from msa_train.memory.tiered import TieredMemory
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig

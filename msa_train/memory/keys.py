@@ -10,7 +10,13 @@ import math
 from typing import Literal, get_args
 
 import torch
-from msa_kernels import QuantisedKeys, document_scores, quantise, quantised_document_scores
+from msa_kernels import (
+    BlockScores,
+    PreparedKeys,
+    QuantisedKeys,
+    quantise,
+    quantised_document_scores,
+)
 from torch import Tensor
 
 from msa_train.errors import ConfigError
@@ -65,17 +71,27 @@ class LayerKeys:
                 self.chunk_cu.diff()
             )
             self.error = worst.scatter_reduce_(0, document, self._searched.error, "amax")
+        on_cpu = torch.device(device).type == "cpu" and router.single_product
+        self._prepared = PreparedKeys(self._searched, self.chunk_cu) if on_cpu else None
 
-    def rough(self, query: Tensor, query_cu: Tensor) -> Tensor:
-        """[m, n] float32 scores by the keys as they are searched, on their device."""
-        query, query_cu = (x.to(self.chunk_cu.device) for x in (query, query_cu))
+    def rough(self, query: Tensor, query_cu: Tensor, gone: Tensor | None) -> BlockScores:
+        """Scores by the keys as they are searched, on their device; gone [n]: those without."""
+        device = self.chunk_cu.device
+        query, query_cu = query.to(device), query_cu.to(device)
+        if self._prepared is not None:
+            return self._prepared.scores(query, query_cu, gone)
+        scores = self._scores(query, query_cu)
+        if gone is not None:
+            scores.masked_fill_(gone.to(device), -math.inf)
+        edges = torch.tensor([0, scores.shape[1]])
+        return BlockScores(scores, scores.amax(1, keepdim=True), edges)
+
+    def _scores(self, query: Tensor, query_cu: Tensor) -> Tensor:
         if isinstance(self._searched, QuantisedKeys):
             return quantised_document_scores(query, query_cu, self._searched, self.chunk_cu)
         bank = query_cu.new_zeros(len(query_cu) - 1)
         whole = query_cu.new_tensor([0, len(self.chunk_cu) - 1])
         given = query, query_cu, self._searched, self.chunk_cu, bank, whole
-        if self._router.single_product:
-            return document_scores(*given)
         return score_documents(*given, self._router)
 
     @property

@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
-from msa_kernels import chunk_scores, top_documents
+from msa_kernels import BlockScores, top_documents
 from torch import Tensor
 
+from msa_train.memory.exact import pair_scores, pairs_at_once
 from msa_train.memory.keys import LayerKeys
+from msa_train.memory.reach import Doubts, within_reach
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import score_documents
-
-_SUMS = 128 * 2.0**-23  # roundings of a float32 sum beyond one per product, see _doubt
-_PAIR_BYTES = 32 << 20  # of full keys that are scored again at once
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class Part:
     def documents(self) -> int:
         return len(self.chunk_cu) - 1
 
+    @cached_property
+    def longest(self) -> int:
+        """Chunks of its longest document."""
+        return int(self.chunk_cu.diff().max())
+
 
 class Shard:
     """Exact search over the parts of a memory of n documents that this process holds.
@@ -90,13 +94,12 @@ class Shard:
         if not k:
             nothing = torch.zeros(contexts, 0)
             return Found(nothing.long(), nothing)
-        rough = self._rough(layer, query, query_cu)
+        gone = self._gone if self._any_gone else None
         if allowed is not None:
-            rough.masked_fill_(~(allowed & self._live)[self._places].to(rough.device), -math.inf)
-        elif self._any_gone:
-            rough.masked_fill_(self._gone.to(rough.device), -math.inf)
+            gone = ~(allowed & self._live)[self._places]
+        rough = self._rough(layer, query, query_cu, gone)
         if not self._router.single_product:  # full keys were scored, head by head
-            scores, row = top_documents(rough.cpu(), k)
+            scores, row = top_documents(torch.cat([each.scores for each in rough], 1).cpu(), k)
             return Found(self._places[row].masked_fill(row < 0, -1), scores)
         context, row = self._candidates(layer, rough, query, query_cu, k)
         exact = self._exact(layer, query, query_cu, context, row)
@@ -132,31 +135,26 @@ class Shard:
                 assert int(rows[-1]) < part.documents, "a document of another shard"
                 yield part, rows
 
-    def _rough(self, layer: int, query: Tensor, query_cu: Tensor) -> Tensor:
-        found = [part.keys[layer].rough(query, query_cu) for part in self.parts]
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+    def _rough(
+        self, layer: int, query: Tensor, query_cu: Tensor, gone: Tensor | None
+    ) -> list[BlockScores]:
+        """Of each part."""
+        ends = torch.tensor([part.documents for part in self.parts]).cumsum(0).tolist()
+        found = []
+        for part, end in zip(self.parts, ends, strict=True):
+            own = None if gone is None else gone[end - part.documents : end]
+            found.append(part.keys[layer].rough(query, query_cu, own))
+        return found
 
     def _candidates(
-        self, layer: int, rough: Tensor, query: Tensor, query_cu: Tensor, k: int
+        self, layer: int, rough: list[BlockScores], query: Tensor, query_cu: Tensor, k: int
     ) -> tuple[Tensor, Tensor]:
         """(context, row of _places) of every document that may be among the k best."""
-        longest = _longest(query.float(), query_cu).to(rough.device)
-        width = query[0].numel() if len(query) else 1
         keys = [part.keys[layer] for part in self.parts]
-        sums = (width * 2.0**-23 + _SUMS) * max(each.norm for each in keys)
-        if any(isinstance(each.error, Tensor) for each in keys):
-            errors = [
-                _filled(each.error, part) for each, part in zip(keys, self.parts, strict=True)
-            ]
-            doubt = longest * (torch.cat(errors).to(rough.device) + sums) * (1 + 1e-5)
-            least = (rough - doubt).topk(k, 1).values[:, -1:]
-            chosen = rough + doubt >= least
-        else:
-            doubt = longest * (max(each.error for each in keys) + sums) * (1 + 1e-5)
-            chosen = rough >= rough.topk(k, 1).values[:, -1:] - 2 * doubt
-        chosen &= rough > -math.inf
-        context, row = chosen.nonzero(as_tuple=True)
-        return context.cpu(), row.cpu()
+        doubts = Doubts.of(
+            query, query_cu, [each.error for each in keys], max(each.norm for each in keys)
+        )
+        return within_reach(rough, k, doubts)
 
     def _exact(
         self, layer: int, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor
@@ -167,72 +165,10 @@ class Shard:
         starts = torch.tensor([0, *(part.documents for part in self.parts)]).cumsum(0)
         for part, (low, high) in zip(self.parts, pairwise(starts.tolist()), strict=True):
             own = ((row >= low) & (row < high)).nonzero().squeeze(1)
-            for pairs in own.split(_pairs_at_once(part, query)):
-                found[pairs] = _pair_scores(
-                    part, layer, query, query_cu, context[pairs], row[pairs] - low, self._router
-                )
+            for pairs in own.split(pairs_at_once(part.longest, max(1, query.shape[1:].numel()))):
+                given = part.keys[layer].full, part.chunk_cu, context[pairs], row[pairs] - low
+                found[pairs] = pair_scores(query, query_cu, *given, self._router)
         return found
-
-
-def _pair_scores(
-    part: Part, layer: int, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor,
-    router: RouterConfig,
-) -> Tensor:  # fmt: skip
-    """[P] float32 of pairs of a context (ascending) and a row of `part`."""
-    documents, which = row.unique(return_inverse=True)
-    counts = part.chunk_cu.diff()[documents]
-    cu = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    chunks = rows_of(documents, part.chunk_cu)
-    keys = part.keys[layer].full[chunks].to(query.device).double()
-    query, query_cu = query.double(), query_cu.to(query.device)
-    if not router.single_product:
-        bank = query_cu.new_zeros(len(query_cu) - 1)
-        given = (
-            query,
-            query_cu,
-            keys,
-            cu.to(query.device),
-            bank,
-            bank.new_tensor([0, len(documents)]),
-        )
-        return score_documents(*given, router).cpu()[context, which].float()
-    pair = torch.arange(len(row)).repeat_interleave(counts[which])
-    index = rows_of(which, cu)
-    entries = torch.zeros(len(query_cu) - 1, dtype=torch.int64)
-    entries.index_add_(0, context, counts[which])
-    entry_cu = torch.nn.functional.pad(entries.cumsum(0), (1, 0))
-    scores = chunk_scores(
-        query, query_cu, keys, *(x.to(query.device) for x in (index, entry_cu))
-    ).cpu()
-    best = scores.new_full((len(row),), -math.inf)
-    return best.scatter_reduce_(0, pair, scores, "amax").float()
-
-
-def rows_of(documents: Tensor, chunk_cu: Tensor) -> Tensor:
-    """Numbers of all chunks of some documents, document by document."""
-    starts = chunk_cu[documents]
-    counts = chunk_cu[documents + 1] - starts
-    ends = counts.cumsum(0)
-    place = torch.arange(int(ends[-1]) if len(ends) else 0)
-    return place + (starts - ends + counts).repeat_interleave(counts)
-
-
-def _longest(query: Tensor, query_cu: Tensor) -> Tensor:
-    """[m, 1] length of each context's longest query vector."""
-    lengths = query.flatten(1).norm(dim=1)
-    contexts = torch.arange(len(query_cu) - 1, device=query.device)
-    longest = lengths.new_zeros(len(query_cu) - 1)
-    longest.scatter_reduce_(0, contexts.repeat_interleave(query_cu.diff()), lengths, "amax")
-    return longest[:, None]
-
-
-def _filled(error: Tensor | float, part: Part) -> Tensor:
-    return error if isinstance(error, Tensor) else torch.full((part.documents,), error)
-
-
-def _pairs_at_once(part: Part, query: Tensor) -> int:
-    longest = int(part.chunk_cu.diff().max())
-    return max(1, _PAIR_BYTES // (8 * longest * max(1, query[0].numel() if len(query) else 1)))
 
 
 def _padded(context: Tensor, places: Tensor, scores: Tensor, contexts: int) -> Found:

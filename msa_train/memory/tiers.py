@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from msa_train.errors import ConfigError
+from msa_train.memory.exact import rows_of
 from msa_train.memory.hot import HotDocuments
 from msa_train.memory.keys import KEY_FORMS, KeyForm, LayerKeys
 from msa_train.memory.search import MemoryView
-from msa_train.memory.shard import Part, Shard, rows_of
+from msa_train.memory.shard import Part, Shard
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.segments import Segment
 from msa_train.memory.tiered import Shards, TieredMemory

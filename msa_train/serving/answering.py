@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from msa_train.memory.answers import Event
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.interleave import Limits, Mode
 from msa_train.memory.search import MemoryView
-from msa_train.memory.storage.bank import MemoryBank
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,4 @@ class AnswerService:
         return Stream(engine.stream(asked, request.mode, request.limits))
 
     def stop(self) -> None:
-        pass
-
-
-class ServedBank:
-    def __init__(self, path: Path, model, fingerprint):
-        self._path, self._model, self._fingerprint = path, model, fingerprint
-        self.refresh()
-
-    @classmethod
-    def open(cls, path, model, fingerprint, tiers=None, ranks=None):
-        return cls(path, model, fingerprint)
-
-    def refresh(self) -> MemoryView:
-        self.bank = MemoryBank.open(self._path, self._fingerprint)
-        self.view = self.bank.view(self._model.config.router)
-        return self.view
-
-    def close(self) -> None:
         pass

@@ -30,7 +30,8 @@ def create_app(service: Service) -> Gate:
     app = FastAPI(title="msa", docs_url=None, redoc_url=None, openapi_url=None)
     for router in (_open_routes(service), chat_api.routes(service), *memory_api.routes(service)):
         app.include_router(router)
-    app.mount("/explorer", StaticFiles(directory=EXPLORER, check_dir=False), name="explorer")
+    if EXPLORER.is_dir():
+        app.mount("/explorer", StaticFiles(directory=EXPLORER), name="explorer")
     for kind in (ApiError, MSAError, DataError):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(HTTPException, _refused)
@@ -67,7 +68,7 @@ def _open_routes(service: Service) -> APIRouter:
 
 async def _failed(_: Request, error: Exception) -> Response:
     told = translated(error)
-    if told.status >= 500 and told.code != "internal_error":  # uvicorn logs that one, with a trace
+    if told.status >= 500 and told.code != "internal_error":  # the gate logs that one, with a trace
         log.error("a request failed: %s", error)
     return told.response()
 

@@ -16,11 +16,11 @@ from msa_train import durable
 from msa_train.errors import ConfigError
 from msa_train.memory.build import build_bank
 from msa_train.memory.search import MemoryView
+from msa_train.memory.served import ServedBank
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.manifest import MANIFEST
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.model.decoder import MSADecoder
-from msa_train.serving.answering import ServedBank
 from msa_train.serving.failures import ApiError, bad_request
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -42,23 +42,19 @@ class Bank:
 
     def __init__(self, name: str, path: Path, served: ServedBank, droppable: bool):
         self.name, self.path, self.droppable = name, path, droppable
-        self._served, self._stamp = served, _stamp(path)
-        self._refreshing, self._writing = threading.Lock(), threading.Lock()
+        self._served, self._writing = served, threading.Lock()
         self.dropped = False
 
     @property
     def stored(self) -> MemoryBank:
-        """The newest snapshot's documents."""
+        """The documents of the newest snapshot that was opened."""
+        assert self._served.bank is not None
         return self._served.bank
 
     def view(self) -> MemoryView:
-        """The newest snapshot; another process's commits are seen too. Blocks while it is read."""
-        with self._refreshing:
-            stamp = _stamp(self.path)
-            if stamp != self._stamp:
-                self._served.refresh()
-                self._stamp = stamp
-            return self._served.view
+        """The newest committed state, another process's too. Blocks while it is opened."""
+        self._check_there()
+        return self._served.view
 
     @contextlib.contextmanager
     def writing(self, timeout_s: float) -> Iterator[None]:
@@ -68,17 +64,21 @@ class Bank:
                 409, "writer_busy", f"bank {self.name!r} is being changed by other requests"
             )
         try:
-            if self.dropped:
-                raise ApiError(404, "bank_not_found", f"bank {self.name!r} was dropped")
+            self._check_there()
             yield
         finally:
             self._writing.release()
 
     def info(self) -> dict[str, Any]:
+        self.view()
         return {**self.stored.info(), "name": self.name, "droppable": self.droppable}
 
     def close(self) -> None:
         self._served.close()
+
+    def _check_there(self) -> None:
+        if self.dropped:
+            raise ApiError(404, "bank_not_found", f"bank {self.name!r} was dropped")
 
 
 class Banks:
@@ -159,14 +159,6 @@ class Banks:
                 durable.remove(path)  # its server died before it was deleted
             elif _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
                 self._banks[path.name] = Bank(path.name, path, self._open(path), True)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Changes with every commit: a commit is another file."""
-    with contextlib.suppress(OSError):
-        found = (path / MANIFEST).stat()
-        return found.st_ino, found.st_mtime_ns
-    return 0, 0
 
 
 def _name_rule(name: str) -> str:

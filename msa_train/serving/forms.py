@@ -6,16 +6,16 @@ import json
 import time
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from data_pipeline.schema import Document
 from msa_train.memory.storage.documents import StoredDocument
 from msa_train.serving.failures import ApiError, bad_request
 
 _LONGEST_NAME = 1000  # characters of an id or a title
-_TEN_TO_18 = 10**18
+MOST_NUMBERS = 10**18  # of documents: an id as written has 18 digits at most
 
-Number = Annotated[int, Field(ge=0, lt=_TEN_TO_18)]
+Number = Annotated[int, Field(ge=0, lt=MOST_NUMBERS)]
 Name = Annotated[str, Field(max_length=_LONGEST_NAME)]
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -31,6 +31,13 @@ class NewDocument(Strict):
     title: Name = ""
     text: Annotated[str, Field(min_length=1)]
     metadata: JsonValue = None
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_json(cls, value: JsonValue) -> JsonValue:
+        """NaN and infinity are Python's, not JSON's."""
+        json.dumps(value, allow_nan=False)
+        return value
 
 
 class NewDocuments(Strict):

@@ -59,6 +59,9 @@ class Gate:
                 await self._app(scope, body, send)
         except (ApiError, TimeoutError) as error:
             await send.finish(translated(error), scope, receive)
+        except Exception as error:  # raised further, it would cost the connection too
+            log.exception("a request failed: %s %s", scope["method"], scope["path"])
+            await send.finish(translated(error), scope, receive)
         except asyncio.CancelledError:
             if not service.stopping:
                 raise
@@ -134,8 +137,7 @@ class _Sender:
         elif self._streams and not self._ended:
             await self({"type": "http.response.body", "body": sse(error.body), "more_body": False})
         elif not self._ended:
-            log.warning("a response was cut short: %s", error.message)
-            raise error
+            raise error  # the connection is closed: that is how the client learns of it
 
 
 def _too_large(most: int) -> ApiError:

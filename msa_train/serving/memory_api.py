@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from msa_train.serving.access import allowed, json_body
 from msa_train.serving.changes import put_documents, remove_documents
 from msa_train.serving.forms import (
+    MOST_NUMBERS,
     NewBank,
     NewDocuments,
     Removal,
@@ -22,6 +23,7 @@ from msa_train.serving.service import Service
 from msa_train.serving.threads import in_thread
 
 _PAGE, _LONGEST_PAGE = 50, 500
+_Number = Annotated[int, Path(ge=0, lt=MOST_NUMBERS)]
 
 
 def routes(service: Service) -> list[APIRouter]:
@@ -34,23 +36,24 @@ def _reading(service: Service) -> APIRouter:
 
     @router.get("/banks")
     async def all_banks() -> dict[str, Any]:
-        return {"banks": [bank.info() for bank in banks]}
+        return {"banks": [await in_thread(lambda _, bank=bank: bank.info()) for bank in banks]}
 
     @router.get("/banks/{bank}")
     async def one_bank(bank: str) -> dict[str, Any]:
-        return banks[bank].info()
+        found = banks[bank]
+        return await in_thread(lambda _: found.info())
 
     @router.get("/banks/{bank}/documents")
     async def documents(
         bank: str,
-        after: int = -1,
+        after: Annotated[int, Query(ge=-1, lt=MOST_NUMBERS)] = -1,
         limit: Annotated[int, Query(ge=1, le=_LONGEST_PAGE)] = _PAGE,
         id: str | None = None,
     ) -> Response:
         return JSONResponse(await in_thread(lambda _: listed(banks[bank], after, limit, id)))
 
     @router.get("/banks/{bank}/documents/{number}")
-    async def one_document(bank: str, number: int) -> Response:
+    async def one_document(bank: str, number: _Number) -> Response:
         found = await in_thread(lambda _: document(banks[bank], service.model, number))
         return JSONResponse(found)
 
@@ -118,7 +121,7 @@ def _changing(service: Service) -> APIRouter:
         return JSONResponse({"removed": len(gone)})
 
     @router.delete("/{number}")
-    async def remove_one(bank: str, number: int) -> Response:
+    async def remove_one(bank: str, number: _Number) -> Response:
         return await take(bank, [], [number])
 
     @router.post("/remove")

@@ -49,7 +49,7 @@ def search(bank: Bank, model: ServedModel, asked: Search) -> list[dict[str, Any]
         engine = MemoryEngine(model.model, model.tokenizer, view)
         chosen = engine.route([asked.query])[0]
         by_layer = {
-            str(layer): {each[0]: each[1] for each in ranking}
+            str(layer): {each.number: each.score for each in ranking}
             for layer, ranking in chosen.layers.items()
         }
         return [

@@ -150,7 +150,7 @@ class Reply:
 def chosen_json(chosen: Chosen) -> dict[str, Any]:
     return {
         "layers": {
-            str(layer): [_selected(each) for each in ranking]
+            str(layer): [each._asdict() for each in ranking]
             for layer, ranking in chosen.layers.items()
         },
         "voted": [{"number": number, "score": score} for number, score in chosen.voted],
@@ -163,11 +163,6 @@ def round_json(report: Any) -> dict[str, Any]:
         "written": report.written,
         "evidence": list(report.evidence),
     }
-
-
-def _selected(each: Any) -> dict[str, Any]:
-    chunk, gate = getattr(each, "chunk", 0), getattr(each, "gate", None)
-    return {"number": each[0], "score": each[1], "chunk": chunk, "gate": gate}
 
 
 def sse(value: dict[str, Any] | str) -> bytes:

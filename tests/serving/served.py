@@ -1,22 +1,32 @@
-"""A tiny export with banks on disk, and `msa serve` over it on a real socket."""
+"""A tiny export with banks on disk; a server over it in a thread, or as a process of its own."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import httpx
 from safetensors.torch import save_file
 
-from data_pipeline.schema import Document
 from msa_train.interop import export
 from msa_train.interop.msa_checkpoint import to_published
 from msa_train.memory.build import build_bank
-from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
+from msa_train.memory.served import ServedBank
+from msa_train.serving.answering import AnswerService
+from msa_train.serving.banks import Banks, ServedModel
+from msa_train.serving.keys import ApiKeys
+from msa_train.serving.running import Server, listen
+from msa_train.serving.service import Service
+from msa_train.serving.settings import AllowedHosts, Limits
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = ServedModel("tiny", tiny_model(), tiny_tokenizer(), FINGERPRINT)
 
 
 def tiny_export(folder: Path) -> Path:
@@ -32,16 +42,61 @@ def tiny_export(folder: Path) -> Path:
     return folder
 
 
-def tiny_bank(path: Path, exported: Path, documents: list[Document] | None = None) -> Path:
-    model, _, tokenizer, fingerprint = export.load_export(exported)
-    build_bank(path, model, tokenizer, documents or tiny_documents(), fingerprint)
+def tiny_bank(path: Path, fingerprint=FINGERPRINT) -> Path:
+    build_bank(path, tiny_model(), tiny_tokenizer(), tiny_documents(), fingerprint)
     return path
 
 
-class Served:
+@contextlib.contextmanager
+def running(folder: Path, answers=None, keys=None, hosts=None, **limits):
+    """(client, server) of a server in a thread: bank `notes`, and `banks/` to make more in."""
+    service = service_of(folder, answers, keys, hosts, **limits)
+    socket = listen("127.0.0.1", 0)
+    server = Server(service, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield client, server
+    finally:
+        server.stop()
+        thread.join(20)
+        service.answers.stop()
+        service.banks.close()
+        assert not thread.is_alive()
+
+
+def service_of(folder: Path, answers=None, keys=None, hosts=None, **limits) -> Service:
+    def open_bank(path: Path) -> ServedBank:
+        return ServedBank.open(path, MODEL.model, MODEL.fingerprint)
+
+    path = folder / "notes"
+    banks = Banks(open_bank, folder / "banks")
+    banks.open("notes", path if path.exists() else tiny_bank(path))
+    return Service(
+        MODEL,
+        banks,
+        answers or AnswerService(MODEL.model, MODEL.tokenizer),
+        keys or ApiKeys(),
+        Limits(**{"drain_s": 5, **limits}),
+        hosts or AllowedHosts.of("127.0.0.1"),
+    )
+
+
+def wait_for(there, seconds: float = 10.0) -> None:
+    """Fails when `there()` does not become true in time."""
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+class ServeProcess:
     """`msa serve` as a process of its own, until it is closed."""
 
-    def __init__(self, *arguments: object, key: str | None = None):
+    def __init__(self, *arguments: object):
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "msa_train.cli", "serve", *map(str, arguments), "--port", "0"],
@@ -52,11 +107,10 @@ class Served:
         if not found:
             raise AssertionError(f"no server: {line}{self.process.stderr.read()}")
         self.url = found.group()[:-1]
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def end(self, signal: int, timeout: float = 30) -> tuple[int, str]:
-        """Exit code and what was logged."""
+        """Exit code and what was logged, after a signal."""
         self.process.send_signal(signal)
         return self.left(timeout)
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
@@ -13,11 +14,11 @@ WHOLE, LAST = 1, 4
 class Segment:
     """One run directory. A resumed run has several, with the same id."""
 
-    def __init__(self, path):
-        found = {}
-        for record in _records(Path(path).read_bytes()):
-            kind = record.WhichOneof("record_type")
-            found.setdefault(kind, []).append(getattr(record, kind))
+    def __init__(self, path, wait_s=30):
+        found, end = _kinds(path), time.monotonic() + wait_s
+        while not {"run", "exit"} <= found.keys() and time.monotonic() < end:
+            time.sleep(0.2)  # another process writes it
+            found = _kinds(path)
         self.folder, self.records = Path(path).parent, found
         self.run, self.exit_code = found["run"][0], found["exit"][0].exit_code
         self.alerts = found.get("alert", [])
@@ -54,6 +55,15 @@ def _items(items):
     return {"/".join(each.nested_key) or each.key: json.loads(each.value_json) for each in items}
 
 
+def _kinds(path):
+    """Records by kind."""
+    found = {}
+    for record in _records(Path(path).read_bytes()):
+        kind = record.WhichOneof("record_type")
+        found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
 def _records(data):
     assert data.startswith(b":W&B")
     place, parts = HEADER, b""
@@ -64,6 +74,8 @@ def _records(data):
             continue
         _, size, kind = struct.unpack("<IHB", data[place : place + CHUNK_HEADER])
         place += CHUNK_HEADER
+        if place + size > len(data):
+            return  # still being written
         parts += data[place : place + size]
         place += size
         if kind in (WHOLE, LAST):
