@@ -124,7 +124,7 @@ def test_pasted_document_is_found_by_the_next_question_and_removed(page, http):
     dialog.get_by_role("textbox", name="Title").fill("Lamp 😀")
     dialog.get_by_role("textbox", name="Text").fill("😀 The code of the lamp is 77.")
     dialog.get_by_role("textbox", name="Metadata").fill("{not json")
-    expect(dialog).to_contain_text("Not JSON yet")
+    expect(dialog).to_contain_text("The metadata is not JSON")
     dialog.get_by_role("textbox", name="Metadata").fill('{"room": 3}')
     dialog.get_by_role("button", name="Add document").click()
     expect(page.locator(".toast")).to_contain_text("Lamp 😀")

@@ -66,17 +66,24 @@ class Adding {
       h("div", { class: "field" }, h("label", { for: this.metadata.id }, "Metadata"), this.metadata, this.metadataHint));
   }
 
-  /** The metadata, undefined when none is given; raises SyntaxError. */
-  checkMetadata() {
-    this.metadata.removeAttribute("aria-invalid");
-    fill(this.metadataHint, "JSON, optional.");
+  /** The metadata, undefined when none is given; raises Error. */
+  readMetadata() {
     if (!this.metadata.value.trim()) return undefined;
     try {
       return JSON.parse(this.metadata.value);
     } catch (error) {
+      throw new Error(`The metadata is not JSON: ${error.message}`);
+    }
+  }
+
+  checkMetadata() {
+    try {
+      this.readMetadata();
+      this.metadata.removeAttribute("aria-invalid");
+      fill(this.metadataHint, "JSON, optional.");
+    } catch (error) {
       this.metadata.setAttribute("aria-invalid", "true");
-      fill(this.metadataHint, `Not JSON yet: ${error.message}`);
-      throw error;
+      fill(this.metadataHint, error.message);
     }
   }
 
@@ -127,7 +134,7 @@ class Adding {
   documents() {
     if (this.kind === "files") return this.read.flatMap((file) => file.documents);
     if (!this.text.value.trim()) throw new Error("The text is empty: paste what is to be remembered.");
-    const metadata = this.checkMetadata();
+    const metadata = this.readMetadata();
     const title = this.title.value.trim();
     const id = this.id.value.trim();
     return [{
@@ -143,7 +150,7 @@ class Adding {
     try {
       documents = this.documents();
     } catch (error) {
-      fill(this.problem, failed(Object.assign(error, { status: 400 })));
+      fill(this.problem, failed(Object.assign(error, { title: "Not added yet" })));
       return;
     }
     this.working(true);

@@ -14,11 +14,11 @@ const MODES = [
   ["memory", "Memory alone", "The model answers from its compressed memory, without reading any text again."],
 ];
 const KEPT = 20; // answers on the page
-const GLIMPSE = 200; // documents among whose titles a few are shown
+const GLIMPSE = 40; // documents among whose titles a few are shown
 
 export class AskView {
   constructor(bank) {
-    Object.assign(this, { bank, mode: "generate", run: null });
+    Object.assign(this, { bank, mode: "generate", run: null, welcomed: null });
     this.box = h("textarea", {
       id: uniqueId("question"), class: "question-box", rows: 2, dir: "auto",
       placeholder: "Ask this memory a question", "aria-label": "Question",
@@ -125,7 +125,7 @@ export class AskView {
     try {
       filter = this.filter.read();
     } catch (error) {
-      fill(this.problem, failed(Object.assign(error, { status: 400 })));
+      fill(this.problem, failed(Object.assign(error, { title: "Not asked yet" })));
       return;
     }
     this.send(question, {

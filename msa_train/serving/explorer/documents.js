@@ -5,7 +5,7 @@ import { openAdding } from "./adding.js";
 import { placeOf } from "./banks.js";
 import { confirmed } from "./dialogs.js";
 import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
-import { counted, firstWords, moment, plainName, score, titleOf } from "./format.js";
+import { counted, firstWords, headingOf, moment, plainName, score, titleOf } from "./format.js";
 import { empty, failed, loading, toast } from "./notices.js";
 import { chunkedText, metadataTable } from "./texts.js";
 
@@ -102,16 +102,16 @@ export class DocumentsView {
 
   table(documents) {
     return h("ul", { class: "rows", "aria-label": "Documents" }, documents.map((doc) => {
-      const facts = [foreign(plainName(doc.id || "no id"))];
-      if (doc.part) facts.push(` · part ${doc.part}`);
-      if (doc.score !== undefined) facts.push(` · score ${score(doc.score)}`);
-      if (doc.title) facts.push(" · ", foreign(firstWords(doc.text)));
+      const facts = doc.id === doc.title ? [] : [foreign(plainName(doc.id || "no id"))];
+      if (doc.part) facts.push(`part ${doc.part}`);
+      if (doc.score !== undefined) facts.push(`score ${score(doc.score)}`);
+      if (doc.title) facts.push(foreign(firstWords(doc.text)));
       return h("li", {}, h("button", {
         type: "button", class: "row", "data-number": doc.number,
         "aria-current": String(doc.number === this.open), on: { click: () => this.look(doc.number) },
       },
       h("span", { class: "row-number" }, `[${doc.number}]`),
-      h("span", { class: "row-main" }, foreign(titleOf(doc), { class: "row-title" }), h("span", { class: "row-facts" }, facts))));
+      h("span", { class: "row-main" }, foreign(titleOf(doc), { class: "row-title" }), h("span", { class: "row-facts" }, facts.flatMap((each) => [" · ", each]).slice(1)))));
     }));
   }
 
@@ -166,7 +166,7 @@ export class DocumentsView {
       h("input", { type: "checkbox", on: { change: (event) => text.classList.toggle("show-chunks", event.target.checked) } }),
       `show its ${counted(doc.chunks.length, "chunk")}`);
     return [this.back(),
-      h("h2", {}, foreign(titleOf(doc))),
+      h("h2", {}, foreign(headingOf(doc))),
       h("p", { class: "facts" }, foreign(plainName(doc.id || "no id")), ` · number ${doc.number}`,
         doc.part ? ` · part ${doc.part}` : "", doc.added ? ` · added ${moment(doc.added)}` : ""),
       metadataTable(doc.metadata),

@@ -45,6 +45,9 @@ export function plainName(text) {
 
 export const titleOf = (doc) => plainName(doc.title || "") || firstWords(doc.text) || "Untitled";
 
+/** Above a document's text, which need not be told twice. */
+export const headingOf = (doc) => plainName(doc.title || "") || `Document ${doc.number}`;
+
 /** How a text begins, on one line. */
 export function firstWords(text) {
   if (!text) return "";

@@ -23,8 +23,8 @@ const CODES = {
 
 /** An error and, where trying again can help, a button; waits as long as the server asked to. */
 export function failed(error, retry = null) {
-  if (!("status" in error)) console.error(error); // ours, not the server's
-  const title = CODES[error.code] ?? TITLES[error.status] ?? "Something went wrong";
+  if (!("status" in error || "title" in error)) console.error(error); // a mistake of this page
+  const title = error.title ?? CODES[error.code] ?? TITLES[error.status] ?? "Something went wrong";
   const line = h("p", {}, error.message);
   const notice = h("div", { class: "notice failed", role: "alert" },
     h("p", { class: "notice-title" }, title), line);

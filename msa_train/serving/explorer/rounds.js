@@ -2,7 +2,7 @@
 
 import { placeOf } from "./banks.js";
 import { button, fill, foreign, h } from "./dom.js";
-import { counted, firstWords, layersText, plainName, titleOf } from "./format.js";
+import { counted, firstWords, headingOf, layersText, plainName, titleOf } from "./format.js";
 import { HeatMap } from "./heatmap.js";
 import { failed, loading } from "./notices.js";
 import { chunkedText } from "./texts.js";
@@ -96,7 +96,7 @@ export class Round {
     const winners = this.winners(number, layer);
     const body = h("div", { class: "reader-text", tabindex: "0", role: "region", "aria-label": "Text" }, chunkedText(doc, winners));
     fill(this.reader,
-      h("h4", {}, foreign(titleOf(doc))),
+      h("h4", {}, foreign(headingOf(doc))),
       h("p", { class: "facts" }, foreign(plainName(doc.id || "no id")), ` · number ${number} · ${counted(doc.chunks.length, "chunk")} · `,
         h("a", { href: placeOf(this.texts.bank, "documents", number) }, "open")),
       this.marks(number, winners, layer), body);
