@@ -46,7 +46,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     limits = parser.add_argument_group("limits")
     for flag, kind, default, meaning in (
-        ("--max-concurrent", int, 64, "answers at once"),
+        ("--max-concurrent", int, 32, "answers at once"),
+        ("--context-tokens", int, 4096, "of a conversation with all that is read for it"),
         ("--queue", int, 128, "answers that wait; more are refused with 429"),
         ("--max-body-mb", float, 16.0, "of a request"),
         ("--max-batch", int, 256, "documents in one request"),
@@ -63,9 +64,10 @@ def _serve(options: argparse.Namespace) -> int:
 
     from msa_train.errors import ConfigError
     from msa_train.interop.export import load_export
+    from msa_train.memory.scheduler import Scheduler
     from msa_train.memory.served import ServedBank
+    from msa_train.memory.service import AnswerService
     from msa_train.memory.tiers import TierSettings
-    from msa_train.serving.answering import AnswerService
     from msa_train.serving.banks import Banks, ServedModel
     from msa_train.serving.keys import ApiKeys
     from msa_train.serving.running import run
@@ -78,7 +80,7 @@ def _serve(options: argparse.Namespace) -> int:
     check_host(options.host, bool(keys))
     limits = Limits(
         options.max_body_mb, options.max_batch, options.max_concurrent, options.queue,
-        options.timeout_s, options.drain_s,
+        options.context_tokens, options.timeout_s, options.drain_s,
     )  # fmt: skip
     named = [_named(given) for given in options.bank]
     if not named and options.banks_dir is None:
@@ -95,7 +97,8 @@ def _serve(options: argparse.Namespace) -> int:
     for name, path in reversed(named):
         banks.open(name, path)
     hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
-    service = Service(model, banks, AnswerService(decoder, tokenizer), keys, limits, hosts)
+    scheduler = Scheduler(decoder, tokenizer, limits.concurrent, limits.context_tokens)
+    service = Service(model, banks, AnswerService(scheduler), keys, limits, hosts)
     run(service, options.host, options.port)
     return 0
 

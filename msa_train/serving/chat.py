@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from msa_train.memory.interleave import Limits, Mode
-from msa_train.serving.answering import Sampling
+from msa_train.memory.sampling import Sampling
 from msa_train.serving.failures import ApiError, bad_request
 from msa_train.serving.forms import Filter, Strict, checked_text, parsed
 
-MOST_TOKENS = 4096  # of an answer
+_MOST_TOKENS = 1 << 20  # more is no number that anybody means
 MOST_ROUNDS = 16
 _SYSTEM = ("system", "developer")
 # field -> the values that change nothing; any other would change what the answer means
@@ -77,8 +78,8 @@ class ChatRequest(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -104,19 +105,22 @@ class ChatRequest(BaseModel):
     def options(self) -> MemoryOptions:
         return self.memory or MemoryOptions()
 
-    @property
-    def limits(self) -> Limits:
-        given = {
-            "answer_tokens": self.max_completion_tokens or self.max_tokens,
-            "rounds": self.options.rounds,
-        }
+    def limits(self, answer_tokens: int) -> Limits:
+        """answer_tokens: what an answer may have at most, whatever is asked for."""
+        asked = self.max_completion_tokens or self.max_tokens or Limits.answer_tokens
+        given = {"answer_tokens": min(asked, answer_tokens), "rounds": self.options.rounds}
         return Limits(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def sampling(self) -> Sampling:
         """Greedy unless a temperature is given."""
-        seed = 0 if self.seed is None else self.seed % 2**63
-        return Sampling(self.temperature or 0.0, 1.0 if self.top_p is None else self.top_p, seed)
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return Sampling(self.temperature or 0.0, top_p, self._seed)
+
+    @property
+    def _seed(self) -> int:
+        """Without one, every request draws another text."""
+        return secrets.randbits(63) if self.seed is None else self.seed
 
     @property
     def stops(self) -> tuple[str, ...]:

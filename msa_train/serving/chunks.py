@@ -18,7 +18,8 @@ def chunk_spans(
     """
     pieces = document_pieces(number, text)
     ids = tokenizer.encode_pieces(pieces).tokens
-    lengths = np.array([0, *tokenizer.byte_lengths(ids[1:-1]), 0])  # control tokens are no text
+    texts = (tokenizer.token_bytes(i) for i in ids[1:-1])  # the control tokens are no text
+    lengths = np.array([0, *map(len, texts), 0])
     bounds = np.concatenate([[0], lengths.cumsum()])
     prefix, data = len(f"[{number}]. "), text.encode()
     starts_before, complete_before = _characters(data)

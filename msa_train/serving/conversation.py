@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from data_pipeline.protocol import prompt_pieces
-from msa_train.memory.answers import Event, Evidence, Finished, Routed
-from msa_train.serving.answering import Request, Stream
+from msa_train.memory.answers import Event, Evidence, Finished, Routed, TextPiece
+from msa_train.memory.scheduler import Request
+from msa_train.memory.search import MemoryView
+from msa_train.memory.service import Stream
 from msa_train.serving.banks import Bank
+from msa_train.serving.changes import named_errors
 from msa_train.serving.chat import ChatRequest
 from msa_train.serving.failures import ApiError, translated
+from msa_train.serving.reading import restricted
 from msa_train.serving.replies import Reply, sse
 from msa_train.serving.service import Service
 from msa_train.serving.threads import in_thread, iterated
@@ -35,17 +38,17 @@ class Conversation:
         self._service, self._asked, self._bank = service, asked, bank
         self._arrived = self._since = time.perf_counter()
         self._stream: Stream | None = None
-        self._entered = False
+        self._entered = self._began_answer = False
+        self.reply = Reply(service.model.name, bank.name)
 
     async def begin(self) -> None:
         """Waits for a place. Raises ApiError 429 where too many wait."""
         await self._service.answering.enter()
         self._entered = True
         try:
-            request, tokens = await in_thread(self._request)
-            self.reply = Reply(self._service.model.name, self._bank.name, tokens)
+            view = await in_thread(self._view)
             self._since = time.perf_counter()
-            self._stream = self._service.answers.submit(request)
+            self._stream = self._service.answers.submit(self._request(view))
         except BaseException:
             self.close()
             raise
@@ -63,7 +66,7 @@ class Conversation:
         async for event in self._events():
             if event is not None:
                 self.reply.take(event)
-        return self.reply.completion(self._count())
+        return self.reply.completion()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Events of a text/event-stream, the closing one among them."""
@@ -76,10 +79,9 @@ class Conversation:
             for part in reply.take(event):
                 delta = {"content": part.pop("content")} if "content" in part else {}
                 yield sse(reply.chunk(delta, **part, **self._usage))
-        tokens = self._count()
         yield sse(reply.chunk({}, reply.finish_reason, **self._usage))
         if self._asked.includes_usage:
-            yield sse(reply.usage_chunk(tokens))
+            yield sse(reply.usage_chunk())
         yield sse("[DONE]")
 
     @property
@@ -104,32 +106,29 @@ class Conversation:
             metrics.routing.observe(now - self._since)
         elif isinstance(event, Evidence):
             self._since = now
-        elif event is not None and not isinstance(event, Finished) and not self.reply.content:
-            if getattr(event, "stage", None) == "answer":
-                metrics.first_token.observe(now - self._arrived)
+        elif isinstance(event, TextPiece) and event.stage == "answer" and not self._began_answer:
+            self._began_answer = True
+            metrics.first_token.observe(now - self._arrived)
         elif isinstance(event, Finished):
             metrics.answer.observe(now - self._arrived)
+            metrics.tokens.inc(event.answer.tokens)
 
-    def _request(self, _: Flag) -> tuple[Request, int]:
-        asked, tokenizer = self._asked, self._service.model.tokenizer
-        request = Request(
+    def _view(self, _: Flag) -> MemoryView:
+        with named_errors(self._bank):
+            return restricted(self._bank.view(), self._asked.options.filter)
+
+    def _request(self, view: MemoryView) -> Request:
+        asked = self._asked
+        return Request(
             asked.question,
-            self._bank.view(),
+            view,
             asked.options.retrieval,
-            asked.limits,
+            asked.limits(self._service.limits.answer_tokens),
             asked.sampling,
             asked.instructions,
             asked.earlier,
             asked.stops,
         )
-        return request, len(tokenizer.encode_pieces(prompt_pieces(asked.question)).tokens)
-
-    def _count(self) -> int:
-        """Tokens of the answer; those of ids count among the written ones."""
-        encode = self._service.model.tokenizer.encode_text
-        answer = len(encode(self.reply.answer_text))
-        self._service.metrics.tokens.inc(answer + len(encode(self.reply.written_ids)))
-        return answer
 
 
 class EventStream(Response):

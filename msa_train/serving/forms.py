@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from data_pipeline.schema import Document
 from msa_train.memory.storage.documents import StoredDocument
+from msa_train.memory.storage.filters import DocumentFilter
 from msa_train.serving.failures import ApiError, bad_request
 
 _LONGEST_NAME = 1000  # characters of an id or a title
 MOST_NUMBERS = 10**18  # of documents: an id as written has 18 digits at most
 
 Number = Annotated[int, Field(ge=0, lt=MOST_NUMBERS)]
+Time = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Name = Annotated[str, Field(max_length=_LONGEST_NAME)]
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -59,8 +61,11 @@ class Filter(Strict):
     ids: list[Name] | None = None
     numbers: list[Number] | None = None
     metadata: dict[str, JsonValue] | None = None
-    added_after: int | None = None
-    added_before: int | None = None
+    added_after: Time | None = None
+    added_before: Time | None = None
+
+    def documents(self) -> DocumentFilter:
+        return DocumentFilter.from_json(self.model_dump(exclude_none=True))
 
 
 class Search(Strict):

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from msa_train.memory.engine import MemoryEngine
+from msa_train.memory.search import MemoryView
 from msa_train.serving.banks import Bank, ServedModel
 from msa_train.serving.changes import named_errors, not_found
 from msa_train.serving.chunks import chunk_spans
-from msa_train.serving.forms import Search, shown
+from msa_train.serving.forms import Filter, Search, shown
 
 
 def listed(bank: Bank, after: int, limit: int, id: str | None) -> dict[str, Any]:
@@ -40,10 +41,17 @@ def document(bank: Bank, model: ServedModel, number: int) -> dict[str, Any]:
     return {**shown(found), "chunks": chunk_spans(model.tokenizer, number, found.text, size)}
 
 
+def restricted(view: MemoryView, only: Filter | None) -> MemoryView:
+    """The view itself without a filter: questions to one view are searched together."""
+    if only is None:
+        return view
+    return view.restricted(only.documents().allowed(view.documents))
+
+
 def search(bank: Bank, model: ServedModel, asked: Search) -> list[dict[str, Any]]:
     """What the routers choose for a text, best first; layers: the scores where it was chosen."""
     with named_errors(bank):
-        view = bank.view()
+        view = restricted(bank.view(), asked.filter)
         if not len(view):
             return []
         engine = MemoryEngine(model.model, model.tokenizer, view)

@@ -52,16 +52,13 @@ class AnswerText:
 
 @dataclass
 class Reply:
-    """One answer on its way. content: its text so far; tokens: how many were written."""
+    """One answer on its way. content: its text so far."""
 
     model: str
     bank: str
-    prompt_tokens: int
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     content: str = ""
-    written_ids: str = ""
-    answer_text: str = ""
     answer: Answer | None = None
     _text: AnswerText = field(default_factory=AnswerText)
 
@@ -81,9 +78,7 @@ class Reply:
 
     def _piece(self, event: TextPiece) -> list[dict[str, Any]]:
         if event.stage == "ids":
-            self.written_ids += event.text
             return [{"memory": {"event": "writes", "text": event.text}}]
-        self.answer_text += event.text
         return self._show(self._text.more(event.text))
 
     def _finish(self, answer: Answer) -> list[dict[str, Any]]:
@@ -100,17 +95,21 @@ class Reply:
     @property
     def finish_reason(self) -> str:
         assert self.answer is not None
-        cut = any(reason.endswith("tokens of answer") for reason in self.answer.forced)
-        return "length" if cut else "stop"
+        return "length" if self.answer.cut else "stop"
 
-    def usage(self, tokens: int) -> dict[str, int]:
+    @property
+    def usage(self) -> dict[str, int]:
+        """Of the first prompt and of the answer: what the engine reads and writes between them is
+        not the client's."""
+        assert self.answer is not None
+        prompt, written = self.answer.prompt_tokens, self.answer.answer_tokens
         return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": self.prompt_tokens + tokens,
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
         }
 
-    def completion(self, tokens: int) -> dict[str, Any]:
+    def completion(self) -> dict[str, Any]:
         """The whole answer."""
         assert self.answer is not None
         message = {"role": "assistant", "content": self.content, "refusal": None}
@@ -124,7 +123,7 @@ class Reply:
                     "logprobs": None,
                 }
             ],
-            "usage": self.usage(tokens),
+            "usage": self.usage,
             "memory": {
                 "bank": self.bank,
                 "rounds": [round_json(each) for each in self.answer.rounds],
@@ -139,9 +138,9 @@ class Reply:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
 
-    def usage_chunk(self, tokens: int) -> dict[str, Any]:
+    def usage_chunk(self) -> dict[str, Any]:
         head = self._head("chat.completion.chunk")
-        return {**head, "choices": [], "usage": self.usage(tokens)}
+        return {**head, "choices": [], "usage": self.usage}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msa_train.memory.service import AnswerService
 from msa_train.serving.admission import Admission
-from msa_train.serving.answering import AnswerService
 from msa_train.serving.banks import Banks, ServedModel
 from msa_train.serving.keys import ApiKeys
 from msa_train.serving.metrics import Metrics

@@ -13,13 +13,15 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @dataclass(frozen=True)
 class Limits:
     """body_mb: of a request. batch: documents in one request. concurrent: answers at once; waiting:
-    those that wait for one of them to end. timeout_s: for a request from its first byte to its
-    last. drain_s: how long running requests may take after a signal to stop."""
+    those that wait for one of them to end. context_tokens: of a conversation with all that is read
+    for it. timeout_s: for a request from its first byte to its last. drain_s: how long running
+    requests may take after a signal to stop."""
 
     body_mb: float = 16.0
     batch: int = 256
-    concurrent: int = 64
+    concurrent: int = 32
     waiting: int = 128
+    context_tokens: int = 4096
     timeout_s: float = 300.0
     drain_s: float = 30.0
 
@@ -28,6 +30,11 @@ class Limits:
             value, least = getattr(self, field.name), 0 if field.name == "waiting" else 1e-3
             if not least <= value <= 1e9:
                 raise ConfigError(f"{field.name} is {value}: give a number above 0")
+
+    @property
+    def answer_tokens(self) -> int:
+        """Of an answer, at most: the rest of the context is for what it is made from."""
+        return self.context_tokens // 4
 
     @property
     def body_bytes(self) -> int:

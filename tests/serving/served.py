@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from msa_train.interop import export
 from msa_train.interop.msa_checkpoint import to_published
 from msa_train.memory.build import build_bank
+from msa_train.memory.scheduler import Scheduler
 from msa_train.memory.served import ServedBank
-from msa_train.serving.answering import AnswerService
+from msa_train.memory.service import AnswerService
 from msa_train.serving.banks import Banks, ServedModel
 from msa_train.serving.keys import ApiKeys
 from msa_train.serving.running import Server, listen
@@ -75,12 +76,14 @@ def service_of(folder: Path, answers=None, keys=None, hosts=None, **limits) -> S
     path = folder / "notes"
     banks = Banks(open_bank, folder / "banks")
     banks.open("notes", path if path.exists() else tiny_bank(path))
+    allowed = Limits(**{"drain_s": 5, "context_tokens": 2048, **limits})
+    scheduler = Scheduler(MODEL.model, MODEL.tokenizer, allowed.concurrent, allowed.context_tokens)
     return Service(
         MODEL,
         banks,
-        answers or AnswerService(MODEL.model, MODEL.tokenizer),
+        answers or AnswerService(scheduler),
         keys or ApiKeys(),
-        Limits(**{"drain_s": 5, **limits}),
+        allowed,
         hosts or AllowedHosts.of("127.0.0.1"),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,13 @@ import numpy as np
 from msa_train.errors import BankError
 from msa_train.memory.storage.bank import MemoryBank, read_removed
 from msa_train.memory.storage.manifest import SEGMENTS, Manifest
-from msa_train.memory.storage.segments import Segment, raw_bytes, rows_crc, state_file
+from msa_train.memory.storage.segments import (
+    Segment,
+    changed_files,
+    raw_bytes,
+    rows_crc,
+    state_file,
+)
 from msa_train.memory.storage.writer import unlisted
 
 
@@ -24,8 +29,7 @@ def verify_bank(path: Path | str) -> dict[str, Any]:
     manifest = Manifest.load(path)
     problems: list[str] = []
     for entry in manifest.segments:
-        for name, expected in entry.files.items():
-            problems += _file_problems(path / SEGMENTS / entry.name / name, expected.sha256)
+        problems += changed_files(path / SEGMENTS, entry)
         try:
             problems += _segment_problems(Segment(path / SEGMENTS, entry, manifest.form))
         except BankError as error:
@@ -41,20 +45,16 @@ def verify_bank(path: Path | str) -> dict[str, Any]:
         "path": str(path),
         "generation": manifest.generation,
         "segments": len(manifest.segments),
-        "documents": sum(entry.documents for entry in manifest.segments),
-        "bytes": sum(entry.bytes for entry in manifest.segments),
+        "files": sum(len(entry.files) for entry in manifest.segments),
+        **{
+            name: sum(getattr(entry, name) for entry in manifest.segments)
+            for name in ("documents", "chunks", "tokens", "bytes")
+        },
+        "removed": manifest.removed.count if manifest.removed else 0,
         "problems": sorted(set(problems)),
         "orphans": [str(each) for each in orphans],
         "orphan_bytes": sum(map(_size, orphans)),
     }
-
-
-def _file_problems(file: Path, sha256: str) -> list[str]:
-    if not file.is_file():
-        return [f"{file} is missing"]
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    return [] if found == sha256 else [f"{file} was changed (sha256 {found[:12]})"]
 
 
 def _segment_problems(segment: Segment) -> list[str]:

@@ -15,7 +15,8 @@ from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.verify import verify_bank
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.memory.tiers import bank_view
-from tests.faults.bank_changes import CHANGES, build, document, encoded, prepared, texts
+from tests.faults.bank_changes import CHANGES, encoded, prepared, texts
+from tests.memory.building import build, document
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
 
