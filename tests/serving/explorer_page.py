@@ -1,4 +1,4 @@
-"""Chromium with the memory explorer, for tests: what it may never do fails the test it did it in."""
+"""Chromium with the memory explorer: what the page may never do fails the test it did it in."""
 
 import contextlib
 import shutil
@@ -38,10 +38,14 @@ def opened(browser: Browser, url: str, size=WIDE, key: str | None = None) -> Ite
     page.set_default_timeout(15_000)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on(
+        "dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss())
+    )
     page.on("console", lambda said: problems.append(said.text) if _bad(said.text) else None)
     origin = url.split("/", 3)[2]
-    page.on("request", lambda asked: None if _ours(asked.url, origin) else problems.append(asked.url))
+    page.on(
+        "request", lambda asked: None if _ours(asked.url, origin) else problems.append(asked.url)
+    )
     if key is not None:
         page.add_init_script(f"sessionStorage.setItem('msa-key', {key!r})")
     page.goto(url)

@@ -6,13 +6,11 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.serving.explorer_page import (
-    NARROW,
     answer_of,
     ask,
     chromium,
     documents_of,
     made_file,
-    no_sideways_scrolling,
     opened,
     short_answers,
     shown_score,
@@ -82,7 +80,9 @@ def test_marks_the_winning_chunk_and_switches_to_the_gate(page, http):
     mark = run.locator(".reader mark")
     expect(mark).to_have_count(1)
     assert mark.text_content() == document["text"][start:end]
-    expect(run.locator(".marks")).to_contain_text(f"chunk {first['chunk'] + 1} best for layer {layer}")
+    expect(run.locator(".marks")).to_contain_text(
+        f"chunk {first['chunk'] + 1} best for layer {layer}"
+    )
     assert first["gate"] is not None, "the tiny model has a gate"
     run.get_by_role("radio", name="Gate's weights").check()
     expect(row.locator("td.cell").first).to_have_text(shown_score(first["gate"]))
@@ -137,7 +137,11 @@ def test_pasted_document_is_found_by_the_next_question_and_removed(page, http):
     run = ask(page, "What is the code of the lamp?")
     assert run.locator(".doc-number").all_inner_texts() == [f"[{added['number']}]"]
     expect(run.locator(".reader h4")).to_have_text("Lamp 😀")
-    assert run.locator(".reader mark").text_content() == added["text"]
+    chunks = http.get(f"/v1/memory/banks/notes/documents/{added['number']}").json()["chunks"]
+    marks = run.locator(".reader mark")
+    places = [int(mark.get_attribute("title").split(",")[0].split()[1]) - 1 for mark in marks.all()]
+    spans = [chunks[place] for place in places]
+    assert spans and marks.all_text_contents() == [added["text"][start:end] for start, end in spans]
 
     page.get_by_role("link", name="Documents", exact=True).click()
     page.locator(f".row[data-number='{added['number']}']").click()
@@ -145,15 +149,21 @@ def test_pasted_document_is_found_by_the_next_question_and_removed(page, http):
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(page.locator(f".row[data-number='{added['number']}']")).to_have_count(0)
     assert {each["number"] for each in documents_of(http)} == before
-    expect(page.get_by_role("link", name="notes").locator("dd").first).to_have_text(str(len(before)))
-    page.get_by_role("link", name="Ask", exact=True).click()
+    expect(page.get_by_role("link", name="notes").locator("dd").first).to_have_text(
+        str(len(before))
+    )
+    page.get_by_role("navigation").get_by_role("link", name="Ask").click()
     run = ask(page, "What is the code of the lamp, now?")
     assert run.locator(".heat tbody tr").count() == 0
 
 
 def test_files_are_listed_with_their_errors_then_added(page, http, tmp_path):
     http.post("/v1/memory/banks", json={"name": "files"})
-    lines = [{"text": "one", "id": "l1"}, {"id": "l2"}, {"text": "two", "id": "l3", "metadata": [1]}]
+    lines = [
+        {"text": "one", "id": "l1"},
+        {"id": "l2"},
+        {"text": "two", "id": "l3", "metadata": [1]},
+    ]
     files = [
         made_file(tmp_path, "notes.md", b"# The title\nA note."),
         made_file(tmp_path, "some.jsonl", "\n".join([*map(json.dumps, lines), "{"]).encode()),
@@ -239,66 +249,3 @@ def test_banks_are_made_and_dropped(page, http):
     dialog.get_by_role("button", name="Drop bank").click()
     expect(page.get_by_text("There is no bank “fresh” here")).to_be_visible()
     assert http.get("/v1/memory/banks/fresh").status_code == 404
-
-
-HOSTILE = [
-    ("<img src=x onerror=alert(1)>", "<script>alert(1)</script><img src=x onerror=alert(2)>"),
-    ("</script><svg onload=alert(3)>", "</textarea></script><b>bold</b><iframe src=//evil.test>"),
-    ("invoice\u202efdp.exe", "\u202ereversed\u202c javascript:alert(4) http://evil.test/x.png"),
-    ("W" * 900, "w" * 900),
-    ("", "{{constructor.constructor('alert(5)')()}} ${alert(6)} &lt;b&gt;"),
-]
-
-
-@pytest.mark.parametrize("size", [None, NARROW], ids=["wide", "narrow"])
-def test_nothing_that_a_document_says_is_executed(browser, http, size):
-    bank = "hostile-narrow" if size else "hostile"
-    http.post("/v1/memory/banks", json={"name": bank})
-    documents = [
-        {"id": title[:900], "title": title, "text": text, "metadata": {title[:40]: text[:90]}}
-        for title, text in HOSTILE
-    ]
-    added = http.post(f"/v1/memory/banks/{bank}/documents", json={"documents": documents})
-    assert added.status_code == 200, added.text
-    with opened(browser, f"{http.base_url}/#/{bank}/ask", *([size] if size else [])) as page:
-        short_answers(page)
-        run = ask(page, "<img src=x onerror=alert(7)>\u202e" + "Q" * 300)
-        for number in added.json()["numbers"]:
-            row = run.locator(f".heat tr[data-number='{number}']")
-            if row.count():
-                row.get_by_role("button").click()
-                expect(run.locator(".reader .facts")).to_contain_text(f"number {number}")
-        assert no_sideways_scrolling(page)
-        page.get_by_role("link", name="Documents", exact=True).click()
-        for place, number in enumerate(added.json()["numbers"]):
-            page.locator(f".row[data-number='{number}']").click()
-            expect(page.locator(".document-reader .facts")).to_contain_text(f"number {number}")
-            text = page.locator(".document-reader .text").evaluate("each => each.textContent")
-            assert text == HOSTILE[place][1]
-            assert no_sideways_scrolling(page)
-            if size:
-                page.get_by_role("button", name="All documents").click()
-        foreign = "main :is(img, script, svg, iframe, b, a:not([href^='#/']), [onerror], [style*=url])"
-        assert page.locator(foreign).count() == 0
-        assert "\u202e" not in page.locator(".document-list").inner_text()
-
-
-def test_narrow_page_has_everything_and_nothing_sideways(browser, http):
-    with opened(browser, str(http.base_url), NARROW) as page:
-        short_answers(page)
-        expect(page.locator("#banks")).to_be_hidden()
-        page.get_by_role("button", name="Banks").click()
-        expect(page.get_by_role("link", name="notes")).to_be_visible()
-        page.get_by_role("button", name="Banks").click()
-        page.get_by_role("button", name="Filter").click()
-        assert no_sideways_scrolling(page)
-        run = ask(page, QUESTION)
-        expect(run.locator(".heat")).to_be_visible()
-        assert no_sideways_scrolling(page)
-        page.get_by_role("link", name="Documents", exact=True).click()
-        page.locator(".row").first.click()
-        expect(page.locator(".document-list")).to_be_hidden()
-        page.get_by_role("button", name="All documents").click()
-        expect(page.locator(".document-list")).to_be_visible()
-        page.get_by_role("button", name="Add documents").click()
-        assert no_sideways_scrolling(page)

@@ -83,7 +83,9 @@ def test_writer_of_another_process_is_named_and_trying_again_works(page, served)
     dialog = open_adding(page, "Written after the other one.")
     with BankWriter(served[1], "compact"):
         dialog.get_by_role("button", name="Add document").click()
-        expect(dialog.get_by_role("alert")).to_contain_text("Someone else is writing", timeout=20_000)
+        expect(dialog.get_by_role("alert")).to_contain_text(
+            "Someone else is writing", timeout=20_000
+        )
     dialog.get_by_role("button", name="Try again").click()
     expect(dialog).to_have_count(0)
     expect(page.locator(".rows")).to_contain_text("Written after the other one.")
@@ -91,7 +93,9 @@ def test_writer_of_another_process_is_named_and_trying_again_works(page, served)
 
 def test_busy_server_says_when_to_try_again(page):
     busy = {"error": {"message": "64 answers run and 128 wait", "type": "rate", "code": "busy"}}
-    page.route(CHAT, lambda route: route.fulfill(status=429, json=busy, headers={"Retry-After": "2"}))
+    page.route(
+        CHAT, lambda route: route.fulfill(status=429, json=busy, headers={"Retry-After": "2"})
+    )
     run = ask(page, "Anybody there?")
     expect(run.get_by_role("alert")).to_contain_text("The server is busy")
     expect(run.get_by_role("alert")).to_contain_text("64 answers run")
@@ -107,7 +111,9 @@ def test_busy_server_says_when_to_try_again(page):
 
 
 def test_failing_and_breaking_off_are_told_and_what_came_stays(page):
-    failing = {"error": {"message": "the server failed", "type": "server", "code": "internal_error"}}
+    failing = {
+        "error": {"message": "the server failed", "type": "server", "code": "internal_error"}
+    }
     page.route(CHAT, lambda route: route.fulfill(status=500, json=failing))
     expect(ask(page, "One?").get_by_role("alert")).to_contain_text("Something went wrong")
     page.unroute(CHAT)
@@ -118,7 +124,9 @@ def test_failing_and_breaking_off_are_told_and_what_came_stays(page):
     expect(run.get_by_role("alert")).to_contain_text("The answer broke off")
     page.unroute(CHAT)
     error = 'data: {"error":{"message":"a rank died","type":"server_error","code":"engine"}}\n\n'
-    page.route(CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=said + error))
+    page.route(
+        CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=said + error)
+    )
     expect(ask(page, "Three?").get_by_role("alert")).to_contain_text("a rank died")
 
 
