@@ -8,8 +8,14 @@ const WIDEST = 56; // px of a layer's column
 const ROOM = 460; // px for all of them
 
 const KINDS = {
-  score: { name: "Router scores", unit: "score" },
-  gate: { name: "Gate's weights", unit: "gate" },
+  score: {
+    name: "Router scores",
+    about: "How well a document's best chunk fits the question, in each router layer.",
+  },
+  gate: {
+    name: "Gate's weights",
+    about: "What the gate adds to the attention logits of a document's best chunk: the higher, the more it is read.",
+  },
 };
 
 /**
@@ -142,7 +148,7 @@ export class HeatMap {
 
   tell(number, layer) {
     if (number === null) {
-      fill(this.detail, "Point at a cell, or move with the arrow keys, to read its values.");
+      fill(this.detail, KINDS[this.kind].about);
       return;
     }
     const found = this.cells.get(layer).get(number);
