@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -30,7 +34,16 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--api-keys", type=Path, metavar="FILE",
         help="YAML list or JSON lines of {key or sha256, name, access: read or write}",
     )  # fmt: skip
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--ranks", type=int, default=1, metavar="N",
+        help="processes of this machine that divide the documents; on GPUs each has its own",
+    )  # fmt: skip
+    memory.add_argument(
+        "--rank-timeout-s", type=float, default=60.0, metavar="S",
+        help="for a request to the other ranks; one that is late or dead is started again",
+    )  # fmt: skip
     memory.add_argument(
         "--keys", default="stored",
         help="form of the router keys that are searched: stored (default), float32, bfloat16, "
@@ -63,21 +76,13 @@ def _serve(options: argparse.Namespace) -> int:
     import logging
 
     from msa_train.errors import ConfigError
-    from msa_train.interop.export import load_export
-    from msa_train.memory.scheduler import Scheduler
-    from msa_train.memory.served import ServedBank
-    from msa_train.memory.service import AnswerService
-    from msa_train.memory.tiers import TierSettings
-    from msa_train.serving.banks import Banks, ServedModel
     from msa_train.serving.keys import ApiKeys
-    from msa_train.serving.running import run
-    from msa_train.serving.service import Service
     from msa_train.serving.settings import AllowedHosts, Limits, check_host
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    tiers = TierSettings(options.keys, options.states, options.hot_mb)
     keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
     check_host(options.host, bool(keys))
+    hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
     limits = Limits(
         options.max_body_mb, options.max_batch, options.max_concurrent, options.queue,
         options.context_tokens, options.timeout_s, options.drain_s,
@@ -85,22 +90,79 @@ def _serve(options: argparse.Namespace) -> int:
     named = [_named(given) for given in options.bank]
     if not named and options.banks_dir is None:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
+    with _ranks(options) as ranks:
+        _run(options, named, ranks, keys, limits, hosts)
+    return 0
+
+
+def _run(
+    options: argparse.Namespace, named: list[tuple[str, Path]], ranks: Any, keys: Any,
+    limits: Any, hosts: Any,
+) -> None:  # fmt: skip
+    from msa_train.interop.export import load_export
+    from msa_train.memory.scheduler import Scheduler
+    from msa_train.memory.served import ServedBank
+    from msa_train.memory.service import AnswerService
+    from msa_train.serving.banks import Banks, ServedModel
+    from msa_train.serving.running import run
+    from msa_train.serving.service import Service
+
     decoder, _, tokenizer, fingerprint = load_export(options.export)
-    model = ServedModel(
-        options.name or options.export.resolve().name, decoder, tokenizer, fingerprint
-    )
+    decoder = decoder.to(_device(options))
+    name = options.name or options.export.resolve().name
+    tiers = _tiers(options)
 
     def open_bank(path: Path) -> ServedBank:
-        return ServedBank.open(path, decoder, fingerprint, tiers)
+        return ServedBank.open(path, decoder, fingerprint, tiers, ranks)
 
     banks = Banks(open_bank, options.banks_dir)
-    for name, path in reversed(named):
-        banks.open(name, path)
-    hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
+    for bank, path in reversed(named):
+        banks.open(bank, path)
+    model = ServedModel(name, decoder, tokenizer, fingerprint)
     scheduler = Scheduler(decoder, tokenizer, limits.concurrent, limits.context_tokens)
     service = Service(model, banks, AnswerService(scheduler), keys, limits, hosts)
     run(service, options.host, options.port)
-    return 0
+
+
+@contextmanager
+def _ranks(options: argparse.Namespace) -> Iterator[Any]:
+    """The processes that search with this one; None for one alone."""
+    from msa_train.errors import ConfigError
+
+    if options.ranks < 1:
+        raise ConfigError(f"--ranks {options.ranks}: give 1 or more")
+    if options.ranks == 1:
+        yield None
+        return
+    from msa_train.memory.ranks import Ranks
+
+    device = _device(options).partition(":")[0]
+    ranks = Ranks.start(
+        options.ranks, tiers=_tiers(options), timeout_s=options.rank_timeout_s, device=device
+    )
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
+def _tiers(options: argparse.Namespace) -> Any:
+    from msa_train.memory.tiers import TierSettings
+
+    return TierSettings(options.keys, options.states, options.hot_mb)
+
+
+def _device(options: argparse.Namespace) -> str:
+    import torch
+
+    from msa_train.errors import ConfigError
+
+    chosen = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    if chosen.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {chosen}: torch sees no GPU here; give cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", chosen):
+        raise ConfigError(f"--device {chosen}: give cpu or cuda")
+    return chosen
 
 
 def _named(given: str) -> tuple[str, Path]:

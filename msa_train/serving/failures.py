@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 from data_pipeline.errors import DataError
-from msa_train.errors import BankError, ConfigError, MSAError
+from msa_train.errors import BankError, ConfigError, MSAError, RankError
+from msa_train.memory.service import AnswersEnded
 
 _TYPES = {
     400: "invalid_request_error",
@@ -51,6 +52,9 @@ def translated(error: Exception) -> ApiError:
         return error
     if isinstance(error, ConfigError | DataError):
         return bad_request(str(error))
+    if isinstance(error, RankError | AnswersEnded):
+        code = "rank_failed" if isinstance(error, RankError) else "engine_stopped"
+        return ApiError(503, code, str(error), {"Retry-After": "5"})
     if isinstance(error, BankError):
         return ApiError(500, "bank_error", str(error))
     if isinstance(error, TimeoutError):

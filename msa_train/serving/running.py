@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 from types import FrameType
 
 import uvicorn
@@ -16,9 +15,11 @@ import uvicorn
 from msa_train.errors import ConfigError
 from msa_train.serving.api import create_app
 from msa_train.serving.service import Service
+from msa_train.serving.threads import join_all
 
 log = logging.getLogger("msa_train.serving")
 _CONNECTIONS_S = 5  # for connections to close, when every request has ended
+_THREADS_S = 5  # for work that was cancelled to notice it
 
 
 class Server(uvicorn.Server):
@@ -84,27 +85,20 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         found = socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: {error.strerror or error}; give another one"
-        ) from error
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {host} --port {port}: {why}; give another one") from error
     found.set_inheritable(True)
     return found
 
 
 def run(service: Service, host: str, port: int) -> None:
     """Serves until a signal; returns when everything has ended."""
-    with listen(host, port) as listening:
-        try:
+    try:
+        with listen(host, port) as listening:
             Server(service, host, port).run([listening])
-        finally:
-            service.answers.stop()
-            service.banks.close()
-    _leave_no_thread_waiting()
-
-
-def _leave_no_thread_waiting(wait_s: float = 5.0) -> None:
-    """Work that was cancelled ends soon; a thread that does not must not hold the process."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon:
-            thread.join(wait_s)
+    finally:
+        service.answers.stop()
+        service.banks.close()
+    if left := join_all(_THREADS_S):
+        log.warning("%d threads have not ended: the process ends without them", left)

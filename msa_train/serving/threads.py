@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _END = object()
+_running: set[threading.Thread] = set()
 
 
-async def in_thread(work: Callable[[threading.Event], T], name: str = "work") -> T:
+async def in_thread(work: Callable[[threading.Event], T]) -> T:
     """`work(abandoned)` in a thread of its own; `abandoned` is set when nobody waits any more.
 
     Python runs no code of ours while its interpreter ends, so the threads are daemons: whatever
@@ -26,7 +28,7 @@ async def in_thread(work: Callable[[threading.Event], T], name: str = "work") ->
         except BaseException as error:
             results.put((None, error))
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    _start(run)
     try:
         result, error = await results.get()
     except BaseException:
@@ -37,9 +39,7 @@ async def in_thread(work: Callable[[threading.Event], T], name: str = "work") ->
     return result
 
 
-async def iterated(
-    source: Iterable[T], idle_s: float, name: str = "answer"
-) -> AsyncIterator[T | None]:
+async def iterated(source: Iterable[T], idle_s: float) -> AsyncIterator[T | None]:
     """The items of a blocking iterable, as they come; None whenever none came for `idle_s`."""
     items = _Mailbox()
 
@@ -51,7 +51,7 @@ async def iterated(
         except BaseException as error:
             items.put((None, error))
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    _start(run)
     while True:
         try:
             async with asyncio.timeout(idle_s):
@@ -64,6 +64,26 @@ async def iterated(
         if item is _END:
             return
         yield item
+
+
+def join_all(seconds: float) -> int:
+    """Waits for what still runs; how many threads do afterwards."""
+    end = time.monotonic() + seconds
+    for thread in list(_running):
+        thread.join(max(end - time.monotonic(), 0))
+    return sum(thread.is_alive() for thread in list(_running))
+
+
+def _start(run: Callable[[], None]) -> None:
+    def registered() -> None:
+        try:
+            run()
+        finally:
+            _running.discard(threading.current_thread())
+
+    thread = threading.Thread(target=registered, name="msa-serving", daemon=True)
+    _running.add(thread)
+    thread.start()
 
 
 class _Mailbox:

@@ -106,10 +106,61 @@ def test_text_in_parts_is_one_text(client):
 
 def test_system_messages_and_earlier_turns_are_read(client):
     asked = ask(client)
+    assert asked.usage.prompt_tokens > 100
     told = [{"role": "system", "content": "Answer in verse."}, QUESTION]
     assert ask(client, told).usage.prompt_tokens > asked.usage.prompt_tokens
     turns = [QUESTION, {"role": "assistant", "content": "4711"}, QUESTION]
     assert ask(client, turns).usage.prompt_tokens > asked.usage.prompt_tokens + 10
+
+
+def test_an_answer_is_drawn_by_its_seed(client):
+    drawn = [text(ask(client, temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    unseeded = {text(ask(client, temperature=2, max_tokens=30)) for _ in range(4)}
+    assert len(unseeded) > 1
+
+
+def test_an_answer_ends_before_its_stop_string(client):
+    whole = text(ask(client, max_tokens=30))
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 2]
+    for stops in (stop, ["never there", stop]):
+        found = ask(client, max_tokens=30, stop=stops)
+        assert text(found) == whole[: whole.index(stop)].rstrip()
+        assert found.choices[0].finish_reason == "stop"
+    streamed = ask(client, max_tokens=30, stop=stop, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in streamed]
+    assert "".join(pieces) == text(found)
+
+
+def test_an_answer_has_a_quarter_of_the_context_at_most(client):
+    found = ask(client, max_tokens=100_000, temperature=2, seed=3)
+    assert found.usage.completion_tokens <= 512
+
+
+def test_a_question_that_does_not_fit_is_refused(client):
+    long = {"role": "user", "content": "Why? " * 3000}
+    with pytest.raises(openai.BadRequestError, match="room for 2,048"):
+        ask(client, [long])
+    with pytest.raises(openai.APIError, match="room for 2,048"):
+        list(ask(client, [long], stream=True))
+
+
+def test_a_filter_says_which_documents_are_read(client, http):
+    only = {"numbers": [3, 17], "ids": ["d17", "d40"]}
+    for retrieval in ("memory", "router"):
+        found = ask(client, memory={"retrieval": retrieval, "filter": only})
+        for each in found.model_extra["memory"]["rounds"]:
+            layers = [[one["number"] for one in layer] for layer in each["layers"].values()]
+            assert layers == [[17], [17]] and [v["number"] for v in each["voted"]] == [17]
+    nothing = ask(client, memory={"retrieval": "memory", "filter": {"numbers": [5]}})
+    assert nothing.model_extra["memory"]["rounds"][0]["voted"] == []
+    search = {"query": "x", "filter": {"added_after": 1}}
+    assert http.post("/v1/memory/banks/notes/search", json=search).json() == {"documents": []}
+
+
+def text(completion):
+    return completion.choices[0].message.content
 
 
 def test_what_is_not_known_is_named(client):
