@@ -57,6 +57,7 @@ export class DocumentsView {
         this.pages.pop();
         return this.showPage();
       }
+      this.split.classList.toggle("nothing", !documents.length);
       return documents.length ? [this.table(documents), this.pager(next)] : this.nothing();
     }, () => this.showPage());
   }
