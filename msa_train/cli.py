@@ -20,11 +20,13 @@ from msa_train.commands import (
     export,
     measure,
     memory,
+    plan,
     quickstart,
+    serve,
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, plan, serve, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -82,6 +82,7 @@ class PreparedKeys:
                 _in_threads(partial(self._search, found), maxima.shape[1])
         return BlockScores(out, maxima, torch.from_numpy(self._edges))
 
+    @torch.inference_mode()  # a thread does not inherit its caller's
     def _search(self, found: _Found, blocks: range) -> None:
         """A thread's blocks, tile by tile."""
         group = found.group

@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msa_train.commands.memory_encode import add_encoding_arguments, encode_more, encode_new
 from msa_train.commands.output import add_json, print_json
 
 SHOWN_DOCUMENTS = 5
-_DOCUMENT_TOKENS = 2048
-_CORPUS = (
-    'a .jsonl or .jsonl.gz file of {"id", "title", "text", "metadata"}, or the word pydocs: the '
-    "documentation of this Python's standard library"
-)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -70,64 +65,23 @@ def _action(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argumen
 
 def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.ArgumentParser:
     parser = _action(actions, name, meaning, run)
-    parser.add_argument("export", type=Path, help="folder of an exported model")
-    parser.add_argument("corpus", help=_CORPUS)
-    parser.add_argument(
-        "--document-tokens",
-        type=int,
-        default=_DOCUMENT_TOKENS,
-        help=f"longer documents are split at sentence ends (default {_DOCUMENT_TOKENS})",
-    )
+    add_encoding_arguments(parser)
     return parser
 
 
 def _build(options: argparse.Namespace) -> int:
-    from msa_train.interop.export import load_export
-    from msa_train.memory.build import build_bank
-
-    model, _, tokenizer, fingerprint = load_export(options.export)
-    with _documents(options, tokenizer) as documents:
-        build_bank(options.bank, model, tokenizer, documents, fingerprint, options.dtype)
+    encode_new(options)
     return _info(options)
 
 
 def _add(options: argparse.Namespace) -> int:
-    return _put(options, update=False)
-
-
-def _update(options: argparse.Namespace) -> int:
-    return _put(options, update=True)
-
-
-def _put(options: argparse.Namespace, update: bool) -> int:
-    from msa_train.interop.export import load_export
-    from msa_train.memory.build import add_documents
-
-    model, _, tokenizer, fingerprint = load_export(options.export)
-    with _documents(options, tokenizer) as documents:
-        add_documents(options.bank, model, tokenizer, documents, fingerprint, update)
+    encode_more(options, update=False)
     return _info(options)
 
 
-@contextmanager
-def _documents(options: argparse.Namespace, tokenizer: Any) -> Iterator[Iterable[Any]]:
-    """The documents of a corpus, long ones in parts; says afterwards what was split."""
-    from msa_train.memory.corpus import Splitting, read_corpus
-
-    splitting = Splitting(tokenizer, options.document_tokens)
-    if options.corpus == "pydocs":
-        from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
-
-        entries = PydocsSource(PydocsConfig(), tokenizer).entries
-        yield splitting(entry.document(number) for number, entry in enumerate(entries))
-    else:
-        yield splitting(read_corpus(options.corpus))
-    if splitting.split:
-        print(
-            f"{splitting.split:,} documents of more than {splitting.limit:,} tokens became "
-            f"{splitting.parts:,}",
-            file=sys.stderr,
-        )
+def _update(options: argparse.Namespace) -> int:
+    encode_more(options, update=True)
+    return _info(options)
 
 
 def _remove(options: argparse.Namespace) -> int:

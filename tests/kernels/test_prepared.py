@@ -114,3 +114,12 @@ def test_scores_are_those_of_the_operator():
     bank = torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1000])
     expected = document_scores(query, query_cu, keys, cu, *bank)
     torch.testing.assert_close(PreparedKeys(keys, cu).scores(query, query_cu).scores, expected)
+
+
+@torch.inference_mode()
+def test_threads_write_what_was_made_in_inference_mode(monkeypatch):
+    monkeypatch.setattr(prepared, "TILE_CHUNKS", (2, 2))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    keys, cu = torch.randn(9, 6), torch.arange(10)
+    query, query_cu = torch.randn(3, 6), torch.tensor([0, 3])
+    checked(PreparedKeys(keys, cu).scores(query, query_cu), scored(keys, cu, query, query_cu))

@@ -1,0 +1,149 @@
+"""`msa plan memory`: where every byte of a memory would go, whether it fits, and the floor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from msa_train.commands.output import add_json, print_json
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("plan", help="what a memory needs, before anything is built")
+    actions = parser.add_subparsers(required=True, metavar="WHAT")
+    memory = actions.add_parser("memory", help="bytes of every part, what fits, least query time")
+    memory.add_argument("--tokens", required=True, help="memory tokens, such as 100M")
+    memory.add_argument("--model", required=True, help="4b, or the folder of an export")
+    memory.add_argument(
+        "--gpus", required=True, help="such as 2xA800-80GB, 2x48GB@864GB/s, or none (a CPU)"
+    )
+    memory.add_argument(
+        "--host-ram", required=True, help="such as 512GiB, or 24GiB@30GB/s with its bandwidth"
+    )
+    memory.add_argument(
+        "--keys", default=None,
+        help="router keys: float32, bfloat16, int8, fp8; default: as the bank stores them",
+    )  # fmt: skip
+    memory.add_argument("--states", default="mapped", help="pooled K and V: mapped (disk), host")
+    memory.add_argument("--dtype", default="bfloat16", help="of the bank (default bfloat16)")
+    memory.add_argument("--hot-mb", type=float, default=256.0, help="of hot documents")
+    memory.add_argument("--slots", type=int, default=32, help="contexts that decode at once")
+    memory.add_argument("--slot-tokens", type=int, default=4096, help="length of each")
+    memory.add_argument("--question-tokens", type=int, default=32, help="T of the floor")
+    memory.add_argument(
+        "--compute", help="dtype of the weights: bfloat16 (default on GPUs), float32 (on a CPU)"
+    )
+    lengths = memory.add_mutually_exclusive_group()
+    lengths.add_argument(
+        "--document-tokens", type=int, help="of every document; default: one full chunk"
+    )
+    lengths.add_argument(
+        "--chunks-per-1k", type=float,
+        help="chunks of 1,000 tokens of your documents (`msa memory info` of a bank has both)",
+    )  # fmt: skip
+    add_json(memory)
+    memory.set_defaults(run=_memory)
+
+
+def _memory(options: argparse.Namespace) -> int:
+    from msa_train.errors import ConfigError
+    from msa_train.memory.cards import parse_cards, parse_count
+    from msa_train.memory.plan import BankSize, Serving, plan
+
+    config, cards = _model(options.model), parse_cards(options.gpus)
+    bank = BankSize.of_tokens(
+        parse_count(options.tokens, "tokens"), config.router.chunk_size,
+        options.document_tokens, options.chunks_per_1k, options.dtype,
+    )  # fmt: skip
+    serving = Serving(
+        options.keys or "stored", options.states, options.hot_mb, options.slots,
+        options.slot_tokens, options.question_tokens,
+        options.compute or ("bfloat16" if cards else "float32"),
+    )  # fmt: skip
+    found = plan(config, bank, _machine(cards, options.host_ram), serving)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        _print(found)
+    return 0 if found.fits else ConfigError.exit_code
+
+
+def _model(name: str) -> Any:
+    from msa_train.errors import CheckpointError
+    from msa_train.interop.msa_checkpoint import from_published
+    from msa_train.model.presets import PRESETS
+
+    if name.lower() in PRESETS:
+        return PRESETS[name.lower()]
+    try:
+        raw = json.loads((Path(name) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"model {name!r} is neither {', '.join(PRESETS)} nor an export's folder: {error}"
+        ) from error
+    return from_published(raw, "serving")
+
+
+def _machine(cards: tuple, host_ram: str) -> Any:
+    from msa_train.memory.cards import parse_bytes
+    from msa_train.memory.plan import Machine
+
+    size, _, speed = host_ram.partition("@")
+    bandwidth = parse_bytes(speed.removesuffix("/s"), "bandwidth in host-ram") if speed else 0
+    return Machine(cards, parse_bytes(size, "host-ram"), float(bandwidth))
+
+
+def _print(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from msa_train.memory.plan import gb
+    from msa_train.memory.plan_advice import would_fit
+
+    bank, cards = found.bank, found.machine.cards
+    console = Console(width=100, highlight=False)
+    where = f"{len(cards)} x {cards[0].name} ({cards[0].source})" if cards else "a CPU"
+    console.print(
+        f"{bank.tokens:,} tokens, {bank.documents:,} documents, {bank.chunks:,} chunks on {where}"
+    )
+    names = {"device": "each GPU", "host": "host memory", "disk": "disk"}
+    table = Table("where", "what", "per layer", "bytes")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for place, name in names.items():
+        items = [item for item in found.items if item.place == place]
+        for item in items:
+            layer = gb(item.per_layer) if item.per_layer else ""
+            table.add_row(name, item.what, layer, gb(item.bytes) if item.bytes else "0")
+        if items:
+            table.add_row(name, _verdict(found, place), "", gb(found.need(place)), style="bold")
+            table.add_section()
+    console.print(table)
+    for line in (*found.notes, _floor_line(found)):
+        console.print(line)
+    if not found.fits:
+        console.print(would_fit(found) or "No setting would fit: take a smaller memory.")
+
+
+def _verdict(found: Any, place: str) -> str:
+    from msa_train.memory.plan import gb
+
+    have = found.have(place)
+    if have is None:
+        return "needed"
+    return f"needed of {gb(have)}: {'DOES NOT FIT' if place in found.lacking else 'fits'}"
+
+
+def _floor_line(found: Any) -> str:
+    from msa_train.memory.plan import gb
+
+    if found.floor is None:
+        return "Floor per query: unknown without a bandwidth; give --host-ram SIZE@BANDWIDTH"
+    floor = found.floor
+    decides = "reading the keys" if floor.limit == "memory" else "multiplying them"
+    return (
+        f"Floor per query of {found.serving.question_tokens} tokens: {floor.ms:,.2f} ms, set by "
+        f"{decides} ({gb(floor.bytes)} and {floor.flops / 1e12:,.2f} TFLOP on each)"
+    )

@@ -1,0 +1,36 @@
+"""How much is measured: everything, or a little of each part in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+M = 1_000_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """scale, append, dense: memory tokens of each row. planted: needles asked for in a bank;
+    sample: needles whose states random ones resemble. real: tokens of real text, at least. added:
+    documents of an addition. chunks, width, heads, queries: of the one large layer, and its
+    question tokens. vectors: of the peer's index. repeats: timed runs."""
+
+    scale: tuple[int, ...] = (M, 4 * M, 16 * M, 100 * M)
+    planted: int = 64
+    sample: int = 2048
+    real: int = 5 * M
+    append: tuple[int, ...] = (M, 10 * M)
+    added: int = 1000
+    chunks: int = 1_562_500
+    width: int = 1024
+    heads: int = 8
+    queries: tuple[int, ...] = (16, 64)
+    vectors: int = 1_562_500
+    dense: tuple[int, ...] = (16 * 1024, 64 * 1024)
+    repeats: int = 9
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    scale=(8_000, 32_000), planted=8, sample=96, real=20_000, append=(8_000, 32_000), added=20,
+    chunks=2_000, width=64, heads=2, vectors=2_000, dense=(512, 1024), repeats=3,
+)  # fmt: skip

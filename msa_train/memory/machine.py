@@ -1,0 +1,66 @@
+"""This machine as the planner sees it: GPUs, and how much memory a process may still take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from msa_train.errors import ConfigError
+from msa_train.memory.cards import Card, named_as
+from msa_train.memory.plan import Machine
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+_GROUP_FILES = (  # limit, use, statistics: version 2 of control groups, and version 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+def this_machine(devices: Iterable[str] = ()) -> Machine:
+    """devices: those that compute, one per rank, such as "cuda:0" (CPUs do not count).
+
+    Cards have what is free on them; speeds are the table's where the driver's name is in it. Host:
+    what is available, within the limit of a container. Raises ConfigError for a device that is
+    not there.
+    """
+    return Machine(tuple(_card(name) for name in devices if name != "cpu"), available_memory())
+
+
+def available_memory(meminfo: Path = _MEMINFO, group: Path = _GROUP) -> int:
+    """Bytes of host memory that can still be taken; the page cache gives way."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit, used, stat in _GROUP_FILES:
+        most, taken = _number(group / limit), _number(group / used)
+        if most is not None and taken is not None:
+            free = min(free, most - taken + _page_cache(group / stat))
+    return max(0, free)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no such file, or the word max
+        return None
+
+
+def _page_cache(file: Path) -> int:
+    """Pages of files that the group can give up."""
+    try:
+        lines = dict(line.split() for line in file.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))
+
+
+def _card(device: str) -> Card:
+    import torch
+
+    try:
+        name = torch.cuda.get_device_name(device)
+        free, _ = torch.cuda.mem_get_info(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"device {device!r} cannot be used: {error}") from error
+    known = named_as(name)
+    return Card(name, free, *((known.bandwidth, known.flops, known.source) if known else ()))
