@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +43,12 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def read_values(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, value) of a JSON-lines file. Raises DataError for a line that is not JSON."""
-    for where, line in read_lines(path):
+    return values_of(read_lines(path))
+
+
+def values_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each (where, line). Raises DataError for a line that is not JSON."""
+    for where, line in lines:
         try:
             yield where, json.loads(line)
         except ValueError as error:  # not UTF-8, or not JSON
@@ -52,7 +57,12 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of a JSON-lines file. Raises DataError for a line that is no object."""
-    for where, data in read_values(path):
+    return objects_of(read_lines(path))
+
+
+def objects_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) of each (where, line). Raises DataError for a line that is no object."""
+    for where, data in values_of(lines):
         if not isinstance(data, dict):
             raise DataError(f"{where}: give a JSON object, not {type(data).__name__}")
         yield where, data

@@ -13,6 +13,13 @@ A conversation, one line per stretch between control tokens (shown in brackets �
     <End-of-Retrieve>                                            the model has what it needs
     ⟨im_start⟩ The user's question is: ...\\n ⟨object_ref_end⟩     the engine asks again
     The answer to the question is: {answer} ⟨im_end⟩             the model answers
+
+Two extensions for conversations, which no model was taught. Without them every byte is as above;
+neither routes, so neither draws documents. Earlier turns stand before the head, in the form of the
+chat template, and instructions before the question, inside its stretch:
+
+    ⟨im_start⟩ user\n {text} ⟨im_end⟩ \n ⟨im_start⟩ assistant\n {text} ⟨im_end⟩ \n
+    \nPlease answer ... {instructions}\n\n{question}\nPlease return ... question\n
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from data_pipeline.errors import DataError
 from data_pipeline.schema import Context, Document, Piece, Role
 
 IM_START, IM_END, REF_END = "<|im_start|>", "<|im_end|>", "<|object_ref_end|>"
@@ -34,6 +42,8 @@ ASK = "\nPlease answer the question based on the above historical document infor
 RETRIEVE = "\nPlease return all documents related to the question"
 USER_QUESTION = "The user's question is: "
 ANSWER = "The answer to the question is: "
+
+Turn = tuple[str, str]  # role (user or assistant) and text
 
 _ID = re.compile(r"\[([0-9]{1,18})\]")
 
@@ -65,13 +75,34 @@ def head_pieces() -> list[Piece]:
     return [_control(IM_START, Role.TEMPLATE), Piece(HEAD, Role.TEMPLATE)]
 
 
-def question_pieces(question: str, first_round: bool = True) -> list[Piece]:
-    """The question and its instructions, routing query tokens (class 0).
+def question_pieces(question: str, first_round: bool = True, instructions: str = "") -> list[Piece]:
+    """The question and its frame, routing query tokens (class 0).
 
     In the first round all of it is class 0; from the second round on the last newline is not.
+    Instructions stand between frame and question, in the same stretch of text, and do not route.
     """
-    asked = Piece(f"{ASK}{question}{RETRIEVE}", Role.QUERY)
-    return [asked, Piece("\n", Role.QUERY if first_round else Role.RESPONSE)]
+    asked = [Piece(f"{ASK}{question}{RETRIEVE}", Role.QUERY)]
+    if instructions:
+        rest = Piece(f"{question}{RETRIEVE}", Role.QUERY)
+        asked = [Piece(ASK, Role.QUERY), Piece(f"{instructions}\n\n"), rest]
+    return [*asked, Piece("\n", Role.QUERY if first_round else Role.RESPONSE)]
+
+
+def earlier_pieces(turns: Sequence[Turn]) -> list[Piece]:
+    """Earlier turns of a conversation, as the chat template writes them; none of it routes.
+
+    Empty turns are left out. The first turn's head takes the place of the template head: the
+    leading tokens that never see the memory. Raises DataError for another role than user and
+    assistant.
+    """
+    pieces = []
+    for role, text in turns:
+        if role not in ("user", "assistant"):
+            raise DataError(f"an earlier turn is of {role!r}: give user or assistant")
+        if text:
+            head = [_control(IM_START, Role.TEMPLATE), Piece(f"{role}\n", Role.TEMPLATE)]
+            pieces += [*head, Piece(text), *tail_pieces()]
+    return pieces
 
 
 def tail_pieces() -> list[Piece]:
@@ -82,24 +113,35 @@ def response_head_pieces() -> list[Piece]:
     return [_control(IM_START)]
 
 
-def prompt_pieces(question: str, first_round: bool = True) -> list[Piece]:
-    """Head, question, tail and response head: everything before the response."""
+def prompt_pieces(
+    question: str,
+    first_round: bool = True,
+    instructions: str = "",
+    earlier: Sequence[Turn] = (),
+) -> list[Piece]:
+    """Earlier turns, head, question, tail and response head: everything before the response."""
     return [
+        *earlier_pieces(earlier),
         *head_pieces(),
-        *question_pieces(question, first_round),
+        *question_pieces(question, first_round, instructions),
         *tail_pieces(),
         *response_head_pieces(),
     ]
 
 
-def rounds_pieces(question: str, rounds: Sequence[Round]) -> list[Piece]:
+def rounds_pieces(
+    question: str,
+    rounds: Sequence[Round],
+    instructions: str = "",
+    earlier: Sequence[Turn] = (),
+) -> list[Piece]:
     """The full prefill after `rounds` retrieval rounds: prompt and everything said so far.
 
     No rounds: the prompt, all of its question text class 0. Later: class 0 is the prompt up to
     and including "...related to the question" without its last newline, and the LATEST evidence
     that has documents, up to, not including, its end token. All of it is context (no labels).
     """
-    pieces = prompt_pieces(question, first_round=not rounds)
+    pieces = prompt_pieces(question, not rounds, instructions, earlier)
     latest = max((i for i, past in enumerate(rounds) if past.evidence), default=None)
     for index, past in enumerate(rounds):
         pieces += [Piece(past.written), _control(REF_END)]
@@ -126,9 +168,14 @@ def evidence_pieces(documents: Iterable[Document], latest: bool = True) -> list[
     latest: this is the newest evidence, so its text (not its end token) routes the next round.
     """
     texts = sorted(documents, key=lambda document: document.number)
-    text = "".join(f"[{document.number}]. {document.text}\n" for document in texts)
+    text = "".join(map(evidence_text, texts))
     evidence = [Piece(text, Role.QUERY if latest else Role.RESPONSE)] if text else []
     return [*evidence, _control(REF_END)]
+
+
+def evidence_text(document: Document) -> str:
+    """A document as it is appended."""
+    return f"[{document.number}]. {document.text}\n"
 
 
 def end_of_retrieve_pieces(label: bool = False) -> list[Piece]:

@@ -89,6 +89,10 @@ class Tokenizer(ABC):
         """encode_text of each text."""
         return [self.encode_text(text) for text in texts]
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token; a character may need those of several."""
+        return self._bytes[token]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; control tokens are shown as their name, broken UTF-8 as U+FFFD."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")

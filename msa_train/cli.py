@@ -22,10 +22,11 @@ from msa_train.commands import (
     memory,
     plan,
     quickstart,
+    serve,
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, plan, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, plan, serve, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,9 +18,17 @@ _BENCHMARKS = {
     "train": "msa_train.training.bench:measure",
     "candidates": "msa_train.commands.measure:candidates",
     "memory": "msa_train.commands.measure:memory",
+    "serve": "msa_train.serving.load:measure",
 }
 _INPUTS = {"candidates": ("export", "bank", "questions")}
-_CHOICES = {"memory": ("export", "corpus", "quick", "parts")}  # may be given or not
+_CHOICES = {  # may be given or not
+    "memory": ("export", "corpus", "quick", "parts"),
+    "serve": ("export", "bank", "url", "clients", "seconds", "retrieval"),
+}
+_OPTIONS = (
+    "export", "bank", "questions", "corpus", "quick", "parts", "url", "clients", "seconds",
+    "retrieval",
+)  # fmt: skip
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -32,14 +40,20 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
     parser.add_argument("name", help=", ".join(_BENCHMARKS))
     for name, meaning in (
-        ("export", "candidates, memory: folder of an exported model"),
-        ("bank", "candidates: memory bank that it built"),
+        ("export", "candidates, memory, serve: folder of an exported model"),
+        ("bank", "candidates, serve: memory bank that it built"),
         ("questions", "candidates: questions.<split>.jsonl(.gz) of a dataset folder"),
         ("corpus", "memory: folder of *.jsonl(.gz) or */corpus.jsonl(.gz) (without: pydocs)"),
     ):
         parser.add_argument(f"--{name}", type=Path, help=f"for {meaning}")
     parser.add_argument("--quick", action="store_true", default=None, help="for memory: tiny sizes")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="for memory: only these parts")
+    parser.add_argument("--url", help="for serve: a server that runs, in place of export and bank")
+    parser.add_argument("--clients", type=int, help="for serve: that ask at once (default 32)")
+    parser.add_argument("--seconds", type=float, help="for serve: how long (default 60)")
+    parser.add_argument(
+        "--retrieval", choices=("generate", "router", "memory"), help="for serve: as in msa ask"
+    )
     add_json(parser)
     parser.set_defaults(run=_bench)
 
@@ -150,7 +164,7 @@ def _inputs(options: argparse.Namespace) -> dict[str, Any]:
     """What a benchmark needs, and of what it may have, what is given; nothing else may be."""
     needed, choices = _INPUTS.get(options.name, ()), _CHOICES.get(options.name, ())
     given = {}
-    for name in ("export", "bank", "questions", "corpus", "quick", "parts"):
+    for name in _OPTIONS:
         value = getattr(options, name)
         if name not in choices and (value is not None) != (name in needed):
             verb = "needs" if name in needed else "takes no"

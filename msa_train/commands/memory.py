@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msa_train.commands.memory_encode import add_encoding_arguments, encode_more, encode_new
 from msa_train.commands.output import add_json, print_json
 
 SHOWN_DOCUMENTS = 5
-_DOCUMENT_TOKENS = 2048
-_CORPUS = (
-    'a .jsonl or .jsonl.gz file of {"id", "title", "text", "metadata"}, or the word pydocs: the '
-    "documentation of this Python's standard library"
-)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -46,6 +41,16 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="who names the documents to read: the model (as published), the routers' vote, or "
         "nobody: answer from pooled memory alone",
     )
+    ask.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default): the likeliest token, always"
+    )
+    ask.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share"
+    )
+    ask.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
+    ask.add_argument(
+        "--max-tokens", type=int, help="of an answer (default: as many as the engine allows)"
+    )
     add_json(ask)
     ask.set_defaults(run=_ask)
 
@@ -60,64 +65,23 @@ def _action(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argumen
 
 def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.ArgumentParser:
     parser = _action(actions, name, meaning, run)
-    parser.add_argument("export", type=Path, help="folder of an exported model")
-    parser.add_argument("corpus", help=_CORPUS)
-    parser.add_argument(
-        "--document-tokens",
-        type=int,
-        default=_DOCUMENT_TOKENS,
-        help=f"longer documents are split at sentence ends (default {_DOCUMENT_TOKENS})",
-    )
+    add_encoding_arguments(parser)
     return parser
 
 
 def _build(options: argparse.Namespace) -> int:
-    from msa_train.interop.export import load_export
-    from msa_train.memory.build import build_bank
-
-    model, _, tokenizer, fingerprint = load_export(options.export)
-    with _documents(options, tokenizer) as documents:
-        build_bank(options.bank, model, tokenizer, documents, fingerprint, options.dtype)
+    encode_new(options)
     return _info(options)
 
 
 def _add(options: argparse.Namespace) -> int:
-    return _put(options, update=False)
-
-
-def _update(options: argparse.Namespace) -> int:
-    return _put(options, update=True)
-
-
-def _put(options: argparse.Namespace, update: bool) -> int:
-    from msa_train.interop.export import load_export
-    from msa_train.memory.build import add_documents
-
-    model, _, tokenizer, fingerprint = load_export(options.export)
-    with _documents(options, tokenizer) as documents:
-        add_documents(options.bank, model, tokenizer, documents, fingerprint, update)
+    encode_more(options, update=False)
     return _info(options)
 
 
-@contextmanager
-def _documents(options: argparse.Namespace, tokenizer: Any) -> Iterator[Iterable[Any]]:
-    """The documents of a corpus, long ones in parts; says afterwards what was split."""
-    from msa_train.memory.corpus import Splitting, read_corpus
-
-    splitting = Splitting(tokenizer, options.document_tokens)
-    if options.corpus == "pydocs":
-        from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
-
-        entries = PydocsSource(PydocsConfig(), tokenizer).entries
-        yield splitting(entry.document(number) for number, entry in enumerate(entries))
-    else:
-        yield splitting(read_corpus(options.corpus))
-    if splitting.split:
-        print(
-            f"{splitting.split:,} documents of more than {splitting.limit:,} tokens became "
-            f"{splitting.parts:,}",
-            file=sys.stderr,
-        )
+def _update(options: argparse.Namespace) -> int:
+    encode_more(options, update=True)
+    return _info(options)
 
 
 def _remove(options: argparse.Namespace) -> int:
@@ -199,19 +163,23 @@ def _info(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
     from msa_train.memory.engine import MemoryEngine
+    from msa_train.memory.interleave import Limits
+    from msa_train.memory.sampling import Sampling
     from msa_train.memory.storage.bank import MemoryBank
     from msa_train.memory.tiers import bank_view
 
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    limits = Limits() if options.max_tokens is None else Limits(answer_tokens=options.max_tokens)
     model, config, tokenizer, fingerprint = load_export(options.export)
     bank = MemoryBank.open(options.bank, fingerprint)
     engine = MemoryEngine(model, tokenizer, bank_view(bank, config.router))
     if options.json:
-        answers = engine.ask(options.questions, options.retrieval)
+        answers = engine.ask(options.questions, options.retrieval, limits, sampling)
         print_json([answer.to_json() for answer in answers])
         return 0
     for question in options.questions:
         print(f"\n? {question}")
-        show_stream(engine.stream(question, options.retrieval))
+        show_stream(engine.stream(question, options.retrieval, limits, sampling))
     return 0
 
 

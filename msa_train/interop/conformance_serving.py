@@ -13,8 +13,9 @@ from msa_train.interop.msa_checkpoint import from_published
 from msa_train.interop.weights import load_published
 from msa_train.model.attention import Pooled
 from msa_train.model.config import ModelConfig
-from msa_train.model.decoder import Cache, MSADecoder
+from msa_train.model.decoder import MSADecoder
 from msa_train.model.resident import ResidentMemory
+from msa_train.model.slots import Prefill, Slots
 
 if TYPE_CHECKING:
     from msa_train.interop.conformance import Recorder
@@ -95,24 +96,26 @@ def _compare_decoding(
     lengths = real.sum(1) + h
     ctx_cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     steps = len(query["logits"])
-    hidden, cache = model.prefill(
+    prefill = model.prefill(
         torch.cat(tokens),
         ctx_cu,
         torch.cat(positions),
         torch.cat(routes),
         torch.full((contexts,), h),
         memory,
-        room=steps,
     )
     after_head = torch.cat([torch.arange(ctx_cu[c] + h, ctx_cu[c + 1]) for c in range(contexts)])
-    recorder.close("prompt_final_hidden", hidden[after_head], query["prompt_final_hidden"][real])
+    states = prefill.hidden[after_head]
+    recorder.close("prompt_final_hidden", states, query["prompt_final_hidden"][real])
     for layer in range(model.config.layers):
-        for name, kept in (("template_k", cache.keys), ("template_v", cache.values)):
-            ours = kept[layer][0, :h].transpose(0, 1)
+        for name, kept in (("template_k", prefill.keys), ("template_v", prefill.values)):
+            ours = kept[layer][:h].transpose(0, 1)
             recorder.close(f"{name}.{layer}", ours, stored[f"{name}.{layer}"])
-    for layer in cache.memory:
-        _compare_routing(layer, cache, query, meta, real, is_query, model.config, recorder)
-    last = hidden[ctx_cu[1:] - 1]
+    for layer in prefill.readings:
+        _compare_routing(layer, prefill, query, meta, real, is_query, model.config, recorder)
+    slots = Slots(model.config, contexts, int(lengths.max()) + steps, prefill.hidden)
+    slots.admit(prefill, range(contexts), range(contexts))
+    last = prefill.last
     for step in range(steps):
         logits = model.logits(last)
         recorder.close(f"logits of step {step}", logits, query["logits"][step])
@@ -122,16 +125,16 @@ def _compare_decoding(
         )
         recorder.equal(
             f"step_positions of step {step}",
-            (cache.next_positions - 1).tolist(),
+            (slots.position - 1).tolist(),
             query["step_positions"][step].tolist(),
         )
         if step + 1 < steps:
-            last = model.decode(chosen, cache)
+            last = model.decode(chosen, slots, slots.begin([True] * contexts))
 
 
 def _compare_routing(
     layer: int,
-    cache: Cache,
+    prefill: Prefill,
     query: dict[str, Tensor],
     meta: dict[str, Any],
     real: Tensor,
@@ -139,7 +142,7 @@ def _compare_routing(
     config: ModelConfig,
     recorder: Recorder,
 ) -> None:
-    routing = cache.memory[layer].routing
+    routing = prefill.readings[layer].routing
     theirs = query[f"router_q.{layer}"].transpose(1, 2)[real & is_query]  # [Nq, H, D]
     theirs = theirs * meta["scaling_applied_to_router_q"]
     if config.router.single_product:

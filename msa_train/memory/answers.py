@@ -121,7 +121,9 @@ class RoundReport:
 class Answer:
     """rounds: one per prefill; the last one is the answer's. forced: why the engine ended a stage
     by itself, if it did. text: the answer as written; answer: without the phrase before it.
-    seconds: from the call until this answer was complete (shared with what was asked with it)."""
+    seconds: from the call until this answer was complete (shared with what was asked with it).
+    cut: it is not complete, for its limit or for want of room. prompt_tokens: of the first prompt.
+    tokens: all that the model wrote; answer_tokens: those of the answer."""
 
     question: str
     mode: str
@@ -130,6 +132,10 @@ class Answer:
     rounds: tuple[RoundReport, ...]
     forced: tuple[str, ...]
     seconds: float
+    cut: bool = False
+    prompt_tokens: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
 
     @property
     def evidence(self) -> tuple[int, ...]:
@@ -168,4 +174,11 @@ class Finished:
     answer: Answer
 
 
-Event = Routed | TextPiece | Evidence | Finished
+@dataclass(frozen=True)
+class Failed:
+    """The question ends without an answer; nobody else's does."""
+
+    error: Exception
+
+
+Event = Routed | TextPiece | Evidence | Finished | Failed

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
-from msa_train import durable
 from msa_train.errors import BankError
-from msa_train.memory.encoder import TOKEN_BUDGET, encode_documents
-from msa_train.memory.progress import with_progress
+from msa_train.memory.blocks import BLOCKS, BlockEncoder, BlockSize, Encoding, blocks_of
+from msa_train.memory.encoder import TOKEN_BUDGET
+from msa_train.memory.progress import EncodingProgress
 from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.storage.lock import WriterLock
-from msa_train.memory.storage.manifest import BankForm, building_name
-from msa_train.memory.storage.writer import BankWriter, create_bank
+from msa_train.memory.storage.building import UnfinishedBank
+from msa_train.memory.storage.manifest import BankForm
+from msa_train.memory.storage.writer import BankWriter
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
+
+Expected = Callable[[], int | None]
+
+
+def _unknown() -> None:
+    return None
 
 
 def build_bank(
@@ -30,38 +35,49 @@ def build_bank(
     fingerprint: Mapping[str, str],
     dtype: str = "float16",
     token_budget: int = TOKEN_BUDGET,
-    total: int | None = None,
+    size: BlockSize = BLOCKS,
+    ranks: Encoding | None = None,
+    expected: Expected = _unknown,
 ) -> None:
     """Encodes documents (ascending number) into a new bank at `path`.
 
     fingerprint: names of what the states depend on (model, config, tokenizer) -> hash; opening
-    compares them. dtype: float16 (default), bfloat16 or float32, of the stored states. total: how
-    many documents come, for the time left. Raises BankError where `path` exists, a setting is
-    impossible, or writing fails; then no bank exists.
+    compares them. dtype: float16 (default), bfloat16 or float32, of the stored states. ranks:
+    processes that encode with models of their own (EncodingRanks) instead of this one. expected:
+    how many documents come, as far as is known now.
+
+    An interrupted build that is started again with the same form goes on where it stopped: blocks
+    (of `size`) whose documents are still the same are not encoded again. Raises BankError where
+    `path` exists, a setting is impossible, or writing fails; then no bank exists, but the finished
+    blocks are kept.
     """
     path = Path(path)
     form = bank_form(model.config, fingerprint, dtype)
+    encoding = ranks or BlockEncoder(model, tokenizer, token_budget)
     if path.exists():
         raise BankError(f"{path} exists: delete it, or build under another name")
-    building = building_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if building.exists():
-            _discard_dead(building)
-        create_bank(building, form)
-        with BankWriter(building, "build") as writer:
-            named = map(_named, documents)
-            batches = encode_documents(model, tokenizer, named, token_budget, form.torch_dtype)
-            writer.add(with_progress(batches, total))
-            if path.exists():
-                raise BankError(f"{path} appeared while its documents were encoded: left alone")
-            durable.rename(building, path)
+        with UnfinishedBank(path, form) as bank, EncodingProgress(expected) as progress:
+            fresh = _without_finished(blocks_of(map(_named, documents), size), bank, progress)
+            with contextlib.closing(
+                encoding.segments(fresh, bank.target, bank.lock, progress.encoded)
+            ) as sealed:
+                for entry in sealed:
+                    bank.put(entry)
+            bank.finish()
     except OSError as error:
         raise BankError(f"the bank {path} cannot be written: {error}") from error
-    finally:
-        if building.exists():
-            with contextlib.suppress(OSError, BankError):
-                _discard_dead(building)
+
+
+def _without_finished(
+    blocks: Iterable[list[Document]], bank: UnfinishedBank, progress: EncodingProgress
+) -> Iterator[list[Document]]:
+    for block in blocks:
+        if bank.has(block):
+            progress.found(len(block))
+        else:
+            yield block
 
 
 def add_documents(
@@ -72,19 +88,28 @@ def add_documents(
     fingerprint: Mapping[str, str],
     update: bool = False,
     token_budget: int = TOKEN_BUDGET,
+    size: BlockSize = BLOCKS,
+    ranks: Encoding | None = None,
+    expected: Expected = _unknown,
+    reuse: MemoryBank | None = None,
 ) -> int:
     """Adds documents to a bank under new numbers, in one commit; returns how many.
 
     With `update` each takes the place of those with its id, whose numbers never come back. Raises
     BankError for an id that is in the bank already (or, updating, is not), and for an id that
-    comes twice as a whole document.
+    comes twice as a whole document. reuse: a snapshot of the bank, see BankWriter; the other
+    settings are those of build_bank. Interrupted, nothing is added and it starts again.
     """
-    with BankWriter(path, "update" if update else "add", dict(fingerprint)) as writer:
+    operation = "update" if update else "add"
+    encoding = ranks or BlockEncoder(model, tokenizer, token_budget)
+    with (
+        BankWriter(path, operation, dict(fingerprint), reuse=reuse) as writer,
+        EncodingProgress(expected) as progress,
+    ):
         replaced: set[int] = set()
-        numbered = _numbered(documents, writer.bank, update, replaced)
-        dtype = writer.manifest.form.torch_dtype
-        batches = encode_documents(model, tokenizer, numbered, token_budget, dtype)
-        return writer.add(with_progress(batches), replaced)
+        blocks = blocks_of(_numbered(documents, writer.bank, update, replaced), size)
+        sealed = encoding.segments(blocks, writer.target, writer.lock, progress.encoded)
+        return writer.add_segments(sealed, replaced)
 
 
 def _numbered(documents: Iterable[Document], bank: MemoryBank, update: bool, replaced: set[int]):
@@ -116,12 +141,3 @@ def bank_form(config: ModelConfig, fingerprint: Mapping[str, str], dtype: str) -
     """What a model's banks are made of."""
     geometry = config.router_layers, config.kv_heads, config.head_dim, config.router.chunk_size
     return BankForm(dtype, *geometry, dict(fingerprint))
-
-
-def _discard_dead(building: Path) -> None:
-    """Removes what a dead build left. Raises BankError when it is alive."""
-    lock = WriterLock(building, "build")
-    if lock.dead:
-        print(f"{building}: {lock.dead} did not finish; building anew", file=sys.stderr)
-    durable.remove(building)
-    lock.release()

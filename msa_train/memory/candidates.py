@@ -18,7 +18,7 @@ from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
 from msa_train.memory.engine import BATCH_CONTEXTS
-from msa_train.memory.generation import ContextBatch
+from msa_train.memory.generation import prefill_pieces
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.tiers import bank_view
 from msa_train.model.config import ModelConfig
@@ -43,7 +43,7 @@ def certified_candidates(
     searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
-        readings = ContextBatch(model, tokenizer, memory, pieces).readings
+        readings = prefill_pieces(model, tokenizer, memory, pieces).readings
         for search in searches:
             routing = readings[search.layer].routing
             search.run(routing.query, routing.query_cu)

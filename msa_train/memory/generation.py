@@ -1,106 +1,128 @@
-"""Many contexts at once through the serving module: packed prefill, greedy decoding."""
+"""Many contexts at once through the serving module: packed prefill, one token each per step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.schema import Piece, Role
 from data_pipeline.tokenizer import Encoded, Tokenizer
-from msa_train.model.attention import Reading
 from msa_train.model.batch import context_positions
 from msa_train.model.decoder import Memory, MSADecoder
-
-_BROKEN = "\ufffd"  # shown while a character's bytes are not complete
-
-
-@dataclass
-class Stretch:
-    """What a model writes between two turns of the engine, token by token."""
-
-    tokenizer: Tokenizer
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    control: str | None = None
-    _shown: int = 0
-
-    def append(self, token: int) -> None:
-        names = {self.tokenizer.control_id(name): name for name in CONTROL_TOKENS}
-        self.control = names.get(token)
-        if self.control is None:
-            self.tokens.append(token)
-            self.text = self.tokenizer.decode(self.tokens)
-
-    def new_text(self) -> str:
-        """Text not handed out yet; a character that is still incomplete waits."""
-        if self.control is None and self.text.endswith(_BROKEN):
-            return ""
-        piece, self._shown = self.text[self._shown :], len(self.text)
-        return piece
+from msa_train.model.graphs import DecodeGraphs
+from msa_train.model.slots import Prefill, Slots
 
 
-class ContextBatch:
-    """m prefilled contexts that grow token by token; each at its own pace."""
+def prefill_pieces(
+    model: MSADecoder, tokenizer: Tokenizer, memory: Memory, contexts: Sequence[Sequence[Piece]]
+) -> Prefill:
+    """Prefills contexts, given as pieces, against one memory: see prefill_encoded."""
+    encoded = [tokenizer.encode_pieces(pieces) for pieces in contexts]
+    return prefill_encoded(model, memory, encoded)
 
-    def __init__(
-        self,
-        model: MSADecoder,
-        tokenizer: Tokenizer,
-        memory: Memory,
-        contexts: Sequence[Sequence[Piece]],
-        room: int = 32,
-    ):
-        self._model, self._tokenizer = model, tokenizer
-        self._device = model.model.embed_tokens.weight.device
-        encoded = [tokenizer.encode_pieces(pieces) for pieces in contexts]
-        ctx_cu = self._cumulative(len(each.tokens) for each in encoded)
-        hidden, self._cache = model.prefill(
-            self._tensor(token for each in encoded for token in each.tokens),
-            ctx_cu,
-            torch.cat([self._positions(each) for each in encoded]).to(self._device),
-            self._tensor(role == Role.QUERY for each in encoded for role in each.roles),
-            self._tensor(each.head_length for each in encoded),
-            memory,
-            room,
-        )
-        self._last = hidden[ctx_cu[1:] - 1]  # [m, d] what each context's next token follows from
+
+@torch.inference_mode()
+def prefill_encoded(model: MSADecoder, memory: Memory, contexts: Sequence[Encoded]) -> Prefill:
+    """Prefills contexts against one memory, packed: routing them is one search per router layer."""
+    device = model.model.embed_tokens.weight.device
+    top_k = model.config.router.top_k
+
+    def tensor(values: Iterable) -> Tensor:
+        return torch.tensor(list(values), device=device)
+
+    positions = [context_positions(len(c.tokens), c.head_length, top_k) for c in contexts]
+    return model.prefill(
+        tensor(token for each in contexts for token in each.tokens),
+        F.pad(tensor(len(each.tokens) for each in contexts).cumsum(0), (1, 0)),
+        torch.cat(positions).to(device),
+        tensor(role == Role.QUERY for each in contexts for role in each.roles),
+        tensor(each.head_length for each in contexts),
+        memory,
+    )
+
+
+class Contexts:
+    """Prefilled contexts that grow token by token, in the first rows of static buffers.
+
+    They may come from different memories and be of any length up to `limit` tokens; each goes on at
+    its own pace. preallocate: all memory is taken at once (a server); else it grows with need.
+    """
+
+    def __init__(self, model: MSADecoder, rows: int, limit: int, preallocate: bool = True):
+        weight = model.model.embed_tokens.weight
+        with torch.inference_mode():
+            self._slots = Slots(
+                model.config, rows, limit, weight, limit if preallocate else _FIRST_TOKENS
+            )
+            self.last = weight.new_zeros(rows, model.config.hidden)  # what the next token follows
+        self._model = model
+        self._graphs = DecodeGraphs(model, self._slots) if weight.is_cuda else None
+        self.count = 0  # contexts, in rows 0..count-1
 
     @property
-    def readings(self) -> dict[int, Reading]:
-        """What each router layer reads, by layer."""
-        return self._cache.memory
+    def free(self) -> int:
+        return self._slots.rows - self.count
 
-    def best_tokens(self) -> list[int]:
-        """[m] the most likely next token of each context."""
-        # The embedding may be padded beyond the tokenizer's vocabulary.
-        logits = self._model.logits(self._last)[:, : self._tokenizer.vocab_size]
-        return logits.argmax(1).tolist()
+    def room(self, row: int) -> int:
+        """Tokens that can still be fed to a row."""
+        return self._slots.room(row)
 
+    @torch.inference_mode()
+    def admit(self, prefill: Prefill, contexts: Sequence[int]) -> None:
+        """Takes contexts of a prefill into the next rows, in order."""
+        if contexts:
+            rows = range(self.count, self.count + len(contexts))
+            self._slots.admit(prefill, contexts, rows)
+            self.last[rows.start : rows.stop] = prefill.last[list(contexts)]
+            self.count = rows.stop
+
+    @torch.inference_mode()
+    def remove(self, row: int) -> None:
+        """Ends a context. The last one moves to its row."""
+        self.count -= 1
+        if row != self.count:
+            self._slots.move(self.count, row)
+            self.last[row] = self.last[self.count]
+        else:
+            self._slots.release(row)
+
+    @torch.inference_mode()
+    def logits(self, vocabulary: int) -> Tensor:
+        """[count, vocabulary] of each context's next token (an embedding may be padded beyond)."""
+        return self._model.logits(self.last[: self.count])[:, :vocabulary]
+
+    @torch.inference_mode()
     def feed(self, tokens: Sequence[Sequence[int]]) -> None:
-        """More tokens of each context; none for those that wait or have ended."""
-        q_cu = self._cumulative(map(len, tokens))
-        packed = self._tensor(token for each in tokens for token in each)
-        hidden = self._model.extend(packed, q_cu, self._cache)
-        fed = q_cu.diff() > 0
-        self._last[fed] = hidden[q_cu[1:][fed] - 1]
+        """More tokens of each context: one as a rule, several after the engine's turn, or none."""
+        single = [len(each) == 1 for each in tokens]
+        if any(single):
+            self._decode(
+                [each[0] if one else 0 for each, one in zip(tokens, single, strict=True)], single
+            )
+        several = [row for row, each in enumerate(tokens) if len(each) > 1]
+        if several:
+            counts = [len(tokens[row]) for row in several]
+            packed = torch.tensor(
+                [token for row in several for token in tokens[row]], device=self.last.device
+            )
+            hidden = self._model.extend(packed, several, counts, self._slots)
+            self.last[several] = hidden[torch.tensor(counts).cumsum(0).to(hidden.device) - 1]
 
-    def encode(self, pieces: Sequence[Piece]) -> list[int]:
-        return self._tokenizer.encode_pieces(pieces).tokens
+    def _decode(self, tokens: list[int], fed: list[bool]) -> None:
+        window = self._slots.begin(fed)
+        given = torch.tensor(tokens, device=self.last.device)
+        if self._graphs is not None:
+            hidden = self._graphs.decode(given, window)
+        else:
+            hidden = self._model.decode(given, self._slots, window)
+        if all(fed):
+            self.last[: len(fed)] = hidden
+        else:
+            rows = torch.tensor(fed, device=hidden.device)
+            self.last[: len(fed)][rows] = hidden[rows]
 
-    def stretch(self) -> Stretch:
-        return Stretch(self._tokenizer)
 
-    def _positions(self, encoded: Encoded) -> Tensor:
-        top_k = self._model.config.router.top_k
-        return context_positions(len(encoded.tokens), encoded.head_length, top_k)
-
-    def _tensor(self, values: Iterable) -> Tensor:
-        return torch.tensor(list(values), device=self._device)
-
-    def _cumulative(self, lengths: Iterable[int]) -> Tensor:
-        return F.pad(self._tensor(lengths).cumsum(0), (1, 0))
+_FIRST_TOKENS = 512  # own tokens a row has room for at first, where memory may grow

@@ -5,6 +5,7 @@ Pure state: strings in, decisions out. No tokens, no tensors; engine.py generate
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, get_args
@@ -15,21 +16,23 @@ from data_pipeline.protocol import (
     REF_END,
     RETRIEVAL_LIMIT,
     Round,
+    Turn,
     answer_request_pieces,
     end_of_retrieve_pieces,
+    evidence_text,
     memory_answer_pieces,
     parse_answer,
     parse_ids,
-    prompt_pieces,
     rounds_pieces,
     written_ids,
 )
-from data_pipeline.schema import Document, Piece
+from data_pipeline.schema import Piece
 from msa_train.errors import ConfigError
 from msa_train.memory.search import MemoryView
 
 Mode = Literal["generate", "router", "memory"]
 Stage = Literal["ids", "answer"]
+_ANSWER_TOKENS = 512  # evidence leaves room for an answer of so many tokens, if one may be as long
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,19 @@ class Limits:
 
     rounds: retrieval rounds. retrieval_characters: of ids written in all rounds (published: 1,000).
     answer_tokens: of the answer. documents: how many voted ones mode "router" reads.
+    evidence_tokens: of the texts appended in all rounds; a document that would pass it is left out.
     """
 
     rounds: int = 6
     retrieval_characters: int = RETRIEVAL_LIMIT
     answer_tokens: int = 128
     documents: int = 4
+    evidence_tokens: int = 8192
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "retrieval_characters", "answer_tokens", "documents"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}: give 1 or more")
 
 
 class Next(Enum):
@@ -66,18 +71,26 @@ class Conversation:
 
     mode generate: the model writes ids and reads the texts, round by round, until it asks for the
     answer (the paper). router: one round with the router's voted documents in place of written ids.
-    memory: the answer comes from pooled memory alone.
+    memory: the answer comes from pooled memory alone. instructions, earlier: see protocol.py.
+    count: tokens of a text. room: how many the context can still take (None: not limited); full: it
+    takes none after this one.
     """
 
     question: str
     view: MemoryView
     mode: Mode = "generate"
     limits: Limits = field(default_factory=Limits)
+    instructions: str = ""
+    earlier: tuple[Turn, ...] = ()
+    count: Callable[[str], int] = len
+    room: int | None = None
+    full: bool = False
     rounds: list[Round] = field(default_factory=list)
     forced: list[str] = field(default_factory=list)  # why the engine ended a stage, if it did
     stage: Stage = "ids"
     answer_text: str = ""  # as the model wrote it
     appended: list[Piece] = field(default_factory=list)
+    _evidence_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -95,11 +108,8 @@ class Conversation:
     @property
     def context(self) -> list[Piece]:
         """All pieces to prefill now."""
-        if self.stage == "ids":
-            return rounds_pieces(self.question, self.rounds)
-        if self.mode == "memory":
-            return [*prompt_pieces(self.question), *memory_answer_pieces(self.question)]
-        return [*rounds_pieces(self.question, self.rounds), *memory_answer_pieces(self.question)]
+        said = rounds_pieces(self.question, self.rounds, self.instructions, self.earlier)
+        return said if self.stage == "ids" else [*said, *memory_answer_pieces(self.question)]
 
     @property
     def answer(self) -> str:
@@ -140,10 +150,11 @@ class Conversation:
 
     def _wrote_answer(self, text: str, tokens: int, control: str | None) -> Next:
         self.answer_text = text
-        if control is None and tokens < self.limits.answer_tokens:
+        if control is None and tokens < self.limits.answer_tokens and not self.full:
             return Next.WRITE
         if control is None:
-            self.forced.append(f"{self.limits.answer_tokens} tokens of answer")
+            full = ": the context is full" if tokens < self.limits.answer_tokens else ""
+            self.forced.append(f"{tokens} tokens of answer{full}")
         elif control != IM_END:
             self.forced.append(f"{control} in the answer")
         return Next.STOP
@@ -158,10 +169,24 @@ class Conversation:
         return Next.APPEND
 
     def _close_round(self, written: str, numbers: list[int]) -> None:
-        self.rounds.append(Round(written, tuple(self._document(n) for n in sorted(numbers))))
-
-    def _document(self, number: int) -> Document:
-        return self.view.documents[number]
+        """numbers: the documents to append, in the order in which they may fill the room."""
+        taken, left_out = [], []
+        room = self.limits.evidence_tokens - self._evidence_tokens
+        if self.room is not None:
+            room = min(room, self.room - min(self.limits.answer_tokens, _ANSWER_TOKENS))
+        for number in numbers:
+            document = self.view.documents[number]
+            tokens = self.count(evidence_text(document))
+            if tokens > room:
+                left_out.append(number)
+                continue
+            taken.append(document)
+            room -= tokens
+            self._evidence_tokens += tokens
+        taken.sort(key=lambda document: document.number)
+        self.rounds.append(Round(written, tuple(taken)))
+        if left_out:
+            self.forced.append(f"no room for the texts of {written_ids(left_out)}")
 
     @property
     def _characters(self) -> int:

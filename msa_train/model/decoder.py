@@ -29,12 +29,12 @@ from msa_train.model.attention import (
     router_query,
 )
 from msa_train.model.batch import Layout, MemoryBatch, positions_within, query_rows
-from msa_train.model.cache import Cache, no_memory, padded
 from msa_train.model.config import ModelConfig
 from msa_train.model.fused import swiglu
 from msa_train.model.norm import RMSNorm
 from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing
+from msa_train.model.slots import Prefill, Slots, Window
 
 
 @dataclass
@@ -204,15 +204,14 @@ class MSADecoder(nn.Module):
         is_query: Tensor,
         memory_from: Tensor,
         memory: Memory,
-        room: int,
-    ) -> tuple[Tensor, Cache]:
-        """Contexts [Na] against a memory -> final states [Na, d] and a cache with `room` for more.
+    ) -> Prefill:
+        """Contexts [Na] against a memory: final states, keys and values, and what each reads.
 
         Every context searches the whole memory, once per router layer (SPEC section 2).
         """
         lengths = ctx_cu.diff()
         rows, query_cu = query_rows(is_query, ctx_cu)
-        cache = Cache(lengths.clone(), positions[ctx_cu[1:] - 1] + 1, [], [], {})
+        keys, values, readings = [], [], {}
         x = self.model.embed_tokens(tokens)
         cos, sin = self._tables(positions)
         for number, layer in enumerate(self.model.layers):
@@ -223,33 +222,53 @@ class MSADecoder(nn.Module):
                 query = router_query(h, p, rows, router)
                 routing, k, v = memory.search(number, query, query_cu)
                 sizes = lengths.new_full((len(lengths),), memory.size)
-                cache.memory[number] = reading(routing, k, v, sizes, router)
-                attended = read_memory(
-                    p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, cache.memory[number]
-                )
+                readings[number] = reading(routing, k, v, sizes, router)
+                attended = read_memory(p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, readings[number])
             else:
                 attended = document_attention(p.q, p.k, p.v, ctx_cu, self.config.head_dim**-0.5)
-            for kept, new in ((cache.keys, p.k), (cache.values, p.v)):
-                kept.append(padded(new, lengths, room))
+            keys.append(p.k)
+            values.append(p.v)
             x = layer.finish(x, attended)
-        return self.model.norm(x), cache
+        following = positions[ctx_cu[1:] - 1] + 1
+        return Prefill(self.model.norm(x), ctx_cu, following, keys, values, readings)
 
-    def decode(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """One more token per context [m] -> final states [m, d]; the routing is not repeated."""
-        return self.extend(tokens, torch.arange(len(tokens) + 1, device=tokens.device), cache)
+    def decode(self, tokens: Tensor, slots: Slots, window: Window) -> Tensor:
+        """One token [b] of each of the first rows -> final states [b, d]; no new routing.
 
-    def extend(self, tokens: Tensor, q_cu: Tensor, cache: Cache) -> Tensor:
-        """More tokens [T] of each context, q_cu [m+1] (none, for some) -> final states [T, d]."""
-        step = cache.advance(q_cu)
-        cos, sin = self._tables(step.positions)
+        window: of Slots.begin, which says who is fed; the others' states are of no use.
+        """
+        count = len(tokens)
+        row = torch.arange(count, device=tokens.device)
+        place = slots.length[:count].clone()
+        slots.open(row, place)
         x = self.model.embed_tokens(tokens)
+        cos, sin = self._tables(slots.position[:count])
         for number, layer in enumerate(self.model.layers):
             p = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-            k, v = step.write(cache.keys[number], p.k), step.write(cache.values[number], p.v)
-            memory = cache.memory.get(number) or no_memory(k, len(cache.lengths))
-            everywhere = torch.zeros_like(cache.lengths)
-            attended = read_memory(p.q, k, v, q_cu, step.k_cu, everywhere, memory)
-            x = layer.finish(x, attended)
+            slots.write(number, row, place, p.k, p.v)
+            x = layer.finish(x, slots.read(number, p.q, window))
+        slots.end(count)
+        return self.model.norm(x)
+
+    def extend(self, tokens: Tensor, rows: list[int], counts: list[int], slots: Slots) -> Tensor:
+        """Several tokens at once, packed [T], counts of each row -> final states [T, d]."""
+        starts = torch.tensor([slots.lengths[row] for row in rows]).repeat_interleave(
+            torch.tensor(counts)
+        )
+        cu = F.pad(torch.tensor(counts).cumsum(0), (1, 0))
+        offset = positions_within(cu).to(tokens.device)
+        row = torch.tensor(rows).repeat_interleave(cu.diff()).to(tokens.device)
+        place, positions = starts.to(tokens.device) + offset, slots.position[row] + offset
+        slots.extend(rows, counts)
+        slots.open(row, place)
+        x = self.model.embed_tokens(tokens)
+        cos, sin = self._tables(positions)
+        for number, layer in enumerate(self.model.layers):
+            p = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            slots.write(number, row, place, p.k, p.v)
+            parts = zip(rows, p.q.split(counts), strict=True)
+            attended = [slots.read_several(number, q, each) for each, q in parts]
+            x = layer.finish(x, torch.cat(attended))
         return self.model.norm(x)
 
     def gates(self) -> Iterator[tuple[int, float]]:

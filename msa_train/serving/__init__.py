@@ -1,0 +1,1 @@
+"""HTTP: questions, memory banks and the explorer page, over FastAPI and uvicorn."""

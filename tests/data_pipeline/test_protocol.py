@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.protocol import (
     RETRIEVAL_LIMIT,
     Round,
@@ -162,3 +163,46 @@ def test_retrieval_ends_by_the_model_or_by_force():
 )
 def test_the_answer_is_read_from_what_was_written(generated, answer):
     assert parse_answer(generated) == answer
+
+
+TURNS = (("user", "Who <|im_end|>?"), ("assistant", ""), ("assistant", "Me."))
+
+
+def test_instructions_stand_before_the_question_and_do_not_route():
+    pieces = prompt_pieces("Who?", instructions="Be brief.")
+    assert text(pieces) == PROMPT.replace("Who?", "Be brief.\n\nWho?")
+    assert flagged(pieces, Role.QUERY) == flagged(prompt_pieces("Who?"), Role.QUERY)
+    later = rounds_pieces("Who?", [Round("[4]", (FOUR,))], "Be brief.")
+    plain = rounds_pieces("Who?", [Round("[4]", (FOUR,))])
+    assert text(later) == text(plain).replace("Who?", "Be brief.\n\nWho?", 1)
+    assert flagged(later, Role.QUERY) == flagged(plain, Role.QUERY)
+
+
+def test_earlier_turns_stand_before_the_prompt_and_do_not_route():
+    before = "<|im_start|>user\nWho <|im_end|>?<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>\n"
+    pieces = prompt_pieces("Who?", earlier=TURNS)
+    assert text(pieces) == before + PROMPT
+    assert flagged(pieces, Role.QUERY) == flagged(prompt_pieces("Who?"), Role.QUERY)
+    assert sum(piece.control for piece in pieces) == 4 + 3  # what a user writes is text
+    later = rounds_pieces("Who?", [Round("[4]", (FOUR,))], earlier=TURNS)
+    assert text(later) == before + text(rounds_pieces("Who?", [Round("[4]", (FOUR,))]))
+
+
+def test_the_head_of_a_conversation_is_as_long_as_that_of_a_question():
+    from tests.memory.tiny import tiny_tokenizer
+
+    heads = {
+        tiny_tokenizer().encode_pieces(prompt_pieces("Who?", earlier=turns)).head_length
+        for turns in ((), TURNS, TURNS[:2])
+    }
+    assert len(heads) == 1
+
+
+def test_no_extension_leaves_every_byte_as_it_was():
+    assert prompt_pieces("Who?", True, "", ()) == prompt_pieces("Who?")
+    assert text(prompt_pieces("Who?", instructions="", earlier=(("user", ""),))) == PROMPT
+
+
+def test_an_earlier_turn_of_somebody_else_is_refused():
+    with pytest.raises(DataError, match="'system': give user or assistant"):
+        prompt_pieces("Who?", earlier=(("system", "x"),))

@@ -12,7 +12,7 @@ from data_pipeline.sources.needles import NiahConfig
 from data_pipeline.sources.niah import needle_texts
 from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
 from msa_train.config import Config, EvaluationConfig
-from msa_train.memory import engine
+from msa_train.memory import scheduler
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -57,15 +57,15 @@ def oracle(monkeypatch):
     def install(queries: list[Query], tokenizer) -> None:
         by_question = {query.question: query for query in queries}
 
-        class Oracle(engine.ContextBatch):
-            def __init__(self, model, tokenizer, memory, contexts, room=32):
-                super().__init__(model, tokenizer, memory, contexts, room)
-                self.scripts = [_script(pieces, by_question, tokenizer) for pieces in contexts]
+        class Oracle(scheduler.Asked):
+            def routed(self, chosen):
+                self.script = _script(self._talk.context, by_question, tokenizer)
+                return super().routed(chosen)
 
-            def best_tokens(self):
-                return [script.pop(0) if script else 0 for script in self.scripts]
+            def choose(self, likeliest, logits):
+                return self.script.pop(0) if self.script else 0
 
-        monkeypatch.setattr(engine, "ContextBatch", Oracle)
+        monkeypatch.setattr(scheduler, "Asked", Oracle)
 
     return install
 

@@ -16,7 +16,7 @@ from msa_train.evaluation.evaluate import evaluate
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.niah import needle_bank, needle_tasks, whole_groups
 from msa_train.memory.engine import MemoryEngine
-from msa_train.memory.generation import ContextBatch
+from msa_train.memory.generation import prefill_pieces
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,7 @@ def test_controls_change_what_is_answered(model, tokenizer, memory, needles):
     read = []
     for view in views:
         contexts = [[*prompt_pieces(q), *memory_answer_pieces(q)] for q in questions]
-        with torch.inference_mode():
-            read.append(ContextBatch(model, tokenizer, view.memory, contexts)._last)
+        read.append(prefill_pieces(model, tokenizer, view.memory, contexts).last)
     assert not torch.allclose(read[0], read[1], atol=1e-6)
     assert not torch.allclose(read[0], read[2], atol=1e-6)
 

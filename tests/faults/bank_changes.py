@@ -4,32 +4,22 @@ import functools
 import os
 from dataclasses import dataclass
 
-from msa_train.memory.build import build_bank
+from msa_train.memory.blocks import BlockSize
 from msa_train.memory.encoder import encode_documents
 from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.storage.documents import StoredDocument
 from msa_train.memory.storage.verify import verify_bank
 from msa_train.memory.storage.writer import BankWriter
+from tests.memory.building import build, document
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
 MUTATIONS = ("open", "write", "pwrite", "ftruncate", "fsync", "rename", "mkdir", "unlink", "rmdir")
 KILLED = 99
 
 
-def document(number, text=None):
-    text = f"Document {number} tells of {number * number}." if text is None else text
-    return StoredDocument(number, text, f"d{number}", "", {"n": number}, added=7)
-
-
 @functools.cache
 def encoded(first, count, text=None):
     documents = [document(number, text) for number in range(first, first + count)]
     return list(encode_documents(tiny_model(), tiny_tokenizer(), documents, 60))
-
-
-def build(path, documents=9):
-    given = [document(number) for number in range(documents)]
-    build_bank(path, tiny_model(), tiny_tokenizer(), given, FINGERPRINT, "float32", 60)
 
 
 def texts(path):
@@ -90,7 +80,7 @@ CHANGES = {
 
 def prepared(path):
     """A bank of two segments and removed documents."""
-    build(path)
+    build(path, size=BlockSize())
     with BankWriter(path, "add") as writer:
         writer.add(encoded(9, 5))
         writer.remove([3, 10])

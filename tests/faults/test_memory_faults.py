@@ -13,23 +13,26 @@ import pytest
 from msa_train import durable
 from msa_train.errors import BankError
 from msa_train.memory.storage import lock
-from msa_train.memory.storage.manifest import building_name
+from msa_train.memory.storage.manifest import MANIFEST, building_name
 from msa_train.memory.storage.verify import verify_bank
 from tests.faults.bank_changes import (
     CHANGES,
     KILLED,
     Fault,
-    build,
     check,
     die,
     in_child,
     prepared,
     texts,
 )
+from tests.memory.building import Stopped, build, contents, until
 
 # Every point takes a minute or two; a few of them are part of every run.
 EVERY = pytest.mark.parametrize(
     "step", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"]
+)
+EVERY_OF_BUILD = pytest.mark.parametrize(
+    "step", [37, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"]
 )
 
 
@@ -44,6 +47,10 @@ def patched(fault):
         for module in (durable, lock):
             patch.setattr(module, "os", fault)
         yield
+
+
+def full(call, *_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def points(bank, tmp_path, change):
@@ -94,9 +101,6 @@ def test_an_error_at_every_write_is_reported_and_changes_nothing(
     change, before = CHANGES[name], texts(bank)
     states = [before, change.after(before)]
 
-    def full(call, *_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     for at in range(step, points(bank, tmp_path, name) + 1, step):
         path = tmp_path / f"bank-{at}"
         shutil.copytree(bank, path)
@@ -112,26 +116,118 @@ def test_an_error_at_every_write_is_reported_and_changes_nothing(
         repeat_after(path, change, states)
 
 
-@EVERY
-def test_death_at_every_write_of_a_build_leaves_no_bank_or_a_whole_one(tmp_path, step):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "bank"
+    build(path)
+    return contents(path)
+
+
+@pytest.fixture(params=["fresh", "resumed"])
+def begun(request, tmp_path):
+    """begun() starts tmp_path/bank anew: nothing is there, or two blocks of three are built."""
+    path = tmp_path / "bank"
+    kept = tmp_path / "kept"
+    if request.param == "resumed":
+        with pytest.raises(Stopped):
+            build(path, until(7, 9))
+        shutil.copytree(building_name(path), kept)
+
+    def begin():
+        for each in (path, building_name(path)):
+            shutil.rmtree(each, ignore_errors=True)
+        if kept.exists():
+            shutil.copytree(kept, building_name(path))
+        return path
+
+    return begin
+
+
+def build_points(path):
     fault = Fault(0, None)
     with patched(fault):
-        build(tmp_path / "count")
-    whole = texts(tmp_path / "count")
-    for at in range(step, fault.calls + 1, step):
-        path = tmp_path / "bank"
+        build(path)
+    assert fault.calls > 30
+    return fault.calls
+
+
+def built_after(path, whole):
+    """There is no bank after an interrupted build or a whole one; once repeated, a whole one."""
+    left = building_name(path)
+    if (left / MANIFEST).exists():
+        assert not verify_bank(left)["problems"]
+    if not path.exists():
+        build(path)
+    assert contents(path) == whole
+    assert not verify_bank(path)["problems"] and not left.exists()
+    CHANGES["compact"].run(path)  # a writer that died over a complete bank is no obstacle
+    assert not verify_bank(path)["orphans"]
+
+
+@EVERY_OF_BUILD
+def test_death_at_every_write_of_a_build_loses_nothing_that_was_finished(begun, whole, step):
+    for at in range(step, build_points(begun()) + 1, step):
+        path = begun()
 
         def work(path=path, at=at):
             with patched(Fault(at, die)):
                 build(path)
 
         assert in_child(work) == KILLED
-        if not path.exists():
-            build(path)
-        check(path, [whole])
-        assert not building_name(path).exists()
-        CHANGES["compact"].run(path)  # a writer that died over a complete bank is no obstacle
-        shutil.rmtree(path)
+        built_after(path, whole)
+
+
+@EVERY_OF_BUILD
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from-then-on"])
+def test_an_error_at_every_write_of_a_build_is_reported(begun, whole, lasting, step):
+    for at in range(step, build_points(begun()) + 1, step):
+        path = begun()
+        with patched(Fault(at, full, lasting)):
+            try:
+                build(path)
+                assert path.exists()
+            except BankError as error:
+                assert "No space left" in str(error)
+        built_after(path, whole)
+
+
+def random_build_kills(path, whole, count, seed):
+    """A build, killed at random moments and started again until it is done, again and again."""
+    draw = random.Random(seed)
+    killed = finished = 0
+    while killed < count:
+        status = killed_after(draw.random() * 0.15, lambda: build(path))
+        killed += status != 0
+        if path.exists():
+            built_after(path, whole)
+            shutil.rmtree(path)
+            finished += 1
+    return finished
+
+
+def test_a_build_survives_random_kills(tmp_path, whole):
+    random_build_kills(tmp_path / "bank", whole, 10, seed=3)
+
+
+@pytest.mark.slow
+def test_a_build_survives_many_random_kills(tmp_path, whole):
+    assert random_build_kills(tmp_path / "bank", whole, 300, seed=4) > 10
+
+
+def killed_after(seconds, work):
+    """Exit status of `work` in a process forked from this warm one, unless it ended in time."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status
 
 
 def random_kills(bank, folder, count, seed):
@@ -147,17 +243,7 @@ def random_kills(bank, folder, count, seed):
             shutil.rmtree(path)
             shutil.copytree(bank, path)
             before = texts(path)
-        child = os.fork()
-        if not child:
-            try:
-                change.run(path)
-                os._exit(0)
-            except BaseException:
-                os._exit(1)
-        time.sleep(draw.random() * 0.04)
-        os.kill(child, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, -signal.SIGKILL)
+        status = killed_after(draw.random() * 0.04, lambda change=change: change.run(path))
         killed += status != 0
         acknowledged = [change.after(before)] if status == 0 else [before, change.after(before)]
         check(path, acknowledged)

@@ -8,11 +8,12 @@ from data_pipeline.schema import Role
 from msa_train.memory.answers import Evidence, Finished, Routed, TextPiece
 from msa_train.memory.build import build_bank
 from msa_train.memory.engine import MemoryEngine
-from msa_train.memory.generation import ContextBatch
+from msa_train.memory.generation import Contexts, prefill_pieces
 from msa_train.memory.in_memory import encode_in_memory
 from msa_train.memory.interleave import Conversation, Limits
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.tiers import bank_view
+from msa_train.memory.turn import Asked
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -73,7 +74,9 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
     view = bank_view(MemoryBank.open(tmp_path / "b", FINGERPRINT), model.config.router)
     prompts = [Conversation(question, view, "memory").context for question in QUESTIONS]
     with torch.no_grad():
-        batch = ContextBatch(model, tokenizer, view.memory, prompts, room=2)
+        prefill = prefill_pieces(model, tokenizer, view.memory, prompts)
+        batch = Contexts(model, len(prompts) + 1, 1024, preallocate=count == 7)
+        batch.admit(prefill, range(len(prompts)))
         encoded = [tokenizer.encode_pieces(pieces).tokens for pieces in prompts]
         pace = torch.Generator().manual_seed(count)
         for _ in range(4):
@@ -104,8 +107,8 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
         )
         expected = model(whole)
     last = expected.hidden[whole.ctx_cu[1:] - 1]
-    torch.testing.assert_close(batch._last, last, rtol=1e-5, atol=1e-5)
-    for layer, reading in batch.readings.items():
+    torch.testing.assert_close(batch.last[: batch.count], last, rtol=1e-5, atol=1e-5)
+    for layer, reading in prefill.readings.items():
         assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
         assert reading.routing.documents.shape[1] == min(count, 3)
 
@@ -153,7 +156,7 @@ def scripted(monkeypatch, *turns):
             control = part in (REF_END, IM_END)
             script += [tokenizer.control_id(part)] if control else tokenizer.encode_text(part)
     tokens = iter(script)
-    monkeypatch.setattr(ContextBatch, "best_tokens", lambda self: [next(tokens)])
+    monkeypatch.setattr(Asked, "choose", lambda self, likeliest, logits: next(tokens))
     return tokens
 
 
@@ -187,24 +190,24 @@ def test_the_answer_is_written_on_the_context_as_it_stands(monkeypatch):
     """After <End-of-Retrieve> the request is fed without routing again: states as one prefill."""
     scripted(monkeypatch, [END_OF_RETRIEVE], ["4711", IM_END])
     fed, last = [], {}
-    feed = ContextBatch.feed
+    feed = Contexts.feed
 
     def watched(self, tokens):
         feed(self, tokens)
         fed.extend(tokens[0])
-        last["state"] = self._last.clone()
+        last["state"] = self.last[:1].clone()
 
-    monkeypatch.setattr(ContextBatch, "feed", watched)
+    monkeypatch.setattr(Contexts, "feed", watched)
     (answer,) = engine_of().ask(QUESTIONS[:1])
     assert len(answer.rounds) == 1
     tokenizer, view = tiny_tokenizer(), view_of()
     prompt = Conversation(QUESTIONS[0], view, "memory").context
     whole = tokenizer.encode_pieces(prompt).tokens + tokenizer.encode_text("4711")
     assert whole[-len(fed) :] == fed
-    with torch.no_grad():
-        batch = ContextBatch(tiny_model(), tokenizer, view.memory, [prompt])
-        feed(batch, [tokenizer.encode_text("4711")])
-    torch.testing.assert_close(batch._last, last["state"], rtol=1e-5, atol=1e-5)
+    alone = Contexts(tiny_model(), 1, 1024)
+    alone.admit(prefill_pieces(tiny_model(), tokenizer, view.memory, [prompt]), [0])
+    feed(alone, [tokenizer.encode_text("4711")])
+    torch.testing.assert_close(alone.last, last["state"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_router_reads_the_voted_documents():

@@ -7,7 +7,7 @@ import torch
 
 from msa_train.errors import BankError, ConfigError
 from msa_train.memory.build import add_documents, build_bank
-from msa_train.memory.generation import ContextBatch
+from msa_train.memory.generation import prefill_pieces
 from msa_train.memory.interleave import Conversation
 from msa_train.memory.served import ServedBank
 from msa_train.memory.storage.bank import MemoryBank
@@ -30,9 +30,9 @@ def path(tmp_path):
 def read(view):
     """Final states of some prompts, and what was selected."""
     prompts = [Conversation(question, view, "memory").context for question in QUESTIONS]
-    batch = ContextBatch(tiny_model(), tiny_tokenizer(), view.memory, prompts)
-    chosen = [reading.routing.documents for reading in batch.readings.values()]
-    return batch._last, torch.cat(chosen, 1)
+    prefill = prefill_pieces(tiny_model(), tiny_tokenizer(), view.memory, prompts)
+    chosen = [reading.routing.documents for reading in prefill.readings.values()]
+    return prefill.last, torch.cat(chosen, 1)
 
 
 def more(count):

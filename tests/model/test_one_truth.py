@@ -6,6 +6,7 @@ import torch
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.losses import router_loss_sum, token_loss_sum
 from msa_train.model.resident import ResidentMemory
+from msa_train.model.slots import Slots
 from msa_train.model.weights import initial_weight, published_weights, weight_shapes
 from tests.batches import random_batch, tiny_config
 
@@ -75,12 +76,11 @@ def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
         pooled = model.encode(batch.doc_tokens, batch.doc_cu)
         chunk_cu = torch.tensor([0, 1, 4, 5, 9, 11, 13])
         memory = ResidentMemory(pooled, chunk_cu, config.router)
-        hidden, cache = model.prefill(
-            batch.tokens, batch.ctx_cu, batch.positions, batch.is_query, batch.memory_from,
-            memory, room=0,
-        )  # fmt: skip
-    torch.testing.assert_close(hidden, expected.hidden, rtol=1e-5, atol=1e-5)
-    for layer, reading in cache.memory.items():
+        prefill = model.prefill(
+            batch.tokens, batch.ctx_cu, batch.positions, batch.is_query, batch.memory_from, memory
+        )
+    torch.testing.assert_close(prefill.hidden, expected.hidden, rtol=1e-5, atol=1e-5)
+    for layer, reading in prefill.readings.items():
         assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
 
 
@@ -95,13 +95,15 @@ def test_decoding_token_by_token_agrees_with_the_whole_context(gate):
         expected = model(whole).hidden.unflatten(0, (2, length))
         pooled = model.encode(whole.doc_tokens, whole.doc_cu)
         memory = ResidentMemory(pooled, torch.tensor([0, 1, 4, 5, 9, 11, 13]), config.router)
-        hidden, cache = model.prefill(
+        prefill = model.prefill(
             whole.tokens[kept], torch.tensor([0, prompt, 2 * prompt]), whole.positions[kept],
-            whole.is_query[kept], whole.memory_from, memory, room=length - prompt,
+            whole.is_query[kept], whole.memory_from, memory,
         )  # fmt: skip
-        torch.testing.assert_close(hidden.unflatten(0, (2, prompt)), expected[:, :prompt])
+        torch.testing.assert_close(prefill.hidden.unflatten(0, (2, prompt)), expected[:, :prompt])
+        slots = Slots(config, 2, length, prefill.hidden)
+        slots.admit(prefill, (0, 1), (0, 1))
         for place in range(prompt, length):
-            step = model.decode(whole.tokens[starts + place], cache)
+            step = model.decode(whole.tokens[starts + place], slots, slots.begin([True, True]))
             torch.testing.assert_close(step, expected[:, place], rtol=1e-5, atol=1e-5)
 
 

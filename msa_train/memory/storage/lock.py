@@ -15,8 +15,15 @@ from msa_train.errors import BankError
 LOCK = "writer.lock"
 
 
+class BusyError(BankError):
+    """Another writer is at work."""
+
+
 class WriterLock:
-    """Holds BANK/writer.lock, in which the writer stands. `dead`: who died while holding it."""
+    """Holds BANK/writer.lock, in which the writer stands. `dead`: who died while holding it.
+
+    A process that inherits `descriptor` holds it too, until both have ended. Raises BusyError.
+    """
 
     def __init__(self, bank: Path, operation: str):
         self.path = bank / LOCK
@@ -29,7 +36,7 @@ class WriterLock:
         except BlockingIOError:
             holder = _described(os.pread(self._descriptor, 4096, 0))
             os.close(self._descriptor)
-            raise BankError(
+            raise BusyError(
                 f"{bank} is being written by {holder}: wait until it has finished"
             ) from None
         left = os.pread(self._descriptor, 4096, 0)
@@ -53,6 +60,10 @@ class WriterLock:
                 os.ftruncate(self._descriptor, 0)  # an empty file: the writer ended in order
             os.close(self._descriptor)
             self._descriptor = -1
+
+    @property
+    def descriptor(self) -> int:
+        return self._descriptor
 
 
 def _described(text: bytes) -> str:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
@@ -40,6 +42,19 @@ IDS = "ids.u64"
 
 def id_digest(id: str) -> int:
     return int.from_bytes(blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the segments of one commit are written: a folder of segments, and their form."""
+
+    folder: Path
+    form: BankForm
+    generation: int
+
+    def segment(self, first: int) -> SegmentWriter:
+        """The writer of the segment whose first document is number `first`."""
+        return SegmentWriter(self.folder, f"{self.generation:06}-{first:012}", self.form)
 
 
 class SegmentWriter:
@@ -160,6 +175,7 @@ class Segment:
             layer: np.memmap(self.folder / state_file(layer, "crc"), "<u4", "r")
             for layer in form.layers
         }
+        self._documents_checked = False
         self._checked: dict[int, np.ndarray] = {}  # layer -> documents whose states were compared
 
     @cached_property
@@ -169,18 +185,36 @@ class Segment:
         return f"{self.folder.resolve()}:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
 
     @cached_property
-    def _ids(self) -> np.ndarray:
-        """[n, 2] digest and row, ascending; checked, because a wrong row would go unnoticed."""
+    def ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n] digests, ascending, and their rows; checked, for a wrong row would go unnoticed."""
         self._check(IDS, self._raw_ids)
-        return self._raw_ids.view("<u8").reshape(-1, 2)
+        digests, rows = self._raw_ids.view("<u8").reshape(-1, 2).T
+        return np.ascontiguousarray(digests), rows  # else every search would copy them
 
     def rows_of(self, id: str) -> list[int]:
         """Rows of the documents with this id, ascending (the parts of one that was split)."""
-        digest = np.uint64(id_digest(id))
-        first = int(np.searchsorted(self._ids[:, 0], digest, "left"))
-        last = int(np.searchsorted(self._ids[:, 0], digest, "right"))
-        rows = self._ids[first:last, 1].astype(np.int64).tolist()
-        return [row for row in rows if self.documents[row].id == id]
+        return self.rows_of_any([id])
+
+    def rows_of_any(self, ids: Sequence[str]) -> list[int]:
+        """Rows of the documents that have one of these ids, id by id."""
+        digests, rows = self.ids
+        wanted = np.array([id_digest(id) for id in ids], dtype=np.uint64)
+        first = np.searchsorted(digests, wanted, "left")
+        last = np.searchsorted(digests, wanted, "right")
+        found = []
+        for place in np.flatnonzero(first < last):
+            there = rows[first[place] : last[place]].astype(np.int64).tolist()
+            found += [row for row in there if self.documents[row].id == ids[place]]
+        return found
+
+    def check_documents(self) -> None:
+        """Reads the documents' file, once while this is open. Raises BankError if it was changed.
+
+        Before a column is used as a whole: single documents have checksums of their own.
+        """
+        if not self._documents_checked:
+            self._check(DOCUMENTS, np.memmap(self.folder / DOCUMENTS, np.uint8, "r"))
+            self._documents_checked = True
 
     def check_keys(self, layer: int) -> None:
         """Reads the router keys of a layer. Raises BankError where they were changed."""
@@ -223,6 +257,21 @@ class Segment:
                 flat = torch.from_file(file, shared=False, size=size, dtype=dtype)
             states[kind] = flat.view(self.entry.chunks, *shape)
         return Pooled(**states)
+
+
+def changed_files(folder: Path, entry: SegmentEntry) -> list[str]:
+    """Problems with a segment's files, each read and compared with its checksum."""
+    problems = []
+    for name, expected in entry.files.items():
+        file = folder / entry.name / name
+        if not file.is_file():
+            problems.append(f"{file} is missing")
+            continue
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected.sha256:
+            problems.append(f"{file} was changed (sha256 {found[:12]})")
+    return problems
 
 
 def _check_size(file: Path, expected: StoredFile) -> None:

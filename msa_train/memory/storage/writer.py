@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from msa_train.memory.storage.manifest import (
     Removed,
     SegmentEntry,
 )
-from msa_train.memory.storage.segments import Segment, SegmentWriter
+from msa_train.memory.storage.segments import Segment, SegmentWriter, Target
 from msa_train.model.attention import Pooled
 
 SEGMENT_DOCUMENTS = 1 << 17  # of a segment, at most
@@ -44,7 +45,10 @@ def create_bank(path: Path, form: BankForm) -> None:
 
 
 class BankWriter:
-    """The writer of a bank, until it is closed. Raises BankError where another one is at work."""
+    """The writer of a bank, until it is closed. Raises BusyError where another one is at work.
+
+    reuse: an older snapshot of the bank, so that only what changed is opened.
+    """
 
     def __init__(
         self,
@@ -52,33 +56,41 @@ class BankWriter:
         operation: str,
         fingerprint: dict[str, str] | None = None,
         segment_documents: int = SEGMENT_DOCUMENTS,
+        reuse: MemoryBank | None = None,
     ):
         self.path, self._operation = Path(path), operation
         self._segment_documents = segment_documents
         Manifest.load(self.path)  # before a lock appears in what is no bank
         self._lock = WriterLock(self.path, operation)
         try:
-            self.bank = MemoryBank.open(self.path, fingerprint)
+            self.bank = MemoryBank.open(self.path, fingerprint, reuse)
             if self._lock.dead:
                 print(f"{self.path}: {self._lock.dead} did not finish", file=sys.stderr)
+            self._manifest = self.bank.manifest
             with self._reported():
-                self._clear()
+                self.clear()
         except BaseException:
             self._lock.release()
             raise
 
     @property
     def manifest(self) -> Manifest:
-        return self.bank.manifest
+        return self._manifest
 
     def add(self, batches: Iterable[EncodedBatch], replaced: Iterable[int] = ()) -> int:
         """Adds encoded documents, numbered from manifest.next_number on, and removes `replaced`.
 
         One commit; returns the number of documents. On any error the bank is as it was.
         """
-        with self._reported():
+        return self.add_segments(self._write(batches), replaced)
+
+    def add_segments(
+        self, sealed: Generator[SegmentEntry, None, None], replaced: Iterable[int] = ()
+    ) -> int:
+        """As add, of segments that are sealed in `target` as they are asked for, in any order."""
+        with self._reported(), contextlib.closing(sealed):
             before = self.manifest
-            entries = tuple(self._write(batches))
+            entries = tuple(sorted(sealed, key=lambda entry: entry.first))
             if not entries and not replaced:
                 return 0
             assert all(entry.first >= before.next_number for entry in entries), "numbers come back"
@@ -109,6 +121,40 @@ class BankWriter:
                 kept += [group[0].entry] if whole else self._write(self._copied(group))
             if tuple(kept) != self.manifest.segments or self.manifest.removed:
                 self._commit(tuple(kept), set(), self.manifest.next_number)
+
+    def keep(self, entry: SegmentEntry | None = None) -> None:
+        """Notes a finished segment of a bank that is being built, in the place of what overlaps it.
+
+        The generation stays 0: only `complete` makes it a state of the bank.
+        """
+        kept = list(self.manifest.segments)
+        if entry is not None:
+            kept = [e for e in kept if e.last < entry.first or e.first > entry.last] + [entry]
+        kept.sort(key=lambda each: each.first)
+        following = kept[-1].last + 1 if kept else 0
+        changed = replace(self.manifest, generation=0, segments=tuple(kept), next_number=following)
+        if changed != self.manifest:
+            self._save(changed)
+
+    def forget(self, entry: SegmentEntry) -> None:
+        """The opposite of keep."""
+        kept = tuple(each for each in self.manifest.segments if each != entry)
+        self._save(replace(self.manifest, segments=kept))
+        durable.remove(self.path / SEGMENTS / entry.name)
+
+    def complete(self, entries: Iterable[SegmentEntry]) -> None:
+        """The first commit of a bank that is being built: it has these segments."""
+        ordered = sorted(entries, key=lambda entry: entry.first)
+        self._commit(tuple(ordered), set(), ordered[-1].last + 1 if ordered else 0)
+
+    @property
+    def target(self) -> Target:
+        """Where the segments of the next commit are written."""
+        return Target(self.path / SEGMENTS, self.manifest.form, self.manifest.generation + 1)
+
+    @property
+    def lock(self) -> WriterLock:
+        return self._lock
 
     def close(self) -> None:
         self._lock.release()
@@ -144,37 +190,37 @@ class BankWriter:
             for start in range(0, len(live), _COPIED):
                 yield _batch(segment, live[start : start + _COPIED])
 
-    def _write(self, batches: Iterable[EncodedBatch]) -> list[SegmentEntry]:
+    def _write(self, batches: Iterable[EncodedBatch]) -> Generator[SegmentEntry, None, None]:
         """Sealed segments, which no manifest lists yet."""
-        entries: list[SegmentEntry] = []
         writer: SegmentWriter | None = None
         try:
             for batch in batches:
                 if writer and writer.documents + len(batch.documents) > self._segment_documents:
-                    entries.append(writer.seal())
+                    yield writer.seal()
                     writer = None
                 if writer is None:
-                    name = f"{self.manifest.generation + 1:06}-{batch.documents[0].number:012}"
-                    form = self.manifest.form
-                    writer = SegmentWriter(self.path / SEGMENTS, name, form)
+                    writer = self.target.segment(batch.documents[0].number)
                 writer.append(batch)
             if writer is not None:
-                entries.append(writer.seal())
+                yield writer.seal()
                 writer = None
         finally:
             if writer is not None:
                 writer.abandon()
-        return entries
 
     def _commit(self, segments: tuple[SegmentEntry, ...], removed: set[int], following: int):
         gone = np.array(sorted(removed), dtype="<i8")
         manifest = self.manifest.following(
             segments=segments, removed=self._save_removed(gone), next_number=following
         )
-        manifest.save(self.path)
-        self.bank = MemoryBank.open(self.path)
+        self._save(manifest)
+        self.bank = MemoryBank.open(self.path, reuse=self.bank)
         with contextlib.suppress(OSError):  # the next writer tries again
-            self._clear()
+            self.clear()
+
+    def _save(self, manifest: Manifest) -> None:
+        manifest.save(self.path)
+        self._manifest = manifest
 
     def _save_removed(self, gone: np.ndarray) -> Removed | None:
         if not len(gone):
@@ -184,7 +230,7 @@ class BankWriter:
             file.write(gone)
         return Removed(name, len(gone), file.sha256)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Removes what the manifest on the disk, whoever wrote it, does not list."""
         for path in unlisted(self.path, Manifest.load(self.path)):
             durable.remove(path)
@@ -195,14 +241,14 @@ class BankWriter:
             yield
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._clear()
+                self.clear()
             raise BankError(
                 f"{self._operation}: {self.path} cannot be written: {error}; the bank is as it "
                 "was, repeat what you did when the cause is gone"
             ) from error
         except BaseException:
             with contextlib.suppress(OSError):
-                self._clear()
+                self.clear()
             raise
 
 
@@ -211,11 +257,14 @@ def unlisted(path: Path, manifest: Manifest) -> list[Path]:
     listed = {MANIFEST, LOCK, SEGMENTS}
     if manifest.removed:
         listed.add(manifest.removed.name)
-    segments = {entry.name for entry in manifest.segments}
+    segments = {entry.name: entry.files for entry in manifest.segments}
     found = [each for each in path.iterdir() if each.name not in listed]
-    return sorted(
-        found + [each for each in (path / SEGMENTS).iterdir() if each.name not in segments]
-    )
+    for each in (path / SEGMENTS).iterdir():
+        if each.name not in segments:
+            found.append(each)
+        elif each.is_dir():
+            found += [file for file in each.iterdir() if file.name not in segments[each.name]]
+    return sorted(found)
 
 
 def _batch(segment: Segment, rows: np.ndarray) -> EncodedBatch:

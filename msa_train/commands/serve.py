@@ -1,0 +1,223 @@
+"""`msa serve`: a model and its memory banks over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "serve", help="answer over HTTP: OpenAI's chat completions, the memory, the explorer page"
+    )
+    parser.add_argument("export", type=Path, help="folder of an exported model")
+    parser.add_argument(
+        "--bank", action="append", default=[], metavar="NAME=PATH",
+        help="a bank that it built; the first is asked unless a request names another",
+    )  # fmt: skip
+    parser.add_argument(
+        "--banks-dir", type=Path, metavar="DIR",
+        help="folder whose banks are served, and where requests may make and drop banks",
+    )  # fmt: skip
+    parser.add_argument("--name", help="of the model (default: the export's folder)")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0: any free one (default 8000)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="name under which others reach this server",
+    )  # fmt: skip
+    parser.add_argument(
+        "--api-keys", type=Path, metavar="FILE",
+        help="YAML list or JSON lines of {key or sha256, name, access: read or write}",
+    )  # fmt: skip
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--ranks", type=int, default=1, metavar="N",
+        help="processes of this machine that divide the documents; on GPUs each has its own",
+    )  # fmt: skip
+    memory.add_argument(
+        "--rank-timeout-s", type=float, default=60.0, metavar="S",
+        help="for a request to the other ranks; one that is late or dead is started again",
+    )  # fmt: skip
+    memory.add_argument(
+        "--keys", default="stored",
+        help="form of the router keys that are searched: stored (default), float32, bfloat16, "
+        "int8, fp8; answers are those of full precision in every form",
+    )  # fmt: skip
+    memory.add_argument(
+        "--states", default="mapped",
+        help="pooled K and V: mapped from disk (default), or copied to host memory",
+    )  # fmt: skip
+    memory.add_argument(
+        "--hot-mb", type=float, default=256.0, metavar="MB",
+        help="of documents' states kept on the device, for each bank (default 256)",
+    )  # fmt: skip
+    limits = parser.add_argument_group("limits")
+    for flag, kind, default, meaning in (
+        ("--max-concurrent", int, 32, "answers at once"),
+        ("--context-tokens", int, 4096, "of a conversation with all that is read for it"),
+        ("--queue", int, 128, "answers that wait; more are refused with 429"),
+        ("--max-body-mb", float, 16.0, "of a request"),
+        ("--max-batch", int, 256, "documents in one request"),
+        ("--timeout-s", float, 300.0, "for a request"),
+        ("--drain-s", float, 30.0, "for running requests when the server is told to stop"),
+    ):
+        help = f"{meaning} (default {default:g})"
+        limits.add_argument(flag, type=kind, default=default, metavar="N", help=help)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import logging
+
+    from msa_train.errors import ConfigError
+    from msa_train.serving.keys import ApiKeys
+    from msa_train.serving.settings import AllowedHosts, Limits, check_host
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
+    check_host(options.host, bool(keys))
+    hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
+    limits = Limits(
+        options.max_body_mb, options.max_batch, options.max_concurrent, options.queue,
+        options.context_tokens, options.timeout_s, options.drain_s,
+    )  # fmt: skip
+    named = [_named(given) for given in options.bank]
+    if not named and options.banks_dir is None:
+        raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
+    _device(options)
+    with _ranks(options) as ranks:
+        _run(options, named, ranks, keys, limits, hosts)
+    return 0
+
+
+def _run(
+    options: argparse.Namespace, named: list[tuple[str, Path]], ranks: Any, keys: Any,
+    limits: Any, hosts: Any,
+) -> None:  # fmt: skip
+    from msa_train.interop.export import load_export
+    from msa_train.memory.scheduler import Scheduler
+    from msa_train.memory.served import ServedBank
+    from msa_train.memory.service import AnswerService
+    from msa_train.serving.banks import Banks, ServedModel
+    from msa_train.serving.running import run
+    from msa_train.serving.service import Service
+
+    tiers = _tiers(options)
+    decoder, _, tokenizer, fingerprint = load_export(options.export)
+    _check_fits(decoder, [path for _, path in named], options, limits)
+    decoder = decoder.to(_device(options))
+    name = options.name or options.export.resolve().name
+
+    def open_bank(path: Path) -> ServedBank:
+        return ServedBank.open(path, decoder, fingerprint, tiers, ranks)
+
+    banks = Banks(open_bank, options.banks_dir)
+    for bank, path in reversed(named):
+        banks.open(bank, path)
+    model = ServedModel(name, decoder, tokenizer, fingerprint)
+    scheduler = Scheduler(decoder, tokenizer, limits.concurrent, limits.context_tokens)
+    _warm_up(scheduler, banks)
+    service = Service(model, banks, AnswerService(scheduler), keys, limits, hosts)
+    run(service, options.host, options.port)
+
+
+def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, limits: Any) -> None:
+    """Raises ConfigError, with the numbers and what would fit, for banks that this machine cannot
+    serve: better now than out of memory in an hour."""
+    from msa_train.memory.machine import this_machine
+    from msa_train.memory.plan import BankSize, Serving, plan
+    from msa_train.memory.storage.manifest import MANIFEST, Manifest
+
+    if options.banks_dir is not None and options.banks_dir.is_dir():
+        paths = paths + [each.parent for each in options.banks_dir.glob(f"*/{MANIFEST}")]
+    manifests = [Manifest.load(path) for path in paths]
+    sizes = [entry for each in manifests for entry in each.segments]
+    if not sizes:
+        return
+    bank = BankSize(
+        *(sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens")),
+        manifests[0].form.dtype,
+    )
+    compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    serving = Serving(
+        options.keys, options.states, options.hot_mb, limits.concurrent, limits.context_tokens,
+        compute=compute,
+    )  # fmt: skip
+    device = _device(options)
+    devices = [device] if options.ranks == 1 else [f"cuda:{rank}" for rank in range(options.ranks)]
+    machine = this_machine(devices if device.startswith("cuda") else ())
+    plan(decoder.config, bank, machine, serving).check()
+
+
+def _warm_up(scheduler: Any, banks: Any) -> None:
+    """A first answer before anybody waits for one: it loads and compiles what all others use
+    (measured: 5 s on a CPU)."""
+    from msa_train.memory.answers import Failed
+    from msa_train.memory.scheduler import Limits, Request
+
+    for bank in banks:
+        request = Request("Is anything there?", bank.view(), "memory", Limits(answer_tokens=2))
+        scheduler.submit(request)
+        while scheduler.busy:
+            for _, event in scheduler.step():
+                if isinstance(event, Failed):
+                    raise event.error
+        return
+
+
+@contextmanager
+def _ranks(options: argparse.Namespace) -> Iterator[Any]:
+    """The processes that search with this one; None for one alone."""
+    from msa_train.errors import ConfigError
+
+    if options.ranks < 1:
+        raise ConfigError(f"--ranks {options.ranks}: give 1 or more")
+    if options.ranks == 1:
+        yield None
+        return
+    from msa_train.memory.ranks import Ranks
+
+    device = _device(options).partition(":")[0]
+    ranks = Ranks.start(
+        options.ranks, tiers=_tiers(options), timeout_s=options.rank_timeout_s, device=device
+    )
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
+def _tiers(options: argparse.Namespace) -> Any:
+    from msa_train.memory.tiers import TierSettings
+
+    return TierSettings(options.keys, options.states, options.hot_mb)
+
+
+def _device(options: argparse.Namespace) -> str:
+    import torch
+
+    from msa_train.errors import ConfigError
+
+    chosen = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    if chosen.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {chosen}: torch sees no GPU here; give cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", chosen):
+        raise ConfigError(f"--device {chosen}: give cpu or cuda")
+    return chosen
+
+
+def _named(given: str) -> tuple[str, Path]:
+    from msa_train.errors import ConfigError
+    from msa_train.serving.banks import check_name
+
+    name, equals, path = given.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--bank {given}: give NAME=PATH")
+    check_name(name)
+    return name, Path(path)

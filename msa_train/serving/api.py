@@ -1,0 +1,87 @@
+"""The HTTP application: its routes, and what their errors become."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from data_pipeline.errors import DataError
+from msa_train.errors import MSAError
+from msa_train.serving import chat_api, memory_api
+from msa_train.serving.access import allowed
+from msa_train.serving.failures import ApiError, bad_request, translated
+from msa_train.serving.gate import Gate
+from msa_train.serving.metrics import CONTENT_TYPE
+from msa_train.serving.service import Service
+
+EXPLORER = Path(__file__).parent / "explorer"
+log = logging.getLogger("msa_train.serving")
+
+
+def create_app(service: Service) -> Gate:
+    """The whole server as an ASGI application."""
+    app = FastAPI(title="msa", docs_url=None, redoc_url=None, openapi_url=None)
+    for router in (_open_routes(service), chat_api.routes(service), *memory_api.routes(service)):
+        app.include_router(router)
+    if EXPLORER.is_dir():
+        app.mount("/explorer", StaticFiles(directory=EXPLORER), name="explorer")
+    for kind in (ApiError, MSAError, DataError):
+        app.add_exception_handler(kind, _failed)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _misread)
+    app.add_exception_handler(Exception, _failed)
+    return Gate(app, service)
+
+
+def _open_routes(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/")
+    async def page() -> Response:
+        index = EXPLORER / "index.html"
+        if not index.is_file():
+            raise ApiError(404, "no_page", "the explorer page is not installed")
+        return FileResponse(index, headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/healthz")
+    async def health() -> JSONResponse:
+        state = {
+            "status": "draining" if service.draining else "ok",
+            "model": service.model.name,
+            "banks": [bank.name for bank in service.banks],
+        }
+        return JSONResponse(state, 503 if service.draining else 200)
+
+    @routes.get("/metrics", dependencies=[allowed(service, "read")])
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    return routes
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    told = translated(error)
+    if told.status >= 500 and told.code != "internal_error":  # the gate logs that one, with a trace
+        log.error("a request failed: %s", error)
+    return told.response()
+
+
+async def _misread(_: Request, error: Exception) -> Response:
+    """A number in the path or the query that is none."""
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()[:5]]
+    return bad_request("; ".join(problems)).response()
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    code = codes.get(error.status_code, "refused")
+    return ApiError(error.status_code, code, str(error.detail), error.headers).response()

@@ -1,0 +1,175 @@
+"""The banks that are served: opened under names, made, refreshed and dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.tokenizer import Tokenizer
+from msa_train import durable
+from msa_train.errors import BankError, ConfigError
+from msa_train.memory.build import build_bank
+from msa_train.memory.search import MemoryView
+from msa_train.memory.served import ServedBank
+from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.storage.manifest import MANIFEST
+from msa_train.memory.storage.writer import BankWriter
+from msa_train.model.decoder import MSADecoder
+from msa_train.serving.failures import ApiError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DROPPED = ".{name}.dropped-{nonce}"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model with what its banks are made by."""
+
+    name: str
+    model: MSADecoder
+    tokenizer: Tokenizer
+    fingerprint: dict[str, str]
+
+
+class Bank:
+    """A bank under its name. droppable: it lies in the folder that the server may change."""
+
+    def __init__(self, name: str, path: Path, served: ServedBank, droppable: bool):
+        self.name, self.path, self.droppable = name, path, droppable
+        self._served, self._writing = served, threading.Lock()
+        self.dropped = False
+
+    @property
+    def stored(self) -> MemoryBank:
+        """The documents of the newest snapshot that was opened."""
+        assert self._served.bank is not None
+        return self._served.bank
+
+    def view(self) -> MemoryView:
+        """The newest committed state, another process's too. Blocks while it is opened."""
+        self._check_there()
+        return self._served.view
+
+    @contextlib.contextmanager
+    def writing(self, timeout_s: float) -> Iterator[None]:
+        """One writer of this server at a time. Raises ApiError 409 after `timeout_s`."""
+        if not self._writing.acquire(timeout=timeout_s):
+            raise ApiError(
+                409, "writer_busy", f"bank {self.name!r} is being changed by other requests"
+            )
+        try:
+            self._check_there()
+            yield
+        finally:
+            self._writing.release()
+
+    def info(self) -> dict[str, Any]:
+        """Of what is served: the newest state, or the last that could be opened."""
+        with contextlib.suppress(BankError, ApiError):
+            self.view()
+        return {**self.stored.info(), "name": self.name, "droppable": self.droppable}
+
+    def close(self) -> None:
+        self._served.close()
+
+    def _check_there(self) -> None:
+        if self.dropped:
+            raise ApiError(404, "bank_not_found", f"bank {self.name!r} was dropped")
+
+
+class Banks:
+    """Banks by name, in the order in which they came; the first answers who names none.
+
+    open_bank: path -> ServedBank. folder: where banks may be made and dropped (None: nowhere).
+    """
+
+    def __init__(self, open_bank: Callable[[Path], ServedBank], folder: Path | None = None):
+        self._open, self._folder = open_bank, folder
+        self._banks: dict[str, Bank] = {}
+        self._changing = threading.Lock()
+        if folder is not None:
+            self._open_folder(folder)
+
+    def open(self, name: str, path: Path) -> None:
+        """Raises ConfigError for a name that is taken, BankError for no bank."""
+        check_name(name)
+        if name in self._banks:
+            raise ConfigError(f"--bank {name}={path}: there is a bank of this name already")
+        self._banks = {name: Bank(name, path, self._open(path), False), **self._banks}
+
+    def __iter__(self) -> Iterator[Bank]:
+        return iter(list(self._banks.values()))
+
+    def __getitem__(self, name: str | None) -> Bank:
+        """Raises ApiError 404."""
+        banks = self._banks
+        if name is None and banks:
+            return next(iter(banks.values()))
+        if name is None:
+            raise ApiError(404, "no_bank", "there is no bank yet: make one first")
+        if name not in banks:
+            raise ApiError(404, "bank_not_found", f"there is no bank {name!r}")
+        return banks[name]
+
+    def create(self, name: str, model: ServedModel) -> Bank:
+        """An empty bank. Raises ApiError 400, 403 or 409."""
+        check_name(name)
+        if self._folder is None:
+            raise _no_folder()
+        path = self._folder / name
+        with self._changing:
+            if name in self._banks or path.exists():
+                raise ApiError(409, "bank_exists", f"there is a bank {name!r} already")
+            build_bank(path, model.model, model.tokenizer, [], model.fingerprint)
+            bank = Bank(name, path, self._open(path), True)
+            self._banks = {**self._banks, name: bank}
+        return bank
+
+    def drop(self, name: str, timeout_s: float) -> None:
+        """Moves a bank aside at once, then deletes it; answers under way keep what they mapped."""
+        bank = self[name]
+        if not bank.droppable:
+            raise ApiError(
+                403,
+                "bank_not_droppable",
+                f"bank {name!r} was given at the start: only banks in --banks-dir are dropped",
+            )
+        aside = bank.path.with_name(_DROPPED.format(name=name, nonce=secrets.token_hex(4)))
+        with bank.writing(timeout_s), BankWriter(bank.path, "drop"), self._changing:
+            durable.rename(bank.path, aside)
+            bank.dropped = True
+            self._banks = {key: each for key, each in self._banks.items() if key != name}
+        bank.close()
+        durable.remove(aside)
+
+    def close(self) -> None:
+        for bank in self:
+            bank.close()
+
+    def _open_folder(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            if re.fullmatch(re.escape(".") + _NAME.pattern + r"\.dropped-[0-9a-f]{8}", path.name):
+                durable.remove(path)  # its server died before it was deleted
+            elif _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
+                self._banks[path.name] = Bank(path.name, path, self._open(path), True)
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for what is no name of a bank."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"a bank's name is {name[:80]!r}: give up to 64 letters, digits, - and _, not - first"
+        )
+
+
+def _no_folder() -> ApiError:
+    return ApiError(
+        403, "no_banks_dir", "this server makes and drops no banks: start it with --banks-dir DIR"
+    )

@@ -1,0 +1,104 @@
+"""A server from its first socket to its last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from msa_train.errors import ConfigError
+from msa_train.serving.api import create_app
+from msa_train.serving.service import Service
+from msa_train.serving.threads import join_all
+
+log = logging.getLogger("msa_train.serving")
+_CONNECTIONS_S = 5  # for connections to close, when every request has ended
+_THREADS_S = 5  # for work that was cancelled to notice it
+
+
+class Server(uvicorn.Server):
+    """First signal: no new requests, and what runs may finish until the deadline. Second: ends
+    at once (what it may have been writing is as safe as the bank's promise says)."""
+
+    def __init__(self, service: Service, host: str, port: int):
+        config = uvicorn.Config(
+            create_app(service),
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=_CONNECTIONS_S,
+            ws="none",
+        )
+        super().__init__(config)
+        self._service, self._told = service, False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or []:
+            host, port = each.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"serving {self._service.model.name} at http://{shown}:{port}/", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._told:
+            os._exit(128 + sig)
+        log.info("%s: no new requests; what runs is finished", signal.Signals(sig).name)
+        self.stop()
+
+    def stop(self) -> None:
+        """Begins the end; from any thread."""
+        self._told = True
+        if self._loop is None:
+            self.should_exit = True
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._draining = self._draining or asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            if late := await self._service.drain():
+                log.warning("%d requests took too long and were cancelled", late)
+        finally:
+            self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises ConfigError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        found = socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {host} --port {port}: {why}; give another one") from error
+    found.set_inheritable(True)
+    return found
+
+
+def run(service: Service, host: str, port: int) -> None:
+    """Serves until a signal; returns when everything has ended."""
+    try:
+        with listen(host, port) as listening:
+            Server(service, host, port).run([listening])
+    finally:
+        service.answers.stop()
+        service.banks.close()
+    if left := join_all(_THREADS_S):
+        log.warning("%d threads have not ended: the process ends without them", left)

@@ -1,0 +1,48 @@
+"""What a server is made of, shared by its endpoints; and how it comes to its end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msa_train.memory.service import AnswerService
+from msa_train.serving.admission import Admission
+from msa_train.serving.banks import Banks, ServedModel
+from msa_train.serving.keys import ApiKeys
+from msa_train.serving.metrics import Metrics
+from msa_train.serving.settings import AllowedHosts, Limits
+
+_CHANGES = 4  # of different banks at once: each encodes, beside the answers
+
+
+class Service:
+    """Runs on one event loop. draining: no new requests. stopping: what still runs is cancelled."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        banks: Banks,
+        answers: AnswerService,
+        keys: ApiKeys,
+        limits: Limits,
+        hosts: AllowedHosts,
+    ):
+        self.model, self.banks, self.answers = model, banks, answers
+        self.keys, self.limits, self.hosts = keys, limits, hosts
+        self.answering = Admission("answers", limits.concurrent, limits.waiting)
+        self.changing = Admission("changes", _CHANGES, limits.waiting)
+        self.metrics = Metrics(banks, self.answering, self.changing)
+        self.draining = self.stopping = False
+        self.requests: set[asyncio.Task] = set()
+
+    async def drain(self) -> int:
+        """Waits for running requests, then cancels them; how many were cancelled."""
+        self.draining = True
+        if self.requests:
+            await asyncio.wait(self.requests, timeout=self.limits.drain_s)
+        self.stopping = True
+        late = list(self.requests)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=5)
+        return len(late)

@@ -1,0 +1,100 @@
+"""Blocking work beside the event loop: never waited for at exit, and told when nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_END = object()
+_running: set[threading.Thread] = set()
+
+
+async def in_thread(work: Callable[[threading.Event], T]) -> T:
+    """`work(abandoned)` in a thread of its own; `abandoned` is set when nobody waits any more.
+
+    Python runs no code of ours while its interpreter ends, so the threads are daemons: whatever
+    they write survives their death at any moment (the bank's promise).
+    """
+    abandoned, results = threading.Event(), _Mailbox()
+
+    def run() -> None:
+        try:
+            results.put((work(abandoned), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    _start(run)
+    try:
+        result, error = await results.get()
+    except BaseException:
+        abandoned.set()
+        raise
+    if error is not None:
+        raise error
+    return result
+
+
+async def iterated(source: Iterable[T], idle_s: float) -> AsyncIterator[T | None]:
+    """The items of a blocking iterable, as they come; None whenever none came for `idle_s`."""
+    items = _Mailbox()
+
+    def run() -> None:
+        try:
+            for item in source:
+                items.put((item, None))
+            items.put((_END, None))
+        except BaseException as error:
+            items.put((None, error))
+
+    _start(run)
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                item, error = await items.get()
+        except TimeoutError:
+            yield None
+            continue
+        if error is not None:
+            raise error
+        if item is _END:
+            return
+        yield item
+
+
+def join_all(seconds: float) -> int:
+    """Waits for what still runs; how many threads do afterwards."""
+    end = time.monotonic() + seconds
+    for thread in list(_running):
+        thread.join(max(end - time.monotonic(), 0))
+    return sum(thread.is_alive() for thread in list(_running))
+
+
+def _start(run: Callable[[], None]) -> None:
+    def registered() -> None:
+        try:
+            run()
+        finally:
+            _running.discard(threading.current_thread())
+
+    thread = threading.Thread(target=registered, name="msa-serving", daemon=True)
+    _running.add(thread)
+    thread.start()
+
+
+class _Mailbox:
+    """From any thread to the loop's."""
+
+    def __init__(self) -> None:
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    def put(self, item: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    async def get(self) -> Any:
+        return await self._queue.get()

@@ -1,0 +1,37 @@
+"""Captured decode steps on a GPU: the states of the plain ones. Skips itself without CUDA."""
+
+import pytest
+import torch
+
+from msa_train.memory.generation import Contexts, prefill_pieces
+from msa_train.memory.in_memory import encode_in_memory
+from msa_train.memory.interleave import Conversation
+from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_captured_steps_equal_plain_ones():
+    model = tiny_model().to("cuda")
+    try:
+        view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
+        asked = ("Rain?", "Who sleeps?", "東京", "x", "?")
+        prompts = [Conversation(question, view, "memory").context for question in asked]
+        prefill = prefill_pieces(model, tiny_tokenizer(), view.memory, prompts)
+        captured, plain = Contexts(model, 8, 256), Contexts(model, 8, 256)
+        plain._graphs = None
+        for contexts in (captured, plain):
+            contexts.admit(prefill, range(5))
+        for step in range(100):  # past several windows
+            for contexts in (captured, plain):
+                contexts.feed([[20 + (step + row) % 50] for row in range(contexts.count)])
+            assert torch.allclose(captured.last, plain.last, rtol=1e-3, atol=1e-4)
+            if step in (30, 60):
+                captured.remove(1)
+                plain.remove(1)
+        assert captured._graphs._captured
+    finally:
+        model.to("cpu")

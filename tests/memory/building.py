@@ -1,0 +1,75 @@
+"""Builds of several small blocks, by one process or more, that can be stopped where one wants."""
+
+import os
+from functools import partial
+
+from msa_train.memory.blocks import BlockEncoder, BlockSize
+from msa_train.memory.build import build_bank
+from msa_train.memory.encoding_ranks import EncodingRanks
+from msa_train.memory.storage.documents import StoredDocument
+from msa_train.memory.storage.manifest import Manifest
+from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+
+BLOCKS = BlockSize(documents=3)
+BUDGET = 60
+
+
+def document(number, text=None):
+    text = f"Document {number} tells of {number * number}." if text is None else text
+    return StoredDocument(number, text, f"d{number}", "", {"n": number}, added=7)
+
+
+def build(path, documents=9, **settings):
+    given = documents
+    if isinstance(documents, int):
+        given = [document(number) for number in range(documents)]
+    settings = {"dtype": "float32", "token_budget": BUDGET, "size": BLOCKS} | settings
+    build_bank(path, tiny_model(), tiny_tokenizer(), given, FINGERPRINT, **settings)
+
+
+def contents(path):
+    """Everything of a bank but when it was created: names, counts and SHA-256 of its files."""
+    manifest = Manifest.load(path)
+    return manifest.segments, manifest.next_number, manifest.generation
+
+
+class Stopped(Exception):
+    pass
+
+
+def until(stop, count, act=None):
+    """Documents of which number `stop` is never given: `act` is done instead, or Stopped raised."""
+    for number in range(count):
+        if number == stop:
+            if act is None:
+                raise Stopped
+            act()
+        yield document(number)
+
+
+def tiny_rank(rank, harm=None):
+    """What a rank loads. harm: (document, act) done by the rank that is to encode it."""
+    encoder = BlockEncoder(tiny_model(), tiny_tokenizer(), BUDGET)
+    return Harmed(encoder, *harm) if harm else encoder
+
+
+class Harmed:
+    def __init__(self, encoder, number, act):
+        self.encoder, self.number, self.act = encoder, number, act
+
+    def segment(self, block, target, encoded):
+        if self.number in [document.number for document in block]:
+            self.act()
+        return self.encoder.segment(block, target, encoded)
+
+
+def signalled(signal):
+    os.kill(os.getpid(), signal)
+
+
+def full():
+    raise OSError(28, "No space left on device")
+
+
+def ranks(count, harm=None, timeout=60.0):
+    return EncodingRanks(count, partial(tiny_rank, harm=harm), timeout)

@@ -1,0 +1,276 @@
+"""Chat completions: the official client, unchanged, over a real socket; and what is refused."""
+
+import json
+
+import openai
+import pytest
+
+from msa_train.errors import RankError
+from tests.serving.served import running
+
+QUESTION = {"role": "user", "content": "What is the code of the harbour?"}
+FROM_MEMORY = {"retrieval": "memory"}
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(
+        base_url=f"{served[0].base_url}/v1", api_key="none", max_retries=0, timeout=30
+    ) as found:
+        yield found
+
+
+def ask(client, messages=(QUESTION,), memory=FROM_MEMORY, **settings):
+    settings = {"max_tokens": 12, **settings}
+    return client.chat.completions.create(
+        model="tiny", messages=list(messages), extra_body={"memory": memory}, **settings
+    )
+
+
+def test_the_official_client_is_answered(client):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "msa"
+    found = ask(client)
+    assert found.choices[0].message.role == "assistant"
+    assert found.choices[0].message.content
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage.completion_tokens == 12
+    assert found.usage.total_tokens == found.usage.prompt_tokens + 12
+    memory = found.model_extra["memory"]
+    assert memory["bank"] == "notes" and memory["seconds"] > 0
+    (only,) = memory["rounds"]
+    assert set(only["layers"]) == {"2", "3"} and len(only["layers"]["2"]) == 3
+    assert only["layers"]["2"][0].keys() == {"number", "score", "chunk", "gate"}
+    assert only["voted"][0].keys() == {"number", "score"}
+
+
+@pytest.mark.parametrize("memory", [FROM_MEMORY, {"retrieval": "router"}])
+def test_a_stream_says_what_the_whole_answer_says(client, memory):
+    whole = ask(client, memory=memory)
+    chunks = list(ask(client, memory=memory, stream=True, stream_options={"include_usage": True}))
+    *said, last = chunks
+    assert all(chunk.id == last.id and chunk.usage is None for chunk in said)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in said)
+    assert text == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in said if c.choices[0].finish_reason] == ["length"]
+    assert last.choices == [] and last.usage == whole.usage
+    events = [e for chunk in said if (e := (chunk.model_extra or {}).get("memory"))]
+    kinds = [event["event"] for event in events]
+    rounds = whole.model_extra["memory"]["rounds"]
+    assert kinds.count("routed") == len(rounds) and kinds[-1] == "finished"
+    assert events[0]["layers"] == rounds[0]["layers"] and events[0]["round"] == 1
+    assert events[-1]["rounds"] == rounds
+    if memory["retrieval"] == "router":
+        evidence = next(e for e in events if e["event"] == "evidence")["documents"]
+        assert [each["number"] for each in evidence] == rounds[0]["evidence"]
+        assert evidence[0].keys() == {"number", "id", "title"}
+
+
+def test_written_ids_are_streamed_as_they_come(http):
+    body = {
+        "messages": [QUESTION],
+        "stream": True,
+        "max_completion_tokens": 3,
+        "memory": {"rounds": 1},
+    }
+    kinds, written = [], ""
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:]).get("memory", {})
+                kinds.append(event.get("event"))
+                written += event.get("text", "")
+            if kinds.count("writes") > 5:
+                break
+    assert "routed" in kinds and written
+
+
+def test_settings_that_change_nothing_are_taken(client, http):
+    plain = ask(client).choices[0].message.content
+    with_more = ask(
+        client, user="me", n=1, store=False, presence_penalty=0, seed=3, temperature=0,
+        response_format={"type": "text"}, parallel_tool_calls=True, max_completion_tokens=12,
+    )  # fmt: skip
+    assert with_more.choices[0].message.content == plain
+    bare = {"messages": [QUESTION], "max_tokens": 12, "memory": FROM_MEMORY}
+    nulls = {"tools": None, "stop": None, "stream": None, "temperature": None, "logprobs": False}
+    answered = http.post("/v1/chat/completions", json=bare | nulls).json()
+    assert answered["choices"][0]["message"]["content"] == plain
+
+
+def test_text_in_parts_is_one_text(client):
+    parts = [{"type": "text", "text": QUESTION["content"]}]
+    found = ask(client, [{"role": "user", "content": parts}])
+    assert found.choices[0].message.content == ask(client).choices[0].message.content
+
+
+def test_system_messages_and_earlier_turns_are_read(client):
+    asked = ask(client)
+    assert asked.usage.prompt_tokens > 100
+    told = [{"role": "system", "content": "Answer in verse."}, QUESTION]
+    assert ask(client, told).usage.prompt_tokens > asked.usage.prompt_tokens
+    turns = [QUESTION, {"role": "assistant", "content": "4711"}, QUESTION]
+    assert ask(client, turns).usage.prompt_tokens > asked.usage.prompt_tokens + 10
+
+
+def test_an_answer_is_drawn_by_its_seed(client):
+    drawn = [text(ask(client, temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    unseeded = {text(ask(client, temperature=2, max_tokens=30)) for _ in range(4)}
+    assert len(unseeded) > 1
+
+
+def test_an_answer_ends_before_its_stop_string(client):
+    whole = text(ask(client, max_tokens=30))
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 2]
+    for stops in (stop, ["never there", stop]):
+        found = ask(client, max_tokens=30, stop=stops)
+        assert text(found) == whole[: whole.index(stop)].rstrip()
+        assert found.choices[0].finish_reason == "stop"
+    streamed = ask(client, max_tokens=30, stop=stop, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in streamed]
+    assert "".join(pieces) == text(found)
+
+
+def test_an_answer_has_a_quarter_of_the_context_at_most(client):
+    found = ask(client, max_tokens=100_000, temperature=2, seed=3)
+    assert found.usage.completion_tokens <= 512
+
+
+def test_a_question_that_does_not_fit_is_refused(client):
+    long = {"role": "user", "content": "Why? " * 3000}
+    with pytest.raises(openai.BadRequestError, match="room for 2,048"):
+        ask(client, [long])
+    with pytest.raises(openai.APIError, match="room for 2,048"):
+        list(ask(client, [long], stream=True))
+
+
+def test_a_filter_says_which_documents_are_read(client, http):
+    only = {"numbers": [3, 17], "ids": ["d17", "d40"]}
+    for retrieval in ("memory", "router"):
+        found = ask(client, memory={"retrieval": retrieval, "filter": only})
+        for each in found.model_extra["memory"]["rounds"]:
+            layers = [[one["number"] for one in layer] for layer in each["layers"].values()]
+            assert layers == [[17], [17]] and [v["number"] for v in each["voted"]] == [17]
+    nothing = ask(client, memory={"retrieval": "memory", "filter": {"numbers": [5]}})
+    assert nothing.model_extra["memory"]["rounds"][0]["voted"] == []
+    search = {"query": "x", "filter": {"added_after": 1}}
+    assert http.post("/v1/memory/banks/notes/search", json=search).json() == {"documents": []}
+
+
+def text(completion):
+    return completion.choices[0].message.content
+
+
+def test_what_is_not_known_is_named(client):
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
+        client.chat.completions.create(model="gpt", messages=[QUESTION])
+    with pytest.raises(openai.NotFoundError, match="no bank 'nothing'"):
+        ask(client, memory={"bank": "nothing"})
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
+        client.models.retrieve("gpt")
+    with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+        function = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        ask(client, tools=[function])
+
+
+def user(content):
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+OK = user("x")
+BAD = [
+    (b"", "Invalid JSON"),
+    (b"{", "Invalid JSON"),
+    (b"[]", "should be an object"),
+    (b"[" * 10_000, "recursion limit"),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "Invalid JSON"),
+    (b'{"messages": [{"role": "user", "content": "\xff"}]}', "Invalid JSON"),
+    ({}, "messages: Field required"),
+    ({"messages": []}, "messages"),
+    ({"messages": "x"}, "messages"),
+    (user(""), "messages[0].content is blank"),
+    (user(" \n"), "messages[0].content is blank"),
+    (user(None), "messages[0].content"),
+    (user([{"type": "image_url", "image_url": {"url": "x"}}]), "image_url"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "not the user's"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    (OK | {"n": 2}, "n is not supported"),
+    (OK | {"logprobs": True}, "logprobs is not supported"),
+    (OK | {"top_logprobs": 3}, "top_logprobs is not supported"),
+    (OK | {"tools": [{}]}, "tools is not supported"),
+    (OK | {"functions": [{}]}, "functions is not supported"),
+    (OK | {"logit_bias": {"1": 2}}, "logit_bias is not supported"),
+    (OK | {"presence_penalty": 1}, "presence_penalty is not supported"),
+    (OK | {"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    (OK | {"modalities": ["audio"]}, "modalities is not supported"),
+    (OK | {"max_tokens": 0}, "max_tokens"),
+    (OK | {"max_tokens": 10**9}, "max_tokens"),
+    (OK | {"max_tokens": "5"}, "max_tokens"),
+    (OK | {"max_completion_tokens": -1}, "max_completion_tokens"),
+    (OK | {"temperature": -1}, "temperature"),
+    (OK | {"temperature": 3}, "temperature"),
+    (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
+    (OK | {"top_p": 0}, "top_p"),
+    (OK | {"top_p": 1.5}, "top_p"),
+    (OK | {"seed": 1.5}, "seed"),
+    (OK | {"seed": 2**64}, "seed"),
+    (OK | {"stop": [""]}, "stop"),
+    (OK | {"stop": ["a"] * 5}, "stop"),
+    (OK | {"stop": [1]}, "stop"),
+    (OK | {"stream": "yes"}, "stream"),
+    (OK | {"stream_options": {"include_usage": True}}, "stream_options"),
+    (OK | {"memory": {"retrieval": "guess"}}, "memory.retrieval"),
+    (OK | {"memory": {"rounds": 0}}, "memory.rounds"),
+    (OK | {"memory": {"rounds": 99}}, "memory.rounds"),
+    (OK | {"memory": {"banks": "notes"}}, "memory.banks"),
+    (OK | {"memory": {"filter": {"id": "x"}}}, "memory.filter.id"),
+    (OK | {"memory": {"filter": {"numbers": [-1]}}}, "memory.filter.numbers"),
+    (OK | {"memory": {"bank": 3}}, "memory.bank"),
+]
+
+
+@pytest.mark.parametrize(("body", "said"), BAD, ids=[str(body)[-40:] for body, _ in BAD])
+def test_bad_requests_are_refused_by_name(http, body, said):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    response = http.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert said in error["message"] and error["type"] == "invalid_request_error"
+    assert error.keys() == {"message", "type", "code"}
+
+
+def test_answers_that_fail_say_so_without_the_programs_inside(tmp_path):
+    class Broken:
+        error = RuntimeError("/secret/path is broken")
+
+        def submit(self, request):
+            return self
+
+        def __iter__(self):
+            raise self.error
+
+        def cancel(self):
+            pass
+
+        def stop(self):
+            pass
+
+    broken = Broken()
+    with running(tmp_path, answers=broken) as (client, _):
+        whole = client.post("/v1/chat/completions", json=OK)
+        stream = client.post("/v1/chat/completions", json=OK | {"stream": True})
+        broken.error = RankError(f"rank 1 was killed (searching {tmp_path}/notes)")
+        rank = client.post("/v1/chat/completions", json=OK)
+        assert rank.status_code == 503 and rank.headers["Retry-After"]
+        message = "rank 1 was killed (searching bank 'notes')"
+        assert rank.json()["error"]["message"] == message
+        streamed = client.post("/v1/chat/completions", json=OK | {"stream": True})
+        assert message in streamed.text
+    assert whole.status_code == 500 and "secret" not in whole.text
+    assert stream.status_code == 200 and '"internal_error"' in stream.text
+    assert "secret" not in stream.text and "[DONE]" not in stream.text

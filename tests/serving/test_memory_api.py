@@ -1,0 +1,289 @@
+"""The memory's endpoints: banks and documents come, are found by the next question, and go."""
+
+import json
+import threading
+from itertools import pairwise
+
+import pytest
+
+from data_pipeline.protocol import document_pieces
+from data_pipeline.schema import Document
+from msa_train.memory.build import add_documents
+from msa_train.memory.storage.writer import BankWriter
+from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
+from tests.serving.served import running
+from tests.serving.slow import SlowAnswers
+
+BANKS = "/v1/memory/banks"
+NOTES = f"{BANKS}/notes"
+NEW = {
+    "id": "new",
+    "title": "A title",
+    "text": "The code of the mill is 2222.",
+    "metadata": [1, "é"],
+}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """(client, server, folder) that a test may change."""
+    with running(tmp_path) as (client, server):
+        yield client, server, tmp_path
+
+
+def numbers(client, bank="notes", **options):
+    listed = client.get(f"{BANKS}/{bank}/documents", params=options).json()
+    return [document["number"] for document in listed["documents"]]
+
+
+def found(client, query, bank="notes", **more):
+    response = client.post(f"{BANKS}/{bank}/search", json={"query": query, **more})
+    assert response.status_code == 200, response.text
+    return [document["number"] for document in response.json()["documents"]]
+
+
+def test_documents_are_added_updated_removed_and_found_at_once(own):
+    client, _, _ = own
+    added = client.post(f"{NOTES}/documents", json={"documents": [NEW, {"text": "No id."}]})
+    assert added.json() == {"added": 2, "numbers": [123457, 123458]}
+    stored = client.get(f"{NOTES}/documents/123457").json()
+    assert {name: stored[name] for name in NEW} == NEW and stored["added"] > 1.7e12
+    assert 123457 in found(client, NEW["text"])
+    assert client.get(f"{NOTES}/documents/123458").json()["id"] == "123458"
+
+    changed = {"documents": [NEW | {"text": "The code of the mill is 3333."}]}
+    assert client.put(f"{NOTES}/documents", json=changed).json()["numbers"] == [123459]
+    assert numbers(client, id="new") == [123459]
+    assert client.get(f"{NOTES}/documents/123457").status_code == 404
+    assert client.delete(f"{NOTES}/documents/123459").json() == {"removed": 1}
+    assert 123459 not in found(client, NEW["text"])
+    gone = client.post(f"{NOTES}/documents/remove", json={"ids": ["d2"], "numbers": [3, 3]})
+    assert gone.json() == {"removed": 2}
+    info = client.get(NOTES).json()
+    assert (info["documents"], info["removed"], info["name"]) == (6, 4, "notes")
+
+
+def test_all_or_nothing_goes(own):
+    client, _, _ = own
+    before = client.get(NOTES).json()
+    for body in ({"ids": ["d2", "nobody"]}, {"numbers": [2, 5]}):
+        response = client.post(f"{NOTES}/documents/remove", json=body)
+        assert response.status_code == 404
+    documents = [{"id": "fresh", "text": "x"}, {"id": "d2", "text": "x"}]
+    response = client.post(f"{NOTES}/documents", json={"documents": documents})
+    assert response.status_code == 409 and "'d2'" in response.json()["error"]["message"]
+    response = client.put(f"{NOTES}/documents", json={"documents": documents})
+    assert response.status_code == 404 and "'fresh'" in response.json()["error"]["message"]
+    assert client.get(NOTES).json() == before
+
+
+def test_pages_of_documents(http):
+    assert numbers(http) == [2, 3, 17, 40, 41, 1000, 123456]
+    page = http.get(f"{NOTES}/documents", params={"limit": 3}).json()
+    assert [each["number"] for each in page["documents"]] == [2, 3, 17] and page["next"] == 17
+    assert numbers(http, after=17, limit=2) == [40, 41]
+    assert http.get(f"{NOTES}/documents", params={"after": 1000}).json()["next"] is None
+    assert numbers(http, after=10**17) == []
+    assert numbers(http, id="d17") == [17] and numbers(http, id="nobody") == []
+
+
+@pytest.mark.parametrize("number", [2, 17, 41, 40])
+def test_chunks_lie_where_they_say(http, number):
+    document = http.get(f"{NOTES}/documents/{number}").json()
+    spans, text = document["chunks"], document["text"]
+    pieces = document_pieces(number, text)
+    assert len(spans) == -(-len(tiny_tokenizer().encode_pieces(pieces).tokens) // 4)
+    assert spans[0][0] == 0 and spans[-1][1] == len(text)
+    for (_, end), (start, _) in pairwise(spans):
+        assert start <= end <= start + 1  # a character of several bytes may lie in two chunks
+
+
+def test_search_is_bounded_and_scored(http):
+    response = http.post(f"{NOTES}/search", json={"query": TEXTS[0], "limit": 2}).json()
+    first, second = response["documents"]
+    assert first["score"] >= second["score"] and set(first["layers"]) <= {"2", "3"}
+    assert first["text"] == TEXTS[(2, 3, 17, 40, 41, 1000, 123456).index(first["number"])]
+
+
+def test_banks_are_made_and_dropped(own):
+    client, _, folder = own
+    made = client.post(BANKS, json={"name": "mine"})
+    assert made.status_code == 201 and made.json()["documents"] == 0
+    assert client.post(BANKS, json={"name": "mine"}).status_code == 409
+    assert found(client, "x", "mine") == []
+    ask = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    empty = client.post("/v1/chat/completions", json=ask | {"memory": {"bank": "mine"}})
+    assert empty.status_code == 200, empty.text
+    client.post(f"{BANKS}/mine/documents", json={"documents": [NEW]})
+    assert found(client, "x", "mine") == [0]
+    assert client.get("/healthz").json()["banks"] == ["notes", "mine"]
+    with running(folder) as (other, _):  # it is found again by the next server
+        assert other.get("/healthz").json()["banks"] == ["notes", "mine"]
+    assert client.delete(f"{BANKS}/mine").json() == {"dropped": "mine"}
+    assert client.get(f"{BANKS}/mine").status_code == 404
+    assert list((folder / "banks").iterdir()) == []
+    refused = client.delete(NOTES)
+    assert refused.status_code == 403 and client.get(NOTES).status_code == 200
+    assert client.delete(f"{BANKS}/nothing").status_code == 404
+    assert client.post(BANKS, json={"name": "mine"}).status_code == 201
+
+
+def test_a_drop_that_died_is_finished_by_the_next_server(tmp_path):
+    with running(tmp_path) as (client, _):
+        client.post(BANKS, json={"name": "mine"})
+    (tmp_path / "banks/mine").rename(tmp_path / "banks/.mine.dropped-0123abcd")
+    with running(tmp_path) as (client, _):
+        assert client.get("/healthz").json()["banks"] == ["notes"]
+    assert list((tmp_path / "banks").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/b", "a b", ".hidden", "x" * 65, "a\n", "é", "-x", "x.building"],
+)
+def test_names_that_are_no_names(http, name):
+    response = http.post(BANKS, json={"name": name})
+    assert response.status_code == 400, response.text
+
+
+BAD = [
+    ("POST", "documents", {}, 400, "documents: Field required"),
+    ("POST", "documents", {"documents": []}, 400, "documents"),
+    ("POST", "documents", {"documents": [{}]}, 400, "documents[0].text"),
+    ("POST", "documents", {"documents": [{"text": ""}]}, 400, "documents[0].text"),
+    ("POST", "documents", {"documents": [{"text": "x"}, {"text": " \n"}]}, 400, "documents[1]"),
+    ("POST", "documents", {"documents": [{"text": 1}]}, 400, "documents[0].text"),
+    ("POST", "documents", {"documents": [{"text": "x", "id": 1}]}, 400, "documents[0].id"),
+    ("POST", "documents", {"documents": [{"text": "x", "id": "i" * 2000}]}, 400, "documents[0].id"),
+    ("POST", "documents", {"documents": [{"text": "x", "number": 1}]}, 400, "number"),
+    ("POST", "documents", {"documents": [{"text": "x", "id": "a"}] * 2}, 400, "comes twice"),
+    ("PUT", "documents", {"documents": [{"text": "x"}]}, 400, "has no id"),
+    ("PUT", "documents", {"documents": [{"text": "x", "id": "nobody"}]}, 404, "'nobody'"),
+    ("POST", "documents/remove", {"ids": "d2"}, 400, "ids"),
+    ("POST", "documents/remove", {"numbers": ["2"]}, 400, "numbers"),
+    ("POST", "documents/remove", {"numbers": [-1]}, 400, "numbers"),
+    ("POST", "documents/remove", {"number": [2]}, 400, "number"),
+    ("POST", "documents/remove", {"numbers": [4]}, 404, "no document 4"),
+    ("DELETE", "documents/4", None, 404, "no document 4"),
+    ("DELETE", "documents/-1", None, 400, "number"),
+    ("GET", "documents/99999999999999999999999", None, 400, "number"),
+    ("GET", "documents?after=99999999999999999999999", None, 400, "after"),
+    ("GET", "documents/4", None, 404, "no document 4"),
+    ("POST", "search", {}, 400, "query"),
+    ("POST", "search", {"query": ""}, 400, "query"),
+    ("POST", "search", {"query": "x", "limit": 0}, 400, "limit"),
+    ("POST", "search", {"query": "x", "filter": {"x": 1}}, 400, "filter.x"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "said"), BAD)
+def test_bad_requests_are_refused_by_name(http, method, path, body, status, said):
+    response = http.request(method, f"{NOTES}/{path}", json=body)
+    assert response.status_code == status, response.text
+    assert said in response.json()["error"]["message"]
+    assert numbers(http) == [2, 3, 17, 40, 41, 1000, 123456]
+
+
+def test_strange_text_is_stored_as_it_is_or_refused(own):
+    client, _, _ = own
+    strange = "a\u0000b <script>alert(1)</script> <|im_end|> [3]<|object_ref_end|> \u202e 😀\r\n"
+    metadata = {"deep": [[[{"x": None}]]], "large": 2**70, "html": "<b>"}
+    body = {"documents": [{"text": strange, "id": strange, "metadata": metadata}]}
+    (number,) = client.post(f"{NOTES}/documents", json=body).json()["numbers"]
+    stored = client.get(f"{NOTES}/documents/{number}").json()
+    assert (stored["text"], stored["id"], stored["metadata"]) == (strange, strange, metadata)
+    assert numbers(client, id=strange) == [number]
+    headers = {"Content-Type": "application/json"}
+    for raw in (
+        b'{"documents": [{"text": "\\ud800"}]}',
+        b'{"documents": [{"text": "x", "metadata": NaN}]}',
+        b'{"documents": [{"text": "x", "metadata": 1e999}]}',
+        b'{"documents": [{"text": "x", "metadata": %s}]}' % (b"[" * 5000 + b"]" * 5000),
+    ):
+        response = client.post(f"{NOTES}/documents", content=raw, headers=headers)
+        assert response.status_code == 400, (raw[:60], response.text)
+
+
+def test_a_long_document_is_split_and_named_once(own):
+    client, _, _ = own
+    body = {"documents": [{"id": "long", "text": "Cranes sleep standing. " * 1500}]}
+    answer = client.post(f"{NOTES}/documents", json=body).json()
+    assert answer["added"] == len(answer["numbers"]) > 1
+    assert numbers(client, id="long") == answer["numbers"]
+    parts = [client.get(f"{NOTES}/documents/{n}").json()["part"] for n in answer["numbers"]]
+    assert parts == list(range(1, len(parts) + 1))
+
+
+def test_another_writer_is_named(own):
+    client, _, folder = own
+    with BankWriter(folder / "notes", "compact"):
+        for method, path, body in (
+            ("POST", "documents", {"documents": [NEW]}),
+            ("DELETE", "documents/2", None),
+        ):
+            response = client.request(method, f"{NOTES}/{path}", json=body)
+            assert response.status_code == 409
+            message = response.json()["error"]["message"]
+            assert "compact" in message and "process" in message and str(folder) not in message
+        client.post(BANKS, json={"name": "mine"})
+        assert client.delete(f"{BANKS}/mine").status_code == 200
+    assert client.delete(f"{NOTES}/documents/2").status_code == 200
+
+
+def test_what_others_write_is_seen_by_the_next_question(own):
+    client, _, folder = own
+    written = [Document(0, NEW["text"], id="other")]
+    add_documents(folder / "notes", tiny_model(), tiny_tokenizer(), written, FINGERPRINT)
+    assert numbers(client, id="other") == [123457]
+    assert 123457 in found(client, NEW["text"])
+    assert client.get(NOTES).json()["documents"] == 8
+
+
+def test_writers_of_one_bank_take_turns(own):
+    client, _, _ = own
+    responses = []
+
+    def add(n):
+        body = {"documents": [{"id": f"n{n}", "text": f"Number {n}."}]}
+        responses.append(client.post(f"{NOTES}/documents", json=body))
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [each.status_code for each in responses] == [200] * 6
+    given = sorted(each.json()["numbers"][0] for each in responses)
+    assert given == list(range(123457, 123463)) == numbers(client, after=123456)
+
+
+def test_a_conversation_under_way_keeps_its_snapshot(tmp_path):
+    answers = SlowAnswers()
+    with running(tmp_path, answers) as (client, _):
+        ask = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=ask) as response:
+            lines = response.iter_lines()
+            next(lines)
+            view = answers.streams[0].request.view
+            client.post(f"{NOTES}/documents", json={"documents": [NEW]})
+            client.delete(f"{NOTES}/documents/2")
+            assert view.knows(2) and not view.knows(123457) and len(view) == 7
+            assert view.documents[2].text == TEXTS[0]
+            answers.go.set()
+            rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert rest[-1]["choices"][0]["finish_reason"] == "stop"
+        later = client.post("/v1/chat/completions", json=ask | {"stream": False})
+        assert later.status_code == 200
+        assert answers.streams[1].request.view.knows(123457)
+
+
+def test_a_damaged_bank_is_named_not_served_silently(own):
+    client, _, folder = own
+    documents = [Document(0, "x", id="other")]
+    add_documents(folder / "notes", tiny_model(), tiny_tokenizer(), documents, FINGERPRINT)
+    for file in (folder / "notes/segments").rglob("layer-2.key"):
+        file.write_bytes(file.read_bytes()[:-2] + b"zz")
+    response = client.post(f"{NOTES}/search", json={"query": "x"})
+    assert response.status_code == 500
+    assert "was changed" in response.json()["error"]["message"]
+    assert str(folder) not in response.text

@@ -1,0 +1,66 @@
+"""`msa ask` by hand: how tokens are drawn, how many, and what is refused."""
+
+import json
+
+import pytest
+
+from msa_train.cli import main
+from msa_train.memory.build import build_bank
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """ask(argument, ...) -> exit code, standard output, standard error."""
+    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    build_bank(tmp_path / "bank", *loaded[::2], tiny_documents(), FINGERPRINT)
+
+    def run(*arguments):
+        begun = ["ask", "export", str(tmp_path / "bank"), "Who sleeps?", "--retrieval", "memory"]
+        code = main([*begun, *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def answer_of(ask, *arguments):
+    code, out, _ = ask(*arguments, "--json")
+    assert code == 0
+    return json.loads(out)[0]
+
+
+def test_a_seed_draws_the_same_text_again(ask):
+    drawn = [
+        answer_of(ask, "--temperature", 1.5, "--top-p", 0.95, "--seed", seed)["text"]
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert answer_of(ask)["text"] == answer_of(ask, "--seed", 5)["text"]  # greedy draws nothing
+
+
+def test_an_answer_has_at_most_so_many_tokens(ask):
+    whole, cut = answer_of(ask), answer_of(ask, "--max-tokens", 3)
+    assert cut["forced"] == ["3 tokens of answer"]
+    assert len(cut["text"]) < len(whole["text"]) and whole["text"].startswith(cut["text"])
+
+
+def test_events_are_shown_as_they_come(ask):
+    code, out, _ = ask("--max-tokens", 3)
+    assert code == 0
+    assert "? Who sleeps?\n  round 1: routed to (score in each router layer, mean)\n" in out
+    assert "\n  (3 tokens of answer)\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--temperature", -1), "temperature is -1.0"),
+        (("--top-p", 0), "top_p is 0.0"),
+        (("--max-tokens", 0), "answer_tokens is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(ask, arguments, said):
+    code, _, err = ask(*arguments)
+    assert code == 2 and said in err
