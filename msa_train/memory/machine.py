@@ -9,7 +9,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.cards import Card, named_as
 from msa_train.memory.plan import Machine
 
-_MEMINFO = Path("/proc/meminfo")
+_MEMINFO, _STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 _GROUP = Path("/sys/fs/cgroup")
 _GROUP_FILES = (  # limit, use, statistics: version 2 of control groups, and version 1
     ("memory.max", "memory.current", "memory.stat"),
@@ -20,11 +20,12 @@ _GROUP_FILES = (  # limit, use, statistics: version 2 of control groups, and ver
 def this_machine(devices: Iterable[str] = ()) -> Machine:
     """devices: those that compute, one per rank, such as "cuda:0" (CPUs do not count).
 
-    Cards have what is free on them; speeds are the table's where the driver's name is in it. Host:
-    what is available, within the limit of a container. Raises ConfigError for a device that is
-    not there.
+    Memory: what is free, within the limit of a container, and what this process holds already (a
+    model that was loaded): a plan counts all of it. Speeds are the table's where the driver's name
+    is in it. Raises ConfigError for a device that is not there.
     """
-    return Machine(tuple(_card(name) for name in devices if name != "cpu"), available_memory())
+    cards = tuple(_card(name) for name in devices if name != "cpu")
+    return Machine(cards, available_memory() + own_memory())
 
 
 def available_memory(meminfo: Path = _MEMINFO, group: Path = _GROUP) -> int:
@@ -36,6 +37,14 @@ def available_memory(meminfo: Path = _MEMINFO, group: Path = _GROUP) -> int:
         if most is not None and taken is not None:
             free = min(free, most - taken + _page_cache(group / stat))
     return max(0, free)
+
+
+def own_memory(status: Path = _STATUS) -> int:
+    """Bytes that this process holds, without pages of files."""
+    for line in status.read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _number(file: Path) -> int | None:
@@ -59,7 +68,7 @@ def _card(device: str) -> Card:
 
     try:
         name = torch.cuda.get_device_name(device)
-        free, _ = torch.cuda.mem_get_info(device)
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(f"device {device!r} cannot be used: {error}") from error
     known = named_as(name)

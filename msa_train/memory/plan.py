@@ -175,7 +175,8 @@ def _computing(
         place, tokens * config.layers * 2 * row * compute,
     )  # fmt: skip
     # A slot keeps the chunks that it reads in every router layer while it decodes.
-    winners = serving.slots * min(top_k, bank.documents) * bank.chunks / bank.documents * row
+    each = bank.chunks / max(1, bank.documents)
+    winners = serving.slots * min(top_k, bank.documents) * each * row
     yield Item("chunks read by the slots", place, math.ceil(winners * 2 * layers * compute))
     yield Item("hot documents", place, round(serving.hot_mb * (1 << 20)))
     yield Item("prefetch, one layer of all slots", place, math.ceil(winners * 3 * stored))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from msa_train.errors import ConfigError
 from msa_train.memory.cards import Card
+
+if TYPE_CHECKING:
+    from msa_train.memory.storage.manifest import Manifest
 
 KEYS, STATES = ("stored", "float32", "bfloat16", "int8", "fp8"), ("mapped", "host")
 
@@ -21,11 +25,20 @@ class BankSize:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        if not 0 < self.documents <= self.chunks <= self.tokens:
+        if not 0 <= self.documents <= self.chunks <= self.tokens:
             raise ConfigError(
                 f"a memory of {self.tokens:,} tokens, {self.chunks:,} chunks and "
                 f"{self.documents:,} documents: every document has a chunk, every chunk a token"
             )
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> BankSize:
+        """What a bank holds, removed documents among it (none: a bank that is still empty)."""
+        counts = (
+            sum(getattr(entry, name) for entry in manifest.segments)
+            for name in ("documents", "chunks", "tokens")
+        )
+        return cls(*counts, manifest.form.dtype)
 
     @classmethod
     def of_tokens(

@@ -4,15 +4,22 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from msa_train.cli import main
 from msa_train.errors import ConfigError
+from msa_train.memory.build import bank_form
 from msa_train.memory.cards import CARDS, Card, named_as, parse_bytes, parse_cards, parse_count
+from msa_train.memory.encoder import encode_documents
 from msa_train.memory.machine import available_memory, this_machine
 from msa_train.memory.plan import BankSize, Machine, Serving, parameters, plan
+from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.storage.manifest import Manifest
+from msa_train.memory.storage.writer import BankWriter, create_bank
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.presets import PRESETS
 from tests.batches import tiny_config
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 FOUR_B = PRESETS["4b"]
 BANK = BankSize.of_tokens(100_000_000, 64)
@@ -128,6 +135,22 @@ def test_lengths_of_documents_make_chunks():
             BankSize.of_tokens(1000, 64, **wrong)
     with pytest.raises(ConfigError, match="every chunk a token"):
         BankSize(5, 4, 3)
+
+
+def test_a_banks_own_counts(tmp_path):
+    model = tiny_model()
+    form = bank_form(model.config, FINGERPRINT, "float16")
+    create_bank(tmp_path / "bank", form)
+    empty = BankSize.of_manifest(Manifest.load(tmp_path / "bank"))
+    assert empty == BankSize(0, 0, 0, "float16")
+    planned("none", "3GB", empty, model.config).check()
+    with BankWriter(tmp_path / "bank", "add") as writer:
+        writer.add(encode_documents(model, tiny_tokenizer(), tiny_documents(), 64, torch.float16))
+    found = BankSize.of_manifest(Manifest.load(tmp_path / "bank"))
+    info = MemoryBank.open(tmp_path / "bank").info()
+    assert (found.documents, found.chunks) == (7, info["chunks"])
+    keys = sum(f.stat().st_size for f in (tmp_path / "bank").rglob("layer-*.key"))
+    assert size(planned("none", "3GB", found, model.config), "bank: router keys") == keys
 
 
 def test_keys_mapped_from_disk_give_way_and_are_named_slow():

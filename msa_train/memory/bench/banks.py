@@ -45,7 +45,7 @@ Load = Callable[[], tuple[MSADecoder, Tokenizer, dict[str, str]]]  # picklable
 _ANSWER = Limits(answer_tokens=16)
 _TOGETHER = 4  # questions routed at once: few, or scores of all documents fill the memory
 _DOCUMENT_TOKENS = 2048
-_CHARACTERS = 6  # of a token, at the most, so that enough text is read
+_CHARACTERS = 5  # of a token, at the most, so that enough text is read
 
 
 def scale(load: Load, sizes: Sizes) -> list[dict[str, Any]]:

@@ -173,16 +173,9 @@ def test_the_dense_peer_is_the_backbone():
         torch.zeros(len(tiny_documents()), dtype=torch.bool)
     )
     everything = torch.ones(70, dtype=torch.bool)
-    hidden, _ = model.prefill(
-        tokens,
-        torch.tensor([0, 70]),
-        torch.arange(70),
-        everything,
-        torch.tensor([0]),
-        view.memory,
-        1,
-    )
-    torch.testing.assert_close(peers.dense(model, tokens), model.logits(hidden[-1]))
+    given = torch.tensor([0, 70]), torch.arange(70), everything, torch.tensor([0]), view.memory
+    last = model.prefill(tokens, *given).last
+    torch.testing.assert_close(peers.dense(model, tokens), model.logits(last[-1]))
 
 
 def test_wrong_input_is_named(capsys, tmp_path):
