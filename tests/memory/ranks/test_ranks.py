@@ -113,11 +113,11 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
     outputs = []
     for view in views:
         with torch.inference_mode():
-            hidden, cache = model.prefill(
+            prefill = model.prefill(
                 tokens, torch.tensor([0, 10, 24]), torch.cat([torch.arange(10), torch.arange(14)]),
-                is_query, torch.tensor([2, 2]), view.memory, 4,
+                is_query, torch.tensor([2, 2]), view.memory,
             )  # fmt: skip
-            outputs.append((model.logits(hidden), cache.memory))
+            outputs.append((model.logits(prefill.hidden), prefill.readings))
     (ours, our_reading), (theirs, their_reading) = outputs
     assert torch.equal(ours, theirs)
     for layer, reading in our_reading.items():
