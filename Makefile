@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart test test-slow test-faults test-faults-training test-faults-memory lint clean
+.PHONY: setup browser quickstart test test-slow test-faults test-faults-training test-faults-memory lint clean
 
 setup: $(STAMP)
 
@@ -32,7 +32,16 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	@$(VENV)/bin/msa quickstart --config configs/quickstart.yaml
 
-test: setup
+# The memory explorer's tests drive Chromium; without it they are skipped, saying so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "setup: chromium"; export DEBIAN_FRONTEND=noninteractive; \
+	  timeout 300 sh -c 'apt-get -qq update && apt-get -qq -y install --no-install-recommends chromium' \
+	    >/dev/null 2>&1 || echo "setup: chromium could not be installed: tests that need it are skipped"; \
+	else echo "setup: no chromium, and not root to install it: tests that need it are skipped"; fi
+
+test: setup browser
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow"
 
 test-slow: setup

@@ -1,9 +1,11 @@
 """`msa memory ...` by hand: each action, its JSON, its errors."""
 
+import io
 import json
 
 import pytest
 
+from data_pipeline.sources.pydocs import Entry, PydocsSource
 from msa_train.cli import main
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
@@ -57,6 +59,42 @@ def test_texts_can_be_built_again(memory, bank, tmp_path):
     assert memory("texts", "again")[1] == memory("texts", bank)[1]
 
 
+def test_standard_input_is_a_corpus(memory, bank, monkeypatch):
+    lines = b'\n{"text": "From a pipe.", "added": 5, "metadata": {"k": [1]}}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert memory("add", bank, "export", "-")[1]["documents"] == 4
+    assert memory("texts", bank)[1][-1] == {
+        "id": "3", "title": "", "text": "From a pipe.", "number": 3, "added": 5,
+        "metadata": {"k": [1]},
+    }  # fmt: skip
+    for line, said in ((b'{"text": "a"}\n[]', "line 2: give a JSON object"), (b"{", "line 1: not")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line)))
+        code, _, err = memory("add", bank, "export", "-")
+        assert code == 3 and f"standard input, {said}" in err
+
+
+def test_texts_of_split_documents_can_be_added_to_another_bank(memory, bank):
+    long = corpus("long.jsonl", ("long", "Cranes sleep standing. " * 20))
+    memory("build", "parts", "export", long, "--document-tokens", 100)
+    memory("texts", "parts", "--out", "parts.jsonl")
+    given = "add", bank, "export", "parts.jsonl", "--document-tokens"
+    code, _, err = memory(*given, 60)
+    assert code == 3 and "part 1 of document 'long' has more than 60 tokens" in err
+    assert memory(*given, 100)[0] == 0
+    parts = [line["part"] for line in memory("texts", bank)[1] if line["id"] == "long"]
+    assert parts == list(range(1, len(parts) + 1)) and len(parts) > 1
+
+
+def test_pydocs_are_a_corpus(memory, monkeypatch):
+    entries = [Entry(f"e{n}", "m", "Cranes sleep. " * n, 9, False, ()) for n in range(1, 40, 6)]
+    monkeypatch.setattr(
+        PydocsSource, "__init__", lambda self, *_: setattr(self, "entries", entries)
+    )
+    assert memory("build", "docs", "export", "pydocs", "--document-tokens", 60)[0] == 0
+    lines = memory("texts", "docs")[1]
+    assert [line["id"] for line in lines][:2] == ["e1", "e7"] and len(lines) > 7
+
+
 def test_long_documents_are_split_and_reported(memory):
     long = corpus("long.jsonl", ("long", "Cranes sleep standing. " * 20), ("short", "Rain."))
     code, info, err = memory("build", "bank", "export", long, "--document-tokens", 60)
@@ -87,6 +125,8 @@ def test_damage_is_reported_with_an_exit_code(memory, bank, tmp_path):
         (["add", "bank", "export", "nothing.jsonl"], 3, "nothing.jsonl"),
         (["build", "bank", "export", "a.jsonl"], 5, "bank exists"),
         (["build", "new", "export", "a.jsonl", "--document-tokens", "0"], 2, "document-tokens"),
+        (["build", "new", "export", "a.jsonl", "--ranks", "0"], 2, "--ranks is 0"),
+        (["build", "new", "export", "a.jsonl", "--rank-timeout", "0"], 2, "--rank-timeout"),
     ],
 )
 def test_what_is_wrong_is_named(memory, bank, arguments, code, said):

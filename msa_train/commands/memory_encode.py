@@ -12,7 +12,7 @@ from typing import Any
 
 _DOCUMENT_TOKENS = 2048
 # A GPU wants more tokens at once than a core's cache holds.
-_GPU_TOKENS = 65536
+_GPU_TOKENS = 16384
 _CORPUS = (
     'a .jsonl or .jsonl.gz file of {"id", "title", "text", "metadata", "added"}, - for such lines '
     "on standard input, or the word pydocs: the documentation of this Python's standard library"

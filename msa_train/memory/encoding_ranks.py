@@ -89,12 +89,14 @@ class _Rank:
         self._process.start()
         theirs.close()  # so that its end is noticed here
         self.block: list[Document] | None = None
+        self._sending: threading.Thread | None = None
         self._heard = time.monotonic()
 
     def give(self, block: list[Document]) -> None:
         self.block, self._heard = block, time.monotonic()
         # A rank that reads nothing must not stop this process.
-        threading.Thread(target=_send, args=(self.connection, block), daemon=True).start()
+        self._sending = threading.Thread(target=_send, args=(self.connection, block), daemon=True)
+        self._sending.start()
 
     def said(self, encoded: Encoded) -> Generator[SegmentEntry, None, None]:
         """What it says next: a batch is done, a segment is, or what went wrong, which is raised."""
@@ -132,6 +134,8 @@ class _Rank:
     def kill(self) -> None:
         self._process.kill()
         self._process.join(_ENDING)
+        if self._sending is not None:
+            self._sending.join(_ENDING)  # it fails now that nobody reads
         self.connection.close()
 
     def __str__(self) -> str:

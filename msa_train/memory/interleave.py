@@ -32,6 +32,7 @@ from msa_train.memory.search import MemoryView
 
 Mode = Literal["generate", "router", "memory"]
 Stage = Literal["ids", "answer"]
+_ANSWER_TOKENS = 512  # evidence leaves room for an answer of so many tokens, if one may be as long
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Conversation:
     mode generate: the model writes ids and reads the texts, round by round, until it asks for the
     answer (the paper). router: one round with the router's voted documents in place of written ids.
     memory: the answer comes from pooled memory alone. instructions, earlier: see protocol.py.
-    count: tokens of a text. room: how many the context can still take, None: not limited.
+    count: tokens of a text. room: how many the context can still take (None: not limited); full: it
+    takes none after this one.
     """
 
     question: str
@@ -82,6 +84,7 @@ class Conversation:
     earlier: tuple[Turn, ...] = ()
     count: Callable[[str], int] = len
     room: int | None = None
+    full: bool = False
     rounds: list[Round] = field(default_factory=list)
     forced: list[str] = field(default_factory=list)  # why the engine ended a stage, if it did
     stage: Stage = "ids"
@@ -147,10 +150,11 @@ class Conversation:
 
     def _wrote_answer(self, text: str, tokens: int, control: str | None) -> Next:
         self.answer_text = text
-        if control is None and tokens < self.limits.answer_tokens:
+        if control is None and tokens < self.limits.answer_tokens and not self.full:
             return Next.WRITE
         if control is None:
-            self.forced.append(f"{self.limits.answer_tokens} tokens of answer")
+            full = ": the context is full" if tokens < self.limits.answer_tokens else ""
+            self.forced.append(f"{tokens} tokens of answer{full}")
         elif control != IM_END:
             self.forced.append(f"{control} in the answer")
         return Next.STOP
@@ -169,7 +173,7 @@ class Conversation:
         taken, left_out = [], []
         room = self.limits.evidence_tokens - self._evidence_tokens
         if self.room is not None:
-            room = min(room, self.room - self.limits.answer_tokens)
+            room = min(room, self.room - min(self.limits.answer_tokens, _ANSWER_TOKENS))
         for number in numbers:
             document = self.view.documents[number]
             tokens = self.count(evidence_text(document))

@@ -20,7 +20,7 @@ from msa_train.model.config import ModelConfig
 
 Place = Literal["device", "host", "disk"]
 KEY_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
-PROCESS = 600 * 10**6  # of a serving process before it has a model (measured: torch on a CPU, 0.3)
+PROCESS = 600 * 10**6  # of a serving process beside its model (measured on a CPU: 0.5 GB)
 RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, activations (unmeasured)
 # Bytes per context and document while a layer is searched: scores, bounds, a mask; maxima on a GPU.
 _SEARCH_BYTES, _PACKED_BYTES = 4 + 8 + 1, 8

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from msa_train.errors import BankError
+from msa_train.memory.ranks.snapshot import GenerationGoneError
 from msa_train.memory.search import MemoryView
 from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.manifest import MANIFEST
@@ -17,11 +18,13 @@ from msa_train.memory.tiers import MemoryTiers, TierSettings, snapshot_view
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
 
+_TRIES = 5  # a writer may compact the bank between two ranks' opening
+
 
 class RanksOfBanks(Protocol):
     """Processes that share the documents of banks: memory/ranks."""
 
-    def shards(self, bank: MemoryBank, router: RouterConfig, kv_heads: int) -> Shards: ...
+    def shards(self, bank: MemoryBank, router: RouterConfig) -> Shards: ...
 
 
 class ServedBank:
@@ -31,11 +34,10 @@ class ServedBank:
         self,
         path: Path | str,
         router: RouterConfig,
-        kv_heads: int,
         fingerprint: Mapping[str, str],
         searchers: MemoryTiers | RanksOfBanks,
     ):
-        self.path, self._router, self._kv_heads = Path(path), router, kv_heads
+        self.path, self._router = Path(path), router
         self._fingerprint, self._searchers = dict(fingerprint), searchers
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None
@@ -58,7 +60,7 @@ class ServedBank:
         """
         config, device = model.config, model.model.embed_tokens.weight.device
         searchers = ranks or MemoryTiers(settings or TierSettings(), config.router, device)
-        return cls(path, config.router, config.kv_heads, fingerprint, searchers)
+        return cls(path, config.router, fingerprint, searchers)
 
     @property
     def view(self) -> MemoryView:
@@ -72,10 +74,13 @@ class ServedBank:
         """Opens what was committed since; costs what changed."""
         with self._lock:
             seen = self._stat()
-            bank = MemoryBank.open(self.path, self._fingerprint, self.bank)
-            if self.bank is None or bank.manifest.generation != self.bank.manifest.generation:
-                self._view = self._searched(bank)
-                self.bank = bank
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._take(MemoryBank.open(self.path, self._fingerprint, self.bank))
+                    break
+                except GenerationGoneError:  # ranks came too late: compacted meanwhile
+                    if not left:
+                        raise
             self._seen = seen
             return self._view
 
@@ -84,9 +89,14 @@ class ServedBank:
         if isinstance(self._searchers, MemoryTiers):
             self._searchers.close()
 
+    def _take(self, bank: MemoryBank) -> None:
+        if self.bank is None or bank.manifest.generation != self.bank.manifest.generation:
+            self._view = self._searched(bank)
+            self.bank = bank
+
     def _searched(self, bank: MemoryBank) -> MemoryView:
         if not isinstance(self._searchers, MemoryTiers):
-            shards = self._searchers.shards(bank, self._router, self._kv_heads)
+            shards = self._searchers.shards(bank, self._router)
             return snapshot_view(bank, shards, self._router)
         view = self._searchers.view(bank)
         self._searchers.keep_only([bank])

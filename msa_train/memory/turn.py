@@ -27,6 +27,7 @@ from msa_train.memory.search import MemoryView
 from msa_train.memory.stretch import Stretch
 
 _ID_TOKENS = 20  # more than `[number]` can have
+_LATER = 64  # tokens that evidence leaves for the ids of another round
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,9 @@ class Asked:
         talk, stretch, stage = self._talk, self._stretch, self._talk.stage
         stretch.append(token)
         self._tokens += 1
-        talk.room = self._left(self._room - room)
+        talk.room, talk.full = self._left(self._room - room), not room
         control = IM_END if stretch.stopped else stretch.control
         follows = talk.wrote(stretch.text, stretch.tokens, control)
-        if follows is Next.WRITE and stage == "answer" and not room:
-            talk.forced.append("the context is full")
-            follows = Next.STOP
         piece = stretch.new_text(ended=follows is not Next.WRITE)
         events: list[Event] = [TextPiece(stage, piece)] if piece else []
         self.fed = [token] if stretch.control is None else []
@@ -131,12 +129,13 @@ class Asked:
         elif follows is not Next.WRITE:
             self.writing, self.fed = False, []
             events.append(self._evidence() if follows is Next.PREFILL else self._finish())
-        if len(self.fed) > room:
+        if self.writing and len(self.fed) > room:
             raise too_long(self._room - room + len(self.fed), self._room)
         return events
 
     def _left(self, held: int) -> int:
-        return self._room - held - self._request_tokens
+        """Room for evidence and an answer."""
+        return self._room - held - self._request_tokens - _LATER
 
     def _new_stretch(self) -> Stretch:
         if self._talk.stage == "ids":

@@ -26,13 +26,13 @@ class DecodeGraphs:
         self._model, self._slots = model, slots
         self._tokens = torch.zeros(slots.rows, dtype=torch.int64, device=slots.length.device)
         self._captured: dict[tuple[int, Window], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._buffers = self._addresses()
+        self._version = slots.version
 
     def decode(self, tokens: Tensor, window: Window) -> Tensor:
         """As MSADecoder.decode. [b, d]; overwritten by the next call."""
-        if self._buffers != self._addresses():
+        if self._version != self._slots.version:
             self._captured.clear()
-            self._buffers = self._addresses()
+            self._version = self._slots.version
         count = len(tokens)
         rows = min(self._slots.rows, max(_SMALLEST, 1 << (count - 1).bit_length()))
         self._tokens[:count] = tokens
@@ -57,6 +57,3 @@ class DecodeGraphs:
             hidden = self._model.decode(self._tokens[:rows], self._slots, window)
         self._slots.fed.copy_(fed)
         return graph, hidden
-
-    def _addresses(self) -> list[int]:
-        return [kept.data_ptr() for kept in (*self._slots.keys, *self._slots.masks)]

@@ -8,9 +8,11 @@ mask, which also carries the gate's bias.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,7 @@ class Slots:
         self, config: ModelConfig, rows: int, limit: int, like: Tensor, tokens: int | None = None
     ):
         self.rows, self.limit = rows, limit
+        self.version = 0  # of the buffers: they are others when they have grown
         self.entries, self.tokens = _ENTRIES, min(limit, tokens or limit)
         self.lengths, self.chunks = [0] * rows, [0] * rows  # used by each row
         self.length, self.position, self.fed = (
@@ -67,7 +70,7 @@ class Slots:
         self._kv_heads, self._scale = config.kv_heads, config.head_dim**-0.5
         heads = config.kv_heads, config.head_dim
         self.keys, self.values = (
-            [like.new_zeros(rows, self._lead(n) + self.tokens, *heads) for n in range(len(self))]
+            [_zeros((rows, self._lead(n) + self.tokens, *heads), like) for n in range(len(self))]
             for _ in range(2)
         )
         self._own = like.new_full((rows, self.tokens), -torch.inf)
@@ -87,8 +90,14 @@ class Slots:
 
     def admit(self, prefill: Prefill, contexts: Sequence[int], rows: Sequence[int]) -> None:
         """Puts contexts of a prefill into rows."""
-        self._note(prefill, contexts, rows)
-        self._reserve(max(self.chunks), max(self.lengths))
+        readings = prefill.readings.values()
+        held = [prefill.ctx_cu.diff().tolist()]
+        held += [reading.routing.index_cu.diff().tolist() for reading in readings]
+        own, *chunks = ([each[context] for context in contexts] for each in held)
+        most = [max(counts) for counts in zip(*chunks, strict=True)] or [0] * len(own)
+        self._reserve(max(most), max(own))
+        for row, length, count in zip(rows, own, most, strict=True):
+            self.lengths[row], self.chunks[row] = length, count
         device = self.length.device
         chosen, places = (torch.tensor(each, device=device) for each in (contexts, rows))
         lengths = prefill.ctx_cu.diff()
@@ -132,9 +141,9 @@ class Slots:
         self.fed.zero_()
         self.fed[:count] = torch.tensor(fed, dtype=torch.int64).to(self.fed.device)
         chunks, own = max(self.chunks[:count]), max(self.lengths[:count]) + 1
+        self._reserve(chunks, own)
         for row, feeds in enumerate(fed):
             self.lengths[row] += feeds
-        self._reserve(chunks, own)
         if self.length.is_cuda:
             chunks = min(self.entries, _doubled(_CUDA_STEP, chunks)) if chunks else 0
             own = min(self.tokens, _doubled(_CUDA_STEP, own))
@@ -159,9 +168,9 @@ class Slots:
 
     def extend(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Before `counts` tokens are fed to each of `rows`, several at once."""
+        self._reserve(0, max(self.lengths[row] + n for row, n in zip(rows, counts, strict=True)))
         for row, count in zip(rows, counts, strict=True):
             self.lengths[row] += count
-        self._reserve(0, max(self.lengths))
         places = torch.tensor(rows, device=self.length.device)
         more = torch.tensor(counts, device=self.length.device)
         self.length[places] += more
@@ -198,13 +207,6 @@ class Slots:
         self.lengths[row] = self.chunks[row] = 0
         self.length[row] = self.position[row] = 0
 
-    def _note(self, prefill: Prefill, contexts: Sequence[int], rows: Sequence[int]) -> None:
-        held = [prefill.ctx_cu.diff().tolist()]
-        held += [r.routing.index_cu.diff().tolist() for r in prefill.readings.values()]
-        for context, row in zip(contexts, rows, strict=True):
-            own, *chunks = (each[context] for each in held)
-            self.lengths[row], self.chunks[row] = own, max(chunks, default=0)
-
     def _put_chunks(self, layer: int, reading: Reading, target: Tensor) -> None:
         routing = reading.routing
         counts, context = routing.index_cu.diff(), entry_contexts(routing.index_cu)
@@ -226,15 +228,23 @@ class Slots:
         if not left and not right:
             return
         for layer, routes in enumerate(self._routes):
-            more = (0, 0, 0, 0, left if routes else 0, right)
-            self.keys[layer] = F.pad(self.keys[layer], more)
-            self.values[layer] = F.pad(self.values[layer], more)
+            for kept in (self.keys, self.values):
+                kept[layer] = self._grown(layer, kept[layer], left if routes else 0, right)
         self._own = F.pad(self._own, (0, right), value=-torch.inf)
         self.masks = [
             F.pad(mask, (left, right), value=-torch.inf) if routes else self._own
             for mask, routes in zip(self.masks, self._routes, strict=True)
         ]
         self.entries, self.tokens = self.entries + left, self.tokens + right
+        self.version += 1
+
+    def _grown(self, layer: int, kept: Tensor, left: int, right: int) -> Tensor:
+        """A larger buffer with what the rows hold; what they do not use stays untouched."""
+        grown = _zeros((kept.shape[0], left + kept.shape[1] + right, *kept.shape[2:]), kept)
+        for row, used in enumerate(zip(self.chunks, self.lengths, strict=True)):
+            columns = self._columns(layer, used)
+            grown[row, left + columns.start : left + columns.stop] = kept[row, columns]
+        return grown
 
     def _lead(self, layer: int) -> int:
         """Columns before the own tokens."""
@@ -243,6 +253,14 @@ class Slots:
     def _columns(self, layer: int, window: Window) -> slice:
         lead = self._lead(layer)
         return slice(lead - window[0] if lead else 0, lead + window[1])
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros; on a CPU the system gives their memory when it is written to."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)
 
 
 def _doubled(size: int, needed: int) -> int:

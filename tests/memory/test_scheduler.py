@@ -155,10 +155,14 @@ def test_an_error_fails_only_the_requests_that_it_concerns(views, damage):
         assert isinstance(events[ticket][-1].error, BankError)
 
 
-def test_a_context_that_is_too_long_fails_alone_and_says_so(views):
+def test_a_context_that_is_too_long_fails_alone_and_says_so(views, monkeypatch):
     long = Request("Rain? " * 200, views[0], "memory", SHORT)
-    grows = Request("Rain?", views[0], "memory", Limits(answer_tokens=500))
+    grows = Request("Rain?", views[0], limits=Limits(retrieval_characters=1000))
     fits = Request("Rain?", views[0], "memory", SHORT)
+    ids = Asked.choose
+    monkeypatch.setattr(
+        Asked, "choose", lambda self, *given: 40 if self.request is grows else ids(self, *given)
+    )
     events = run(scheduler_of(slot_tokens=200), [long, fits, grows])
     expected = run(scheduler_of(), [fits])[0]
     assert told(events[1]) == told(expected)
@@ -166,6 +170,20 @@ def test_a_context_that_is_too_long_fails_alone_and_says_so(views):
         error = events[ticket][-1].error
         assert isinstance(error, ConfigError) and "room for 200 (slot_tokens)" in str(error)
     assert isinstance(events[2][0], Routed)  # it wrote until there was no room
+
+
+def test_an_answer_ends_where_its_context_is_full(views, monkeypatch):
+    monkeypatch.setattr(Asked, "choose", lambda self, likeliest, logits: 40)
+    events = run(
+        scheduler_of(slot_tokens=200),
+        [Request("Rain?", views[0], "memory", Limits(answer_tokens=n)) for n in (5, 100_000)],
+    )
+    short, long = (events[ticket][-1].answer for ticket in (0, 1))
+    assert short.forced == ("5 tokens of answer",)
+    (forced,) = long.forced
+    assert forced.endswith(" tokens of answer: the context is full")
+    prompt = Asked(Request("Rain?", views[0], "memory"), TOKENIZER, 999).context()
+    assert int(forced.split()[0]) == 200 - len(prompt.tokens) + 1  # the last one is not fed
 
 
 def test_cancelled_requests_leave_their_slot_and_are_silent(views):

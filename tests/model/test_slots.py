@@ -132,3 +132,19 @@ def test_a_free_row_has_no_influence_and_stays_finite():
         k, v = torch.randn(2, 3, GROUPS, WIDTH)
         slots.write(layer, row, place, k, v)
         assert slots.read(layer, q, window).isfinite().all()
+
+
+def test_room_that_nobody_uses_takes_no_memory():
+    """Of a gigabyte of buffers, what lies in memory is what was written, also after growing."""
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    config = tiny_config("chunk")
+    prefill = random_prefill(config, [5, 9], [4, 90])
+    before = resident()
+    slots = Slots(config, 64, 32768, prefill.hidden)
+    slots.admit(prefill, [0, 1], [0, 1])  # more chunks than there was room for
+    assert sum(x.nbytes for x in (*slots.keys, *slots.values)) > 1e9
+    assert resident() - before < 2e8

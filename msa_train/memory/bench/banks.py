@@ -32,7 +32,7 @@ from msa_train.memory.build import build_bank
 from msa_train.memory.corpus import Splitting, read_corpus
 from msa_train.memory.encoder import encode_documents
 from msa_train.memory.engine import MemoryEngine
-from msa_train.memory.generation import ContextBatch
+from msa_train.memory.generation import prefill_pieces
 from msa_train.memory.interleave import Limits
 from msa_train.memory.search import MemoryView
 from msa_train.memory.served import ServedBank
@@ -158,9 +158,9 @@ def layer_queries(
     model: MSADecoder, tokenizer: Tokenizer, view: MemoryView, question: str
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """What the router layers search for when a question is asked: query vectors, query_cu."""
-    batch = ContextBatch(model, tokenizer, view.memory, [prompt_pieces(question)])
-    readings = batch.readings.items()
-    return {layer: (each.routing.query, each.routing.query_cu) for layer, each in readings}
+    prefill = prefill_pieces(model, tokenizer, view.memory, [prompt_pieces(question)])
+    routings = {layer: reading.routing for layer, reading in prefill.readings.items()}
+    return {layer: (routing.query, routing.query_cu) for layer, routing in routings.items()}
 
 
 def searching(view: MemoryView, queries: dict[int, tuple[Tensor, Tensor]]) -> Callable[[], Any]:
@@ -249,7 +249,7 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         "refresh_s": round(refresh_s, 3),
         "visible_s": round(encode_s + commit_s + refresh_s, 3),
         "query_ms": round(query_s * 1e3, 1),
-        "first_found": any(number >= first for number, _ in first_asked.voted),
+        "added_found": any(number >= first for number, _ in first_asked.voted),
         "found": _found(engine, asked, model.config.router.top_k),
         "visible": len(view) - before["documents"],
     }

@@ -19,12 +19,16 @@ def read_all(keys: Sequence[Tensor]) -> Callable[[], Any]:
     return lambda: [x.sum() for x in words]
 
 
-def multiply(keys: Sequence[Tensor], query: Tensor, at_once: int = 0) -> Callable[[], Any]:
+def multiply(
+    keys: Sequence[Tensor], query: Tensor, at_once: int = 0, wide: Tensor | None = None
+) -> Callable[[], Any]:
     """One plain float32 product [C, V] x [V, T] of the sizes of `keys`, written where memory is
-    ready. What is multiplied does not matter: keys of `at_once` rows (0: all) stand for all."""
-    chunks, width = sum(len(x) for x in keys), query.shape[1]
-    rows = min(chunks, at_once or chunks)
-    wide = torch.empty(rows, width).normal_()
+    ready. What is multiplied does not matter: `wide`, or random rows (at_once of them; 0: as many
+    as all keys have), stand for all."""
+    chunks = sum(len(x) for x in keys)
+    if wide is None:
+        wide = torch.empty(min(chunks, at_once or chunks), query.shape[1]).normal_()
+    rows = len(wide)
     out, turned = torch.empty(rows, len(query)), query.float().T.contiguous()
 
     def run() -> None:

@@ -19,7 +19,7 @@ from msa_train.memory.bench.generate import generate_bank, read_questions
 from msa_train.memory.bench.layer import Rank, unit_keys, unit_query
 from msa_train.memory.bench.process import in_process, log, memory_gb, seconds
 from msa_train.memory.bench.sizes import Sizes
-from msa_train.memory.generation import ContextBatch
+from msa_train.memory.generation import prefill_pieces
 from msa_train.memory.keys import LayerKeys
 from msa_train.memory.served import ServedBank
 from msa_train.memory.shard import Part, Shard
@@ -115,7 +115,7 @@ def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str,
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
-        ContextBatch(model, tokenizer, served.view.memory, [question]).best_tokens()
+        model.logits(prefill_pieces(model, tokenizer, served.view.memory, [question]).last).argmax()
 
     times = in_turns({"first": first}, sizes.repeats)["first"]
     served.close()

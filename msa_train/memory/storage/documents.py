@@ -131,8 +131,9 @@ class DocumentTable:
             if self._table.schema != SCHEMA:
                 names = self._table.schema.names
                 raise BankError(f"{path} has columns {names}, not {SCHEMA.names}")
+            self._table.validate()  # or lengths that were changed would lead out of the file
             columns = {name: self._table[name].to_numpy().copy() for name in COUNTS}
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise BankError(f"{path} is no readable Arrow file: {error}; restore it") from error
         if counts_crc(columns) != expected_crc:
             raise BankError(f"{path} is damaged (numbers or lengths changed): restore it")
@@ -153,6 +154,26 @@ class DocumentTable:
         number, id, title, text, metadata, piece, added = values[:7]
         parsed = json.loads(metadata) if metadata else None
         return StoredDocument(number, text, id, title, parsed, piece, added)
+
+    def damaged(self) -> list[str]:
+        """Every document compared with its checksum: what is wrong."""
+        problems = []
+        for start in range(0, len(self), _ROWS):
+            part = self._table.slice(start, _ROWS)
+            suspects = range(start, start + len(part))
+            try:
+                part.validate(full=True)
+                rows = zip(*(part[name].to_pylist() for name in SCHEMA.names), strict=True)
+                whole = [_crc(row[:-1]) == row[-1] for row in rows]
+                suspects = [row for row, good in zip(suspects, whole, strict=True) if not good]
+            except (pa.ArrowException, UnicodeDecodeError):
+                pass  # one of them: looked at one by one
+            for row in suspects:
+                try:
+                    self[row]
+                except BankError as error:
+                    problems.append(str(error))
+        return problems
 
     def holds(self, documents: Sequence[Document]) -> bool:
         """Whether these are the documents, apart from when they were added."""

@@ -20,6 +20,7 @@ from msa_train.memory.storage.segments import Segment
 
 _KEPT = 32  # answers per segment: segments never change
 _answers: WeakKeyDictionary[Segment, dict[str, np.ndarray]] = WeakKeyDictionary()
+_PATTERNS = 8  # looked for one by one; where there are more, the key alone is looked for
 _EXACT = 1e15  # integers below have one decimal form, whether they are stored as 7 or as 7.0
 
 
@@ -112,7 +113,11 @@ def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np
 def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
     """[n] bool. Only metadata in which a pattern occurs is parsed, each different one once."""
     candidates = None
-    for pattern in {p for value in alternatives for p in _patterns(key, value) if _stored(p)}:
+    wanted = set(map(_form, alternatives))
+    patterns = {p for value in alternatives for p in _patterns(key, value)}
+    if len(patterns) > _PATTERNS:
+        patterns = set(_patterns(key, _NOTHING))
+    for pattern in filter(_stored, patterns):
         hits = pc.match_substring(column, pattern)
         candidates = hits if candidates is None else pc.or_(candidates, hits)
     if candidates is None:
@@ -120,9 +125,7 @@ def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) 
     rows = np.flatnonzero(candidates.combine_chunks().to_numpy(zero_copy_only=False))
     texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
     parsed = (json.loads(text) for text in texts.dictionary.to_pylist())
-    good = np.fromiter(
-        (any(_equal(value, _at(each, key)) for value in alternatives) for each in parsed), bool
-    )
+    good = np.fromiter((_form(_at(each, key)) in wanted for each in parsed), bool)
     found = np.zeros(len(column), dtype=bool)
     found[rows[good[texts.indices.to_numpy()]]] = True
     return found
@@ -162,18 +165,13 @@ def _at(metadata: Any, key: str) -> Any:
     return metadata
 
 
-def _equal(wanted: Any, value: Any) -> bool:
-    if _is_number(wanted) and _is_number(value):
-        return wanted == value
-    if value is _NOTHING or type(wanted) is not type(value):
-        return False
-    if isinstance(wanted, dict | list):
-        return json.dumps(wanted, sort_keys=True) == json.dumps(value, sort_keys=True)
-    return wanted == value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _form(value: Any) -> tuple[str, Any]:
+    """The same for equal values: numbers by value, all else as JSON."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number", value
+    if isinstance(value, dict | list):
+        return "json", json.dumps(value, sort_keys=True)
+    return type(value).__name__, value
 
 
 def _conditions(metadata: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:

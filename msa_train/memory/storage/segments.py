@@ -185,7 +185,7 @@ class Segment:
         return f"{self.folder.resolve()}:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
 
     @cached_property
-    def _ids(self) -> tuple[np.ndarray, np.ndarray]:
+    def ids(self) -> tuple[np.ndarray, np.ndarray]:
         """[n] digests, ascending, and their rows; checked, for a wrong row would go unnoticed."""
         self._check(IDS, self._raw_ids)
         digests, rows = self._raw_ids.view("<u8").reshape(-1, 2).T
@@ -197,7 +197,7 @@ class Segment:
 
     def rows_of_any(self, ids: Sequence[str]) -> list[int]:
         """Rows of the documents that have one of these ids, id by id."""
-        digests, rows = self._ids
+        digests, rows = self.ids
         wanted = np.array([id_digest(id) for id in ids], dtype=np.uint64)
         first = np.searchsorted(digests, wanted, "left")
         last = np.searchsorted(digests, wanted, "right")

@@ -13,6 +13,7 @@ from msa_train.memory.storage.manifest import SEGMENTS, Manifest
 from msa_train.memory.storage.segments import (
     Segment,
     changed_files,
+    id_digest,
     raw_bytes,
     rows_crc,
     state_file,
@@ -23,10 +24,17 @@ from msa_train.memory.storage.writer import unlisted
 def verify_bank(path: Path | str) -> dict[str, Any]:
     """What was found: `problems` (empty: the bank is whole), counts, and bytes of no use.
 
-    Raises BankError only where there is no readable manifest.
+    A bank that a writer changes meanwhile is read again. Raises BankError only where there is no
+    readable manifest.
     """
     path = Path(path)
-    manifest = Manifest.load(path)
+    while True:
+        report = _report(path, Manifest.load(path))
+        if not report["problems"] or Manifest.load(path).generation == report["generation"]:
+            return report
+
+
+def _report(path: Path, manifest: Manifest) -> dict[str, Any]:
     problems: list[str] = []
     for entry in manifest.segments:
         problems += changed_files(path / SEGMENTS, entry)
@@ -68,13 +76,7 @@ def _segment_problems(segment: Segment) -> list[str]:
         problems.append(f"{segment.folder}: its documents are not those of the manifest")
     if (np.diff(documents.numbers) <= 0).any():
         problems.append(f"{segment.folder}: document numbers do not ascend")
-    for row in range(len(documents)):
-        try:
-            found = documents[row]
-            if row not in segment.rows_of(found.id):
-                problems.append(f"{segment.folder}: id {found.id!r} is not found by its digest")
-        except BankError as error:
-            problems.append(str(error))
+    problems += documents.damaged() or _id_problems(segment)
     for layer, states in segment.pooled.items():
         k, v = map(raw_bytes, (states.k, states.v))
         row_bytes = len(k) // max(1, entry.chunks)
@@ -82,6 +84,20 @@ def _segment_problems(segment: Segment) -> list[str]:
         if not np.array_equal(rows_crc(k, v, segment.chunk_cu.numpy() * row_bytes), expected):
             problems.append(f"{segment.folder}: layer {layer} differs from its checksums")
     return problems
+
+
+def _id_problems(segment: Segment) -> list[str]:
+    """Ids that would not be found by their digests."""
+    try:
+        digests, rows = segment.ids
+    except BankError as error:
+        return [str(error)]
+    ids = segment.documents.column("id").to_pylist()
+    expected = np.array([id_digest(id) for id in ids], dtype=np.uint64)
+    whole = np.array_equal(np.sort(rows), np.arange(len(ids), dtype=np.uint64))
+    if whole and np.array_equal(expected[rows.astype(np.int64)], digests):
+        return [] if (digests[1:] >= digests[:-1]).all() else [f"{segment.folder}: ids in disorder"]
+    return [f"{segment.folder}: ids are not found by their digests"]
 
 
 def _number_problems(bank: MemoryBank, removed: np.ndarray) -> list[str]:

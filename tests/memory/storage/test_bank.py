@@ -259,7 +259,13 @@ def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
     assert [(d.number, d.text, d.id, d.title, d.metadata) for d in found] == expected
 
 
-@pytest.mark.parametrize("line", [b"{", b'"text"', b'{"title": "t"}', b'{"text": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{", b'"text"', b'{"title": "t"}', b'{"text": 3}', b"\xff", b'{"text": "\\ud800"}',
+        b'{"text": "t", "added": -1}', b'{"text": "t", "part": true}',
+    ],
+)  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line):
     file = tmp_path / "corpus.jsonl"
     file.write_bytes(b'{"text": "fine"}\n' + line + b"\n")

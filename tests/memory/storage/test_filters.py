@@ -74,6 +74,8 @@ def numbers(bank, **given):
         ({"zero": 0}, [8]),
         ({"quote": 'a"b\\'}, [9]),
         ({"nowhere": 1}, []),
+        ({"year": [1999, *range(100)]}, [0, 1]),
+        ({"author.name": ["Ada", *range(100)]}, [0, 5]),
         ({}, list(range(11))),
     ],
     ids=str,

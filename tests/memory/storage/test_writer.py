@@ -12,6 +12,7 @@ from msa_train.errors import BankError
 from msa_train.memory.build import add_documents
 from msa_train.memory.in_memory import encode_in_memory
 from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.storage.segments import Segment
 from msa_train.memory.storage.verify import verify_bank
 from msa_train.memory.storage.writer import BankWriter
 from msa_train.memory.tiers import bank_view
@@ -168,3 +169,37 @@ def test_verify_counts_what_nobody_needs(bank):
     (bank / "segments" / "stray" / "file").write_bytes(b"12345")
     report = verify_bank(bank)
     assert report["orphan_bytes"] == 5 and not report["problems"]
+
+
+def test_what_did_not_change_is_not_opened_again(bank, monkeypatch):
+    opened = []
+    real = Segment.__init__
+    monkeypatch.setattr(
+        Segment,
+        "__init__",
+        lambda self, *given: (opened.append(given[1].name), real(self, *given))[1],
+    )
+    with BankWriter(bank, "add") as writer:
+        assert len(opened) == 2
+        opened.clear()
+        writer.add(encoded(14, 3))
+        assert opened == [writer.manifest.segments[-1].name]
+        writer.remove([0])
+        assert len(opened) == 1
+        snapshot = writer.bank
+    with BankWriter(bank, "add", reuse=snapshot) as writer:
+        assert len(opened) == 1 and len(writer.bank) == len(snapshot)
+
+
+def test_half_surrogate_pairs_are_refused_by_document(bank):
+    with pytest.raises(BankError, match=r"document 14 \('bad'\) has half a surrogate pair"):
+        put(bank, [replace(document(0), id="bad", metadata={"k": "\ud800"})])
+    assert not verify_bank(bank)["orphans"]
+
+
+def test_files_that_a_segment_does_not_list_are_of_no_use(bank):
+    stray = bank / "segments" / "000001-000000000000" / "stray"
+    stray.write_bytes(b"123")
+    assert verify_bank(bank)["orphans"] == [str(stray)]
+    BankWriter(bank, "add").close()
+    assert not stray.exists()

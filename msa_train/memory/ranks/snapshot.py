@@ -1,0 +1,95 @@
+"""A bank's snapshot as it is told to workers: which segments, and which documents are live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msa_train import errors
+from msa_train.errors import BankError, MSAError
+from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.storage.manifest import SEGMENTS, BankForm, Manifest, SegmentEntry
+from msa_train.memory.storage.segments import Segment
+
+
+class GenerationGoneError(BankError):
+    """A rank cannot open a generation, because the bank has another by now: open the bank again."""
+
+
+@dataclass(frozen=True)
+class OpenedSegments:
+    """What a rank needs of a MemoryBank to search it; see there."""
+
+    segments: list[Segment]
+    starts: np.ndarray
+    live: Tensor
+
+
+def described(bank: MemoryBank) -> dict[str, Any]:
+    """What `opened` needs, as JSON. Removed documents travel apart: `bank.live`, packed."""
+    manifest = bank.manifest
+    return {
+        "path": str(Path(bank.path).absolute()),
+        "generation": manifest.generation,
+        "form": asdict(manifest.form),
+        "segments": [asdict(entry) for entry in manifest.segments],
+    }
+
+
+def opened(told: dict[str, Any], live: Tensor, known: Iterable[Segment]) -> OpenedSegments:
+    """The snapshot that `described` told of, whatever the bank's newest generation is.
+
+    known: segments that are open already. Raises GenerationGoneError where segments were removed
+    since then, BankError for damage.
+    """
+    path, form = Path(told["path"]), told["form"]
+    form = BankForm(**{**form, "layers": tuple(form["layers"])})
+    entries = [SegmentEntry.from_json(entry) for entry in told["segments"]]
+    open_ones = {segment.folder: segment for segment in known}
+    try:
+        segments = [_segment(path / SEGMENTS, entry, form, open_ones) for entry in entries]
+    except (BankError, FileNotFoundError) as error:
+        newest = Manifest.load(path).generation
+        if newest == told["generation"]:
+            raise
+        raise GenerationGoneError(
+            f"generation {told['generation']} of {path} is gone, it has {newest} now: "
+            "open the bank again"
+        ) from error
+    starts = np.cumsum([0, *(entry.documents for entry in entries)])
+    return OpenedSegments(segments, starts, live)
+
+
+def _segment(
+    folder: Path, entry: SegmentEntry, form: BankForm, known: dict[Path, Segment]
+) -> Segment:
+    held = known.get(folder / entry.name)
+    return held if held and held.entry == entry else Segment(folder, entry, form)
+
+
+def pack(bits: Tensor) -> Tensor:
+    """[n] bool -> [ceil(n/8)] uint8."""
+    return torch.from_numpy(np.packbits(bits.cpu().numpy()))
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """[count] bool."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).bool()
+
+
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (*vars(errors).values(), GenerationGoneError)
+    if isinstance(kind, type) and issubclass(kind, MSAError)
+}
+
+
+def named_error(name: str, message: str) -> MSAError:
+    """The error that a worker told of, by the name of its class."""
+    return _ERRORS.get(name, MSAError)(message)

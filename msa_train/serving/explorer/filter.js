@@ -1,0 +1,60 @@
+// Which documents a question may use: ids, metadata, dates.
+
+import { h, uniqueId } from "./dom.js";
+
+/** Form of a filter. read() gives the server's filter, or null; raises Error for what is not one. */
+export class FilterForm {
+  constructor(onChange) {
+    const on = { input: () => onChange(this.parts()) };
+    this.ids = h("textarea", { id: uniqueId("ids"), rows: 2, spellcheck: "false", placeholder: "one id a line", on });
+    this.metadata = h("textarea", {
+      id: uniqueId("metadata"), rows: 2, spellcheck: "false", placeholder: "language = en\nyear = 1973, 1974", on,
+    });
+    this.after = h("input", { type: "datetime-local", id: uniqueId("after"), on });
+    this.before = h("input", { type: "datetime-local", id: uniqueId("before"), on });
+    this.element = h("div", { class: "filter" },
+      field("Ids", this.ids, "Only documents with these ids."),
+      field("Metadata", this.metadata, "One name = value a line; commas between values of which one must match."),
+      field("Added after", this.after), field("Added before", this.before));
+  }
+
+  /** How many parts are given; all of them must hold. */
+  parts() {
+    return [this.ids, this.metadata, this.after, this.before].filter((each) => each.value.trim()).length;
+  }
+
+  read() {
+    const filter = {};
+    const ids = lines(this.ids.value);
+    if (ids.length) filter.ids = ids;
+    const metadata = lines(this.metadata.value).map(pair);
+    if (metadata.length) filter.metadata = Object.fromEntries(metadata);
+    if (this.after.value) filter.added_after = new Date(this.after.value).getTime();
+    if (this.before.value) filter.added_before = new Date(this.before.value).getTime();
+    return Object.keys(filter).length ? filter : null;
+  }
+}
+
+function field(label, input, hint = null) {
+  return h("div", { class: "field" }, h("label", { for: input.id }, label), input,
+    hint && h("p", { class: "hint" }, hint));
+}
+
+const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+function pair(line) {
+  const at = line.indexOf("=");
+  if (at < 1) throw new Error(`The filter's metadata line “${line}” is not of the form: name = value`);
+  const values = line.slice(at + 1).split(",").map((value) => typed(value.trim()));
+  return [line.slice(0, at).trim(), values.length === 1 ? values[0] : values];
+}
+
+/** 1973, true and "1973" as JSON has them; anything else is text. */
+function typed(value) {
+  try {
+    const read = JSON.parse(value);
+    return read === null || typeof read === "object" ? value : read;
+  } catch {
+    return value;
+  }
+}

@@ -1,0 +1,66 @@
+// What is said when something failed, when there is nothing, and while there is not yet anything.
+
+import { button, h } from "./dom.js";
+
+const TITLES = {
+  0: "No answer from the server",
+  400: "The server did not accept this",
+  401: "A key is needed",
+  403: "Not allowed",
+  404: "Not found",
+  409: "Not now",
+  413: "Too large",
+  429: "The server is busy",
+  503: "The server is shutting down",
+  504: "The server took too long",
+};
+const CODES = {
+  read_only_key: "This key may only read",
+  writer_busy: "Someone else is writing to this bank",
+  id_exists: "This id is taken",
+  bank_exists: "This name is taken",
+};
+
+/** An error and, where trying again can help, a button; waits as long as the server asked to. */
+export function failed(error, retry = null) {
+  if (!("status" in error || "title" in error)) console.error(error); // a mistake of this page
+  const title = error.title ?? CODES[error.code] ?? TITLES[error.status] ?? "Something went wrong";
+  const line = h("p", {}, error.message);
+  const notice = h("div", { class: "notice failed", role: "alert" },
+    h("p", { class: "notice-title" }, title), line);
+  if (error.status === 0) line.append(" Is it running? Nothing was lost on this page.");
+  if (retry) notice.append(retryButton(retry, error.retryAfter));
+  return notice;
+}
+
+function retryButton(retry, wait) {
+  const again = button("Try again", retry);
+  if (!wait) return again;
+  let left = Math.ceil(wait);
+  const tick = () => {
+    again.disabled = left > 0;
+    again.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
+    left -= 1;
+    if (left >= 0) setTimeout(tick, 1000);
+  };
+  tick();
+  return again;
+}
+
+export function empty(title, text, ...actions) {
+  return h("div", { class: "notice empty" },
+    h("p", { class: "notice-title" }, title), h("p", {}, text), ...actions);
+}
+
+export function loading(text = "Loading…", lines = 3) {
+  return h("div", { class: "loading", role: "status" }, h("span", { class: "unseen" }, text),
+    Array.from({ length: lines }, () => h("span", { class: "bone", "aria-hidden": "true" })));
+}
+
+/** A passing word at the foot of the page. */
+export function toast(text, ...actions) {
+  const message = h("div", { class: "toast" }, h("span", {}, text), ...actions);
+  document.getElementById("toasts").append(message);
+  setTimeout(() => message.remove(), 8000);
+  message.addEventListener("click", () => message.remove());
+}

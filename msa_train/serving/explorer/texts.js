@@ -1,0 +1,60 @@
+// Documents by number, fetched once; and their text with chunks marked.
+
+import * as api from "./api.js";
+import { h } from "./dom.js";
+import { layersText } from "./format.js";
+
+/** What was fetched from a bank. A document never changes under its number: it can only be removed. */
+export class Texts {
+  constructor(bank) {
+    this.bank = bank;
+    this.known = new Map();
+  }
+
+  get(number) {
+    if (!this.known.has(number)) {
+      const fetched = api.getDocument(this.bank, number);
+      fetched.catch(() => this.known.delete(number)); // to be tried again
+      this.known.set(number, fetched);
+    }
+    return this.known.get(number);
+  }
+
+  forget(number) {
+    this.known.delete(number);
+  }
+}
+
+/**
+ * A document's text, cut at its chunks. winners: Map of chunk place -> layers that chose by it.
+ * Spans count characters (code points), as the server does, not JavaScript's UTF-16 units.
+ */
+export function chunkedText(doc, winners = new Map()) {
+  if (!doc.text) return h("p", { class: "hint" }, "This document has no text.");
+  const characters = Array.from(doc.text);
+  const pieces = [];
+  let done = 0;
+  (doc.chunks ?? []).forEach(([start, end], place) => {
+    if (start > done) pieces.push(characters.slice(done, start).join(""));
+    pieces.push(chunkOf(characters.slice(Math.max(start, done), end).join(""), place, winners.get(place)));
+    done = Math.max(done, end);
+  });
+  pieces.push(characters.slice(done).join(""));
+  return h("div", { class: "text", dir: "auto" }, pieces);
+}
+
+function chunkOf(text, place, layers) {
+  if (!layers) return h("span", { class: "chunk", title: `chunk ${place + 1}` }, text);
+  return h("mark", { class: "chunk", title: `chunk ${place + 1}, best for ${layersText(layers)}` }, text);
+}
+
+/** Metadata as rows of name and value; nested values as JSON. */
+export function metadataTable(metadata) {
+  if (metadata === null || metadata === undefined) return null;
+  const plain = typeof metadata === "object" && !Array.isArray(metadata);
+  const rows = plain ? Object.entries(metadata) : [["metadata", metadata]];
+  if (!rows.length) return null;
+  const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  return h("dl", { class: "metadata" }, rows.map(([name, value]) =>
+    h("div", {}, h("dt", { dir: "auto" }, name), h("dd", { dir: "auto" }, shown(value)))));
+}

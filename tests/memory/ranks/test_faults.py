@@ -1,0 +1,286 @@
+"""Ranks that die, fail, stall or find damage: who is named, how soon, and what goes on."""
+
+import gc
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from msa_train.errors import BankError, RankError
+from msa_train.memory.ranks import GenerationGoneError, Ranks, driver, processes
+from msa_train.memory.served import ServedBank
+from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.tiers import MemoryTiers, TierSettings
+from tests.memory.ranks import faulty_worker
+from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
+from tests.memory.tiny import FINGERPRINT, tiny_model
+
+ROUTER, LAYER = CONFIG.router, CONFIG.router_layers[0]
+TIMEOUT_S = 30.0  # nothing here takes that long: what dies is seen at once
+QUERY = questions()
+
+DRIVER = """
+from msa_train.memory.ranks import Ranks
+from msa_train.memory.storage.bank import MemoryBank
+from tests.memory.ranks.banks import CONFIG, questions
+
+ranks = Ranks.start(2, timeout_s=30)
+shards = ranks.shards(MemoryBank.open({path!r}), CONFIG.router)
+group = ranks._group[0]
+input()
+print(group.workers[1].pid, group._folder, flush=True)
+while True:
+    shards.best(CONFIG.router_layers[0], *questions(), 3)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def bank(folder):
+    return write(folder / "bank", [[1, 2, 3, 4], [2] * 6], removed=[2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def killed_driver(bank):
+    """Another driver, started first: it comes up while the others are tested."""
+    code = textwrap.dedent(DRIVER).format(path=str(bank.path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def ranks(killed_driver):
+    """Rank 1 holds everything. As many restarts as the tests need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "MODULE", faulty_worker.__name__)
+        patch.setattr(driver, "RESTARTS", 1000)
+        ranks = Ranks.start(2, (0, 1), timeout_s=TIMEOUT_S)
+        yield ranks
+        ranks.close()
+
+
+@pytest.fixture(scope="module")
+def shards(ranks, bank):
+    return ranks.shards(bank, ROUTER)
+
+
+def pid_of(ranks):
+    return ranks._group[0].workers[1].pid
+
+
+def gone(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"  # adopted by a process that does not ask for its end
+
+
+def right(shards, bank):
+    found = shards.best(LAYER, *QUERY, 3)
+    expected = MemoryTiers(TierSettings(), ROUTER).shard(bank).best(LAYER, *QUERY, 3)
+    assert torch.equal(found.places, expected.places)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def fails(pid, pattern, request, within=TIMEOUT_S / 2):
+    """The request fails in time, the error names the rank, and nothing of the process is left."""
+    start = time.monotonic()
+    with pytest.raises(RankError) as caught:
+        request()
+    assert time.monotonic() - start < within
+    message = str(caught.value)
+    assert re.search(rf"rank 1 \(process {pid}\)", message), message
+    assert re.search(pattern, message, re.DOTALL), message
+    assert gone(pid)
+
+
+def test_a_killed_rank_is_named_and_started_again(ranks, shards, bank, folder):
+    changing = write(folder / "changing", [[1, 2], [3, 3]], removed=[1])
+    old = ranks.shards(changing, ROUTER)
+    new = ranks.shards(compact(changing.path), ROUTER)
+    before = old.best(LAYER, *QUERY, 3)
+    pid = pid_of(ranks)
+    os.kill(pid, signal.SIGKILL)
+    fails(pid, rf"SIGKILL.*searching layer {LAYER} of {bank.path}, generation",
+          lambda: shards.best(LAYER, *QUERY, 3))  # fmt: skip
+    right(shards, bank)
+    assert pid_of(ranks) != pid
+    # What a bank no longer has cannot be opened again; that concerns nobody else.
+    with pytest.raises(GenerationGoneError, match="open the bank again"):
+        old.best(LAYER, *QUERY, 3)
+    assert torch.equal(new.best(LAYER, *QUERY, 3).scores, before.scores)
+
+
+def test_a_stopped_rank_is_named_in_time_and_started_again(ranks, shards, bank, monkeypatch):
+    right(shards, bank)
+    pid = pid_of(ranks)
+    monkeypatch.setattr(ranks._group[0], "_timeout_s", 2.0)
+    os.kill(pid, signal.SIGSTOP)
+    fails(pid, f"did not answer within 2 s: searching layer {LAYER}",
+          lambda: shards.best(LAYER, *QUERY, 3))  # fmt: skip
+    right(shards, bank)
+
+
+@pytest.mark.parametrize(
+    ("k", "pattern"),
+    [
+        (faulty_worker.RAISES, "failed .*RuntimeError: as it was asked to"),
+        pytest.param(
+            faulty_worker.DIES_BEFORE_SENDING, "SIGKILL.*reading layer", marks=pytest.mark.slow
+        ),
+        pytest.param(faulty_worker.SLEEPS, "did not answer", marks=pytest.mark.slow),
+        pytest.param(faulty_worker.STOPS_BEFORE_SENDING, "reading", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_fails_at_work_is_named(ranks, shards, bank, monkeypatch, k, pattern):
+    right(shards, bank)
+    if k in (faulty_worker.SLEEPS, faulty_worker.STOPS_BEFORE_SENDING):
+        monkeypatch.setattr(ranks._group[0], "_timeout_s", 2.0)
+
+    def request():
+        shards.best(LAYER, *QUERY, k)
+        shards.states(LAYER, torch.tensor([0, 5]))
+
+    fails(pid_of(ranks), pattern, request)
+
+
+def test_an_abandoned_answer_is_never_the_next_ones(ranks, shards, bank, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    right(shards, bank)
+    pid = pid_of(ranks)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shards.own, "best", interrupted)
+        other = questions(seed=77)
+        shards.best(LAYER, *other, 3)
+    assert gone(pid)
+    right(shards, bank)
+
+
+def test_damage_that_a_rank_finds_stops_nobody(ranks, shards, bank, folder):
+    damaged = write(folder / "damaged", [[2, 2, 2]])
+    segment = damaged.segments[0].folder
+    ours = ranks.shards(damaged, ROUTER)
+    pid = pid_of(ranks)
+    with open(segment / f"layer-{LAYER}.k", "r+b") as file:
+        file.write(b"\x00\x01\x02\x03")
+    with pytest.raises(BankError, match=rf"rank 1 \(process {pid}\).*K or V of document 0"):
+        ours.states(LAYER, torch.tensor([0, 2]))
+    assert len(ours.states(LAYER, torch.tensor([1, 2])).k) == 4  # these are whole
+    with open(segment / f"layer-{LAYER}.key", "r+b") as file:
+        file.write(b"\x00\x01\x02\x03")
+    del ours
+    gc.collect()
+    with pytest.raises(BankError, match=rf"rank 1 \(process {pid}\).*was changed"):
+        ranks.shards(MemoryBank.open(damaged.path), ROUTER)
+    right(shards, bank)
+    assert pid_of(ranks) == pid
+
+
+def test_a_bank_compacted_between_two_ranks_is_opened_again(ranks, folder):
+    path = folder / "racing"
+    write(path, [[1, 2], [3, 3]], removed=[1])
+
+    class Racing:
+        def shards(self, bank, router):
+            if bank.manifest.generation < 4:
+                compact(path)
+            return ranks.shards(bank, router)
+
+    served = ServedBank.open(path, tiny_model(), FINGERPRINT, ranks=Racing())
+    assert served.bank.manifest.removed is None and len(served.bank.segments) == 1
+    add(path, [1])
+    assert len(served.view) == 4
+    assert torch.equal(served.view.numbers, MemoryBank.open(path).numbers)
+
+
+def test_workers_go_with_their_driver(killed_driver):
+    print(file=killed_driver.stdin, flush=True)  # it searches from now on
+    pid, folder = killed_driver.stdout.readline().split()
+    assert not gone(pid) and Path(folder).exists()
+    killed_driver.kill()
+    killed_driver.wait()
+    deadline = time.monotonic() + 10
+    while not gone(pid):
+        assert time.monotonic() < deadline, "the worker lives on"
+        time.sleep(0.05)
+    assert not Path(folder).exists()
+
+
+def test_a_worker_that_cannot_start_is_named_with_what_it_said(monkeypatch):
+    monkeypatch.setattr(processes, "MODULE", "msa_train.memory.ranks.nowhere")
+    with pytest.raises(
+        RankError, match=r"(?s)rank 1 .*ended with code 1.*No module named .*nowhere"
+    ):
+        Ranks.start(2, timeout_s=60)
+
+
+def test_a_worker_that_never_comes_up_is_named(monkeypatch):
+    monkeypatch.setattr(processes, "MODULE", "http.server")  # waits for what never comes
+    with pytest.raises(RankError, match=r"rank 1 .*rank 2|rank [12] "):
+        Ranks.start(3, timeout_s=5, start_timeout_s=0.5)
+
+
+def test_restarts_end_with_the_reason(monkeypatch, bank):
+    monkeypatch.setattr(processes, "MODULE", "msa_train.memory.ranks.nowhere")
+    monkeypatch.setattr(driver, "RESTARTS", 2)
+    ranks = Ranks(2, None, TierSettings(), 60.0, 60.0, "cpu")
+    for _ in range(2):
+        with pytest.raises(RankError, match="No module named"):
+            ranks.shards(bank, ROUTER)
+    for _ in range(2):
+        with pytest.raises(RankError, match=r"(?s)restarted 2 times within 600 s.*No module named"):
+            ranks.shards(bank, ROUTER)
+
+
+def test_closed_ranks_say_so(ranks, bank):
+    other = Ranks.start(1)
+    shards = other.shards(bank, ROUTER)
+    other.close()
+    with pytest.raises(RankError, match="closed"):
+        shards.best(LAYER, *QUERY, 3)
+
+
+@pytest.mark.slow
+def test_random_signals_never_give_a_wrong_answer(ranks, shards, bank):
+    """kill -9 and SIGSTOP at random moments: every request is right, or fails in time."""
+    rng = random.Random(0)
+    failed = 0
+    for _ in range(12):
+        right(shards, bank)
+        pid, sent = pid_of(ranks), rng.choice([signal.SIGKILL, signal.SIGSTOP])
+        at = f"sleep {rng.uniform(0, 0.05)}; kill -{int(sent)} {pid}"
+        killer = subprocess.Popen(["sh", "-c", at])
+        ranks._group[0]._timeout_s = 1.0
+        start = begin = time.monotonic()
+        try:
+            while time.monotonic() - start < 0.5:
+                begin = time.monotonic()
+                right(shards, bank)
+                shards.states(LAYER, torch.tensor([0, 5, 7]))
+        except RankError as error:
+            assert f"process {pid}" in str(error) and gone(pid)
+            assert time.monotonic() - begin < TIMEOUT_S / 2
+            failed += 1
+        killer.wait()
+    assert failed > 8
