@@ -41,6 +41,7 @@ def put_documents(
             taken(documents, splitting),
             model.fingerprint,
             update=update,
+            reuse=bank.stored,
         )
         bank.view()
     return list(range(taken.first, taken.first + taken.count))
@@ -50,7 +51,11 @@ def remove_documents(
     bank: Bank, ids: Iterable[str], numbers: Iterable[int], wait_s: float
 ) -> list[int]:
     """All or none; the numbers that went. Raises ApiError 404 for what is not there."""
-    with bank.writing(wait_s), named_errors(bank), BankWriter(bank.path, "remove") as writer:
+    with (
+        bank.writing(wait_s),
+        named_errors(bank),
+        BankWriter(bank.path, "remove", reuse=bank.stored) as writer,
+    ):
         gone = set()
         for id in ids:
             found = writer.bank.numbers_of(id)

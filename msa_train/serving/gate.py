@@ -29,6 +29,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_LAST_WORD_S = 2.0
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _ALWAYS_ANSWERED = ("/healthz", "/metrics")
 
@@ -137,13 +138,18 @@ class _Sender:
         await self._send(message)
 
     async def finish(self, error: ApiError, scope: Scope, receive: Receive) -> None:
-        """Answers with an error, or ends what has begun with one."""
-        if self.status is None:
-            await error.response()(scope, receive, self)
-        elif self._streams and not self._ended:
-            await self({"type": "http.response.body", "body": sse(error.body), "more_body": False})
-        elif not self._ended:
+        """Answers with an error, or ends what has begun with one: of a client that does not read,
+        the connection is closed."""
+        if self._ended:
+            return
+        if self.status is not None and not self._streams:
             raise error  # the connection is closed: that is how the client learns of it
+        async with asyncio.timeout(_LAST_WORD_S):
+            if self.status is None:
+                await error.response()(scope, receive, self)
+            else:
+                body = sse(error.body)
+                await self({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _too_large(most: int) -> ApiError:

@@ -20,6 +20,14 @@ class SlowAnswers:
         self.go.set()
 
 
+class EndlessAnswers(SlowAnswers):
+    """Answers that write as fast as they are read, until they are cancelled."""
+
+    def submit(self, request):
+        self.streams.append(EndlessStream(request, self.go))
+        return self.streams[-1]
+
+
 class SlowStream:
     def __init__(self, request, go):
         self.request, self._go = request, go
@@ -35,3 +43,9 @@ class SlowStream:
 
     def cancel(self):
         self.cancelled.set()
+
+
+class EndlessStream(SlowStream):
+    def __iter__(self):
+        while not self.cancelled.wait(0.001):
+            yield TextPiece("answer", "x" * 50_000)

@@ -10,7 +10,7 @@ import pytest
 from msa_train.errors import ConfigError
 from msa_train.serving.settings import AllowedHosts, Limits, check_host
 from tests.serving.served import running, wait_for
-from tests.serving.slow import SlowAnswers
+from tests.serving.slow import EndlessAnswers, SlowAnswers
 
 ASK = {"messages": [{"role": "user", "content": "x"}]}
 CHAT = "/v1/chat/completions"
@@ -95,6 +95,24 @@ def test_what_takes_too_long_is_ended(tmp_path):
         assert '"timeout"' in stream.text and "[DONE]" not in stream.text
         assert all(each.cancelled.is_set() for each in answers.streams)
         assert server._service.answering.running == 0
+
+
+def test_a_client_that_does_not_read_holds_nothing(tmp_path):
+    answers = EndlessAnswers()
+    with (
+        running(tmp_path, answers, timeout_s=1) as (client, server),
+        socket.create_connection((client.base_url.host, client.base_url.port)) as raw,
+    ):
+        body = b'{"messages": [{"role": "user", "content": "x"}], "stream": true}'
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        wait_for(lambda: answers.streams)
+        assert answers.streams[0].cancelled.wait(5)
+        wait_for(lambda: not server._service.requests)
+        assert server._service.answering.running == 0
+        assert client.get("/healthz").status_code == 200
 
 
 def test_bodies_are_bounded(tmp_path):
