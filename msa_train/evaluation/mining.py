@@ -15,7 +15,7 @@ from data_pipeline.sources.datasets import whole_bank
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.evaluation.asking import Asker
 from msa_train.evaluation.memories import EncodedSet
-from msa_train.memory.progress import with_progress
+from msa_train.evaluation.progress import Progress
 
 
 def mine(
@@ -35,10 +35,12 @@ def mine(
         for first in range(0, len(bank.queries), asker.batch_contexts)
     ]
     view = memory.view()
-    for queries in with_progress(batches, total=len(batches)):
-        ranked = asker.ranked(view, queries)
-        for query, numbers in zip(queries, ranked, strict=True):
-            yield query.id, _wrong(query, numbers, documents)[:count]
+    with Progress(len(bank.queries)) as progress:
+        for queries in batches:
+            ranked = asker.ranked(view, queries)
+            for query, numbers in zip(queries, ranked, strict=True):
+                yield query.id, _wrong(query, numbers, documents)[:count]
+            progress.advance(len(queries))
 
 
 def _wrong(query: Query, numbers: list[int], documents) -> list[str]:
