@@ -9,6 +9,7 @@ import textwrap
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -246,7 +247,9 @@ def test_ranks_hold_the_lock_until_they_have_ended(tmp_path):
     """
     script = tmp_path / "writer.py"
     script.write_text(textwrap.dedent(code))
-    writer = subprocess.Popen([sys.executable, str(script)])
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'kernels'}"}
+    writer = subprocess.Popen([sys.executable, str(script)], env=environment)
     left = building_name(tmp_path / "bank")
     for _ in range(1200):
         if (left / "manifest.json").exists() and len(Manifest.load(left).segments) == 1:

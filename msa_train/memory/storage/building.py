@@ -77,7 +77,8 @@ class UnfinishedBank:
 
     def __exit__(self, *_) -> None:
         try:
-            if not self._finished:
+            # Renamed, but for the sync of its name: what is there is the bank.
+            if not self._finished and self._folder.exists():
                 with contextlib.suppress(OSError):
                     self._leave()
         finally:
