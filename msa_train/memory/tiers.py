@@ -72,8 +72,8 @@ class Share:
         before = sum(self.shares[: self.rank]) / total
         after = sum(self.shares[: self.rank + 1]) / total
         chunks, documents = int(chunk_cu[-1]), len(chunk_cu) - 1
-        cuts = torch.tensor([before * chunks, after * chunks])
-        first, end = torch.searchsorted(chunk_cu.double(), cuts.double()).tolist()
+        cuts = torch.tensor([before * chunks, after * chunks], dtype=torch.float64)
+        first, end = torch.searchsorted(chunk_cu.double(), cuts).tolist()
         return min(first, documents), documents if after == 1 else min(end, documents)
 
 
