@@ -104,6 +104,8 @@ class AnswerService:
             if request is not None and (self._ended or self._end_by is not None):
                 reason = self._ended or "it was stopped"
                 raise AnswersEnded(f"the service takes no more requests: {reason}")
+            if self._ended:
+                return  # nothing runs that could be cancelled, and nobody would take the order
             self._orders.append((request, stream))
             self._changed.notify()
 

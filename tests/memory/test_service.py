@@ -121,3 +121,12 @@ def test_stopping_fails_what_does_not_finish(view, monkeypatch):
     for stream in streams:
         *_, last = stream.events()
         assert isinstance(last, Failed) and isinstance(last.error, AnswersEnded)
+
+
+def test_streams_closed_after_the_end_leave_nothing_behind(view):
+    service = AnswerService(Scheduler(tiny_model(), tiny_tokenizer(), 1, 2000), 60)
+    stream = service.submit(Request("?", view, "memory", LIMITS))
+    service.stop(drain_s=60)
+    for _ in range(3):
+        stream.close()
+    assert not service._orders
