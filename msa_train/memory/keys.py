@@ -34,8 +34,8 @@ class LayerKeys:
 
     chunk_cu [n+1]. form: "stored" searches `full` itself; the others are copies on `device`.
     error: by how much a key may be off, as a length: [n] the worst of a document, or one number
-    for all. norm: no key is longer. Raises ConfigError for 8 bits where a score is no single dot
-    product.
+    for all. norm: no key is longer. Raises ConfigError for a form that rounds keys where a score is
+    no single dot product, for which there is no bound.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class LayerKeys:
         form: KeyForm = "stored",
         device: torch.device | str = "cpu",
     ):
-        if form in ("int8", "fp8") and not router.single_product:
+        narrower = form in _FLOATS and _eps(_FLOATS[form]) > _eps(full.dtype)
+        if not router.single_product and (narrower or form in ("int8", "fp8")):
             raise ConfigError(
                 f"keys are {form}, but this router's score is no single dot product: use stored"
             )
@@ -56,14 +57,13 @@ class LayerKeys:
         # Heads of unit length, a little more once they were rounded to be stored.
         self.norm = math.sqrt(heads) * 1.001
         if router.similarity != "cosine":
-            self.norm = float(full.float().norm(dim=1).amax()) * 1.001 if len(full) else 0.0
+            self.norm = _longest(full) * 1.001
         self._searched: Tensor | QuantisedKeys
         if form == "stored":
             self._searched = full.to(device)
         elif form in _FLOATS:
             self._searched = _converted(full, _FLOATS[form], device)
-            narrower = torch.finfo(_FLOATS[form]).eps > torch.finfo(full.dtype).eps
-            self.error = self.norm * torch.finfo(_FLOATS[form]).eps if narrower else 0.0
+            self.error = self.norm * _eps(_FLOATS[form]) if narrower else 0.0
         else:
             self._searched = _quantised(full, heads, form, device)
             worst = self._searched.error.new_zeros(len(chunk_cu) - 1)
@@ -100,6 +100,18 @@ class LayerKeys:
             parts = vars(self._searched).values()
             return sum(part.nbytes for part in parts)
         return self._searched.nbytes
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _longest(full: Tensor) -> float:
+    """Length of the longest key; block by block, as in _converted."""
+    starts = range(0, len(full), _BLOCK)
+    return max(
+        (float(full[s : s + _BLOCK].float().norm(dim=1).amax()) for s in starts), default=0.0
+    )
 
 
 def _converted(full: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from data_pipeline.tokenizer import Tokenizer
+from msa_train.errors import RankError
 from msa_train.memory.answers import Chosen, Event, Failed, chosen_documents
 from msa_train.memory.generation import Contexts, prefill_encoded
 from msa_train.memory.interleave import Limits
@@ -136,7 +137,7 @@ class Scheduler:
         return list(groups.values())
 
     def _prefill(self, tickets: list[int], report: Report) -> None:
-        """Prefills contexts of one view; an error is theirs alone."""
+        """Prefills contexts of one view; an error is theirs alone whose prefill alone fails."""
         asked = [self._asked[ticket] for ticket in tickets]
         view = asked[0].view
         try:
@@ -145,8 +146,13 @@ class Scheduler:
             stays = [row for row, each in enumerate(asked) if not each.awaits_vote]
             self._contexts.admit(prefill, stays)
         except Exception as error:
+            # A rank that is late would keep each of them waiting.
+            each_alone = len(tickets) > 1 and not isinstance(error, RankError)
             for ticket in tickets:
-                self._fail(ticket, error, report)
+                if each_alone:
+                    self._prefill([ticket], report)
+                else:
+                    self._fail(ticket, error, report)
             return
         self._active += [tickets[row] for row in stays]
         for row, ticket in enumerate(tickets):

@@ -90,7 +90,8 @@ class ServedBank:
             self._searchers.close()
 
     def _take(self, bank: MemoryBank) -> None:
-        if self.bank is None or bank.manifest.generation != self.bank.manifest.generation:
+        # A bank that was built again in its place may be of the same generation.
+        if self.bank is None or bank.manifest != self.bank.manifest:
             self._view = self._searched(bank)
             self.bank = bank
 

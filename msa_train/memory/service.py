@@ -104,22 +104,32 @@ class AnswerService:
             if request is not None and (self._ended or self._end_by is not None):
                 reason = self._ended or "it was stopped"
                 raise AnswersEnded(f"the service takes no more requests: {reason}")
+            if self._ended:
+                return  # nothing runs that could be cancelled, and nobody would take the order
             self._orders.append((request, stream))
             self._changed.notify()
 
     def _run(self) -> None:
         reason: Exception = AnswersEnded("the service was stopped before the answer was complete")
         try:
-            while (orders := self._next_orders()) is not None:
-                for request, stream in orders:
-                    self._carry_out(request, stream)
-                for ticket, event in self._scheduler.step():
-                    self._tell(ticket, event)
+            while self._step():
+                pass
         except Exception as error:
             log.exception("the scheduler failed")
             reason = error
         finally:
             self._fail_all(reason)
+
+    def _step(self) -> bool:
+        """Orders, then a step. A call of its own: an idle thread holds no request, no snapshot."""
+        orders = self._next_orders()
+        if orders is None:
+            return False
+        for request, stream in orders:
+            self._carry_out(request, stream)
+        for ticket, event in self._scheduler.step():
+            self._tell(ticket, event)
+        return True
 
     def _next_orders(self) -> list[tuple[Request | None, Stream]] | None:
         """What was ordered since; waits while there is nothing to do. None: it is time to end."""

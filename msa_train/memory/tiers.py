@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from msa_train.errors import ConfigError
-from msa_train.memory.exact import rows_of
 from msa_train.memory.hot import HotDocuments
 from msa_train.memory.keys import KEY_FORMS, KeyForm, LayerKeys
 from msa_train.memory.search import MemoryView
@@ -72,8 +71,8 @@ class Share:
         before = sum(self.shares[: self.rank]) / total
         after = sum(self.shares[: self.rank + 1]) / total
         chunks, documents = int(chunk_cu[-1]), len(chunk_cu) - 1
-        cuts = torch.tensor([before * chunks, after * chunks])
-        first, end = torch.searchsorted(chunk_cu.double(), cuts.double()).tolist()
+        cuts = torch.tensor([before * chunks, after * chunks], dtype=torch.float64)
+        first, end = torch.searchsorted(chunk_cu.double(), cuts).tolist()
         return min(first, documents), documents if after == 1 else min(end, documents)
 
 
@@ -90,7 +89,11 @@ class MemoryTiers:
         self.settings, self.router, self.device = settings, router, torch.device(device)
         self.share = share or Share()
         self.hot = HotDocuments(int(settings.hot_mb * (1 << 20)))
-        self.ahead = ThreadPoolExecutor(1, "prefetch") if settings.prefetch else None
+        # Where nothing is kept, nothing is fetched ahead.
+        ahead = settings.prefetch and settings.hot_mb > 0
+        self.ahead = ThreadPoolExecutor(1, "prefetch") if ahead else None
+        cuda = self.device.type == "cuda"
+        self.copies = torch.cuda.Stream(self.device) if ahead and cuda else None
         self._opened: dict[str, _SegmentTier] = {}
 
     def view(self, bank: MemoryBank) -> MemoryView:
@@ -137,7 +140,8 @@ class _SegmentTier:
     def __init__(self, segment: Segment, tiers: MemoryTiers):
         form, settings = segment.form, tiers.settings
         self._segment, self._hot, self._ahead = segment, tiers.hot, tiers.ahead
-        self._device = tiers.device
+        self._device, self._copies = tiers.device, tiers.copies
+        self._waiting: Future | None = None  # the newest order to fetch ahead
         self._first, end = tiers.share.rows(segment.chunk_cu)
         cu = segment.chunk_cu[self._first : max(end, self._first) + 1]
         self._chunk_cu = cu - cu[0]
@@ -160,12 +164,13 @@ class _SegmentTier:
         """States of documents of this part, on the device; the layers above are fetched ahead."""
         found = self._fetch(layer, rows.tolist())
         if self._ahead is not None:
-            above = [other for other in self._pooled if other > layer]
-            with contextlib.suppress(RuntimeError):  # closed: nothing is fetched ahead any more
-                self._ahead.submit(self._fetch_ahead, above, rows.tolist())
-        return Pooled(
-            *(torch.cat([getattr(each, name) for each in found]) for name in ("k", "v", "key"))
-        )
+            self._order_ahead([other for other in self._pooled if other > layer], rows.tolist())
+        states = [[getattr(each, name) for each in found] for name in ("k", "v", "key")]
+        if self._copies is not None:  # which may write there once the cache lets go of a document
+            reader = torch.cuda.current_stream(self._device)
+            for tensor in chain(*states):
+                tensor.record_stream(reader)
+        return Pooled(*map(torch.cat, states))
 
     def _fetch(self, layer: int, rows: list[int], ahead: bool = False) -> list[Pooled]:
         keys = [(self._segment.identity, layer, row) for row in rows]
@@ -175,25 +180,36 @@ class _SegmentTier:
 
         return self._hot.get(keys, read, ahead)
 
+    def _order_ahead(self, layers: list[int], rows: list[int]) -> None:
+        """In place of an order that has not begun: its layers are being read already."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        with contextlib.suppress(RuntimeError):  # closed: nothing is fetched ahead any more
+            self._waiting = self._ahead.submit(self._fetch_ahead, layers, rows)
+
     def _fetch_ahead(self, layers: list[int], rows: list[int]) -> None:
         """In the prefetching thread: a copy stream of its own, so that nothing waits for it."""
-        if self._device.type != "cuda":
+        on_cpu = self._copies is None
+        with contextlib.nullcontext() if on_cpu else torch.cuda.stream(self._copies):
             for layer in layers:
                 self._fetch(layer, rows, ahead=True)
-            return
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):
-            for layer in layers:
-                self._fetch(layer, rows, ahead=True)
-        stream.synchronize()
 
     def _from_below(self, layer: int, rows: Tensor) -> list[Pooled]:
+        """Copies, one of each document: what the cache lets go of is free, whatever it keeps."""
         self._segment.check_states(layer, rows + self._first)
-        chunks = rows_of(rows, self._chunk_cu)
-        states = self._pooled[layer]
-        tensors = [x[chunks].to(self._device) for x in (states.k, states.v, states.key)]
-        bounds = [0, *self._chunk_cu.diff()[rows].cumsum(0).tolist()]
-        return [Pooled(*(x[a:b] for x in tensors)) for a, b in pairwise(bounds)]
+        states, cu = self._pooled[layer], self._chunk_cu
+        found = [
+            Pooled(
+                *(
+                    x[first:end].to(self._device, copy=True, non_blocking=True)
+                    for x in (states.k, states.v, states.key)
+                )
+            )
+            for first, end in zip(cu[rows].tolist(), cu[rows + 1].tolist(), strict=True)
+        ]
+        if self._device.type == "cuda":  # others may read them from now on
+            torch.cuda.current_stream(self._device).synchronize()
+        return found
 
     def _in_host(self, states: Pooled) -> Pooled:
         """Copies in memory, pinned where a device reads them."""

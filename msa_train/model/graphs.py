@@ -53,7 +53,8 @@ class DecodeGraphs:
                 self._model.decode(self._tokens[:rows], self._slots, window)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Of this thread alone: the one that fetches ahead may ask for memory at the same time.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             hidden = self._model.decode(self._tokens[:rows], self._slots, window)
         self._slots.fed.copy_(fed)
         return graph, hidden

@@ -182,7 +182,7 @@ def per_head_document_scores(
         row = [query.new_tensor(-math.inf, dtype=torch.float32)] * (len(chunk_cu) - 1)
         q = query[query_cu[context] : query_cu[context + 1]]
         for document in range(int(bank_cu[bank]), int(bank_cu[bank + 1])):
-            k = keys[chunk_cu[document] : chunk_cu[document + 1]]
+            k = keys[chunk_cu[document] : chunk_cu[document + 1]].to(q.dtype)
             if len(q) and len(k):
                 row[document] = _reduce(torch.einsum("thd,chd->htc", q, k).float(), router)
         rows.append(torch.stack(row))

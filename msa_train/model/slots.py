@@ -227,16 +227,30 @@ class Slots:
         right = max(0, min(self.limit, _doubled(self.tokens, tokens)) - self.tokens)
         if not left and not right:
             return
-        for layer, routes in enumerate(self._routes):
-            for kept in (self.keys, self.values):
-                kept[layer] = self._grown(layer, kept[layer], left if routes else 0, right)
-        self._own = F.pad(self._own, (0, right), value=-torch.inf)
-        self.masks = [
-            F.pad(mask, (left, right), value=-torch.inf) if routes else self._own
+        own = F.pad(self._own, (0, right), value=-torch.inf)
+        masks = [
+            F.pad(mask, (left, right), value=-torch.inf) if routes else own
             for mask, routes in zip(self.masks, self._routes, strict=True)
         ]
+        self._grow(left, right)
+        self._own, self.masks = own, masks
         self.entries, self.tokens = self.entries + left, self.tokens + right
+
+    def _grow(self, left: int, right: int) -> None:
+        """All buffers, or none: where memory runs out, the rows are what they were."""
         self.version += 1
+        done: list[tuple[list[Tensor], int, slice]] = []
+        try:
+            for layer, routes in enumerate(self._routes):
+                more = left if routes else 0
+                for kept in (self.keys, self.values):
+                    old = slice(more, more + kept[layer].shape[1])
+                    kept[layer] = self._grown(layer, kept[layer], more, right)
+                    done.append((kept, layer, old))
+        except BaseException:
+            for kept, layer, old in done:
+                kept[layer] = kept[layer][:, old]
+            raise
 
     def _grown(self, layer: int, kept: Tensor, left: int, right: int) -> Tensor:
         """A larger buffer with what the rows hold; what they do not use stays untouched."""

@@ -1,5 +1,7 @@
 """Captured decode steps on a GPU: the states of the plain ones. Skips itself without CUDA."""
 
+import threading
+
 import pytest
 import torch
 
@@ -34,4 +36,34 @@ def test_captured_steps_equal_plain_ones():
                 plain.remove(1)
         assert captured._graphs._captured
     finally:
+        model.to("cpu")
+
+
+def test_steps_are_captured_while_another_thread_asks_for_memory():
+    """As the thread does that fetches documents ahead: an order to the driver, not the cache."""
+    model, ended = tiny_model().to("cuda"), threading.Event()
+
+    def fetch():
+        stream = torch.cuda.Stream()
+        while not ended.is_set():
+            with torch.cuda.stream(stream):
+                torch.ones(1 << 22).to("cuda")
+            stream.synchronize()
+            torch.cuda.empty_cache()
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    try:
+        view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
+        prompts = [Conversation("Rain?", view, "memory").context] * 5
+        prefill = prefill_pieces(model, tiny_tokenizer(), view.memory, prompts)
+        for count in range(1, 6):
+            contexts = Contexts(model, 8, 256)
+            contexts.admit(prefill, range(count))
+            for step in range(40):
+                contexts.feed([[20 + step]] * count)
+            assert contexts._graphs._captured and contexts.last[:count].isfinite().all()
+    finally:
+        ended.set()
+        thread.join()
         model.to("cpu")

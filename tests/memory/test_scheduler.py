@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END
-from msa_train.errors import BankError, ConfigError
+from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory import scheduler as scheduling
 from msa_train.memory.answers import Evidence, Failed, Finished, Routed, TextPiece
 from msa_train.memory.engine import MemoryEngine
@@ -153,6 +153,42 @@ def test_an_error_fails_only_the_requests_that_it_concerns(views, damage):
     for ticket in (6, 7):
         assert isinstance(events[ticket][-1], Failed)
         assert isinstance(events[ticket][-1].error, BankError)
+
+
+class PartlyDamaged:
+    """A memory of which one question, the longest, reads what was changed on disk."""
+
+    def __init__(self, memory, error):
+        self._memory, self._error, self.searches = memory, error, 0
+
+    def __getattr__(self, name):
+        return getattr(self._memory, name)
+
+    def search(self, layer, query, query_cu):
+        self.searches += 1
+        if int(query_cu.diff().max()) > 300:
+            raise self._error
+        return self._memory.search(layer, query, query_cu)
+
+
+def test_a_document_that_was_changed_fails_only_who_reads_it(views):
+    long = "Rain? " * 40
+    requests = [Request(q, views[0], "memory", SHORT) for q in (*QUESTIONS[:4], long)]
+    alone = [told(run(scheduler_of(), [request])[0]) for request in requests[:4]]
+    memory = PartlyDamaged(views[0].memory, BankError("K of document 7 was changed"))
+    damaged = replace(views[0], memory=memory)
+    events = run(scheduler_of(slots=64), [replace(each, view=damaged) for each in requests])
+    assert [told(events[ticket]) for ticket in range(4)] == alone
+    assert [type(each) for each in events[4]] == [Failed]
+
+
+def test_a_rank_that_is_late_is_waited_for_once(views):
+    memory = PartlyDamaged(views[0].memory, RankError("rank 1 did not answer within 60 s"))
+    view = replace(views[0], memory=memory)
+    asked = [Request(q, view, "memory", SHORT) for q in ("Rain?", "Rain? " * 40, "?")]
+    events = run(scheduler_of(slots=64), asked)
+    assert [[type(each) for each in events[ticket]] for ticket in range(3)] == [[Failed]] * 3
+    assert memory.searches == 1
 
 
 def test_a_context_that_is_too_long_fails_alone_and_says_so(views, monkeypatch):

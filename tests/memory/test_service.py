@@ -1,8 +1,11 @@
 """The service: many threads ask, each hears its own; nothing hangs when something ends."""
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +124,24 @@ def test_stopping_fails_what_does_not_finish(view, monkeypatch):
     for stream in streams:
         *_, last = stream.events()
         assert isinstance(last, Failed) and isinstance(last.error, AnswersEnded)
+
+
+def test_a_snapshot_is_let_go_of_once_its_answers_are_given(view, service):
+    asked = replace(view)  # a snapshot that nobody else has
+    gone = weakref.ref(asked)
+    assert isinstance(list(service.submit(Request("?", asked, "memory", LIMITS)))[-1], Finished)
+    del asked
+    deadline = time.monotonic() + 10
+    while gone() is not None:
+        assert time.monotonic() < deadline, "the idle service keeps it"
+        gc.collect()
+        time.sleep(0.05)
+
+
+def test_streams_closed_after_the_end_leave_nothing_behind(view):
+    service = AnswerService(Scheduler(tiny_model(), tiny_tokenizer(), 1, 2000), 60)
+    stream = service.submit(Request("?", view, "memory", LIMITS))
+    service.stop(drain_s=60)
+    for _ in range(3):
+        stream.close()
+    assert not service._orders

@@ -1,6 +1,8 @@
 """Tiers: the same answers wherever bytes lie, budgets that hold, snapshots that stay."""
 
 import itertools
+import shutil
+import threading
 
 import pytest
 import torch
@@ -72,6 +74,50 @@ def test_winners_are_fetched_ahead_for_the_layers_above(path):
     for layer in above:
         shard.states(layer, torch.tensor([0, 3]))
     assert tiers.hot.misses == 2 and tiers.hot.hits == 2 * len(above)
+
+
+def test_what_is_kept_of_documents_is_within_the_budget(path):
+    """Also when one of several that were read together is used again and again."""
+    router = tiny_model().config.router
+    layer = tiny_model().config.router_layers[-1]
+    bank = MemoryBank.open(path)
+    tiers = MemoryTiers(TierSettings(hot_mb=0.002, prefetch=False), router)
+    shard = tiers.shard(bank)
+    for other in (1, 2, 3, 4, 5, 6):
+        shard.states(layer, torch.tensor([0, other]))
+    held = [x for states in tiers.hot._held.values() for x in vars(states).values()]
+    kept = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+    assert 0 < sum(kept.values()) == tiers.hot.bytes <= 0.002 * (1 << 20)
+
+
+def test_orders_to_fetch_ahead_do_not_pile_up(path, monkeypatch):
+    begun, go = [], threading.Event()
+
+    def slow(self, layers, rows):
+        begun.append(rows)
+        assert go.wait(30)
+
+    monkeypatch.setattr("msa_train.memory.tiers._SegmentTier._fetch_ahead", slow)
+    tiers = MemoryTiers(TierSettings(), tiny_model().config.router)
+    shard = tiers.shard(MemoryBank.open(path))
+    for i in range(50):
+        shard.states(tiny_model().config.router_layers[0], torch.tensor([i % 7]))
+    go.set()
+    tiers.ahead.shutdown(wait=True)
+    assert len(begun) <= 2 and begun[-1] == [49 % 7], "one under way, and the newest"
+
+
+def test_nothing_is_fetched_ahead_where_nothing_is_kept(path):
+    assert MemoryTiers(TierSettings(hot_mb=0), tiny_model().config.router).ahead is None
+
+
+def test_a_bank_built_again_in_its_place_is_a_new_one(path):
+    served = ServedBank.open(path, tiny_model(), FINGERPRINT)
+    assert len(served.view) == 7
+    shutil.rmtree(path)
+    build_bank(path, tiny_model(), tiny_tokenizer(), more(3), FINGERPRINT, "float32")
+    assert len(served.view) == 3 and served.view.documents[1].id == "more1"
+    served.close()
 
 
 def test_a_damaged_key_is_never_searched(path):

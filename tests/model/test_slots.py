@@ -4,6 +4,7 @@ import pytest
 import torch
 from msa_kernels import context_attention
 
+from msa_train.model import slots as module
 from msa_train.model.attention import Reading
 from msa_train.model.router import Routing
 from msa_train.model.slots import Prefill, Slots
@@ -148,3 +149,34 @@ def test_room_that_nobody_uses_takes_no_memory():
     slots.admit(prefill, [0, 1], [0, 1])  # more chunks than there was room for
     assert sum(x.nbytes for x in (*slots.keys, *slots.values)) > 1e9
     assert resident() - before < 2e8
+
+
+@pytest.mark.parametrize("fails", range(8))
+def test_where_memory_runs_out_the_rows_are_what_they_were(fails, monkeypatch):
+    config = tiny_config("chunk")
+    assert config.layers == 4  # keys and values of each are allocated: eight times
+    prefill = random_prefill(config, [5, 9], [4, 2])
+    slots = Slots(config, 3, 32, prefill.hidden, 16)
+    slots.admit(prefill, [0], [0])
+
+    def read():
+        gen = torch.Generator().manual_seed(3)
+        q = torch.randn(1, config.heads, WIDTH, generator=gen)
+        return [slots.read(layer, q, (4, 5)) for layer in range(config.layers)]
+
+    before, version, calls = read(), slots.version, iter(range(8))
+
+    def zeros(shape, like, real=module._zeros):
+        if next(calls) == fails:
+            raise torch.OutOfMemoryError("no memory")
+        return real(shape, like)
+
+    monkeypatch.setattr(module, "_zeros", zeros)
+    greedy = random_prefill(config, [20], [70])
+    with pytest.raises(torch.OutOfMemoryError):
+        slots.admit(greedy, [0], [1])
+    assert all(map(torch.equal, read(), before))
+    assert slots.version > version or not fails  # other buffers: captured steps are void
+    monkeypatch.undo()
+    slots.admit(greedy, [0], [1])
+    assert all(map(torch.equal, read(), before))

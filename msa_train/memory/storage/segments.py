@@ -234,9 +234,10 @@ class Segment:
         if not len(fresh):
             return
         expected = self._crc[layer]
-        states, cu = self.pooled[layer], self.chunk_cu.tolist()
-        for row in fresh.tolist():
-            k, v = (raw_bytes(x[cu[row] : cu[row + 1]]) for x in (states.k, states.v))
+        states, cu = self.pooled[layer], self.chunk_cu
+        bounds = zip(cu[fresh].tolist(), cu[fresh + 1].tolist(), strict=True)
+        for row, (first, end) in zip(fresh.tolist(), bounds, strict=True):
+            k, v = (raw_bytes(x[first:end]) for x in (states.k, states.v))
             if zlib.crc32(v, zlib.crc32(k)) != expected[row]:
                 number = self.documents.numbers[row]
                 raise BankError(
