@@ -91,7 +91,7 @@ class Gate:
                 f"this server is not {host[:200]!r}: use localhost, or start it with --allow-host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _host_of(origin) != host.lower():
             raise ApiError(403, "origin_not_allowed", "pages of other sites may not ask")
         if counted and self._service.draining:
             raise _stopped()
@@ -150,6 +150,14 @@ class _Sender:
             else:
                 body = sse(error.body)
                 await self({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _host_of(origin: str) -> str:
+    """With its port; nothing for what is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _too_large(most: int) -> ApiError:
