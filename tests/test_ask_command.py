@@ -59,8 +59,29 @@ def test_events_are_shown_as_they_come(ask):
         (("--temperature", -1), "temperature is -1.0"),
         (("--top-p", 0), "top_p is 0.0"),
         (("--max-tokens", 0), "answer_tokens is 0"),
+        (("--where", "{"), "--where {: not JSON"),
+        (("--where", "[" * 10**5), "--where [[["),
+        (("--where", "[]"), "give an object"),
+        (("--where", '{"id": "d2"}'), "unknown key 'id'"),
+        (("--where", '{"numbers": [4]}'), "no document of"),
     ],
 )
 def test_impossible_settings_are_refused(ask, arguments, said):
     code, _, err = ask(*arguments)
     assert code == 2 and said in err
+
+
+def test_a_blank_question_is_refused(capsys):
+    assert main(["ask", "export", "bank", "Who sleeps?", " "]) == 2
+    assert "a question is ' '" in capsys.readouterr().err
+
+
+def test_where_says_which_documents_answer(ask):
+    for where, numbers in (
+        ({"numbers": [3, 17]}, [3, 17]),
+        ({"ids": ["d17", "d40"], "numbers": [3, 17]}, [17]),
+    ):
+        (answer,) = json.loads(ask("--where", json.dumps(where), "--json")[1])
+        (found,) = answer["rounds"]
+        assert sorted(number for number, _ in found["chosen"]["voted"]) == numbers
+    assert "[17]" in ask("--where", '{"ids": ["d17"]}')[1]
