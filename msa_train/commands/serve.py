@@ -178,6 +178,8 @@ def _ranks(options: argparse.Namespace) -> Iterator[Any]:
 
     if options.ranks < 1:
         raise ConfigError(f"--ranks {options.ranks}: give 1 or more")
+    if not options.rank_timeout_s > 0:
+        raise ConfigError(f"--rank-timeout-s {options.rank_timeout_s:g}: give more than 0")
     if options.ranks == 1:
         yield None
         return
