@@ -36,6 +36,7 @@ class Service:
         self.metrics = Metrics(banks, self.answering, self.changing)
         self.draining = self.stopping = False
         self.requests: set[asyncio.Task] = set()
+        self.held_bytes = 0  # of the bodies of requests under way
         self._text_bytes = limits.context_tokens * _longest_token(model)
 
     def check_length(self, text: str) -> None:

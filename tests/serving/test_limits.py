@@ -134,6 +134,26 @@ def test_bodies_are_bounded(tmp_path):
         assert client.get("/v1/memory/banks/notes").json()["documents"] == 7
 
 
+def test_all_bodies_together_are_bounded(tmp_path):
+    answers, long = SlowAnswers(), {"role": "system", "content": "x" * 600}
+    ask = {"messages": [long, *ASK["messages"]]}
+    with (
+        running(tmp_path, answers, body_mb=0.001) as (client, server),
+        ThreadPoolExecutor(25) as pool,
+    ):
+        service = server._service
+        begun = [pool.submit(client.post, CHAT, json=ask) for _ in range(23)]
+        wait_for(lambda: len(answers.streams) == 23)
+        assert 15_000 < service.held_bytes < 16_000
+        more = [client.post(CHAT, json=ask) for _ in range(2) if service.held_bytes < 16_000]
+        assert [each.status_code for each in more][-1] == 429
+        assert "Retry-After" in more[-1].headers
+        answers.go.set()
+        assert {each.result(10).status_code for each in begun} == {200}
+        wait_for(lambda: service.held_bytes == 0)
+        assert client.post(CHAT, json=ask).status_code == 200
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_only_what_is_declared_as_json_is_read(http, kind):
     response = http.post(CHAT, content=b"{}", headers={"Content-Type": kind})
@@ -209,7 +229,7 @@ def test_settings_that_cannot_be_are_named():
     check_host("0.0.0.0", has_keys=True)
     check_host("::1", has_keys=False)
     for name in ("body_mb", "batch", "concurrent", "timeout_s"):
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises(ConfigError, match=f"{name.replace('_', '-')} is"):
             Limits(**{name: 0})
 
 
