@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from data_pipeline.schema import Document
 from msa_train.cli import main
+from msa_train.commands.ask import show_stream
+from msa_train.memory.answers import Evidence, TextPiece
 from msa_train.memory.build import build_bank
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -85,3 +88,10 @@ def test_where_says_which_documents_answer(ask):
         (found,) = answer["rounds"]
         assert sorted(number for number, _ in found["chosen"]["voted"]) == numbers
     assert "[17]" in ask("--where", '{"ids": ["d17"]}')[1]
+
+
+def test_a_document_does_not_command_the_terminal(capsys):
+    document = Document(3, "The code\x1b]0;title\x07 is\x1b[2J 4711.")
+    show_stream(iter([TextPiece("answer", "a\x9bb\n"), Evidence((document,))]))
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown) and "4711." in shown

@@ -105,7 +105,7 @@ def show_stream(events: Iterator[Any]) -> None:
             if event.stage != stage:
                 print(f"  {'writes' if event.stage == 'ids' else '='} ", end="")
                 stage = event.stage
-            print(event.text, end="", flush=True)
+            print(_printable(event.text), end="", flush=True)
         elif isinstance(event, Evidence):
             print()
             for document in event.documents[:SHOWN_DOCUMENTS]:
@@ -134,5 +134,10 @@ def _show_routed(event: Any) -> None:
 
 
 def _short(text: str, width: int = 88) -> str:
-    line = " ".join(text.split())
+    line = _printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """Without what would command the terminal: documents come from anywhere."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
