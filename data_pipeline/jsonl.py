@@ -51,7 +51,7 @@ def values_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Any]]:
     for where, line in lines:
         try:
             yield where, json.loads(line)
-        except ValueError as error:  # not UTF-8, or not JSON
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deep
             raise DataError(f"{where}: not JSON: {error}; correct the line") from error
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from msa_train import __version__
 from msa_train.commands import (
+    ask,
     data,
     doctor,
     evaluate,
@@ -26,7 +27,7 @@ from msa_train.commands import (
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, plan, serve, evaluate, measure)
+COMMANDS = (doctor, quickstart, data, train, export, memory, ask, plan, serve, evaluate, measure)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from data_pipeline.schema import Document
 from msa_train.cli import main
+from msa_train.commands.ask import show_stream
+from msa_train.memory.answers import Evidence, TextPiece
 from msa_train.memory.build import build_bank
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -59,8 +62,36 @@ def test_events_are_shown_as_they_come(ask):
         (("--temperature", -1), "temperature is -1.0"),
         (("--top-p", 0), "top_p is 0.0"),
         (("--max-tokens", 0), "answer_tokens is 0"),
+        (("--where", "{"), "--where {: not JSON"),
+        (("--where", "[" * 10**5), "--where [[["),
+        (("--where", "[]"), "give an object"),
+        (("--where", '{"id": "d2"}'), "unknown key 'id'"),
+        (("--where", '{"numbers": [4]}'), "no document of"),
     ],
 )
 def test_impossible_settings_are_refused(ask, arguments, said):
     code, _, err = ask(*arguments)
     assert code == 2 and said in err
+
+
+def test_a_blank_question_is_refused(capsys):
+    assert main(["ask", "export", "bank", "Who sleeps?", " "]) == 2
+    assert "a question is ' '" in capsys.readouterr().err
+
+
+def test_where_says_which_documents_answer(ask):
+    for where, numbers in (
+        ({"numbers": [3, 17]}, [3, 17]),
+        ({"ids": ["d17", "d40"], "numbers": [3, 17]}, [17]),
+    ):
+        (answer,) = json.loads(ask("--where", json.dumps(where), "--json")[1])
+        (found,) = answer["rounds"]
+        assert sorted(number for number, _ in found["chosen"]["voted"]) == numbers
+    assert "[17]" in ask("--where", '{"ids": ["d17"]}')[1]
+
+
+def test_a_document_does_not_command_the_terminal(capsys):
+    document = Document(3, "The code\x1b]0;title\x07 is\x1b[2J 4711.")
+    show_stream(iter([TextPiece("answer", "a\x9bb\n"), Evidence((document,))]))
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown) and "4711." in shown

@@ -126,10 +126,26 @@ def test_damage_is_reported_with_an_exit_code(memory, bank, tmp_path):
         (["build", "bank", "export", "a.jsonl"], 5, "bank exists"),
         (["build", "new", "export", "a.jsonl", "--document-tokens", "0"], 2, "document-tokens"),
         (["build", "new", "export", "a.jsonl", "--ranks", "0"], 2, "--ranks is 0"),
+        (["build", "new", "export", "a.jsonl", "--rank-timeout", "nan"], 2, "--rank-timeout"),
+        (["build", "new", "export", "nan.jsonl"], 3, 'nan.jsonl, line 1: "metadata" is no JSON'),
+        (["build", "new", "export", "deep.jsonl"], 3, "deep.jsonl, line 1: not JSON"),
+        (["remove", "bank", "--numbers", str(10**30)], 5, f"no document {10**30}"),
+        (["remove", "bank", "--numbers", "-1"], 5, "no document -1"),
+        (["texts", "bank", "--out", "a.jsonl"], 2, "--out a.jsonl: File exists"),
+        (["texts", "bank", "--out", "no/where"], 2, "--out no/where: No such file"),
+        (["info", "a.jsonl"], 5, "a.jsonl is no memory bank: it is a file"),
         (["build", "new", "export", "a.jsonl", "--rank-timeout", "0"], 2, "--rank-timeout"),
     ],
 )
-def test_what_is_wrong_is_named(memory, bank, arguments, code, said):
+def test_what_is_wrong_is_named(memory, bank, tmp_path, arguments, code, said):
+    (tmp_path / "nan.jsonl").write_text('{"text": "x", "metadata": [NaN]}')
+    (tmp_path / "deep.jsonl").write_text('{"text": "x", "metadata": %s}' % ("[" * 10**5))
     found, out, err = memory(*arguments)
     assert found == code and said in err and out is None
     assert memory("info", bank)[1]["documents"] == 3
+
+
+def test_a_dtype_that_no_bank_has_is_a_wrong_argument(memory, bank, capsys):
+    with pytest.raises(SystemExit) as ended:
+        memory("build", "new", "export", "a.jsonl", "--dtype", "int8")
+    assert ended.value.code == 2 and "float16" in capsys.readouterr().err

@@ -13,10 +13,14 @@ from msa_train.cli import main
         (["--bank", "a=x", "--host", "0.0.0.0"], 2, "--host 0.0.0.0"),
         (["--bank", "a=x", "--host", "example.org"], 2, "--host example.org"),
         (["--bank", "a=x", "--api-keys", "nothing"], 2, "--api-keys nothing"),
-        (["--bank", "a=x", "--max-concurrent", "0"], 2, "concurrent is 0"),
-        (["--bank", "a=x", "--timeout-s", "-1"], 2, "timeout_s is -1"),
+        (["--bank", "a=x", "--max-concurrent", "0"], 2, "--max-concurrent is 0"),
+        (["--bank", "a=x", "--timeout-s", "-1"], 2, "--timeout-s is -1"),
         (["--bank", "a=x", "--keys", "int4"], 2, "keys is 'int4'"),
         (["--bank", "a=x", "--states", "cloud"], 2, "states is 'cloud'"),
+        (["--bank", "a=x", "--queue", "-1"], 2, "--queue is -1: give a number from 0"),
+        (["--bank", "a=x", "--hot-mb", "nan"], 2, "hot_mb is nan"),
+        (["--bank", "a=x", "--rank-timeout-s", "0"], 2, "--rank-timeout-s 0"),
+        (["--banks-dir", "file"], 2, "--banks-dir file: File exists"),
         (["--bank", "a=x", "--ranks", "0"], 2, "--ranks 0"),
         (["--bank", "a=x", "--device", "tpu"], 2, "--device tpu"),
         (["--bank", "a=x"], 5, "x is no memory bank"),
@@ -33,6 +37,7 @@ def test_what_cannot_be_is_named(tmp_path, monkeypatch, capsys, arguments, code,
     loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     if "a=bank" in arguments:
         tiny_bank(tmp_path / "bank")
     if code is None:  # root may listen there

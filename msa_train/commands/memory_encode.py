@@ -71,7 +71,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     if options.ranks < 1:
         raise ConfigError(f"--ranks is {options.ranks}: give 1 or more")
-    if options.rank_timeout <= 0:
+    if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
     model, _, tokenizer, fingerprint = load_export(options.export)
     splitting = Splitting(tokenizer, options.document_tokens)

@@ -137,13 +137,11 @@ def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, li
     if options.banks_dir is not None and options.banks_dir.is_dir():
         paths = paths + [each.parent for each in options.banks_dir.glob(f"*/{MANIFEST}")]
     manifests = [Manifest.load(path) for path in paths]
-    sizes = [entry for each in manifests for entry in each.segments]
-    if not sizes:
+    sizes = [BankSize.of_manifest(each) for each in manifests]
+    if not any(each.documents for each in sizes):
         return
-    bank = BankSize(
-        *(sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens")),
-        manifests[0].form.dtype,
-    )
+    counts = (sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens"))
+    bank = BankSize(*counts, sizes[0].dtype)
     compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     serving = Serving(
         options.keys, options.states, options.hot_mb, limits.concurrent, limits.context_tokens,
@@ -178,6 +176,8 @@ def _ranks(options: argparse.Namespace) -> Iterator[Any]:
 
     if options.ranks < 1:
         raise ConfigError(f"--ranks {options.ranks}: give 1 or more")
+    if not options.rank_timeout_s > 0:
+        raise ConfigError(f"--rank-timeout-s {options.rank_timeout_s:g}: give more than 0")
     if options.ranks == 1:
         yield None
         return

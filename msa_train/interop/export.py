@@ -78,7 +78,9 @@ def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[
         config = from_published(json.loads((folder / CONFIG).read_text()), "serving")
         fingerprint = _fingerprint(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no complete export: {error}") from error
+        raise CheckpointError(
+            f"{folder} is no complete export: {error}; give the folder that `msa export` wrote"
+        ) from error
     if changed := [name for name in fingerprint if fingerprint[name] != stored.get(name)]:
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} changed since the export; export again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +54,7 @@ class Corpus:
                 _encodable(text, "text", where),
                 _encodable("" if data.get("id") is None else str(data["id"]), "id", where),
                 _encodable(str(data.get("title") or ""), "title", where),
-                data.get("metadata"),
+                _metadata(data, where),
                 _count(data, "part", 0, 1 << 31, where),
                 _count(data, "added", now, 1 << 63, where),
             )
@@ -109,6 +110,16 @@ def _encodable(text: str, key: str, where: str) -> str:
     return text
 
 
+def _metadata(data: dict[str, Any], where: str) -> Any:
+    """NaN and infinity are Python's, not JSON's: a server could not show them."""
+    value = data.get("metadata")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{where}: "metadata" is no JSON ({error}): correct it') from None
+    return value
+
+
 def _count(data: dict[str, Any], key: str, default: int, below: int, where: str) -> int:
     value = data.get(key, default)
     if type(value) is not int or not 0 <= value < below:
@@ -132,7 +143,7 @@ class Splitting:
 
     def __post_init__(self) -> None:
         if self.limit <= 2 * _WRAPPER:
-            raise ConfigError(f"document-tokens is {self.limit}: give more than {2 * _WRAPPER}")
+            raise ConfigError(f"--document-tokens is {self.limit}: give more than {2 * _WRAPPER}")
 
     def __call__(self, documents: Iterable[StoredDocument]) -> Iterator[StoredDocument]:
         for document in documents:

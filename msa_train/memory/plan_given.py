@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from msa_train.memory.storage.manifest import Manifest
 
 KEYS, STATES = ("stored", "float32", "bfloat16", "int8", "fp8"), ("mapped", "host")
+STORED = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class BankSize:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
+        if self.dtype not in STORED:
+            raise ConfigError(f"dtype is {self.dtype!r}: give {', '.join(STORED)}")
         if not 0 <= self.documents <= self.chunks <= self.tokens:
             raise ConfigError(
                 f"a memory of {self.tokens:,} tokens, {self.chunks:,} chunks and "
@@ -58,12 +61,12 @@ class BankSize:
         documents = math.ceil(tokens / length)
         chunks = math.ceil(tokens / length * math.ceil(length / chunk_size))
         if chunks_per_1k is not None:
-            chunks = math.ceil(tokens * chunks_per_1k / 1000)
             if not 1000 / chunk_size <= chunks_per_1k <= 1000:
                 raise ConfigError(
                     f"chunks-per-1k is {chunks_per_1k}: chunks of up to {chunk_size} tokens are "
                     f"{1000 / chunk_size:.4g} (all full) to 1000 of 1,000 tokens"
                 )
+            chunks = math.ceil(tokens * chunks_per_1k / 1000)
             documents = min(documents, chunks)
         return cls(documents, chunks, tokens, dtype)
 
@@ -83,7 +86,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("keys", KEYS), ("states", STATES), ("compute", ("float32", "bfloat16", "float16")),
+            ("keys", KEYS), ("states", STATES), ("compute", STORED),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: give {', '.join(known)}")
@@ -93,7 +96,7 @@ class Serving:
             ("slot_tokens", 1),
             ("question_tokens", 1),
         ):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give {least} or more")
 
 

@@ -12,6 +12,7 @@ fetched ahead, while those layers compute.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class TierSettings:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}: give one of {', '.join(known)}"
                 )
-        if self.hot_mb < 0:
+        if not 0 <= self.hot_mb < math.inf:
             raise ConfigError(f"hot_mb is {self.hot_mb}: give 0 or more")
 
 

@@ -175,5 +175,6 @@ class Asked:
 def too_long(tokens: int, limit: int) -> ConfigError:
     return ConfigError(
         f"the conversation has {tokens:,} tokens, and a context has room for {limit:,} "
-        "(slot_tokens): ask with less text, fewer rounds or less evidence, or raise slot_tokens"
+        "(slot_tokens): ask with less text, fewer rounds or less evidence, or raise slot_tokens "
+        "(msa serve: --context-tokens)"
     )

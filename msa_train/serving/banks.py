@@ -153,8 +153,12 @@ class Banks:
             bank.close()
 
     def _open_folder(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths = sorted(folder.iterdir())
+        except OSError as error:
+            raise ConfigError(f"--banks-dir {folder}: {error.strerror}; give a folder") from error
+        for path in paths:
             if re.fullmatch(re.escape(".") + _NAME.pattern + r"\.dropped-[0-9a-f]{8}", path.name):
                 durable.remove(path)  # its server died before it was deleted
             elif _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():

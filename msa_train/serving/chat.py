@@ -91,6 +91,10 @@ class ChatRequest(BaseModel):
         return self.messages[-1].text
 
     @property
+    def all_text(self) -> str:
+        return "".join(each.text for each in self.messages)
+
+    @property
     def instructions(self) -> str:
         """System messages, wherever they stand, come before the question."""
         return "\n".join(each.text for each in self.messages if each.role in _SYSTEM)

@@ -37,6 +37,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(request: Request) -> Response:
         asked = chat_request(await json_body(request), service.model.name)
+        service.check_length(asked.all_text)
         conversation = Conversation(service, asked, service.banks[asked.options.bank])
         if asked.stream:
             return EventStream(conversation)

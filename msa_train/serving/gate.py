@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _LAST_WORD_S = 2.0
+_BODIES = 16  # of the largest size that are held at once
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _ALWAYS_ANSWERED = ("/healthz", "/metrics")
 
@@ -57,8 +59,8 @@ class Gate:
             if counted:
                 service.requests.add(task)
             async with asyncio.timeout(service.limits.timeout_s):
-                body = _Body(receive, service.limits.body_bytes)
-                await self._app(scope, body, send)
+                with contextlib.closing(_Body(receive, service)) as body:
+                    await self._app(scope, body, send)
         except (ApiError, TimeoutError) as error:
             await send.finish(translated(error), scope, receive)
         except Exception as error:  # raised further, it would cost the connection too
@@ -91,7 +93,7 @@ class Gate:
                 f"this server is not {host[:200]!r}: use localhost, or start it with --allow-host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _host_of(origin) != host.lower():
             raise ApiError(403, "origin_not_allowed", "pages of other sites may not ask")
         if counted and self._service.draining:
             raise _stopped()
@@ -101,18 +103,31 @@ class Gate:
 
 
 class _Body:
-    """Counts what comes: a chunked body does not say its length."""
+    """Counts what comes: a chunked body does not say its length, and many are held at once."""
 
-    def __init__(self, receive: Receive, most: int):
-        self._receive, self._most, self._had = receive, most, 0
+    def __init__(self, receive: Receive, service: Service):
+        self._receive, self._service, self._had = receive, service, 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            self._had += len(message.get("body", b""))
-            if self._had > self._most:
-                raise _too_large(self._most)
+            size, most = len(message.get("body", b"")), self._service.limits.body_bytes
+            self._had += size
+            self._service.held_bytes += size
+            if self._had > most:
+                raise _too_large(most)
+            if self._service.held_bytes > _BODIES * most:
+                raise ApiError(
+                    429,
+                    "too_many_requests",
+                    "the bodies of all requests under way are too large: ask again later",
+                    {"Retry-After": "2", "Connection": "close"},
+                )
         return message
+
+    def close(self) -> None:
+        """Its request has ended."""
+        self._service.held_bytes -= self._had
 
 
 class _Sender:
@@ -150,6 +165,14 @@ class _Sender:
             else:
                 body = sse(error.body)
                 await self({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _host_of(origin: str) -> str:
+    """With its port; nothing for what is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _too_large(most: int) -> ApiError:

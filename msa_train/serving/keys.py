@@ -106,6 +106,9 @@ def _digest(where: str, entry: dict[str, Any]) -> bytes:
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise ConfigError(f"{where}: sha256 is no 64 hexadecimal digits")
         return bytes.fromhex(digest)
-    if not isinstance(key, str) or len(key) < _SHORTEST or key != key.strip():
-        raise ConfigError(f"{where}: a key is a text of at least {_SHORTEST} characters")
+    if not isinstance(key, str) or not re.fullmatch(rf"[!-~]{{{_SHORTEST},}}", key):
+        raise ConfigError(
+            f"{where}: a key has at least {_SHORTEST} characters of ASCII, and no space: a header "
+            "carries nothing else"
+        )
     return hashlib.sha256(key.encode()).digest()

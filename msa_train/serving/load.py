@@ -198,10 +198,14 @@ def _read(url: str, path: str) -> str:
 
 
 def _connection(url: str) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:  # of a port that is none
+        host = None
+    if host is None or parts.scheme != "http":
         raise ConfigError(f"bench serve: --url {url}: give http://HOST:PORT")
-    return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=_ANSWER_S)
+    return http.client.HTTPConnection(host, port, timeout=_ANSWER_S)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from threading import Event
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
@@ -23,6 +25,7 @@ from msa_train.serving.service import Service
 from msa_train.serving.threads import in_thread
 
 _PAGE, _LONGEST_PAGE = 50, 500
+T = TypeVar("T")
 _Number = Annotated[int, Path(ge=0, lt=MOST_NUMBERS)]
 
 
@@ -34,14 +37,18 @@ def _reading(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/memory", dependencies=[allowed(service, "read")])
     banks = service.banks
 
+    async def looked_up(work: Callable[[Event], T]) -> T:
+        async with service.looking.admitted():
+            return await in_thread(work)
+
     @router.get("/banks")
     async def all_banks() -> dict[str, Any]:
-        return {"banks": [await in_thread(lambda _, bank=bank: bank.info()) for bank in banks]}
+        return {"banks": await looked_up(lambda _: [bank.info() for bank in banks])}
 
     @router.get("/banks/{bank}")
     async def one_bank(bank: str) -> dict[str, Any]:
         found = banks[bank]
-        return await in_thread(lambda _: found.info())
+        return await looked_up(lambda _: found.info())
 
     @router.get("/banks/{bank}/documents")
     async def documents(
@@ -50,18 +57,20 @@ def _reading(service: Service) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_LONGEST_PAGE)] = _PAGE,
         id: str | None = None,
     ) -> Response:
-        return JSONResponse(await in_thread(lambda _: listed(banks[bank], after, limit, id)))
+        return JSONResponse(await looked_up(lambda _: listed(banks[bank], after, limit, id)))
 
     @router.get("/banks/{bank}/documents/{number}")
     async def one_document(bank: str, number: _Number) -> Response:
-        found = await in_thread(lambda _: document(banks[bank], service.model, number))
+        found = await looked_up(lambda _: document(banks[bank], service.model, number))
         return JSONResponse(found)
 
     @router.post("/banks/{bank}/search")
     async def find(bank: str, request: Request) -> Response:
         asked, found = parsed(Search, await json_body(request)), banks[bank]
+        service.check_length(asked.query)
+        most = service.limits.context_tokens
         async with service.answering.admitted():
-            documents = await in_thread(lambda _: search(found, service.model, asked))
+            documents = await in_thread(lambda _: search(found, service.model, asked, most))
         return JSONResponse({"documents": documents})
 
     return router

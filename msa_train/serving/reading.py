@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from data_pipeline.protocol import prompt_pieces
 from msa_train.memory.engine import MemoryEngine
 from msa_train.memory.search import MemoryView
+from msa_train.memory.turn import too_long
 from msa_train.serving.banks import Bank, ServedModel
 from msa_train.serving.changes import named_errors, not_found
 from msa_train.serving.chunks import chunk_spans
@@ -48,8 +50,17 @@ def restricted(view: MemoryView, only: Filter | None) -> MemoryView:
     return view.restricted(only.documents().allowed(view.documents))
 
 
-def search(bank: Bank, model: ServedModel, asked: Search) -> list[dict[str, Any]]:
-    """What the routers choose for a text, best first; layers: the scores where it was chosen."""
+def search(
+    bank: Bank, model: ServedModel, asked: Search, context_tokens: int
+) -> list[dict[str, Any]]:
+    """What the routers choose for a text, best first; layers: the scores where it was chosen.
+
+    Raises ConfigError for a text of more than context_tokens: its prefill would take what memory
+    there is.
+    """
+    tokens = len(model.tokenizer.encode_pieces(prompt_pieces(asked.query)).tokens)
+    if tokens >= context_tokens:
+        raise too_long(tokens, context_tokens)
     with named_errors(bank):
         view = restricted(bank.view(), asked.filter)
         if not len(view):

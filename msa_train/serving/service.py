@@ -7,11 +7,13 @@ import asyncio
 from msa_train.memory.service import AnswerService
 from msa_train.serving.admission import Admission
 from msa_train.serving.banks import Banks, ServedModel
+from msa_train.serving.failures import bad_request
 from msa_train.serving.keys import ApiKeys
 from msa_train.serving.metrics import Metrics
 from msa_train.serving.settings import AllowedHosts, Limits
 
 _CHANGES = 4  # of different banks at once: each encodes, beside the answers
+_LOOKUPS = 16  # at once: each has a thread
 
 
 class Service:
@@ -30,9 +32,22 @@ class Service:
         self.keys, self.limits, self.hosts = keys, limits, hosts
         self.answering = Admission("answers", limits.concurrent, limits.waiting)
         self.changing = Admission("changes", _CHANGES, limits.waiting)
+        self.looking = Admission("look-ups", _LOOKUPS, limits.waiting)
         self.metrics = Metrics(banks, self.answering, self.changing)
         self.draining = self.stopping = False
         self.requests: set[asyncio.Task] = set()
+        self.held_bytes = 0  # of the bodies of requests under way
+        self._text_bytes = limits.context_tokens * _longest_token(model)
+
+    def check_length(self, text: str) -> None:
+        """Raises ApiError 400 for text that no context can hold: told from its bytes, before it is
+        cut into tokens, for which others would wait."""
+        size = len(text.encode())
+        if size > self._text_bytes:
+            raise bad_request(
+                f"the text has {size:,} bytes, and a context has room for "
+                f"{self.limits.context_tokens:,} tokens (--context-tokens): ask with less text"
+            )
 
     async def drain(self) -> int:
         """Waits for running requests, then cancels them; how many were cancelled."""
@@ -46,3 +61,9 @@ class Service:
         if late:
             await asyncio.wait(late, timeout=5)
         return len(late)
+
+
+def _longest_token(model: ServedModel) -> int:
+    """In bytes."""
+    tokenizer = model.tokenizer
+    return max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))

@@ -7,6 +7,15 @@ from dataclasses import dataclass, fields
 
 from msa_train.errors import ConfigError
 
+_FLAGS = {  # of `msa serve`
+    "body_mb": "--max-body-mb",
+    "batch": "--max-batch",
+    "concurrent": "--max-concurrent",
+    "waiting": "--queue",
+    "context_tokens": "--context-tokens",
+    "timeout_s": "--timeout-s",
+    "drain_s": "--drain-s",
+}
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -29,7 +38,8 @@ class Limits:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "waiting" else 1e-3
             if not least <= value <= 1e9:
-                raise ConfigError(f"{field.name} is {value}: give a number above 0")
+                flag, remedy = _FLAGS[field.name], "above 0" if least else "from 0"
+                raise ConfigError(f"{flag} is {value}: give a number {remedy} (to 1e9)")
 
     @property
     def answer_tokens(self) -> int:

@@ -243,3 +243,19 @@ def test_the_command_prints_and_says_by_its_code_whether_it_fits(capsys):
 def test_cards_are_compared_by_the_smallest():
     mixed = Machine((CARDS["a800-80gb"], Card("small", 10**9, 1e9)), 10**12)
     assert plan(FOUR_B, BANK, mixed, Serving()).lacking == ("device",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--hot-mb", "nan"), "hot_mb is nan"),
+        (("--hot-mb", "inf"), "hot_mb is inf"),
+        (("--chunks-per-1k", "nan"), "chunks-per-1k is nan"),
+        (("--chunks-per-1k", "inf"), "chunks-per-1k is inf"),
+        (("--dtype", "int8"), "dtype is 'int8': give float32"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(capsys, arguments, said):
+    given = "--tokens", "1M", "--model", "4b", "--gpus", "none", "--host-ram", "24GiB"
+    assert main(["plan", "memory", *given, *arguments]) == 2
+    assert said in capsys.readouterr().err

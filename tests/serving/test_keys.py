@@ -130,6 +130,8 @@ GOOD = {"key": READER, "name": "x", "access": "read"}
         ([{"key": READER}], "access is None"),
         ([GOOD | {"key": "short"}], "at least 16"),
         ([GOOD | {"key": 1234567890123456}], "at least 16"),
+        ([GOOD | {"key": "schlüssel-0123456789"}], "of ASCII"),
+        ([GOOD | {"key": "a key of some words"}], "no space"),
         ([GOOD | {"sha256": "0" * 64}], "either key or sha256"),
         ([{"name": "x", "access": "read"}], "either key or sha256"),
         ([{"sha256": "xyz", "access": "read"}], "64 hexadecimal"),

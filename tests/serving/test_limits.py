@@ -9,7 +9,7 @@ import pytest
 
 from msa_train.errors import ConfigError
 from msa_train.serving.settings import AllowedHosts, Limits, check_host
-from tests.serving.served import running, wait_for
+from tests.serving.served import MODEL, running, wait_for
 from tests.serving.slow import EndlessAnswers, SlowAnswers
 
 ASK = {"messages": [{"role": "user", "content": "x"}]}
@@ -134,6 +134,26 @@ def test_bodies_are_bounded(tmp_path):
         assert client.get("/v1/memory/banks/notes").json()["documents"] == 7
 
 
+def test_all_bodies_together_are_bounded(tmp_path):
+    answers, long = SlowAnswers(), {"role": "system", "content": "x" * 600}
+    ask = {"messages": [long, *ASK["messages"]]}
+    with (
+        running(tmp_path, answers, body_mb=0.001) as (client, server),
+        ThreadPoolExecutor(25) as pool,
+    ):
+        service = server._service
+        begun = [pool.submit(client.post, CHAT, json=ask) for _ in range(23)]
+        wait_for(lambda: len(answers.streams) == 23)
+        assert 15_000 < service.held_bytes < 16_000
+        more = [client.post(CHAT, json=ask) for _ in range(2) if service.held_bytes < 16_000]
+        assert [each.status_code for each in more][-1] == 429
+        assert "Retry-After" in more[-1].headers
+        answers.go.set()
+        assert {each.result(10).status_code for each in begun} == {200}
+        wait_for(lambda: service.held_bytes == 0)
+        assert client.post(CHAT, json=ask).status_code == 200
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_only_what_is_declared_as_json_is_read(http, kind):
     response = http.post(CHAT, content=b"{}", headers={"Content-Type": kind})
@@ -148,6 +168,7 @@ def test_only_what_is_declared_as_json_is_read(http, kind):
         ({"Host": "10.0.0.1"}, "host_not_allowed"),
         ({"Origin": "http://evil.example"}, "origin_not_allowed"),
         ({"Origin": "null"}, "origin_not_allowed"),
+        ({"Origin": "http://["}, "origin_not_allowed"),
         ({"Origin": "http://localhost:1"}, "origin_not_allowed"),
     ],
 )
@@ -208,7 +229,7 @@ def test_settings_that_cannot_be_are_named():
     check_host("0.0.0.0", has_keys=True)
     check_host("::1", has_keys=False)
     for name in ("body_mb", "batch", "concurrent", "timeout_s"):
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises(ConfigError, match=f"{name.replace('_', '-')} is"):
             Limits(**{name: 0})
 
 
@@ -227,3 +248,41 @@ def test_many_at_once_are_all_answered(served):
     assert {each.status_code for each in found} == {200}
     assert len({each.json()["choices"][0]["message"]["content"] for each in found}) == 1
     assert server._service.answering.running == 0
+
+
+def test_text_that_no_context_holds_is_refused_before_it_is_cut_into_tokens(tmp_path, monkeypatch):
+    def encoded(*_):
+        raise AssertionError("others wait for this")
+
+    with running(tmp_path) as (client, _):
+        search = client.post("/v1/memory/banks/notes/search", json={"query": "Why? " * 3000})
+        assert search.status_code == 400 and "room for 2,048" in search.json()["error"]["message"]
+        monkeypatch.setattr(type(MODEL.tokenizer), "encode_text", encoded)
+        long = "x" * 2_000_000
+        for path, body in (
+            (CHAT, {"messages": [{"role": "system", "content": long}, *ASK["messages"]]}),
+            ("/v1/memory/banks/notes/search", {"query": long}),
+        ):
+            response = client.post(path, json=body)
+            assert response.status_code == 400, response.text
+            assert "--context-tokens" in response.json()["error"]["message"]
+
+
+def test_look_ups_are_bounded(tmp_path, monkeypatch):
+    go, running_now = threading.Event(), []
+
+    def slow(self):
+        running_now.append(threading.current_thread())
+        go.wait(10)
+        return {}
+
+    monkeypatch.setattr("msa_train.serving.banks.Bank.info", slow)
+    path = "/v1/memory/banks/notes"
+    with running(tmp_path, waiting=1) as (client, server), ThreadPoolExecutor(20) as pool:
+        looking = server._service.looking
+        begun = [pool.submit(client.get, path) for _ in range(17)]
+        wait_for(lambda: looking.waiting == 1)
+        assert client.get(path).status_code == 429
+        go.set()
+        assert [each.result(10).status_code for each in begun] == [200] * 17
+    assert len(running_now) == 17 and looking.running == 0

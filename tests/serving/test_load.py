@@ -40,3 +40,10 @@ def test_what_cannot_be_measured_is_named(settings, said):
     with pytest.raises(ConfigError) as caught:
         measure(**settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://h:port", "http://[", "h:80"])
+def test_an_address_that_is_none_is_named(url):
+    with pytest.raises(ConfigError, match="give http://HOST:PORT") as error:
+        measure(url=url)
+    assert url in str(error.value)

@@ -16,6 +16,7 @@ from msa_train.memory.storage.documents import StoredDocument
 from msa_train.memory.storage.manifest import SEGMENTS, Manifest
 from msa_train.memory.storage.segments import Segment
 
+_NO_NUMBER = (1 << 63) - 1  # as large as the numbers' type allows
 _TRIES = 5  # a writer may remove segments between the manifest's reading and theirs
 
 
@@ -78,12 +79,15 @@ class MemoryBank:
 
     def __getitem__(self, number: int) -> StoredDocument:
         """Raises KeyError for a number that is not in the bank (any more)."""
-        place = int(torch.searchsorted(self.numbers, number))
-        if place == len(self.numbers) or int(self.numbers[place]) != number:
-            raise KeyError(number)
-        if not self.live[place]:
+        if (place := self.place_of(number)) is None:
             raise KeyError(number)
         return self.at(place)
+
+    def place_of(self, number: int) -> int | None:
+        """None for a number that is not in the bank (any more)."""
+        place = int(np.searchsorted(self.numbers.numpy(), min(max(number, -1), _NO_NUMBER)))
+        known = place < len(self.numbers) and int(self.numbers[place]) == number
+        return place if known and self.live[place] else None
 
     def _places(self, numbers: Tensor) -> Tensor:
         """Places of those numbers that are stored."""

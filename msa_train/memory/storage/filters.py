@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from msa_train.memory.storage.bank import MemoryBank
 from msa_train.memory.storage.segments import Segment
 
 _KEPT = 32  # answers per segment: segments never change
-_answers: WeakKeyDictionary[Segment, dict[str, np.ndarray]] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[Segment, dict[bytes, np.ndarray]] = WeakKeyDictionary()
 _PATTERNS = 8  # looked for one by one; where there are more, the key alone is looked for
 _EXACT = 1e15  # integers below have one decimal form, whether they are stored as 7 or as 7.0
 
@@ -100,7 +101,9 @@ class DocumentFilter:
 
 def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
     answers = _answers.setdefault(segment, {})
-    condition = json.dumps([key, alternatives], sort_keys=True)
+    # Its digest: a condition can be as large as a request may be, and 32 of each segment are kept.
+    form = json.dumps([key, alternatives], sort_keys=True)
+    condition = hashlib.sha256(form.encode()).digest()
     found = answers.get(condition)
     if found is None:
         found = _matching(segment.documents.column("metadata"), key, alternatives)

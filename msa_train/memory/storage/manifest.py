@@ -176,7 +176,7 @@ def _why_missing(path: Path) -> str:
     building = building_name(path)
     if building.is_dir():
         return f"its build is not finished ({building}); build again to take it up"
-    return "no such folder"
+    return "it is a file; give a bank's folder" if path.is_file() else "no such folder"
 
 
 def building_name(path: Path) -> Path:

@@ -104,9 +104,7 @@ class BankWriter:
         """Removes documents; their numbers never come back. Raises BankError for unknown ones."""
         gone = set(numbers)
         for number in sorted(gone):
-            place = int(torch.searchsorted(self.bank.numbers, number))
-            known = place < len(self.bank.numbers) and int(self.bank.numbers[place]) == number
-            if not known or not self.bank.live[place]:
+            if self.bank.place_of(number) is None:
                 raise BankError(f"{self.path} has no document {number}: nothing was removed")
         with self._reported():
             segments, following = self.manifest.segments, self.manifest.next_number

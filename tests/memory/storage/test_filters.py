@@ -1,5 +1,7 @@
 """Filters: the documents that a plain loop over all of them would let through."""
 
+import gc
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -83,6 +85,17 @@ def numbers(bank, **given):
 def test_metadata(bank, metadata, expected):
     for _ in range(2):  # the second answer is remembered
         assert numbers(bank, metadata=metadata) == expected
+
+
+def test_what_is_remembered_is_not_as_large_as_what_was_asked(bank):
+    tracemalloc.start()
+    try:
+        for part in range(8):
+            assert numbers(bank, metadata={"lang": f"{part}" * 1_000_000}) == []
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_all_parts_must_hold(bank):
