@@ -14,7 +14,7 @@ from msa_kernels.dispatch import backend_report
 from msa_kernels.errors import KernelError
 from msa_kernels.norm_rope import norm_rope
 from msa_kernels.pool import chunk_mean, pool_states
-from msa_kernels.prepared import BlockScores, PreparedKeys
+from msa_kernels.prepared import BlockScores, PreparedKeys, prepared_scores
 from msa_kernels.quantised import (
     Certified,
     QuantisedKeys,
@@ -42,6 +42,7 @@ __all__ = [
     "document_scores",
     "norm_rope",
     "pool_states",
+    "prepared_scores",
     "quantise",
     "quantised_document_scores",
     "select_chunks",

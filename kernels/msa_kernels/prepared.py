@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from msa_kernels.errors import KernelError
 from msa_kernels.quantised import QuantisedKeys
 from msa_kernels.ragged import padded_rows, similar_lengths
 
-TILE_BYTES = 3 << 19  # widened keys and scores of a tile: measured, a core's cache holds them
-TILE_CHUNKS = 256, 4096  # least and most chunks of a tile
-_GROUP_TOKENS = 2048  # query tokens that are multiplied at once
+TILE_BYTES = 8 << 20  # float32 keys of a tile, at most (measured, as the next line)
+TILE_CHUNKS = 32768  # chunks of a tile, at most: fewer, and calls from Python show
+BLOCK_CHUNKS = 4096  # about so many chunks leave one maximum
+_GROUP_TOKENS = 256  # query tokens that are multiplied at once
 
 
 @dataclass(frozen=True)
@@ -57,54 +59,50 @@ class PreparedKeys:
             raise KernelError(
                 f"PreparedKeys: keys are on {values.device}; use document_scores there"
             )
-        self.keys, self._width = keys, values.shape[1]
+        self.keys, self.width = keys, values.shape[1]
         self._cu = chunk_cu.numpy()
-        self._edges = self._cut(TILE_CHUNKS[1])
+        self.edges = self._cut(BLOCK_CHUNKS)
+        chunks = max(1, min(TILE_CHUNKS, TILE_BYTES // (4 * max(1, self.width))))
+        tiles = (self._tile(a, b) for a, b in pairwise(self._cut(chunks).tolist()))
+        self.tiles = [tile for tile in tiles if tile.stop > tile.start]
         self._read = _reader(keys)
 
+    @property
+    def documents(self) -> int:
+        return len(self._cu) - 1
+
+    @property
+    def read_in_place(self) -> bool:
+        """Whether keys are multiplied where they lie."""
+        return self._read is None
+
     def scores(self, query: Tensor, query_cu: Tensor, gone: Tensor | None = None) -> BlockScores:
-        """Scores of every document as document_scores defines them, without gradient.
+        """Scores of every document: prepared_scores of these keys alone."""
+        return prepared_scores([self], query, query_cu, gone)
 
-        query [N, V] of m contexts, query_cu [m+1]; gone [n] bool: documents that have none.
-        """
-        dispatch.check_cumulative("PreparedKeys.scores", "query_cu", query_cu, len(query))
-        if query.dim() != 2 or query.shape[1] != self._width:
-            raise KernelError(
-                f"PreparedKeys.scores: query is {tuple(query.shape)}; need [N, {self._width}]"
-            )
-        contexts, documents = len(query_cu) - 1, len(self._cu) - 1
-        out = torch.full((contexts, documents), -math.inf)
-        maxima = torch.full((contexts, max(0, len(self._edges) - 1)), -math.inf)
-        missing = None if gone is None else gone.contiguous()
-        with torch.inference_mode():
-            for group in _groups(query.detach().float(), query_cu):
-                found = _Found(group, out, maxima, missing)
-                _in_threads(partial(self._search, found), maxima.shape[1])
-        return BlockScores(out, maxima, torch.from_numpy(self._edges))
-
-    @torch.inference_mode()  # a thread does not inherit its caller's
-    def _search(self, found: _Found, blocks: range) -> None:
-        """A thread's blocks, tile by tile."""
-        group = found.group
-        buffers = _Buffers(
-            self._tile(len(group.query)), self._width, len(group.query), self._read is not None
+    def search(self, group: _Group, tile: _Tile, buffers: _Buffers, out: Tensor) -> None:
+        """Scores of a tile's documents into out [m, n]. Python's own work is what threads share."""
+        chunks, contexts = tile.stop - tile.start, len(group.contexts)
+        keys = self.keys[tile.start : tile.stop] if self._read is None else None
+        if keys is None:
+            keys = buffers.keys[: chunks * self.width].view(chunks, self.width)
+            self._read(tile.start, tile.stop, keys)
+        found = buffers.products[: len(group.query) * chunks].view(len(group.query), chunks)
+        torch.mm(group.query, keys.T, out=found)
+        found = found.view(contexts, -1, chunks)
+        if tile.edges is None and isinstance(group.rows, slice):
+            torch.amax(found, 1, out=out[group.rows, tile.low : tile.high])
+            return
+        best = found.amax(1)
+        out[group.rows, tile.low : tile.high] = (
+            best if tile.edges is None else _of_documents(best, tile.edges)
         )
-        for block in blocks:
-            first, end = int(self._edges[block]), int(self._edges[block + 1])
-            for low, high in self._tiles(first, end, buffers.chunks):
-                found.put(self._best(group, low, high, buffers), low, high)
-            found.close(block, first, end)
 
-    def _best(self, group: _Group, low: int, high: int, buffers: _Buffers) -> Tensor:
-        """[r, high - low] scores of the documents low..high-1, whose chunks the buffers hold."""
-        start, stop = int(self._cu[low]), int(self._cu[high])
-        keys = self.keys[start:stop] if self._read is None else self._read(start, stop, buffers)
-        products = torch.mm(group.query, keys.T, out=buffers.products(stop - start))
-        best = products.unflatten(0, (len(group.contexts), -1)).amax(1)
-        counts = np.diff(self._cu[low : high + 1])
-        if (counts == 1).all():
-            return best
-        return _of_documents(best, self._cu[low:high] - start, counts > 0)
+    def _tile(self, low: int, high: int) -> _Tile:
+        edges = self._cu[low : high + 1]
+        start, stop = int(edges[0]), int(edges[-1])
+        single = bool((np.diff(edges) == 1).all())
+        return _Tile(low, high, start, stop, None if single else edges - start)
 
     def _cut(self, chunks: int) -> np.ndarray:
         """Edges of blocks of about so many chunks, at documents."""
@@ -114,18 +112,74 @@ class PreparedKeys:
         inner = edges[(edges > 0) & (edges < documents)]
         return np.array([0, *inner, documents] if documents else [0], dtype=np.int64)
 
-    def _tiles(self, first: int, end: int, chunks: int):
-        """Documents of a block in stretches of at most `chunks` chunks (or one document)."""
-        low = first
-        while low < end:
-            high = int(np.searchsorted(self._cu, self._cu[low] + chunks, "right")) - 1
-            high = min(end, max(low + 1, high))
-            yield low, high
-            low = high
 
-    def _tile(self, tokens: int) -> int:
-        row = 4 * (tokens + (0 if self._read is None else self._width))
-        return min(max(TILE_BYTES // max(1, row), TILE_CHUNKS[0]), TILE_CHUNKS[1])
+def prepared_scores(
+    parts: Sequence[PreparedKeys], query: Tensor, query_cu: Tensor, gone: Tensor | None = None
+) -> BlockScores:
+    """Scores of the documents of all parts, one after another, as document_scores defines them.
+
+    query [N, V] of m contexts, query_cu [m+1]; gone [n] bool: documents that have none. Without
+    gradient.
+    """
+    dispatch.check_cumulative("prepared_scores", "query_cu", query_cu, len(query))
+    if query.dim() != 2 or any(query.shape[1] != part.width for part in parts):
+        raise KernelError(
+            f"prepared_scores: query is {tuple(query.shape)}; need [N, {parts[0].width}]"
+        )
+    starts = np.cumsum([0, *(part.documents for part in parts)])
+    edges = np.concatenate([part.edges[:-1] + at for part, at in zip(parts, starts, strict=False)])
+    edges = np.append(edges, starts[-1])
+    out = torch.full((len(query_cu) - 1, int(starts[-1])), -math.inf)
+    work = [
+        (part, tile, int(at))
+        for part, at in zip(parts, starts, strict=False)
+        for tile in part.tiles
+    ]
+    with torch.inference_mode():
+        for group in _groups(query.detach().float(), query_cu):
+            if work:
+                _in_threads(partial(_search, group, work, out), len(work))
+        if gone is not None:
+            out.masked_fill_(gone, -math.inf)
+    maxima = out.new_empty(len(out), len(edges) - 1)
+    if maxima.numel():
+        np.maximum.reduceat(out.numpy(), edges[:-1], axis=1, out=maxima.numpy())
+    return BlockScores(out, maxima, torch.from_numpy(edges))
+
+
+@torch.inference_mode()  # a thread does not inherit its caller's
+def _search(
+    group: _Group, work: list[tuple[PreparedKeys, _Tile, int]], out: Tensor, own: range
+) -> None:
+    """A thread's tiles, of whatever part."""
+    mine = [work[place] for place in own]
+    largest = max(tile.stop - tile.start for _, tile, _ in mine)
+    width = max(0 if part.read_in_place else part.width for part, _, _ in mine)
+    buffers = _Buffers(torch.empty(len(group.query) * largest), torch.empty(largest * width))
+    for part, tile, at in mine:
+        part.search(group, tile, buffers, out[:, at : at + part.documents])
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What a thread writes tile after tile: products, flat, and widened keys."""
+
+    products: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """The documents low..high-1, whose chunks are start..stop-1.
+
+    edges [d+1] of the documents within it; None: each has one chunk.
+    """
+
+    low: int
+    high: int
+    start: int
+    stop: int
+    edges: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +188,12 @@ class _Group:
 
     contexts: Tensor  # [r]
     query: Tensor  # [r * t, V]
+
+    @cached_property
+    def rows(self) -> slice | Tensor:
+        """The contexts, as a slice where they are neighbours: writing to it copies nothing."""
+        first, last = int(self.contexts[0]), int(self.contexts[-1])
+        return slice(first, last + 1) if last - first + 1 == len(self.contexts) else self.contexts
 
 
 def _groups(query: Tensor, query_cu: Tensor) -> Iterator[_Group]:
@@ -144,61 +204,23 @@ def _groups(query: Tensor, query_cu: Tensor) -> Iterator[_Group]:
         yield _Group(contexts, query[rows.flatten()])
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Where the scores of a group go."""
-
-    group: _Group
-    out: Tensor  # [m, n]
-    maxima: Tensor  # [m, b]
-    gone: Tensor | None  # [n]
-
-    def put(self, best: Tensor, low: int, high: int) -> None:
-        if self.gone is not None:
-            best.masked_fill_(self.gone[low:high], -math.inf)
-        self.out[self.group.contexts, low:high] = best
-
-    def close(self, block: int, first: int, end: int) -> None:
-        contexts = self.group.contexts
-        self.maxima[contexts, block] = self.out[contexts, first:end].amax(1)
-
-
-class _Buffers:
-    """What a thread writes tile after tile."""
-
-    def __init__(self, chunks: int, width: int, tokens: int, widens: bool):
-        self.chunks, self._tokens, self._width = chunks, tokens, width
-        self._products = torch.empty(chunks * tokens)
-        self._widened = torch.empty(chunks * width if widens else 0)
-
-    def products(self, chunks: int) -> Tensor:
-        if chunks > self.chunks:  # one document longer than a tile
-            return torch.empty(self._tokens, chunks)
-        return self._products[: chunks * self._tokens].view(self._tokens, chunks)
-
-    def widened(self, chunks: int) -> Tensor:
-        if chunks > self.chunks:
-            return torch.empty(chunks, self._width)
-        return self._widened[: chunks * self._width].view(chunks, self._width)
-
-
-def _reader(keys: Tensor | QuantisedKeys) -> Callable[[int, int, _Buffers], Tensor] | None:
-    """Puts rows into a tile's float32 buffer; None: they can be multiplied where they lie."""
+def _reader(keys: Tensor | QuantisedKeys) -> Callable[[int, int, Tensor], Any] | None:
+    """Puts rows start..stop-1 into a float32 tensor; None: they are multiplied where they lie."""
     if isinstance(keys, QuantisedKeys):
 
-        def dequantised(start: int, stop: int, buffers: _Buffers) -> Tensor:
-            wide = buffers.widened(stop - start).copy_(keys.values[start:stop])
+        def dequantised(start: int, stop: int, wide: Tensor) -> None:
+            wide.copy_(keys.values[start:stop])
             wide.unflatten(1, (keys.scales.shape[1], -1)).mul_(keys.scales[start:stop, :, None])
-            return wide
 
         return dequantised
     if keys.dtype == torch.float32:
         return None
-    return lambda start, stop, buffers: buffers.widened(stop - start).copy_(keys[start:stop])
+    return lambda start, stop, wide: wide.copy_(keys[start:stop])
 
 
-def _of_documents(values: Tensor, starts: np.ndarray, present: np.ndarray) -> Tensor:
+def _of_documents(values: Tensor, edges: np.ndarray) -> Tensor:
     """[r, d] maxima of each document's columns of values [r, c]; -inf for one without chunks."""
+    starts, present = edges[:-1], edges[1:] > edges[:-1]
     if present.all():
         return torch.from_numpy(np.maximum.reduceat(values.numpy(), starts, axis=1))
     out = values.new_full((len(values), len(starts)), -math.inf)

@@ -7,6 +7,7 @@ shard.py can score again, in full precision, every document that might belong to
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from msa_kernels import (
     BlockScores,
     PreparedKeys,
     QuantisedKeys,
+    prepared_scores,
     quantise,
     quantised_document_scores,
 )
@@ -72,21 +74,11 @@ class LayerKeys:
             )
             self.error = worst.scatter_reduce_(0, document, self._searched.error, "amax")
         on_cpu = torch.device(device).type == "cpu" and router.single_product
-        self._prepared = PreparedKeys(self._searched, self.chunk_cu) if on_cpu else None
+        self.prepared = PreparedKeys(self._searched, self.chunk_cu) if on_cpu else None
 
-    def rough(self, query: Tensor, query_cu: Tensor, gone: Tensor | None) -> BlockScores:
-        """Scores by the keys as they are searched, on their device; gone [n]: those without."""
-        device = self.chunk_cu.device
-        query, query_cu = query.to(device), query_cu.to(device)
-        if self._prepared is not None:
-            return self._prepared.scores(query, query_cu, gone)
-        scores = self._scores(query, query_cu)
-        if gone is not None:
-            scores.masked_fill_(gone.to(device), -math.inf)
-        edges = torch.tensor([0, scores.shape[1]])
-        return BlockScores(scores, scores.amax(1, keepdim=True), edges)
-
-    def _scores(self, query: Tensor, query_cu: Tensor) -> Tensor:
+    def scores(self, query: Tensor, query_cu: Tensor) -> Tensor:
+        """[m, n] by the keys as they are searched, on their device."""
+        query, query_cu = query.to(self.chunk_cu.device), query_cu.to(self.chunk_cu.device)
         if isinstance(self._searched, QuantisedKeys):
             return quantised_document_scores(query, query_cu, self._searched, self.chunk_cu)
         bank = query_cu.new_zeros(len(query_cu) - 1)
@@ -112,6 +104,33 @@ def _longest(full: Tensor) -> float:
     return max(
         (float(full[s : s + _BLOCK].float().norm(dim=1).amax()) for s in starts), default=0.0
     )
+
+
+def rough_scores(
+    keys: Sequence[LayerKeys], query: Tensor, query_cu: Tensor, gone: Tensor | None
+) -> BlockScores:
+    """Scores of the documents of several parts, one after another; gone [n]: those without."""
+    prepared = [part.prepared for part in keys if part.prepared is not None]
+    if len(prepared) == len(keys):
+        return prepared_scores(prepared, query, query_cu, gone)
+    found = [part.scores(query, query_cu) for part in keys]
+    scores = found[0] if len(found) == 1 else torch.cat(found, 1)
+    if gone is not None:
+        scores.masked_fill_(gone.to(scores.device), -math.inf)
+    edges = torch.tensor([0, scores.shape[1]])
+    return BlockScores(scores, scores.amax(1, keepdim=True), edges)
+
+
+def joined_error(keys: Sequence[LayerKeys]) -> Tensor:
+    """Of several parts: one number for all where each has one, else [n]."""
+    if not any(isinstance(part.error, Tensor) for part in keys):
+        return torch.tensor(max(part.error for part in keys))
+    full = [
+        part.error if isinstance(part.error, Tensor)
+        else torch.full((len(part.chunk_cu) - 1,), part.error)
+        for part in keys
+    ]  # fmt: skip
+    return torch.cat(full)
 
 
 def _converted(full: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,31 +17,29 @@ _SUMS = 128  # roundings of a float32 sum beyond one per product
 class Doubts:
     """By how much rough scores can be off: length of the query times (error + sums).
 
-    longest [m]: of each context's query vectors; errors: of keys, per part one number or [n];
-    worst: the largest of them; sums: what adding products in float32 can lose.
+    longest [m]: of each context's query vectors; error: of keys, one number or [n]; sums: what
+    adding products in float32 can lose.
     """
 
     longest: Tensor
-    errors: list[Tensor]
+    error: Tensor
     sums: float
-    worst: float
 
     @classmethod
-    def of(
-        cls, query: Tensor, query_cu: Tensor, errors: Sequence[Tensor | float], norm: float
-    ) -> Doubts:
-        """query [Nq, V] of m contexts; errors: as LayerKeys has them; norm: no key is longer."""
-        found = [torch.as_tensor(each) for each in errors]
-        worst = max(float(each.max()) if each.numel() else 0.0 for each in found)
+    def of(cls, query: Tensor, query_cu: Tensor, error: Tensor, norm: float) -> Doubts:
+        """query [Nq, V] of m contexts; error: as Doubts has it; norm: no key is longer."""
         sums = (query.shape[1] + _SUMS) * 2.0**-23 * norm
-        return cls(_longest(query.float(), query_cu) * (1 + 1e-5), found, sums, worst)
+        return cls(_longest(query.float(), query_cu) * (1 + 1e-5), error, sums)
+
+    def of_rows(self, longest: float, rows: slice) -> Tensor:
+        return longest * ((self.error[rows] if self.error.dim() else self.error) + self.sums)
+
+    def largest(self, longest: float) -> float:
+        return longest * ((float(self.error.max()) if self.error.numel() else 0.0) + self.sums)
 
 
-def within_reach(rough: list[BlockScores], k: int, doubts: Doubts) -> tuple[Tensor, Tensor]:
-    """(context, row) of every document that may be among its context's k best, on the CPU.
-
-    rough: of consecutive parts of the documents; rows count through them.
-    """
+def within_reach(rough: BlockScores, k: int, doubts: Doubts) -> tuple[Tensor, Tensor]:
+    """(context, row) of every document that may be among its context's k best, on the CPU."""
     found = []
     for context, longest in enumerate(doubts.longest.tolist()):
         rows = _rows_within_reach(rough, context, k, doubts, longest)
@@ -51,47 +49,39 @@ def within_reach(rough: list[BlockScores], k: int, doubts: Doubts) -> tuple[Tens
 
 
 def _rows_within_reach(
-    rough: list[BlockScores], context: int, k: int, doubts: Doubts, longest: float
+    rough: BlockScores, context: int, k: int, doubts: Doubts, longest: float
 ) -> Tensor:
     """Rows, ascending, whose upper bound reaches the k-th best lower bound.
 
     Only blocks whose maximum is among the k best can raise that bound, and only those whose
     maximum comes near it can hold such a document: the others are not looked into.
     """
-
-    def doubt(part: int, rows: slice) -> Tensor | float:
-        error = doubts.errors[part]
-        if not error.dim():
-            return longest * (float(error) + doubts.sums)
-        return longest * (error[rows] + doubts.sums)
-
-    maxima = torch.cat([each.maxima[context] for each in rough])
+    maxima = rough.maxima[context]
     high = float(maxima.topk(min(k, len(maxima))).values[-1])
-    lower = [scores - doubt(*where) for where, scores in _blocks(rough, context, high)]
+    lower = [
+        scores - doubts.of_rows(longest, rows).to(scores.device)
+        for rows, scores in _blocks(rough, context, high)
+    ]
     least = float(torch.cat(lower).topk(k).values[-1])
-    starts = torch.tensor([0, *(each.scores.shape[1] for each in rough)]).cumsum(0).tolist()
     found = [torch.zeros(0, dtype=torch.int64)]
-    largest = longest * (doubts.worst + doubts.sums)
-    for (part, rows), scores in _blocks(rough, context, least - largest):
-        near = (scores + doubt(part, rows) >= least) & (scores > -math.inf)
-        found.append(near.nonzero().squeeze(1).cpu() + (starts[part] + rows.start))
+    for rows, scores in _blocks(rough, context, least - doubts.largest(longest)):
+        upper = scores + doubts.of_rows(longest, rows).to(scores.device)
+        near = (upper >= least) & (scores > -math.inf)
+        found.append(near.nonzero().squeeze(1).cpu() + rows.start)
     return torch.cat(found)
 
 
-def _blocks(
-    rough: list[BlockScores], context: int, least: float
-) -> Iterator[tuple[tuple[int, slice], Tensor]]:
-    """((part, rows), scores) of the blocks whose maximum is so high; neighbours as one."""
-    for part, each in enumerate(rough):
-        chosen = (each.maxima[context] >= least).nonzero().squeeze(1).cpu()
-        if not len(chosen):
-            continue
-        breaks = (chosen.diff() > 1).nonzero().squeeze(1)
-        firsts = torch.cat([chosen[:1], chosen[breaks + 1]])
-        lasts = torch.cat([chosen[breaks], chosen[-1:]])
-        edges = each.edges
-        for first, end in zip(edges[firsts].tolist(), edges[lasts + 1].tolist(), strict=True):
-            yield (part, slice(first, end)), each.scores[context, first:end]
+def _blocks(rough: BlockScores, context: int, least: float) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, scores) of the blocks whose maximum is so high; neighbours as one."""
+    chosen = (rough.maxima[context] >= least).nonzero().squeeze(1).cpu()
+    if not len(chosen):
+        return
+    breaks = (chosen.diff() > 1).nonzero().squeeze(1)
+    firsts = torch.cat([chosen[:1], chosen[breaks + 1]])
+    lasts = torch.cat([chosen[breaks], chosen[-1:]])
+    edges = rough.edges
+    for first, end in zip(edges[firsts].tolist(), edges[lasts + 1].tolist(), strict=True):
+        yield slice(first, end), rough.scores[context, first:end]
 
 
 def _longest(query: Tensor, query_cu: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from functools import cached_property
 from itertools import pairwise
 
 import torch
-from msa_kernels import BlockScores, top_documents
+from msa_kernels import top_documents
 from torch import Tensor
 
 from msa_train.memory.exact import pair_scores, pairs_at_once
-from msa_train.memory.keys import LayerKeys
+from msa_train.memory.keys import LayerKeys, joined_error, rough_scores
 from msa_train.memory.reach import Doubts, within_reach
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
@@ -82,6 +82,7 @@ class Shard:
         self._places = torch.cat([torch.zeros(0, dtype=torch.int64), *sizes])  # [n'] of its own
         self._gone = ~live[self._places]
         self._any_gone = bool(self._gone.any())
+        self._errors: dict[int, Tensor] = {}
 
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
@@ -97,11 +98,13 @@ class Shard:
         gone = self._gone if self._any_gone else None
         if allowed is not None:
             gone = ~(allowed & self._live)[self._places]
-        rough = self._rough(layer, query, query_cu, gone)
+        keys = [part.keys[layer] for part in self.parts]
+        rough = rough_scores(keys, query, query_cu, gone)
         if not self._router.single_product:  # full keys were scored, head by head
-            scores, row = top_documents(torch.cat([each.scores for each in rough], 1).cpu(), k)
+            scores, row = top_documents(rough.scores.cpu(), k)
             return Found(self._places[row].masked_fill(row < 0, -1), scores)
-        context, row = self._candidates(layer, rough, query, query_cu, k)
+        doubts = Doubts.of(query, query_cu, self._error(layer), max(each.norm for each in keys))
+        context, row = within_reach(rough, k, doubts)
         exact = self._exact(layer, query, query_cu, context, row)
         return best_of([_padded(context, self._places[row], exact, contexts)], k)
 
@@ -135,26 +138,11 @@ class Shard:
                 assert int(rows[-1]) < part.documents, "a document of another shard"
                 yield part, rows
 
-    def _rough(
-        self, layer: int, query: Tensor, query_cu: Tensor, gone: Tensor | None
-    ) -> list[BlockScores]:
-        """Of each part."""
-        ends = torch.tensor([part.documents for part in self.parts]).cumsum(0).tolist()
-        found = []
-        for part, end in zip(self.parts, ends, strict=True):
-            own = None if gone is None else gone[end - part.documents : end]
-            found.append(part.keys[layer].rough(query, query_cu, own))
-        return found
-
-    def _candidates(
-        self, layer: int, rough: list[BlockScores], query: Tensor, query_cu: Tensor, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """(context, row of _places) of every document that may be among the k best."""
-        keys = [part.keys[layer] for part in self.parts]
-        doubts = Doubts.of(
-            query, query_cu, [each.error for each in keys], max(each.norm for each in keys)
-        )
-        return within_reach(rough, k, doubts)
+    def _error(self, layer: int) -> Tensor:
+        """By how much keys of its documents may be off, see LayerKeys."""
+        if layer not in self._errors:
+            self._errors[layer] = joined_error([part.keys[layer] for part in self.parts])
+        return self._errors[layer]
 
     def _exact(
         self, layer: int, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor

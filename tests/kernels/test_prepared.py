@@ -8,7 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msa_kernels import KernelError, PreparedKeys, document_scores, prepared, quantise, reference
+from msa_kernels import (
+    KernelError,
+    PreparedKeys,
+    document_scores,
+    prepared,
+    prepared_scores,
+    quantise,
+    reference,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -45,7 +53,8 @@ def test_scores_equal_the_reference(counts, lengths, dtype, seed, tile, data):
         data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "TILE_CHUNKS", (tile, 2 * tile))
+        patch.setattr(prepared, "TILE_CHUNKS", tile)
+        patch.setattr(prepared, "BLOCK_CHUNKS", 2 * tile)
         found = PreparedKeys(keys, cu).scores(query, query_cu, gone.bool())
     expected = scored(keys.float(), cu, query, query_cu)
     checked(found, expected.masked_fill(gone.bool(), -math.inf))
@@ -78,7 +87,8 @@ def test_threads_share_the_blocks_and_leave_torch_as_it_was(threads):
 
 def test_a_forked_process_searches_with_threads_of_its_own():
     before = torch.get_num_threads()
-    keys, cu, query = torch.randn(20_000, 4), torch.arange(20_001), torch.randn(3, 4)
+    chunks = 2 * prepared.TILE_CHUNKS  # torch's own threads do not survive a fork
+    keys, cu, query = torch.randn(chunks, 4), torch.arange(chunks + 1), torch.randn(3, 4)
     search = PreparedKeys(keys, cu)
     try:
         torch.set_num_threads(2)
@@ -108,6 +118,18 @@ def test_what_does_not_fit_is_refused():
         PreparedKeys(keys.to("meta"), torch.tensor([0, 4]))
 
 
+def test_parts_are_scored_as_one():
+    counts, query, query_cu = [3, 1, 0, 2, 1, 1, 4], torch.randn(5, 6), torch.tensor([0, 2, 5])
+    keys, cu = torch.randn(sum(counts), 6), torch.tensor([0, *counts]).cumsum(0)
+    parts = [
+        PreparedKeys(keys[cu[a] : cu[b]], cu[a : b + 1] - cu[a])
+        for a, b in ((0, 2), (2, 3), (3, 3), (3, 7))
+    ]
+    gone = torch.tensor([False, True, False, False, True, False, False])
+    expected = scored(keys, cu, query, query_cu).masked_fill(gone, -math.inf)
+    checked(prepared_scores(parts, query, query_cu, gone), expected)
+
+
 def test_scores_are_those_of_the_operator():
     keys, cu = torch.randn(4000, 16), torch.arange(0, 4001, 4)
     query, query_cu = torch.randn(50, 16), torch.arange(0, 51, 10)
@@ -118,7 +140,7 @@ def test_scores_are_those_of_the_operator():
 
 @torch.inference_mode()
 def test_threads_write_what_was_made_in_inference_mode(monkeypatch):
-    monkeypatch.setattr(prepared, "TILE_CHUNKS", (2, 2))
+    monkeypatch.setattr(prepared, "TILE_CHUNKS", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     keys, cu = torch.randn(9, 6), torch.arange(10)
     query, query_cu = torch.randn(3, 6), torch.tensor([0, 3])
