@@ -79,7 +79,8 @@ def real(load: Load, sizes: Sizes, corpus: Path | None) -> dict[str, Any]:
         path = Path(folder) / "bank"
         built = in_process(_encode_real, load, path, sizes, corpus)
         found = in_process(_opened, load, path, sizes)
-    del found["found"], found["answered"]  # nothing was planted
+    for name in ("questions", "found", "answered"):
+        del found[name]  # nothing was planted
     return {"corpus": str(corpus or "pydocs"), **found, **built}
 
 
@@ -111,7 +112,8 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     view, bank = served.view, served.bank
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     answers = [engine.ask([each.question], "memory", _ANSWER)[0] for each in asked[: sizes.repeats]]
-    right = [a.answer == each.answer for a, each in zip(answers, asked, strict=False)]
+    said = engine.ask([each.question for each in asked], "memory", _ANSWER)
+    right = [answer.answer == each.answer for answer, each in zip(said, asked, strict=True)]
     found = _found(engine, asked, model.config.router.top_k)
     queries = layer_queries(model, tokenizer, view, asked[0].question)
     search = searching(view, queries)
@@ -138,6 +140,7 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         "rss_gb": held["peak"],
         "rss": held,
         "bank_gb": round(info["bytes"] / 1e9, 3),
+        "questions": len(asked),
         "found": found,
         "answered": round(sum(right) / len(right), 3),
         "threads": torch.get_num_threads(),

@@ -15,7 +15,7 @@ class Sizes:
     question tokens. vectors: of the peer's index. repeats: timed runs."""
 
     scale: tuple[int, ...] = (M, 4 * M, 16 * M, 100 * M)
-    planted: int = 64
+    planted: int = 1024
     sample: int = 2048
     real: int = 5 * M
     append: tuple[int, ...] = (M, 10 * M)
