@@ -83,8 +83,9 @@ class PreparedKeys:
     def search(self, group: _Group, tile: _Tile, buffers: _Buffers, out: Tensor) -> None:
         """Scores of a tile's documents into out [m, n]. Python's own work is what threads share."""
         chunks, contexts = tile.stop - tile.start, len(group.contexts)
-        keys = self.keys[tile.start : tile.stop] if self._read is None else None
-        if keys is None:
+        if self._read is None:
+            keys = self.keys[tile.start : tile.stop]
+        else:
             keys = buffers.keys[: chunks * self.width].view(chunks, self.width)
             self._read(tile.start, tile.stop, keys)
         found = buffers.products[: len(group.query) * chunks].view(len(group.query), chunks)

@@ -144,8 +144,8 @@ def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, li
     bank = BankSize(*counts, sizes[0].dtype)
     compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     serving = Serving(
-        options.keys, options.states, options.hot_mb, limits.concurrent, limits.context_tokens,
-        compute=compute,
+        options.keys, options.states, options.hot_mb * len(sizes), limits.concurrent,
+        limits.context_tokens, compute=compute,
     )  # fmt: skip
     device = _device(options)
     devices = [device] if options.ranks == 1 else [f"cuda:{rank}" for rank in range(options.ranks)]

@@ -114,8 +114,8 @@ def die(name, real, given):
     os._exit(KILLED)
 
 
-def in_child(work):
-    """Exit status of a forked process that does `work`."""
+def forked(work):
+    """Process id of a child, forked from this warm process, that does `work`."""
     child = os.fork()
     if not child:
         try:
@@ -123,6 +123,12 @@ def in_child(work):
             os._exit(0)
         except BaseException:
             os._exit(1)
+    return child
+
+
+def in_child(work):
+    """Exit status of a forked process that does `work`."""
+    child = forked(work)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -21,6 +21,7 @@ from tests.faults.bank_changes import (
     Fault,
     check,
     die,
+    forked,
     in_child,
     prepared,
     texts,
@@ -216,13 +217,7 @@ def test_a_build_survives_many_random_kills(tmp_path, whole):
 
 def killed_after(seconds, work):
     """Exit status of `work` in a process forked from this warm one, unless it ended in time."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
+    child = forked(work)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
