@@ -71,3 +71,22 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, cap
     assert main(["serve", "export", "--bank", f"a={bank}"]) == 2
     said = capsys.readouterr().err
     assert "does not fit" in said and "host memory must hold" in said
+
+
+def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
+    from msa_train.errors import ConfigError
+    from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+    from tests.serving.served import tiny_bank
+
+    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    planned = []
+
+    def plan(config, bank, machine, serving):
+        planned.append(serving.hot_mb)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("msa_train.memory.plan.plan", plan)
+    banks = [f"--bank={name}={tiny_bank(tmp_path / name)}" for name in "abc"]
+    assert main(["serve", "export", "--hot-mb", "10", *banks]) == 2
+    assert planned == [30]
