@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
-from data_pipeline.sources.base import Bank, Source
+from data_pipeline.sources.base import DrawnBank, Source
 from data_pipeline.sources.dataset_tables import document_length
 from data_pipeline.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ class Budget:
             self._means[key] = self.tokens(probe) / len(probe)
         return min(max(1, round(_SPARE * tokens / self._means[key])), self._most)
 
-    def within(self, bank: Bank, tokens: int, rng: np.random.Generator) -> Bank:
+    def within(self, bank: DrawnBank, tokens: int, rng: np.random.Generator) -> DrawnBank:
         """The bank without what exceeds the budget: documents that no question asks for, and
         questions whose documents do not fit beside those of the questions before.
 

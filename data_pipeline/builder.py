@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.budget import Budget
-from data_pipeline.mixture import Corpus
+from data_pipeline.mixture import TrainingCorpus
 from data_pipeline.samples import make_sample
 from data_pipeline.schema import Sample
 from data_pipeline.settings import DataConfig
@@ -34,7 +34,7 @@ class SampleBuilder:
     """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: Tokenizer, prepared: Path, held_out: bool = False
+        self, corpus: TrainingCorpus, tokenizer: Tokenizer, prepared: Path, held_out: bool = False
     ):
         self.corpus, self.tokenizer = corpus, tokenizer
         self._held_out = held_out
@@ -139,7 +139,7 @@ class SampleBuilder:
         return DatasetSource(name, config, tables, data.numbers, self._held_out, data.seed)
 
 
-def tables_of(corpus: Corpus, held_out: bool) -> list[TableSettings]:
+def tables_of(corpus: TrainingCorpus, held_out: bool) -> list[TableSettings]:
     """The tables of datasets that the stages of a corpus read."""
     found = {
         (name, stage.data.document_tokens): None

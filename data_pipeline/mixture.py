@@ -59,7 +59,7 @@ class CorpusStage:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingCorpus:
     """What shards are built from. Stages given in tokens are rounded up to whole batches.
 
     Raises DataError when a stage is impossible.
@@ -125,7 +125,7 @@ class Corpus:
         """Kinds of contexts of a stage."""
         return self.stages[stage].data.contexts or self.data.contexts
 
-    def held_out(self, samples: int) -> Corpus:
+    def held_out(self, samples: int) -> TrainingCorpus:
         """What training does not see, with the data of the last stage.
 
         Datasets ask the questions of their held_out_split, and about held-out passages; one that
@@ -145,7 +145,7 @@ class Corpus:
                 "training.held_out_every to 0"
             )
         stage = CorpusStage(replace(self.stages[last].data, weights=weights), samples=samples)
-        return Corpus(replace(self.data, datasets=datasets), (stage,))
+        return TrainingCorpus(replace(self.data, datasets=datasets), (stage,))
 
     def settings(self) -> dict[str, Any]:
         """What determines the corpus, as JSON gives it back: everything but data.workers."""

@@ -7,9 +7,9 @@ import zlib
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import TOKENIZER_FOLDER, Manifest, load_index, shard_name
 from data_pipeline.remote import LocalFiles, RemoteFiles, is_url
 from data_pipeline.schema import Sample
+from data_pipeline.shard_manifest import TOKENIZER_FOLDER, ShardManifest, load_index, shard_name
 from data_pipeline.tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ class ShardReader:
         else:
             self._files = LocalFiles(Path(location))
         self.directory = self._files.folder
-        self.manifest = Manifest.load(self.directory)
+        self.manifest = ShardManifest.load(self.directory)
         self.index = load_index(self.directory, self.manifest)
         self._skips = skip_damaged
         self.skipped = 0

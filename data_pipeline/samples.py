@@ -18,7 +18,7 @@ from data_pipeline.protocol import (
 )
 from data_pipeline.schema import ASKED_KINDS, Context, Document, Kind, Piece, Query, Role, Sample
 from data_pipeline.settings import ContextConfig
-from data_pipeline.sources.base import Bank
+from data_pipeline.sources.base import DrawnBank
 
 Documents = Mapping[int, Document]
 
@@ -72,7 +72,7 @@ def text_context(text: str) -> Context:
 
 
 def make_sample(
-    rng: np.random.Generator, bank: Bank, config: ContextConfig, source: str = ""
+    rng: np.random.Generator, bank: DrawnBank, config: ContextConfig, source: str = ""
 ) -> Sample:
     """Every question of the bank becomes one context; its kind is drawn in proportion.
 

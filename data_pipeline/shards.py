@@ -22,22 +22,22 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.builder import SampleBuilder, TableSettings, tables_of
-from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import (
-    INDEX_DTYPE,
-    INDEX_FILE,
-    TOKENIZER_FOLDER,
-    Manifest,
-    StageCounts,
-    shard_name,
-)
-from data_pipeline.mixture import Corpus
+from data_pipeline.mixture import TrainingCorpus
 from data_pipeline.processes import InterruptedBuild, progress_bar, workers_of
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Sample
+from data_pipeline.shard_manifest import (
+    INDEX_DTYPE,
+    INDEX_FILE,
+    TOKENIZER_FOLDER,
+    ShardManifest,
+    StageCounts,
+    shard_name,
+)
 from data_pipeline.sources.dataset_tables import prepare
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_training import corpus_tokenizer
 
 _TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
 _BUILD = "build.json"  # what an unfinished build builds
@@ -45,12 +45,12 @@ _MEASURED_EVERY = 32  # tokenising a sample costs more than building it
 
 
 def build_shards(
-    corpus: Corpus,
+    corpus: TrainingCorpus,
     out_dir: Path | str,
     workers: int | None = None,
     tokenizer: Tokenizer | None = None,
     held_out: bool = False,
-) -> Manifest:
+) -> ShardManifest:
     """Build the shards of a corpus into out_dir, which must not exist yet (or be empty).
 
     A build that was interrupted is taken up where it stopped, if corpus and tokenizer are the same.
@@ -73,7 +73,7 @@ def build_shards(
         built = _build_all(partial, builder, workers)
         np.save(partial / INDEX_FILE, np.concatenate([shard.index for shard in built]))
         totals = sum(shard.totals for shard in built)
-        manifest = Manifest(
+        manifest = ShardManifest(
             corpus.settings(),
             tokenizer.fingerprint,
             len(builder),
@@ -254,7 +254,7 @@ def _owned(partial: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _take_up(partial: Path, corpus: Corpus, tokenizer: Tokenizer, held_out: bool) -> None:
+def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_out: bool) -> None:
     """Keep what an interrupted build of this very corpus left, and nothing else."""
     build = json.dumps([corpus.settings(), tokenizer.fingerprint, held_out])
     if not (partial / _BUILD).exists() or (partial / _BUILD).read_text() != build:

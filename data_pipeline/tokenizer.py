@@ -24,7 +24,7 @@ FILES = (METADATA_FILE, MODEL_FILE)
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedPieces:
     """Tokens of a sequence of pieces; three lists of one length.
 
     roles: class of each token. labels: whether the model writes it (not shifted).
@@ -97,7 +97,7 @@ class Tokenizer(ABC):
         """The text of ids; control tokens are shown as their name, broken UTF-8 as U+FFFD."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
-    def encode_pieces(self, pieces: Iterable[Piece]) -> Encoded:
+    def encode_pieces(self, pieces: Iterable[Piece]) -> TokenizedPieces:
         """Tokens, classes and labels of pieces.
 
         Each stretch between control tokens is tokenised as ONE string, whatever pieces it is cut
@@ -105,7 +105,7 @@ class Tokenizer(ABC):
         of its own, as in the published engine (whose vocabulary could merge the head's newline
         with the question's).
         """
-        encoded = Encoded([], [], [])
+        encoded = TokenizedPieces([], [], [])
         for (control, _), stretch in groupby(
             pieces, key=lambda piece: (piece.control, piece.role == Role.TEMPLATE)
         ):
@@ -162,7 +162,7 @@ class Tokenizer(ABC):
         return owners
 
 
-def _extend(encoded: Encoded, ids: list[int], owners: list[Piece]) -> None:
+def _extend(encoded: TokenizedPieces, ids: list[int], owners: list[Piece]) -> None:
     encoded.tokens.extend(ids)
     encoded.roles.extend(piece.role for piece in owners)
     encoded.labels.extend(piece.label for piece in owners)

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import Corpus
+from data_pipeline.mixture import TrainingCorpus
 from data_pipeline.settings import DataConfig
 from data_pipeline.sources.needles import Task
 from msa_train.errors import ConfigError
@@ -229,13 +229,13 @@ class Config:
         return self.path / "shard-cache" if "://" in self.shards else Path(self.shards)
 
     @cached_property
-    def corpus(self) -> Corpus:
+    def corpus(self) -> TrainingCorpus:
         """What the shards are built from."""
         size = self.training.batch_samples
-        return Corpus(self.data, tuple(stage.amount(size) for stage in self.stages), size)
+        return TrainingCorpus(self.data, tuple(stage.amount(size) for stage in self.stages), size)
 
     @cached_property
-    def held_out(self) -> Corpus:
+    def held_out(self) -> TrainingCorpus:
         """What training does not see, with the data of the last stage."""
         return self.corpus.held_out(self.training.held_out_samples)
 

@@ -7,8 +7,8 @@ import pytest
 from data_pipeline.schema import Document
 from msa_train.cli import main
 from msa_train.commands.ask import show_stream
-from msa_train.memory.answers import Evidence, TextPiece
-from msa_train.memory.build import build_bank
+from msa_train.memory.bank.build import build_bank
+from msa_train.memory.engine.events import Evidence, TextPiece
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 

@@ -58,14 +58,14 @@ def test_no_export_is_named(tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
-    from msa_train.memory.plan_given import Machine
+    from msa_train.memory.planner.plan_given import Machine
     from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
     from tests.serving.served import tiny_bank
 
     loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.setattr(
-        "msa_train.memory.machine.this_machine", lambda devices=(): Machine((), 100 * 10**6)
+        "msa_train.memory.planner.machine.this_machine", lambda devices=(): Machine((), 100 * 10**6)
     )
     bank = tiny_bank(tmp_path / "bank")
     assert main(["serve", "export", "--bank", f"a={bank}"]) == 2
@@ -86,7 +86,7 @@ def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
         planned.append(serving.hot_mb)
         raise ConfigError("seen")
 
-    monkeypatch.setattr("msa_train.memory.plan.plan", plan)
+    monkeypatch.setattr("msa_train.memory.planner.plan.plan", plan)
     banks = [f"--bank={name}={tiny_bank(tmp_path / name)}" for name in "abc"]
     assert main(["serve", "export", "--hot-mb", "10", *banks]) == 2
     assert planned == [30]

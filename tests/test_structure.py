@@ -15,8 +15,7 @@ ALLOWED = {
     "msa_kernels": set(),
     "data_pipeline": set(),
     "msa_train.errors": set(),
-    "msa_train.durable": set(),
-    "msa_train.sealed": {"msa_train.durable", "msa_train.errors"},
+    "msa_train.checkpoint_folders": {"data_pipeline", "msa_train.errors"},
     "msa_train.parallel": {"msa_train.errors"},
     "msa_train.model": {"msa_kernels", "msa_train.parallel", "msa_train.errors"},
     "msa_train.stages": {"data_pipeline", "msa_train.errors"},
@@ -25,21 +24,25 @@ ALLOWED = {
     },
     "msa_train.training": {
         "msa_train.model", "msa_train.parallel", "data_pipeline", "msa_train.config",
-        "msa_train.errors", "msa_train.sealed", "msa_train.stages", "msa_kernels",
+        "msa_train.errors", "msa_train.checkpoint_folders", "msa_train.stages", "msa_kernels",
     },
     "msa_train.interop": {
-        "msa_train.model", "msa_train.errors", "msa_train.sealed", "data_pipeline",
+        "msa_train.model", "msa_train.errors", "msa_train.checkpoint_folders", "data_pipeline",
     },
     "msa_train.memory": {
         "msa_train.model", "msa_kernels", "msa_train.parallel", "data_pipeline",
-        "msa_train.durable", "msa_train.errors",
+        "msa_train.errors",
+    },
+    "msa_train.bench": {
+        "msa_train.memory", "msa_train.model", "msa_train.training", "msa_train.parallel",
+        "msa_train.interop", "msa_train.config", "msa_kernels", "data_pipeline", "msa_train.errors",
     },
     "msa_train.evaluation": {
         "msa_train.memory", "msa_train.model", "data_pipeline", "msa_train.config",
         "msa_train.errors",
     },
     "msa_train.serving": {
-        "msa_train.memory", "msa_train.model", "data_pipeline", "msa_train.durable",
+        "msa_train.memory", "msa_train.model", "data_pipeline",
         "msa_train.errors",
     },
 }  # fmt: skip

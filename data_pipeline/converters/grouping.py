@@ -8,7 +8,7 @@ from data_pipeline.converters.builder import Builder
 
 
 @dataclass
-class Query:
+class JudgedQuery:
     """A query, where it was first named, and the passages named for it (None: an empty one)."""
 
     where: str
@@ -23,11 +23,11 @@ class Queries:
     """
 
     def __init__(self) -> None:
-        self._queries: dict[str, Query] = {}
+        self._queries: dict[str, JudgedQuery] = {}
 
-    def get(self, key: str, where: str) -> Query:
+    def get(self, key: str, where: str) -> JudgedQuery:
         if key not in self._queries:
-            self._queries[key] = Query(where)
+            self._queries[key] = JudgedQuery(where)
         return self._queries[key]
 
     def __contains__(self, key: str) -> bool:

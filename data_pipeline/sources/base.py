@@ -12,7 +12,7 @@ from data_pipeline.schema import Document, Query
 
 
 @dataclass(frozen=True)
-class Bank:
+class DrawnBank:
     """Documents ascending by number, and questions that they answer.
 
     texts: plain texts that are read beside them, each alone and without the documents.
@@ -53,7 +53,7 @@ class Source(Protocol):
         questions: int | None = None,
         document_tokens: int | None = None,
         place: int = 0,
-    ) -> Bank:
+    ) -> DrawnBank:
         """A bank of `documents` documents and at most `questions` questions (None: all it has).
 
         document_tokens: target length of a document, for sources that can choose it.

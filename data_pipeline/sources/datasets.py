@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import Bank, NumberConfig
+from data_pipeline.sources.base import DrawnBank, NumberConfig
 from data_pipeline.sources.dataset_config import DATASET_TASKS, DatasetConfig, DatasetTask
 from data_pipeline.sources.dataset_tables import (
     PASSAGES,
@@ -91,7 +91,7 @@ class DatasetSource:
         questions: int | None = None,
         document_tokens: int | None = None,
         place: int = 0,
-    ) -> Bank:
+    ) -> DrawnBank:
         """Positives of `questions` questions, then hard negatives, then random documents.
 
         Questions whose documents would not fit are left out. document_tokens is not used: tables
@@ -211,7 +211,7 @@ class DatasetSource:
         members: list[int],
         texts: tuple[str, ...],
         rng: np.random.Generator,
-    ) -> Bank:
+    ) -> DrawnBank:
         numbers = dict(zip(members, self.numbers.draw(rng, len(members)).tolist(), strict=True))
         shown = {row: self._text(row) for row in members}
         for item in items:
@@ -224,7 +224,7 @@ class DatasetSource:
             key=lambda document: document.number,
         )
         queries = tuple(_query(item, numbers, shown) for item in items)
-        return Bank(tuple(documents), queries, texts)
+        return DrawnBank(tuple(documents), queries, texts)
 
 
 def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query:
@@ -253,7 +253,7 @@ def _place_of(id: str) -> float:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4], "big") / 2**32
 
 
-def whole_bank(tables: Path, numbers: NumberConfig, rng: np.random.Generator) -> Bank:
+def whole_bank(tables: Path, numbers: NumberConfig, rng: np.random.Generator) -> DrawnBank:
     """All documents of a dataset, and every question of the tables' split, in random order."""
     passages, questions = (open_table(tables / name) for name in (PASSAGES, QUESTIONS))
     drawn = numbers.draw(rng, len(passages)).tolist()
@@ -270,4 +270,4 @@ def whole_bank(tables: Path, numbers: NumberConfig, rng: np.random.Generator) ->
     ]
     order = rng.permutation(len(queries)).tolist()
     documents.sort(key=lambda document: document.number)
-    return Bank(tuple(documents), tuple(queries[place] for place in order))
+    return DrawnBank(tuple(documents), tuple(queries[place] for place in order))

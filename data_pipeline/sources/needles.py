@@ -77,7 +77,7 @@ class NiahConfig:
 
 
 @dataclass(frozen=True)
-class Group:
+class NeedleGroup:
     """Needles that belong together: their keys and values, in the order of the questions."""
 
     task: Task
@@ -111,7 +111,7 @@ class Needles:
             "mentioned in the provided text?"
         )
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Group]:
+    def draw(self, rng: np.random.Generator, count: int) -> list[NeedleGroup]:
         """Groups of exactly `count` needle documents; no key stands in two groups.
 
         What the shares leave over becomes single needles, asked for if `single` has a share.
@@ -133,7 +133,7 @@ class Needles:
         keys = self._keys(rng, tasks)
         asked = {"single": shares.get("single", 0.0) > 0}
         return [
-            Group(task, group, self._values(rng, task), asked.get(task, True))
+            NeedleGroup(task, group, self._values(rng, task), asked.get(task, True))
             for task, group in zip(tasks, keys, strict=True)
         ]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import Bank, NumberConfig
-from data_pipeline.sources.needles import Group, Needles, NiahConfig
+from data_pipeline.sources.base import DrawnBank, NumberConfig
+from data_pipeline.sources.needles import NeedleGroup, Needles, NiahConfig
 from data_pipeline.sources.prose import Prose, sentences
 from data_pipeline.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ class NiahSource:
         questions: int | None = None,
         document_tokens: int | None = None,
         place: int = 0,
-    ) -> Bank:
+    ) -> DrawnBank:
         """A bank of needles; its questions in random order (None: one for every needle or group).
 
         document_tokens: target length with the wrapper (None: the config's). A needle that is
@@ -70,7 +70,7 @@ class NiahSource:
                 queries += self._queries(group, own)
         built += [self._hay(rng, number, target) for number in numbers]
         order = rng.permutation(len(queries))[:questions].tolist()
-        return Bank(
+        return DrawnBank(
             tuple(sorted(built, key=lambda document: document.number)),
             tuple(queries[i] for i in order),
         )
@@ -97,7 +97,7 @@ class NiahSource:
         prose = self._prose.draw(rng, budget)
         return Document(number, " ".join(" ".join(sentence) for sentence in prose))
 
-    def _queries(self, group: Group, numbers: list[int]) -> Iterator[Query]:
+    def _queries(self, group: NeedleGroup, numbers: list[int]) -> Iterator[Query]:
         """One query for the group, or one for each key that is asked for alone."""
         if group.task in ("single", "multi_key"):
             for number, key, value in zip(numbers, group.keys, group.values, strict=True):
@@ -171,5 +171,5 @@ def needle_texts(config: NiahConfig, rng: np.random.Generator, count: int) -> It
         count -= sum(len(group.values) for group in groups)
 
 
-def _key_per_value(group: Group) -> tuple[str, ...]:
+def _key_per_value(group: NeedleGroup) -> tuple[str, ...]:
     return group.keys * (len(group.values) // len(group.keys))

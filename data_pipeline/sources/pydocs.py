@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import Bank, NumberConfig
+from data_pipeline.sources.base import DrawnBank, NumberConfig
 from data_pipeline.sources.pydocs_questions import QuestionWriter
 from data_pipeline.sources.stdlib import Docstring, docstrings
 from data_pipeline.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ class PydocsSource:
         questions: int | None = None,
         document_tokens: int | None = None,
         place: int = 0,
-    ) -> Bank:
+    ) -> DrawnBank:
         """A bank of the split's documents; one question for each document asked about.
 
         Of the others, near_share come from the same modules. document_tokens is not used: real
@@ -113,9 +113,9 @@ class PydocsSource:
             for i, number in zip(asked, numbers, strict=False)
         ]
         chosen = [self._own[i] for i in members]
-        return Bank(_numbered(chosen, numbers), tuple(queries))
+        return DrawnBank(_numbered(chosen, numbers), tuple(queries))
 
-    def whole_bank(self, rng: np.random.Generator, split: Split = "held_out") -> Bank:
+    def whole_bank(self, rng: np.random.Generator, split: Split = "held_out") -> DrawnBank:
         """All documents of both splits, and every question about the documents of one."""
         numbers = self.numbers.draw(rng, len(self.entries)).tolist()
         queries = [
@@ -124,7 +124,7 @@ class PydocsSource:
             if split_of(entry.name, self.config) == split
             for which in range(len(entry.questions))
         ]
-        return Bank(_numbered(self.entries, numbers), tuple(queries))
+        return DrawnBank(_numbered(self.entries, numbers), tuple(queries))
 
     def counts(self) -> dict[str, int]:
         """Documents, questions and tokens, and how many documents were cut."""

@@ -48,19 +48,23 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _ask(options: argparse.Namespace) -> int:
     from msa_train.errors import ConfigError
     from msa_train.interop.export import load_export
-    from msa_train.memory.engine import MemoryEngine
-    from msa_train.memory.interleave import Limits
-    from msa_train.memory.sampling import Sampling
-    from msa_train.memory.storage.bank import MemoryBank
-    from msa_train.memory.tiers import bank_view
+    from msa_train.memory.bank.snapshot import BankSnapshot
+    from msa_train.memory.engine.engine import MemoryEngine
+    from msa_train.memory.engine.interleave import InterleaveLimits
+    from msa_train.memory.engine.sampling import Sampling
+    from msa_train.memory.search.tiers import bank_view
 
     if blank := [question for question in options.questions if not question.strip()]:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
     only = None if options.where is None else _filter(options.where)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
-    limits = Limits() if options.max_tokens is None else Limits(answer_tokens=options.max_tokens)
+    limits = (
+        InterleaveLimits()
+        if options.max_tokens is None
+        else InterleaveLimits(answer_tokens=options.max_tokens)
+    )
     model, config, tokenizer, fingerprint = load_export(options.export)
-    bank = MemoryBank.open(options.bank, fingerprint)
+    bank = BankSnapshot.open(options.bank, fingerprint)
     view = bank_view(bank, config.router)
     if only is not None:
         view = view.restricted(only.allowed(bank))
@@ -82,7 +86,7 @@ def _ask(options: argparse.Namespace) -> int:
 def _filter(where: str) -> Any:
     """A DocumentFilter. Raises ConfigError for what is none."""
     from msa_train.errors import BankError, ConfigError
-    from msa_train.memory.storage.filters import DocumentFilter
+    from msa_train.memory.bank.filters import DocumentFilter
 
     try:
         return DocumentFilter.from_json(json.loads(where))
@@ -94,7 +98,7 @@ def _filter(where: str) -> Any:
 
 def show_stream(events: Iterator[Any]) -> None:
     """Print one question's events as they come: documents with scores, texts, the answer."""
-    from msa_train.memory.answers import Evidence, Finished, Routed, TextPiece
+    from msa_train.memory.engine.events import Evidence, Finished, Routed, TextPiece
 
     stage = None
     for event in events:

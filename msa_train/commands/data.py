@@ -59,13 +59,13 @@ def build_once(config):
 
 
 def _build_part(corpus, folder, tokenizer, held_out):
-    from data_pipeline.manifest import Manifest
+    from data_pipeline.shard_manifest import ShardManifest
     from data_pipeline.shards import build_shards
     from msa_train.errors import ConfigError
 
     if not folder.exists():
         return build_shards(corpus, folder, tokenizer=tokenizer, held_out=held_out)
-    manifest = Manifest.load(folder)
+    manifest = ShardManifest.load(folder)
     if not manifest.matches(corpus):
         raise ConfigError(
             f"{folder} was built from other settings of data or stages: remove it, or set another "

@@ -14,11 +14,11 @@ from msa_train.errors import ConfigError
 
 _BENCHMARKS = {
     "kernels": "msa_kernels.bench:run",
-    "layouts": "msa_train.training.bench_layouts:measure",
-    "train": "msa_train.training.bench:measure",
+    "layouts": "msa_train.bench.layouts:measure",
+    "train": "msa_train.bench.train:measure",
     "candidates": "msa_train.commands.measure:candidates",
     "memory": "msa_train.commands.measure:memory",
-    "serve": "msa_train.serving.load:measure",
+    "serve": "msa_train.bench.serve:measure",
 }
 _INPUTS = {"candidates": ("export", "bank", "questions")}
 _CHOICES = {  # may be given or not
@@ -99,13 +99,13 @@ def _rows(result: Any) -> Iterator[dict[str, Any]]:
 
 def candidates(export: Path, bank: Path, questions: Path) -> list[dict[str, Any]]:
     from data_pipeline.dataset import read_questions
+    from msa_train.bench.candidates import certified_candidates
     from msa_train.interop.export import load_export
-    from msa_train.memory.candidates import certified_candidates
-    from msa_train.memory.storage.bank import MemoryBank
+    from msa_train.memory.bank.snapshot import BankSnapshot
 
     model, _, tokenizer, fingerprint = load_export(export)
     asked = [question.question for _, question in read_questions(questions)]
-    return certified_candidates(model, tokenizer, MemoryBank.open(bank, fingerprint), asked)
+    return certified_candidates(model, tokenizer, BankSnapshot.open(bank, fingerprint), asked)
 
 
 def memory(
@@ -116,9 +116,9 @@ def memory(
 ) -> dict[str, Any]:
     """Without an export: the quickstart's geometry with random weights, and a tokenizer trained on
     the spot."""
+    from msa_train.bench.memory import PARTS, WITHOUT_MODEL, known_parts, measure
+    from msa_train.bench.sizes import FULL, QUICK
     from msa_train.interop.export import load_export
-    from msa_train.memory.bench import PARTS, WITHOUT_MODEL, known_parts, measure
-    from msa_train.memory.bench.sizes import FULL, QUICK
 
     chosen = known_parts(parts or PARTS)
     if export is not None:
@@ -139,10 +139,10 @@ def _loaded(export: Path) -> tuple[Any, Any, dict[str, str]]:
 
 
 def _untrained(tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
+    from msa_train.bench.train import MODEL
     from msa_train.interop.weights import load_published
     from msa_train.model.decoder import MSADecoder
     from msa_train.model.weights import initial_reader, weight_shapes
-    from msa_train.training.bench import MODEL
 
     read = initial_reader(MODEL, seed=0)
     weights = {name: read(name) for name in weight_shapes(MODEL)}
@@ -151,10 +151,10 @@ def _untrained(tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
 
 
 def _bench_tokenizer() -> Any:
-    from data_pipeline.corpus import corpus_texts
     from data_pipeline.settings import DataConfig
     from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
-    from msa_train.training.bench import MODEL
+    from data_pipeline.tokenizer_training import corpus_texts
+    from msa_train.bench.train import MODEL
 
     texts = corpus_texts(DataConfig(), ("niah", "pydocs"))
     return train_sentencepiece(texts, MODEL.vocab_size)

@@ -66,7 +66,7 @@ def _update(options: argparse.Namespace) -> int:
 
 def _remove(options: argparse.Namespace) -> int:
     from msa_train.errors import BankError, ConfigError
-    from msa_train.memory.storage.writer import BankWriter
+    from msa_train.memory.bank.writer import BankWriter
 
     if not options.ids and not options.numbers:
         raise ConfigError("memory remove: give --ids or --numbers")
@@ -82,7 +82,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _compact(options: argparse.Namespace) -> int:
-    from msa_train.memory.storage.writer import BankWriter
+    from msa_train.memory.bank.writer import BankWriter
 
     with BankWriter(options.bank, "compact") as writer:
         writer.compact()
@@ -91,7 +91,7 @@ def _compact(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from msa_train.errors import BankError
-    from msa_train.memory.storage.verify import verify_bank
+    from msa_train.memory.bank.verify import verify_bank
 
     report = verify_bank(options.bank)
     if options.json:
@@ -108,9 +108,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _texts(options: argparse.Namespace) -> int:
-    from msa_train.memory.storage.bank import MemoryBank
+    from msa_train.memory.bank.snapshot import BankSnapshot
 
-    bank = MemoryBank.open(options.bank)
+    bank = BankSnapshot.open(options.bank)
     if options.json and not options.out:
         print_json([document.to_line() for document in bank])
         return 0
@@ -133,9 +133,9 @@ def _opened(out: Path | None) -> AbstractContextManager[TextIO]:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from msa_train.memory.storage.bank import MemoryBank
+    from msa_train.memory.bank.snapshot import BankSnapshot
 
-    info = MemoryBank.open(options.bank).info()
+    info = BankSnapshot.open(options.bank).info()
     if options.json:
         print_json(info)
         return 0

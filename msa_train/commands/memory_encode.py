@@ -47,7 +47,7 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
 
 def encode_new(options: argparse.Namespace) -> None:
     """Build a bank."""
-    from msa_train.memory.build import build_bank
+    from msa_train.memory.bank.build import build_bank
 
     with _inputs(options) as inputs:
         build_bank(options.bank, dtype=options.dtype, **inputs)
@@ -55,7 +55,7 @@ def encode_new(options: argparse.Namespace) -> None:
 
 def encode_more(options: argparse.Namespace, update: bool) -> None:
     """Add to a bank, or update its documents."""
-    from msa_train.memory.build import add_documents
+    from msa_train.memory.bank.build import add_documents
 
     with _inputs(options) as inputs:
         add_documents(options.bank, update=update, **inputs)
@@ -66,8 +66,8 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What both take; says afterwards which documents were split."""
     from msa_train.errors import ConfigError
     from msa_train.interop.export import load_export
-    from msa_train.memory.corpus import Splitting
-    from msa_train.memory.encoding_ranks import EncodingRanks
+    from msa_train.memory.bank.corpus import Splitting
+    from msa_train.memory.ranks.encoding import EncodingRanks
 
     if options.ranks < 1:
         raise ConfigError(f"--ranks is {options.ranks}: give 1 or more")
@@ -102,11 +102,11 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _corpus(name: str, tokenizer: Any) -> tuple[Iterable[Any], Callable[[], float | None]]:
     """The documents, and how much of them is read."""
-    from msa_train.memory.corpus import Corpus, pydocs
+    from msa_train.memory.bank.corpus import CorpusFile, pydocs
 
     if name == "pydocs":
         return pydocs(tokenizer)
-    corpus = Corpus(name)
+    corpus = CorpusFile(name)
     return corpus.documents(), corpus.share_read
 
 
@@ -116,7 +116,7 @@ def _load(export: Path, fingerprint: dict[str, str], ranks: int, rank: int) -> A
 
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
-    from msa_train.memory.blocks import BlockEncoder
+    from msa_train.memory.bank.blocks import BlockEncoder
 
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     model, _, tokenizer, found = load_export(export)
@@ -137,6 +137,6 @@ def _placed(model: Any, rank: int) -> Any:
 def _token_budget() -> int:
     import torch
 
-    from msa_train.memory.encoder import TOKEN_BUDGET
+    from msa_train.memory.bank.encode import TOKEN_BUDGET
 
     return _GPU_TOKENS if torch.cuda.is_available() else TOKEN_BUDGET

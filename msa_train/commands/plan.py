@@ -49,8 +49,8 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def _memory(options: argparse.Namespace) -> int:
     from msa_train.errors import ConfigError
-    from msa_train.memory.cards import parse_cards, parse_count
-    from msa_train.memory.plan import BankSize, Serving, plan
+    from msa_train.memory.planner.hardware import parse_cards, parse_count
+    from msa_train.memory.planner.plan import BankSize, Serving, plan
 
     config, cards = _model(options.model), parse_cards(options.gpus)
     bank = BankSize.of_tokens(
@@ -72,7 +72,7 @@ def _memory(options: argparse.Namespace) -> int:
 
 def _model(name: str) -> Any:
     from msa_train.errors import CheckpointError
-    from msa_train.interop.msa_checkpoint import from_published
+    from msa_train.interop.published_config import from_published
     from msa_train.model.presets import PRESETS
 
     if name.lower() in PRESETS:
@@ -87,8 +87,8 @@ def _model(name: str) -> Any:
 
 
 def _machine(cards: tuple, host_ram: str) -> Any:
-    from msa_train.memory.cards import parse_bytes
-    from msa_train.memory.plan import Machine
+    from msa_train.memory.planner.hardware import parse_bytes
+    from msa_train.memory.planner.plan import Machine
 
     size, _, speed = host_ram.partition("@")
     bandwidth = parse_bytes(speed.removesuffix("/s"), "bandwidth in host-ram") if speed else 0
@@ -99,8 +99,8 @@ def _print(found: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from msa_train.memory.plan import gb
-    from msa_train.memory.plan_advice import would_fit
+    from msa_train.memory.planner.plan import gb
+    from msa_train.memory.planner.plan_advice import would_fit
 
     bank, cards = found.bank, found.machine.cards
     console = Console(width=100, highlight=False)
@@ -128,7 +128,7 @@ def _print(found: Any) -> None:
 
 
 def _verdict(found: Any, place: str) -> str:
-    from msa_train.memory.plan import gb
+    from msa_train.memory.planner.plan import gb
 
     have = found.have(place)
     if have is None:
@@ -137,7 +137,7 @@ def _verdict(found: Any, place: str) -> str:
 
 
 def _floor_line(found: Any) -> str:
-    from msa_train.memory.plan import gb
+    from msa_train.memory.planner.plan import gb
 
     if found.floor is None:
         return "Floor per query: unknown without a bandwidth; give --host-ram SIZE@BANDWIDTH"

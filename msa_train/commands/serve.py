@@ -77,13 +77,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     from msa_train.errors import ConfigError
     from msa_train.serving.keys import ApiKeys
-    from msa_train.serving.settings import AllowedHosts, Limits, check_host
+    from msa_train.serving.settings import AllowedHosts, InterleaveLimits, check_host
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
     check_host(options.host, bool(keys))
     hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
-    limits = Limits(
+    limits = InterleaveLimits(
         options.max_body_mb, options.max_batch, options.max_concurrent, options.queue,
         options.context_tokens, options.timeout_s, options.drain_s,
     )  # fmt: skip
@@ -101,11 +101,11 @@ def _run(
     limits: Any, hosts: Any,
 ) -> None:  # fmt: skip
     from msa_train.interop.export import load_export
-    from msa_train.memory.scheduler import Scheduler
-    from msa_train.memory.served import ServedBank
-    from msa_train.memory.service import AnswerService
+    from msa_train.memory.engine.engine_thread import EngineThread
+    from msa_train.memory.engine.scheduler import Scheduler
+    from msa_train.memory.search.live import LiveBank
     from msa_train.serving.banks import Banks, ServedModel
-    from msa_train.serving.running import run
+    from msa_train.serving.server import run
     from msa_train.serving.service import Service
 
     tiers = _tiers(options)
@@ -114,8 +114,8 @@ def _run(
     decoder = decoder.to(_device(options))
     name = options.name or options.export.resolve().name
 
-    def open_bank(path: Path) -> ServedBank:
-        return ServedBank.open(path, decoder, fingerprint, tiers, ranks)
+    def open_bank(path: Path) -> LiveBank:
+        return LiveBank.open(path, decoder, fingerprint, tiers, ranks)
 
     banks = Banks(open_bank, options.banks_dir)
     for bank, path in reversed(named):
@@ -123,20 +123,20 @@ def _run(
     model = ServedModel(name, decoder, tokenizer, fingerprint)
     scheduler = Scheduler(decoder, tokenizer, limits.concurrent, limits.context_tokens)
     _warm_up(scheduler, banks)
-    service = Service(model, banks, AnswerService(scheduler), keys, limits, hosts)
+    service = Service(model, banks, EngineThread(scheduler), keys, limits, hosts)
     run(service, options.host, options.port)
 
 
 def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, limits: Any) -> None:
     """Raises ConfigError, with the numbers and what would fit, for banks that this machine cannot
     serve: better now than out of memory in an hour."""
-    from msa_train.memory.machine import this_machine
-    from msa_train.memory.plan import BankSize, Serving, plan
-    from msa_train.memory.storage.manifest import MANIFEST, Manifest
+    from msa_train.memory.bank.manifest import MANIFEST, BankManifest
+    from msa_train.memory.planner.machine import this_machine
+    from msa_train.memory.planner.plan import BankSize, Serving, plan
 
     if options.banks_dir is not None and options.banks_dir.is_dir():
         paths = paths + [each.parent for each in options.banks_dir.glob(f"*/{MANIFEST}")]
-    manifests = [Manifest.load(path) for path in paths]
+    manifests = [BankManifest.load(path) for path in paths]
     sizes = [BankSize.of_manifest(each) for each in manifests]
     if not any(each.documents for each in sizes):
         return
@@ -156,11 +156,13 @@ def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, li
 def _warm_up(scheduler: Any, banks: Any) -> None:
     """A first answer before anybody waits for one: it loads and compiles what all others use
     (measured: 5 s on a CPU)."""
-    from msa_train.memory.answers import Failed
-    from msa_train.memory.scheduler import Limits, Request
+    from msa_train.memory.engine.events import Failed
+    from msa_train.memory.engine.scheduler import InterleaveLimits, Request
 
     for bank in banks:
-        request = Request("Is anything there?", bank.view(), "memory", Limits(answer_tokens=2))
+        request = Request(
+            "Is anything there?", bank.view(), "memory", InterleaveLimits(answer_tokens=2)
+        )
         scheduler.submit(request)
         while scheduler.busy:
             for _, event in scheduler.step():
@@ -194,7 +196,7 @@ def _ranks(options: argparse.Namespace) -> Iterator[Any]:
 
 
 def _tiers(options: argparse.Namespace) -> Any:
-    from msa_train.memory.tiers import TierSettings
+    from msa_train.memory.search.tiers import TierSettings
 
     return TierSettings(options.keys, options.states, options.hot_mb)
 

@@ -11,14 +11,14 @@ from data_pipeline.protocol import parse_ids
 from data_pipeline.schema import Query
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.evaluation.metrics import Columns, answer_columns, id_columns, recall_columns
-from msa_train.memory.answers import Answer, Chosen
-from msa_train.memory.engine import MemoryEngine
-from msa_train.memory.interleave import Limits
-from msa_train.memory.search import MemoryView
+from msa_train.memory.engine.engine import MemoryEngine
+from msa_train.memory.engine.events import Answer, Chosen
+from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 
 # Far above what a right answer needs: a model that rambles must not cost the whole evaluation.
-LIMITS = Limits(rounds=3, retrieval_characters=200, answer_tokens=48)
+LIMITS = InterleaveLimits(rounds=3, retrieval_characters=200, answer_tokens=48)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from data_pipeline.schema import Query
 
 
 @dataclass(frozen=True)
-class Group:
+class QuestionGroup:
     """Questions that share their banks.
 
     banks: memory tokens -> places [n] of the bank's documents in the set, ascending.
@@ -56,7 +56,7 @@ def groups(
     document_tokens: np.ndarray,
     lengths: Sequence[int],
     questions: int,
-) -> list[Group]:
+) -> list[QuestionGroup]:
     """Groups, evenly spread over the ring, that ask `questions` questions together.
 
     ring [n]: see ring_order; numbers, document_tokens [n]: of the set's documents, by place. A
@@ -72,7 +72,7 @@ def groups(
             break  # the groups before this one happened to be rich
         total += len(asked)
         banks = {length: np.sort(ring[window(tokens, first, length)]) for length in lengths}
-        chosen.append(Group(tuple(asked), banks))
+        chosen.append(QuestionGroup(tuple(asked), banks))
     if total < questions:
         raise DataError(
             f"evaluation.questions is {questions}: the documents of evaluation.memory_tokens "

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Query
-from data_pipeline.sources.base import Bank, NumberConfig
+from data_pipeline.sources.base import DrawnBank, NumberConfig
 from data_pipeline.sources.dataset_config import DatasetConfig
 from data_pipeline.sources.dataset_tables import prepare
 from data_pipeline.sources.datasets import whole_bank
@@ -48,7 +48,7 @@ def _bank(
     numbers: NumberConfig,
     settings: EvaluationConfig,
     prepared: Path,
-) -> Bank:
+) -> DrawnBank:
     split, length = dataset.held_out_split, dataset.document_tokens
     tables = prepare(dataset, split, length, tokenizer, prepared)
     return whole_bank(tables, numbers, np.random.default_rng((settings.seed, 2)))

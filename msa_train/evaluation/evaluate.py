@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.corpus import used_sources
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_training import used_sources
 from msa_train.config import Config, to_plain
 from msa_train.evaluation import niah, qa
 from msa_train.evaluation.asking import Asker

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.memory.encoder import encode_documents
-from msa_train.memory.in_memory import joined, view_of
-from msa_train.memory.progress import with_progress
-from msa_train.memory.search import MemoryView
+from msa_train.memory.bank.encode import encode_documents
+from msa_train.memory.bank.progress import with_progress
+from msa_train.memory.search.in_memory import joined, view_of
+from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder

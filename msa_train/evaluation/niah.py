@@ -18,18 +18,18 @@ from data_pipeline.bm25 import BM25
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Query
 from data_pipeline.settings import DataConfig
-from data_pipeline.sources.base import Bank
+from data_pipeline.sources.base import DrawnBank
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import Config, EvaluationConfig
 from msa_train.evaluation.asking import Asker, joined
-from msa_train.evaluation.banks import Group, groups, ring_order
+from msa_train.evaluation.banks import QuestionGroup, groups, ring_order
 from msa_train.evaluation.baselines import bm25_recalls
 from msa_train.evaluation.jobs import Job, run_jobs
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.report import relative_losses, summarise
-from msa_train.memory.search import MemoryView
+from msa_train.memory.search.view import MemoryView
 
 Key = tuple[str, int | str, str, int]  # task, length or control, measure, group
 Measure = Callable[[MemoryView, Sequence[Query]], Columns]
@@ -38,7 +38,7 @@ _PROBE = 256  # documents that tell how long they are on average
 _MARGIN = 1.01
 
 
-def needle_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer) -> Bank:
+def needle_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer) -> DrawnBank:
     """Needles of all tasks in equal shares, no other documents, enough for the longest memory."""
     niah = replace(data.niah, tasks=dict.fromkeys(config.niah_tasks, 1.0), needle_share=1.0)
     source = NiahSource(niah, tokenizer, data.numbers)
@@ -56,14 +56,14 @@ class NeedleTask:
     """One task's questions, in groups that share their banks."""
 
     name: str
-    groups: list[Group]
+    groups: list[QuestionGroup]
 
     @property
     def queries(self) -> list[Query]:
         return [query for group in self.groups for query in group.queries]
 
 
-def needle_tasks(bank: Bank, memory: EncodedSet, config: EvaluationConfig) -> list[NeedleTask]:
+def needle_tasks(bank: DrawnBank, memory: EncodedSet, config: EvaluationConfig) -> list[NeedleTask]:
     """The tasks' groups: all on one ring, so that every bank holds needles of every task."""
     ring = ring_order(bank.queries, memory.numbers)
     lengths = sorted(config.memory_tokens)
@@ -126,7 +126,7 @@ def needle_report(
     return report
 
 
-def whole_groups(parts: Sequence[Group], count: int) -> list[Group]:
+def whole_groups(parts: Sequence[QuestionGroup], count: int) -> list[QuestionGroup]:
     """Groups, evenly spaced, with `count` questions in all (or all there are); the last is cut.
 
     Whole groups, because questions of one bank are answered together.
@@ -176,12 +176,12 @@ def _control_jobs(
     return jobs
 
 
-def _ask(measure: Measure, memory: EncodedSet, group: Group, length: int) -> Columns:
+def _ask(measure: Measure, memory: EncodedSet, group: QuestionGroup, length: int) -> Columns:
     return measure(memory.view(group.banks[length]), group.queries)
 
 
 def _ask_control(
-    control: str, asker: Asker, memory: EncodedSet, group: Group, length: int, seed: int
+    control: str, asker: Asker, memory: EncodedSet, group: QuestionGroup, length: int, seed: int
 ) -> Columns:
     if control == "no_memory":
         return asker.from_memory(memory.nothing(), group.queries)
@@ -189,7 +189,7 @@ def _ask_control(
     return asker.from_memory(astray.view(), group.queries)
 
 
-def _search(bm25: BM25, memory: EncodedSet, asked: Sequence[Group], length: int) -> Columns:
+def _search(bm25: BM25, memory: EncodedSet, asked: Sequence[QuestionGroup], length: int) -> Columns:
     numbers = np.array(memory.numbers)
     return joined([bm25_recalls(bm25, g.banks[length], numbers, g.queries) for g in asked])
 

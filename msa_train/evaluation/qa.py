@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Query
 from data_pipeline.settings import DataConfig
-from data_pipeline.sources.base import Bank
+from data_pipeline.sources.base import DrawnBank
 from data_pipeline.sources.pydocs import PydocsSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.config import Config, EvaluationConfig
@@ -25,13 +25,13 @@ from msa_train.evaluation.report import summarise
 Key = tuple[str, int]  # measure, first question
 
 
-def pydocs_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer) -> Bank:
+def pydocs_bank(config: EvaluationConfig, data: DataConfig, tokenizer: Tokenizer) -> DrawnBank:
     """All documents, and evaluation.pydocs_questions (or all there are) about held-out ones."""
     source = PydocsSource(data.pydocs, tokenizer, data.numbers)
     rng = np.random.default_rng((config.seed, 1))
     bank = source.whole_bank(rng, "held_out")
     chosen = rng.permutation(len(bank.queries))[: config.pydocs_questions]
-    return Bank(bank.documents, tuple(bank.queries[place] for place in chosen))
+    return DrawnBank(bank.documents, tuple(bank.queries[place] for place in chosen))
 
 
 def pydocs_jobs(

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from msa_train.interop.msa_checkpoint import from_published
+from msa_train.interop.published_config import from_published
 from msa_train.interop.weights import load_published
 from msa_train.model.attention import Pooled
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
+from msa_train.model.kv_cache import KVCache, Prefill
 from msa_train.model.resident import ResidentMemory
-from msa_train.model.slots import Prefill, Slots
 
 if TYPE_CHECKING:
     from msa_train.interop.conformance import Recorder
@@ -113,7 +113,7 @@ def _compare_decoding(
             recorder.close(f"{name}.{layer}", ours, stored[f"{name}.{layer}"])
     for layer in prefill.readings:
         _compare_routing(layer, prefill, query, meta, real, is_query, model.config, recorder)
-    slots = Slots(model.config, contexts, int(lengths.max()) + steps, prefill.hidden)
+    slots = KVCache(model.config, contexts, int(lengths.max()) + steps, prefill.hidden)
     slots.admit(prefill, range(contexts), range(contexts))
     last = prefill.last
     for step in range(steps):

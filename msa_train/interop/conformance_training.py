@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from msa_train.interop.msa_checkpoint import from_published
+from msa_train.interop.published_config import from_published
 from msa_train.interop.weights import load_published
 from msa_train.model.batch import IGNORE, MemoryBatch
 from msa_train.model.config import ModelConfig

@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
-from msa_train import sealed
+from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError
-from msa_train.interop.msa_checkpoint import from_published, to_published
+from msa_train.interop.published_config import from_published, to_published
 from msa_train.interop.weights import load_published
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.decoder import MSADecoder
@@ -91,10 +91,10 @@ def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[
 
 def _checkpoint(source: Path) -> Path:
     """A checkpoint folder as it is, or the newest undamaged one of a run."""
-    if (source / sealed.SEAL).is_file():
-        sealed.check(source)
+    if (source / checkpoint_folders.SEAL).is_file():
+        checkpoint_folders.check(source)
         return source
-    found = sealed.newest_good(source / "checkpoints")
+    found = checkpoint_folders.newest_good(source / "checkpoints")
     if found is None:
         raise CheckpointError(
             f"{source} holds no complete checkpoint: give a run's folder, or one of its "

@@ -14,7 +14,7 @@ import torch
 from msa_kernels import chunk_mean, context_attention, document_attention
 from torch import Tensor
 
-from msa_train.model.batch import Layout
+from msa_train.model.batch import StreamLayout
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing, gate_bias, key_vectors, query_vectors, route
 
@@ -135,7 +135,7 @@ def reading(routing: Routing, k: Tensor, v: Tensor, bank_sizes: Tensor, router: 
     return Reading(routing, k, v, bias)
 
 
-def plain_layer(x: Projections, layout: Layout) -> Tensor:
+def plain_layer(x: Projections, layout: StreamLayout) -> Tensor:
     """Attention of a layer without router: documents alone, contexts alone. [N, H, D]."""
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
@@ -150,7 +150,7 @@ def alone(x: Projections, cu: Tensor) -> Tensor:
 
 
 def context_layer(
-    h: Tensor, x: Projections, layout: Layout, router: Router, pooled: Pooled
+    h: Tensor, x: Projections, layout: StreamLayout, router: Router, pooled: Pooled
 ) -> tuple[Tensor, Routing]:
     """Contexts [Na] of a router layer search and read pooled documents. [Na, H, D], routing."""
     cu = layout.ctx_cu
@@ -165,7 +165,7 @@ def context_layer(
 
 
 def router_layer(
-    h: Tensor, x: Projections, layout: Layout, router: Router, contexts_only: bool = False
+    h: Tensor, x: Projections, layout: StreamLayout, router: Router, contexts_only: bool = False
 ) -> tuple[Tensor, Routing, Pooled]:
     """Attention of a router layer (SPEC section 2): normed states h [N, d], their projections x.
 

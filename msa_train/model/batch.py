@@ -64,7 +64,7 @@ class MemoryBatch:
 
 
 @dataclass(frozen=True)
-class Layout:
+class StreamLayout:
     """What every layer needs to know of a batch, computed once per forward pass."""
 
     doc_token_count: int
@@ -80,7 +80,7 @@ class Layout:
     keep_documents: bool  # the documents' final hidden states are wanted
 
     @classmethod
-    def of(cls, batch: MemoryBatch, chunk_size: int, stored: bool = False) -> Layout:
+    def of(cls, batch: MemoryBatch, chunk_size: int, stored: bool = False) -> StreamLayout:
         """stored: the documents' pooled states are at hand, their tokens not in the stream."""
         query_index, query_cu = query_rows(batch.is_query, batch.ctx_cu)
         doc_cu = batch.doc_cu[:1] if stored else batch.doc_cu
@@ -100,13 +100,13 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Documents:
+class PackedDocuments:
     """Packed documents without contexts: what is encoded of them is their pooled memory."""
 
     tokens: Tensor  # [Nd]
     cu: Tensor  # [n+1]
 
-    def groups(self, limit: int) -> list[Documents]:
+    def groups(self, limit: int) -> list[PackedDocuments]:
         """In order, each as many documents as have at most `limit` tokens (or one, longer)."""
         ends, first, groups = self.cu.tolist(), 0, []
         while first < len(ends) - 1:
@@ -115,13 +115,13 @@ class Documents:
             first = last
         return groups or [self]
 
-    def _part(self, first: int, last: int) -> Documents:
+    def _part(self, first: int, last: int) -> PackedDocuments:
         cu = self.cu[first : last + 1]
-        return Documents(self.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0])
+        return PackedDocuments(self.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0])
 
-    def layout(self, chunk_size: int) -> Layout:
+    def layout(self, chunk_size: int) -> StreamLayout:
         none, nobody = self.cu[:0], self.cu[:1]
-        return Layout(
+        return StreamLayout(
             doc_token_count=len(self.tokens),
             doc_cu=self.cu,
             bank_cu=nobody,

@@ -28,13 +28,13 @@ from msa_train.model.attention import (
     router_layer,
     router_query,
 )
-from msa_train.model.batch import Layout, MemoryBatch, positions_within, query_rows
+from msa_train.model.batch import MemoryBatch, StreamLayout, positions_within, query_rows
 from msa_train.model.config import ModelConfig
-from msa_train.model.fused import swiglu
+from msa_train.model.kv_cache import KVCache, Prefill, Window
+from msa_train.model.liger import swiglu
 from msa_train.model.norm import RMSNorm
 from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing
-from msa_train.model.slots import Prefill, Slots, Window
 
 
 @dataclass
@@ -156,7 +156,7 @@ class MSADecoder(nn.Module):
 
     def forward(self, batch: MemoryBatch) -> Output:
         """Both streams of a batch at once: the training computation without Megatron."""
-        layout = Layout.of(batch, self.config.router.chunk_size)
+        layout = StreamLayout.of(batch, self.config.router.chunk_size)
         nd = layout.doc_token_count
         x = self.model.embed_tokens(torch.cat([batch.doc_tokens, batch.tokens]))
         cos, sin = self._tables(layout.positions)
@@ -232,10 +232,10 @@ class MSADecoder(nn.Module):
         following = positions[ctx_cu[1:] - 1] + 1
         return Prefill(self.model.norm(x), ctx_cu, following, keys, values, readings)
 
-    def decode(self, tokens: Tensor, slots: Slots, window: Window) -> Tensor:
+    def decode(self, tokens: Tensor, slots: KVCache, window: Window) -> Tensor:
         """One token [b] of each of the first rows -> final states [b, d]; no new routing.
 
-        window: of Slots.begin, which says who is fed; the others' states are of no use.
+        window: of KVCache.begin, which says who is fed; the others' states are of no use.
         """
         count = len(tokens)
         row = torch.arange(count, device=tokens.device)
@@ -250,7 +250,7 @@ class MSADecoder(nn.Module):
         slots.end(count)
         return self.model.norm(x)
 
-    def extend(self, tokens: Tensor, rows: list[int], counts: list[int], slots: Slots) -> Tensor:
+    def extend(self, tokens: Tensor, rows: list[int], counts: list[int], slots: KVCache) -> Tensor:
         """Several tokens at once, packed [T], counts of each row -> final states [T, d]."""
         starts = torch.tensor([slots.lengths[row] for row in rows]).repeat_interleave(
             torch.tensor(counts)

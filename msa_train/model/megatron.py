@@ -18,12 +18,12 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
 from msa_train.model.attention import Pooled
-from msa_train.model.batch import IGNORE, Documents, Layout, MemoryBatch
+from msa_train.model.batch import IGNORE, MemoryBatch, PackedDocuments, StreamLayout
 from msa_train.model.config import ModelConfig
-from msa_train.model.fused import linear_cross_entropy_sum, uses_liger
+from msa_train.model.key_queue import KeyQueue
+from msa_train.model.liger import linear_cross_entropy_sum, uses_liger
 from msa_train.model.losses import router_loss_sum, stale_loss_sum
 from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
-from msa_train.model.queue import KeyQueue
 from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing, score_documents
 from msa_train.model.weights import Read, megatron_shard
@@ -68,10 +68,10 @@ class MSAModel(MegatronModule):
 
     def hidden_states(self, batch: MemoryBatch) -> tuple[Tensor, TwoStreams]:
         """Final states [Na, d] ([Nd+Na, d] with document labels) and what was routed."""
-        streams = self._streams(Layout.of(batch, self.model.router.chunk_size))
+        streams = self._streams(StreamLayout.of(batch, self.model.router.chunk_size))
         return self._run(torch.cat([batch.doc_tokens, batch.tokens]), streams), streams
 
-    def encode(self, documents: Documents) -> tuple[Tensor, ...]:
+    def encode(self, documents: PackedDocuments) -> tuple[Tensor, ...]:
         """Pooled memory of the documents: k, v and router key of each router layer, [C, ...]."""
         streams = self._streams(documents.layout(self.model.router.chunk_size), "encode")
         self._run(documents.tokens, streams)
@@ -79,20 +79,20 @@ class MSAModel(MegatronModule):
         return tuple(state for pooled in layers for state in (pooled.k, pooled.v, pooled.key))
 
     def forward(
-        self, batch: MemoryBatch | Documents, memory: tuple[Tensor, ...] | None = None
+        self, batch: MemoryBatch | PackedDocuments, memory: tuple[Tensor, ...] | None = None
     ) -> Losses | tuple[Tensor, ...]:
         """Losses of a batch; with `memory` its documents are not encoded, but read from there.
 
         Of documents alone: what `encode` gives (everything goes through `forward`, because ZeRO-3
         fetches parameters there, and looks for tensors in what it takes and returns).
         """
-        if isinstance(batch, Documents):
+        if isinstance(batch, PackedDocuments):
             return self.encode(batch)
         if memory is None:
             hidden, streams = self.hidden_states(batch)
         else:
             assert batch.doc_labels is None, "final states of documents need their tokens"
-            layout = Layout.of(batch, self.model.router.chunk_size, stored=True)
+            layout = StreamLayout.of(batch, self.model.router.chunk_size, stored=True)
             states = (Pooled(*memory[i : i + 3]) for i in range(0, len(memory), 3))
             pooled = dict(zip(self.model.router_layers, states, strict=True))
             streams = self._streams(layout, "read", pooled)
@@ -106,7 +106,7 @@ class MSAModel(MegatronModule):
         return Losses(lm, self._router_loss_sum(batch, streams), streams.routings)
 
     def _streams(
-        self, layout: Layout, work: str = "both", pooled: dict[int, Pooled] | None = None
+        self, layout: StreamLayout, work: str = "both", pooled: dict[int, Pooled] | None = None
     ) -> TwoStreams:
         cos, sin = rotary_tables(layout.positions, self.model.head_dim, self.model.rope_theta)
         return TwoStreams(layout=layout, cos=cos, sin=sin, work=work, pooled=pooled or {})

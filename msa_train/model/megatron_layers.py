@@ -40,9 +40,9 @@ from msa_train.model.attention import (
     pool_documents,
     router_layer,
 )
-from msa_train.model.batch import Layout
+from msa_train.model.batch import StreamLayout
 from msa_train.model.config import ModelConfig
-from msa_train.model.fused import swiglu
+from msa_train.model.liger import swiglu
 from msa_train.model.norm import RMSNorm
 from msa_train.model.router import Routing
 
@@ -56,7 +56,7 @@ class TwoStreams(PackedSeqParams):
     hold what they pooled and chose.
     """
 
-    layout: Layout = None
+    layout: StreamLayout = None
     cos: Tensor = None
     sin: Tensor = None
     work: Literal["both", "read", "encode"] = "both"

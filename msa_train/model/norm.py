@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from msa_train.model.fused import rms_norm, uses_liger
+from msa_train.model.liger import rms_norm, uses_liger
 
 
 class RMSNorm(nn.Module):

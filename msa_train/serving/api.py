@@ -17,15 +17,15 @@ from msa_train.errors import MSAError
 from msa_train.serving import chat_api, memory_api
 from msa_train.serving.access import allowed
 from msa_train.serving.failures import ApiError, bad_request, translated
-from msa_train.serving.gate import Gate
 from msa_train.serving.metrics import CONTENT_TYPE
+from msa_train.serving.middleware import RequestGuard
 from msa_train.serving.service import Service
 
 EXPLORER = Path(__file__).parent / "explorer"
 log = logging.getLogger("msa_train.serving")
 
 
-def create_app(service: Service) -> Gate:
+def create_app(service: Service) -> RequestGuard:
     """The whole server as an ASGI application."""
     app = FastAPI(title="msa", docs_url=None, redoc_url=None, openapi_url=None)
     for router in (_open_routes(service), chat_api.routes(service), *memory_api.routes(service)):
@@ -37,7 +37,7 @@ def create_app(service: Service) -> Gate:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misread)
     app.add_exception_handler(Exception, _failed)
-    return Gate(app, service)
+    return RequestGuard(app, service)
 
 
 def _open_routes(service: Service) -> APIRouter:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
-from msa_train import durable
 from msa_train.errors import BankError, ConfigError
-from msa_train.memory.build import build_bank
-from msa_train.memory.search import MemoryView
-from msa_train.memory.served import ServedBank
-from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.storage.manifest import MANIFEST
-from msa_train.memory.storage.writer import BankWriter
+from msa_train.memory.bank.build import build_bank
+from msa_train.memory.bank.manifest import MANIFEST
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.writer import BankWriter
+from msa_train.memory.search.live import LiveBank
+from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 from msa_train.serving.failures import ApiError
 
@@ -37,16 +37,16 @@ class ServedModel:
     fingerprint: dict[str, str]
 
 
-class Bank:
+class ServedBank:
     """A bank under its name. droppable: it lies in the folder that the server may change."""
 
-    def __init__(self, name: str, path: Path, served: ServedBank, droppable: bool):
+    def __init__(self, name: str, path: Path, served: LiveBank, droppable: bool):
         self.name, self.path, self.droppable = name, path, droppable
         self._served, self._writing = served, threading.Lock()
         self.dropped = False
 
     @property
-    def stored(self) -> MemoryBank:
+    def stored(self) -> BankSnapshot:
         """The documents of the newest snapshot that was opened."""
         assert self._served.bank is not None
         return self._served.bank
@@ -86,12 +86,12 @@ class Bank:
 class Banks:
     """Banks by name, in the order in which they came; the first answers who names none.
 
-    open_bank: path -> ServedBank. folder: where banks may be made and dropped (None: nowhere).
+    open_bank: path -> LiveBank. folder: where banks may be made and dropped (None: nowhere).
     """
 
-    def __init__(self, open_bank: Callable[[Path], ServedBank], folder: Path | None = None):
+    def __init__(self, open_bank: Callable[[Path], LiveBank], folder: Path | None = None):
         self._open, self._folder = open_bank, folder
-        self._banks: dict[str, Bank] = {}
+        self._banks: dict[str, ServedBank] = {}
         self._changing = threading.Lock()
         if folder is not None:
             self._open_folder(folder)
@@ -101,12 +101,12 @@ class Banks:
         check_name(name)
         if name in self._banks:
             raise ConfigError(f"--bank {name}={path}: there is a bank of this name already")
-        self._banks = {name: Bank(name, path, self._open(path), False), **self._banks}
+        self._banks = {name: ServedBank(name, path, self._open(path), False), **self._banks}
 
-    def __iter__(self) -> Iterator[Bank]:
+    def __iter__(self) -> Iterator[ServedBank]:
         return iter(list(self._banks.values()))
 
-    def __getitem__(self, name: str | None) -> Bank:
+    def __getitem__(self, name: str | None) -> ServedBank:
         """Raises ApiError 404."""
         banks = self._banks
         if name is None and banks:
@@ -117,7 +117,7 @@ class Banks:
             raise ApiError(404, "bank_not_found", f"there is no bank {name!r}")
         return banks[name]
 
-    def create(self, name: str, model: ServedModel) -> Bank:
+    def create(self, name: str, model: ServedModel) -> ServedBank:
         """An empty bank. Raises ApiError 400, 403 or 409."""
         check_name(name)
         if self._folder is None:
@@ -127,7 +127,7 @@ class Banks:
             if name in self._banks or path.exists():
                 raise ApiError(409, "bank_exists", f"there is a bank {name!r} already")
             build_bank(path, model.model, model.tokenizer, [], model.fingerprint)
-            bank = Bank(name, path, self._open(path), True)
+            bank = ServedBank(name, path, self._open(path), True)
             self._banks = {**self._banks, name: bank}
         return bank
 
@@ -142,11 +142,11 @@ class Banks:
             )
         aside = bank.path.with_name(_DROPPED.format(name=name, nonce=secrets.token_hex(4)))
         with bank.writing(timeout_s), BankWriter(bank.path, "drop"), self._changing:
-            durable.rename(bank.path, aside)
+            files.rename(bank.path, aside)
             bank.dropped = True
             self._banks = {key: each for key, each in self._banks.items() if key != name}
         bank.close()
-        durable.remove(aside)
+        files.remove(aside)
 
     def close(self) -> None:
         for bank in self:
@@ -160,9 +160,9 @@ class Banks:
             raise ConfigError(f"--banks-dir {folder}: {error.strerror}; give a folder") from error
         for path in paths:
             if re.fullmatch(re.escape(".") + _NAME.pattern + r"\.dropped-[0-9a-f]{8}", path.name):
-                durable.remove(path)  # its server died before it was deleted
+                files.remove(path)  # its server died before it was deleted
             elif _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
-                self._banks[path.name] = Bank(path.name, path, self._open(path), True)
+                self._banks[path.name] = ServedBank(path.name, path, self._open(path), True)
 
 
 def check_name(name: str) -> None:

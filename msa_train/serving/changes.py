@@ -7,18 +7,18 @@ from threading import Event
 
 from data_pipeline.schema import Document
 from msa_train.errors import BankError, RankError
-from msa_train.memory.build import add_documents
-from msa_train.memory.corpus import Splitting
-from msa_train.memory.storage.documents import StoredDocument
-from msa_train.memory.storage.writer import BankWriter
-from msa_train.serving.banks import Bank, ServedModel
+from msa_train.memory.bank.build import add_documents
+from msa_train.memory.bank.corpus import Splitting
+from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.writer import BankWriter
+from msa_train.serving.banks import ServedBank, ServedModel
 from msa_train.serving.failures import ApiError, translated
 
 DOCUMENT_TOKENS = 2048  # longer ones are split, as `msa memory add` does
 
 
 def put_documents(
-    bank: Bank,
+    bank: ServedBank,
     model: ServedModel,
     documents: Sequence[StoredDocument],
     update: bool,
@@ -48,7 +48,7 @@ def put_documents(
 
 
 def remove_documents(
-    bank: Bank, ids: Iterable[str], numbers: Iterable[int], wait_s: float
+    bank: ServedBank, ids: Iterable[str], numbers: Iterable[int], wait_s: float
 ) -> list[int]:
     """All or none; the numbers that went. Raises ApiError 404 for what is not there."""
     with (
@@ -73,14 +73,14 @@ def remove_documents(
     return sorted(gone)
 
 
-def not_found(bank: Bank, which: str) -> ApiError:
+def not_found(bank: ServedBank, which: str) -> ApiError:
     return ApiError(404, "document_not_found", f"bank {bank.name!r} has no document {which}")
 
 
 class named_errors:
     """A bank's errors as a client is told them: its name, not its folder."""
 
-    def __init__(self, bank: Bank):
+    def __init__(self, bank: ServedBank):
         self._bank = bank
 
     def __enter__(self) -> None:
@@ -97,7 +97,7 @@ class named_errors:
 class _Numbered:
     """Passes documents on while the bank's lock is held: so `first` is the first number given."""
 
-    def __init__(self, bank: Bank, update: bool, abandoned: Event):
+    def __init__(self, bank: ServedBank, update: bool, abandoned: Event):
         self._bank, self._update, self._abandoned = bank, update, abandoned
         self.first = self.count = 0
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from msa_train.memory.interleave import Limits, Mode
-from msa_train.memory.sampling import Sampling
+from msa_train.memory.engine.interleave import InterleaveLimits, Mode
+from msa_train.memory.engine.sampling import Sampling
 from msa_train.serving.failures import ApiError, bad_request
-from msa_train.serving.forms import Filter, Strict, checked_text, parsed
+from msa_train.serving.schemas import Filter, Strict, checked_text, parsed
 
 _MOST_TOKENS = 1 << 20  # more is no number that anybody means
 MOST_ROUNDS = 16
@@ -44,7 +44,7 @@ class TextPart(Strict):
     text: str
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -75,7 +75,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
@@ -109,11 +109,13 @@ class ChatRequest(BaseModel):
     def options(self) -> MemoryOptions:
         return self.memory or MemoryOptions()
 
-    def limits(self, answer_tokens: int) -> Limits:
+    def limits(self, answer_tokens: int) -> InterleaveLimits:
         """answer_tokens: what an answer may have at most, whatever is asked for."""
-        asked = self.max_completion_tokens or self.max_tokens or Limits.answer_tokens
+        asked = self.max_completion_tokens or self.max_tokens or InterleaveLimits.answer_tokens
         given = {"answer_tokens": min(asked, answer_tokens), "rounds": self.options.rounds}
-        return Limits(**{name: value for name, value in given.items() if value is not None})
+        return InterleaveLimits(
+            **{name: value for name, value in given.items() if value is not None}
+        )
 
     @property
     def sampling(self) -> Sampling:
@@ -153,7 +155,7 @@ def chat_request(body: bytes, model: str) -> ChatRequest:
     return request
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def _check_messages(messages: Sequence[ChatMessage]) -> None:
     for place, message in enumerate(messages):
         for field in _UNSUPPORTED_OF_MESSAGE:
             if (message.model_extra or {}).get(field):

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from msa_train.serving.access import allowed, json_body
+from msa_train.serving.answer_stream import AnswerStream, EventStream, while_connected
 from msa_train.serving.chat import chat_request
-from msa_train.serving.conversation import Conversation, EventStream, while_connected
 from msa_train.serving.failures import ApiError
 from msa_train.serving.service import Service
 
@@ -38,7 +38,7 @@ def routes(service: Service) -> APIRouter:
     async def chat(request: Request) -> Response:
         asked = chat_request(await json_body(request), service.model.name)
         service.check_length(asked.all_text)
-        conversation = Conversation(service, asked, service.banks[asked.options.bank])
+        conversation = AnswerStream(service, asked, service.banks[asked.options.bank])
         if asked.stream:
             return EventStream(conversation)
         try:
@@ -50,6 +50,6 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _whole(conversation: Conversation) -> dict[str, Any]:
+async def _whole(conversation: AnswerStream) -> dict[str, Any]:
     await conversation.begin()
     return await conversation.whole()

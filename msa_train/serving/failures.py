@@ -8,8 +8,8 @@ from starlette.responses import JSONResponse
 
 from data_pipeline.errors import DataError
 from msa_train.errors import BankError, ConfigError, MSAError, RankError
-from msa_train.memory.service import AnswersEnded
-from msa_train.memory.storage.lock import BusyError
+from msa_train.memory.bank.lock import BusyError
+from msa_train.memory.engine.engine_thread import AnswersEnded
 
 _TYPES = {
     400: "invalid_request_error",

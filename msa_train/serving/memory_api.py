@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from msa_train.serving.access import allowed, json_body
 from msa_train.serving.changes import put_documents, remove_documents
-from msa_train.serving.forms import (
+from msa_train.serving.lookup import document, listed, search
+from msa_train.serving.schemas import (
     MOST_NUMBERS,
     NewBank,
     NewDocuments,
@@ -20,7 +21,6 @@ from msa_train.serving.forms import (
     parsed,
     stored_documents,
 )
-from msa_train.serving.reading import document, listed, search
 from msa_train.serving.service import Service
 from msa_train.serving.threads import in_thread
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.protocol import ANSWER
-from msa_train.memory.answers import (
+from msa_train.memory.engine.events import (
     Answer,
     Chosen,
     Event,

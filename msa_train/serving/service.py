@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from msa_train.memory.service import AnswerService
+from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.serving.admission import Admission
 from msa_train.serving.banks import Banks, ServedModel
 from msa_train.serving.failures import bad_request
 from msa_train.serving.keys import ApiKeys
 from msa_train.serving.metrics import Metrics
-from msa_train.serving.settings import AllowedHosts, Limits
+from msa_train.serving.settings import AllowedHosts, ServerLimits
 
 _CHANGES = 4  # of different banks at once: each encodes, beside the answers
 _LOOKUPS = 16  # at once: each has a thread
@@ -23,9 +23,9 @@ class Service:
         self,
         model: ServedModel,
         banks: Banks,
-        answers: AnswerService,
+        answers: EngineThread,
         keys: ApiKeys,
-        limits: Limits,
+        limits: ServerLimits,
         hosts: AllowedHosts,
     ):
         self.model, self.banks, self.answers = model, banks, answers

@@ -20,7 +20,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """body_mb: of a request. batch: documents in one request. concurrent: answers at once; waiting:
     those that wait for one of them to end. context_tokens: of a conversation with all that is read
     for it. timeout_s: for a request from its first byte to its last. drain_s: how long running

@@ -7,7 +7,7 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
                                                      tensor-parallel rank
                                  /own-rank0.pt       random state and key queue of each rank
                                  /...                DeepSpeed's own files
-                                 /seal.json          see msa_train.sealed
+                                 /seal.json          see msa_train.checkpoint_folders
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from data_pipeline.tokenizer import Tokenizer
-from msa_train import sealed
+from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file, to_plain
 from msa_train.errors import CheckpointError
 from msa_train.parallel.groups import DeepSpeedGroups
@@ -51,9 +51,9 @@ class RunState:
 def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) -> Path:
     """Write a checkpoint; every rank must call. It appears whole or not at all."""
     folder, rank = config.path / FOLDER, dist.get_rank()
-    partial = folder / sealed.partial_name(state.step)
+    partial = folder / checkpoint_folders.partial_name(state.step)
     if rank == 0:
-        sealed.clear_leftovers(folder)
+        checkpoint_folders.clear_leftovers(folder)
         partial.mkdir(parents=True)
         config.save(partial / "config.yaml")
         tokenizer.save(partial / "tokenizer")
@@ -68,12 +68,14 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
         save_file(weights, partial / f"weights-tp{part}.safetensors")
     dist.barrier()
     shares = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, sealed.digests(partial, rank, len(shares)))
+    dist.all_gather_object(shares, checkpoint_folders.digests(partial, rank, len(shares)))
     if rank == 0:
-        sealed.seal(partial, state.step, {name: d for share in shares for name, d in share.items()})
-        sealed.forget_old(folder, config.training.keep_checkpoints)
+        checkpoint_folders.seal(
+            partial, state.step, {name: d for share in shares for name, d in share.items()}
+        )
+        checkpoint_folders.forget_old(folder, config.training.keep_checkpoints)
     dist.barrier()
-    return folder / sealed.name_of(state.step)
+    return folder / checkpoint_folders.name_of(state.step)
 
 
 def find(output: Path) -> Path | None:
@@ -84,7 +86,7 @@ def find(output: Path) -> Path | None:
     found: list[tuple[Path | None, str | None]] = [(None, None)]
     if dist.get_rank() == 0:
         try:
-            found = [(sealed.newest_good(output / FOLDER), None)]
+            found = [(checkpoint_folders.newest_good(output / FOLDER), None)]
         except CheckpointError as error:
             found = [(None, str(error))]
     dist.broadcast_object_list(found, src=0)

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Role, Sample
-from data_pipeline.tokenizer import Encoded, Tokenizer
+from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 
 
@@ -61,7 +61,7 @@ def _digest(text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _shifted(context: Encoded) -> list[int]:
+def _shifted(context: TokenizedPieces) -> list[int]:
     """Label of each token: the next one, where the model writes that; IGNORE elsewhere."""
     following = zip(context.tokens[1:], context.labels[1:], strict=True)
     return [token if written else IGNORE for token, written in following] + [IGNORE]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from msa_train.model.batch import Documents, MemoryBatch
+from msa_train.model.batch import MemoryBatch, PackedDocuments
 from msa_train.model.megatron import Losses
 
 Weigh = Callable[[Losses], Tensor]
@@ -65,11 +65,11 @@ class GradientCache:
             self._take_further(group, [None] * len(memory))
         return losses
 
-    def _groups(self, batch: MemoryBatch) -> list[Documents]:
-        documents = Documents(batch.doc_tokens, batch.doc_cu)
+    def _groups(self, batch: MemoryBatch) -> list[PackedDocuments]:
+        documents = PackedDocuments(batch.doc_tokens, batch.doc_cu)
         return [documents] if self.group_tokens is None else documents.groups(self.group_tokens)
 
-    def _take_further(self, group: Documents, gradients: list[Tensor | None]) -> None:
+    def _take_further(self, group: PackedDocuments, gradients: list[Tensor | None]) -> None:
         """Encode a group with a graph and take its pooled states' gradients back through it."""
         loss = torch.zeros((), device=group.tokens.device)
         for state, gradient in zip(self.engine(group), gradients, strict=True):

@@ -18,7 +18,7 @@ from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.collate import Collate
 from msa_train.training.engine import Engine
 from msa_train.training.measurement import found_positives
-from msa_train.training.metrics import Numbers
+from msa_train.training.reporter import Numbers
 from msa_train.training.tracking.retrievals import Retrieved, retrieval_rows
 
 _EXAMPLES, _EXAMPLE_DOCUMENTS = 3, 5  # questions of a source; documents of a layer

@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from data_pipeline.manifest import Manifest
-from msa_train import sealed
+from data_pipeline.shard_manifest import ShardManifest
+from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import RankError
 
@@ -38,8 +38,8 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     if code := launcher.wait():
         return code
     # The launcher says 0 even when one of its own processes was killed.
-    reached = sealed.last_step(config.path / "checkpoints")
-    steps = sum(Manifest.load(config.manifest_folder).steps)
+    reached = checkpoint_folders.last_step(config.path / "checkpoints")
+    steps = sum(ShardManifest.load(config.manifest_folder).steps)
     if reached < steps:
         raise RankError(
             f"the launcher ended at step {reached} of {steps} without an error: a rank was killed "

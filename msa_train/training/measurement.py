@@ -8,7 +8,7 @@ from torch import Tensor
 
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.megatron import Losses
-from msa_train.training.metrics import Numbers
+from msa_train.training.reporter import Numbers
 
 
 class StepMeasurement:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.loader import ShardLoader
-from msa_train import sealed
+from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError
 from msa_train.model.batch import MemoryBatch
@@ -29,10 +29,10 @@ from msa_train.training.collate import Collate
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import forgetting
-from msa_train.training.inputs import checked_tokenizer, open_held_out, open_shards, share_of
+from msa_train.training.initial_weights import starting_weights
 from msa_train.training.measurement import StepMeasurement
-from msa_train.training.metrics import Numbers, Reporter
-from msa_train.training.start import starting_weights
+from msa_train.training.reporter import Numbers, Reporter
+from msa_train.training.run_data import checked_tokenizer, open_held_out, open_shards, share_of
 from msa_train.training.tracking import retrievals
 
 TERMINATED = 143  # 128 + SIGTERM
@@ -161,7 +161,7 @@ class Trainer:
             said = f"step {self.step} skipped: a loss or gradient was not finite"
             print(f"{said} ({self.skipped} so far)", file=sys.stderr, flush=True)
         if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
-            last = next(sealed.newest_first(self.config.path / checkpoint.FOLDER), None)
+            last = next(checkpoint_folders.newest_first(self.config.path / checkpoint.FOLDER), None)
             what = (
                 f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or "
                 f"gradients that are not finite; the last good checkpoint is {last}"

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from data_pipeline.builder import SampleBuilder
-from data_pipeline.corpus import corpus_tokenizer
-from data_pipeline.mixture import Corpus, CorpusStage, StageData
+from data_pipeline.mixture import CorpusStage, StageData, TrainingCorpus
 from data_pipeline.settings import BanksConfig, DataConfig, TokenizerConfig
 from data_pipeline.shards import build_shards
 from data_pipeline.sources.base import BankConfig
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.sources.pydocs import PydocsSource
+from data_pipeline.tokenizer_training import corpus_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def corpus(config):
     """Three stages: 24 samples."""
     amounts = {0: 6, 48: 6, None: 12}
     stages = (CorpusStage(StageData(length), samples=n) for length, n in amounts.items())
-    return Corpus(config, tuple(stages))
+    return TrainingCorpus(config, tuple(stages))
 
 
 @pytest.fixture(scope="session")

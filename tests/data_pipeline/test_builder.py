@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.budget import Budget
 from data_pipeline.builder import SampleBuilder
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import Corpus, CorpusStage, StageData
+from data_pipeline.mixture import CorpusStage, StageData, TrainingCorpus
 from data_pipeline.sources.pydocs import split_of
 
 
@@ -18,7 +18,7 @@ def only(name, samples=5, **data):
 @pytest.fixture
 def build(config, tokenizer, tmp_path):
     def builder(*stages, batch_samples=1, **settings):
-        corpus = Corpus(replace(config, **settings), stages, batch_samples)
+        corpus = TrainingCorpus(replace(config, **settings), stages, batch_samples)
         return SampleBuilder(corpus, tokenizer, tmp_path)
 
     return builder

@@ -7,8 +7,8 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import GlobalOrder, ShardLoader
-from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
+from data_pipeline.shard_manifest import ShardManifest
 
 SAMPLES = 24
 
@@ -28,7 +28,7 @@ def loader_of(folder, **settings):
 def twice(shards, tmp_path):
     """The same shards, every stage read twice."""
     copy = copytree(shards, tmp_path / "twice")
-    manifest = Manifest.load(copy)
+    manifest = ShardManifest.load(copy)
     stages = tuple(replace(stage, epochs=2) for stage in manifest.stages)
     replace(manifest, stages=stages).save(copy)
     return copy

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import Corpus, CorpusStage, StageData
+from data_pipeline.mixture import CorpusStage, StageData, TrainingCorpus
 from data_pipeline.settings import BanksConfig, ContextConfig, DataConfig, TokenizerConfig
 from data_pipeline.sources.base import BankConfig, NumberConfig
 from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
@@ -12,7 +12,7 @@ from data_pipeline.sources.needles import NiahConfig
 
 
 def corpus(config=None, **data):
-    return Corpus(config or DataConfig(), (CorpusStage(StageData(**data), samples=4),))
+    return TrainingCorpus(config or DataConfig(), (CorpusStage(StageData(**data), samples=4),))
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def corpus(config=None, **data):
         (lambda: DataConfig(workers=0), r"data\.workers is 0"),
         (lambda: DataConfig(seed=-1), r"data\.seed is -1"),
         (lambda: DataConfig(datasets={"niah": DatasetConfig("x")}), "'niah'"),
-        (lambda: Corpus(DataConfig(), ()), "stages is empty"),
+        (lambda: TrainingCorpus(DataConfig(), ()), "stages is empty"),
         (lambda: corpus(document_tokens=65), r"stages\[0\]\.data\.document_tokens"),
         (lambda: corpus(weights={}), "every source has weight 0"),
         (lambda: corpus(weights={"books": 1.0}), "'books'"),
@@ -59,7 +59,7 @@ def test_a_stage_may_weigh_the_sources_itself():
         datasets={"books": DatasetConfig("x", bank=BankConfig(0.5))},
     )
     stages = (CorpusStage(samples=1), CorpusStage(StageData(weights={"books": 2.0}), samples=1))
-    found = Corpus(data, stages)
+    found = TrainingCorpus(data, stages)
     assert found.source_weights(0) == {"niah": 3.0, "pydocs": 1.0, "books": 0.5}
     assert found.source_weights(1) == {"niah": 0.0, "pydocs": 0.0, "books": 2.0}
 
@@ -72,7 +72,7 @@ def test_what_holds_nothing_out_is_left_out_of_the_held_out_corpus():
     weights = {"books": 1.0, "quiz": 2.0, "closed": 3.0}
     stages = (CorpusStage(StageData(document_tokens=0), samples=9),)
     stages += (CorpusStage(StageData(weights=weights), samples=9),)
-    held_out = Corpus(data, stages).held_out(5)
+    held_out = TrainingCorpus(data, stages).held_out(5)
     assert held_out.source_weights(0) == {"niah": 0, "pydocs": 0, "books": 1.0, "quiz": 2.0}
     assert held_out.data.datasets["books"].tasks == {"text": 1.0}
     assert [stage.samples for stage in held_out.stages] == [5]

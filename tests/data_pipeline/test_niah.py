@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import document_pieces
 from data_pipeline.sources.base import NumberConfig
 from data_pipeline.sources.needles import NiahConfig
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.sources.prose import Prose, sentences
+from data_pipeline.tokenizer_training import corpus_tokenizer
 
 ALL = {"single": 1.0, "multi_key": 1.0, "multi_value": 1.0, "multi_query": 1.0}
 

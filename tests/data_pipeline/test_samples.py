@@ -12,7 +12,7 @@ from data_pipeline.samples import (
 )
 from data_pipeline.schema import Document, Query, Role
 from data_pipeline.settings import ContextConfig
-from data_pipeline.sources.base import Bank
+from data_pipeline.sources.base import DrawnBank
 
 QUERY = Query("Who?", ("Me, too",), (4, 7))
 PROMPT = (
@@ -126,7 +126,7 @@ def test_a_chain_is_answered_after_all_its_steps():
 
 
 def test_every_step_of_a_chain_is_drawn(rng):
-    bank = Bank(tuple(TEXTS.values()), (CHAIN,) * 64)
+    bank = DrawnBank(tuple(TEXTS.values()), (CHAIN,) * 64)
     sample = make_sample(rng, bank, ContextConfig(1, 0, 0))
     assert {context.rounds for context in sample.contexts} == {0, 1}
 
@@ -139,6 +139,6 @@ def test_plain_text_asks_nothing():
 
 
 def test_a_question_without_an_answer_is_retrieved_for(rng):
-    bank = Bank((Document(3, "three"),), (Query("three?", (), (3,)),), ("plain",))
+    bank = DrawnBank((Document(3, "three"),), (Query("three?", (), (3,)),), ("plain",))
     sample = make_sample(rng, bank, ContextConfig(0, 0, 1))
     assert [context.kind for context in sample.contexts] == ["retrieve", "text"]

@@ -13,19 +13,19 @@ import webdataset
 
 from data_pipeline import shards as shards_module
 from data_pipeline.builder import SampleBuilder
-from data_pipeline.corpus import corpus_tokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import INDEX_DTYPE, Manifest, load_index
 from data_pipeline.mixture import CorpusStage, StageData
 from data_pipeline.processes import workers_of
 from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
+from data_pipeline.shard_manifest import INDEX_DTYPE, ShardManifest, load_index
 from data_pipeline.shards import build_shards
+from data_pipeline.tokenizer_training import corpus_tokenizer
 
 
 @pytest.fixture
 def built(shards):
-    return shards, Manifest.load(shards)
+    return shards, ShardManifest.load(shards)
 
 
 def contents(folder):
@@ -101,7 +101,7 @@ def needles(corpus, samples):
 
 
 def test_a_manifest_knows_its_settings(built, corpus):
-    manifest = Manifest.load(built[0])
+    manifest = ShardManifest.load(built[0])
     assert manifest.matches(corpus)
     assert manifest.matches(with_data(corpus, workers=9))
     assert not manifest.matches(with_data(corpus, seed=1))
@@ -209,15 +209,15 @@ def test_a_tokenizer_is_trained_when_none_is_given(corpus, tmp_path):
 def test_broken_manifests_and_indices_are_refused(built, tmp_path):
     folder, manifest = built
     with pytest.raises(DataError, match=r"manifest\.json is missing"):
-        Manifest.load(tmp_path)
+        ShardManifest.load(tmp_path)
     for text, words in [("{", "broken"), ("[]", "broken"), ('{"format": "x"}', "msa-shards-2")]:
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(DataError, match=words):
-            Manifest.load(tmp_path)
+            ShardManifest.load(tmp_path)
     data = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**data, "surprise": 1}))
     with pytest.raises(DataError, match="surprise"):
-        Manifest.load(tmp_path)
+        ShardManifest.load(tmp_path)
     with pytest.raises(DataError, match=r"index\.npy cannot be read"):
         load_index(tmp_path, manifest)
     np.save(tmp_path / "index.npy", np.zeros(3, INDEX_DTYPE))

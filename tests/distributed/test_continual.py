@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.reader import ShardReader
 from data_pipeline.shards import build_shards
-from msa_train import sealed
+from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import CheckpointError
 from msa_train.interop.export import export
-from msa_train.training.start import starting_weights
+from msa_train.training.initial_weights import starting_weights
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import logged, settings, train_all
 
@@ -103,7 +103,7 @@ def continued(start, command):
 
 
 def weights(folder):
-    newest = next(sealed.newest_first(folder / "checkpoints"))
+    newest = next(checkpoint_folders.newest_first(folder / "checkpoints"))
     return load_file(newest / "weights-tp0.safetensors")
 
 

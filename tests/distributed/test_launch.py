@@ -9,7 +9,7 @@ import time
 import psutil
 
 from data_pipeline.shards import build_shards
-from msa_train import sealed
+from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from tests.distributed.runs import logged, settings
 
@@ -36,7 +36,7 @@ def test_sigterm_reaches_the_ranks_and_they_save(tmp_path):
         process.kill()
     _, alive = psutil.wait_procs(family, timeout=40)
     assert not alive, "nothing is left behind"
-    step = sealed.last_step(config.path / "checkpoints")
+    step = checkpoint_folders.last_step(config.path / "checkpoints")
     assert 0 < step < 5000 and logged(config.path)[-1]["step"] == step
 
 

@@ -12,7 +12,7 @@ from data_pipeline.sources.needles import NiahConfig
 from data_pipeline.sources.niah import needle_texts
 from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
 from msa_train.config import Config, EvaluationConfig
-from msa_train.memory import scheduler
+from msa_train.memory.engine import scheduler
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.decoder import MSADecoder
 

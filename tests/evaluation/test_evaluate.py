@@ -9,14 +9,14 @@ import torch
 
 from data_pipeline.protocol import memory_answer_pieces, prompt_pieces
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import Bank
+from data_pipeline.sources.base import DrawnBank
 from msa_train.evaluation import niah, qa
 from msa_train.evaluation.asking import LIMITS, Asker
 from msa_train.evaluation.evaluate import evaluate
 from msa_train.evaluation.memories import EncodedSet
 from msa_train.evaluation.niah import needle_bank, needle_tasks, whole_groups
-from msa_train.memory.engine import MemoryEngine
-from msa_train.memory.generation import prefill_pieces
+from msa_train.memory.engine.engine import MemoryEngine
+from msa_train.memory.engine.model_runner import prefill_pieces
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def pydocs():
     words = ["parse", "join", "split", "encode", "decode", "open", "close", "read", "write", "seek"]
     documents = tuple(Document(i, f"lib.{word}()\nHow to {word}.") for i, word in enumerate(words))
     queries = [Query(f"How do I {w}?", (f"lib.{w}",), (i,)) for i, w in enumerate(words)]
-    return Bank(documents, tuple(queries))
+    return DrawnBank(documents, tuple(queries))
 
 
 def test_every_document_is_a_needle_and_the_set_is_long_enough(config, needles, memory):

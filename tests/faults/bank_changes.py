@@ -4,11 +4,11 @@ import functools
 import os
 from dataclasses import dataclass
 
-from msa_train.memory.blocks import BlockSize
-from msa_train.memory.encoder import encode_documents
-from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.storage.verify import verify_bank
-from msa_train.memory.storage.writer import BankWriter
+from msa_train.memory.bank.blocks import BlockSize
+from msa_train.memory.bank.encode import encode_documents
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.verify import verify_bank
+from msa_train.memory.bank.writer import BankWriter
 from tests.memory.building import build, document
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
@@ -24,7 +24,7 @@ def encoded(first, count, text=None):
 
 def texts(path):
     """{number: text} of the bank's documents."""
-    return {each.number: each.text for each in MemoryBank.open(path, FINGERPRINT)}
+    return {each.number: each.text for each in BankSnapshot.open(path, FINGERPRINT)}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from msa_train import durable
+from data_pipeline import files
 from msa_train.errors import BankError
-from msa_train.memory.storage import lock
-from msa_train.memory.storage.manifest import MANIFEST, building_name
-from msa_train.memory.storage.verify import verify_bank
+from msa_train.memory.bank import lock
+from msa_train.memory.bank.manifest import MANIFEST, building_name
+from msa_train.memory.bank.verify import verify_bank
 from tests.faults.bank_changes import (
     CHANGES,
     KILLED,
@@ -45,7 +45,7 @@ def bank(tmp_path_factory):
 @contextlib.contextmanager
 def patched(fault):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (durable, lock):
+        for module in (files, lock):
             patch.setattr(module, "os", fault)
         yield
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from msa_train import sealed
+from msa_train import checkpoint_folders
 from tests.distributed.runs import logged, settings
 from tests.faults.killing import start
 
@@ -59,10 +59,10 @@ def whole(shards, tmp_path_factory):
 
 def outcome(output):
     """Final weights, and every loss on the way to them."""
-    checkpoints = list(sealed.newest_first(output / "checkpoints"))
+    checkpoints = list(checkpoint_folders.newest_first(output / "checkpoints"))
     for each in checkpoints:
-        sealed.check(each)
-    assert len(checkpoints) == 2 and checkpoints[0].name == sealed.name_of(STEPS)
+        checkpoint_folders.check(each)
+    assert len(checkpoints) == 2 and checkpoints[0].name == checkpoint_folders.name_of(STEPS)
     names = ("step", "loss/lm", "loss/router", "grad_norm")
     losses = [tuple(row[name] for name in names) for row in logged(output)]
     return (checkpoints[0] / "weights-tp0.safetensors").read_bytes(), losses

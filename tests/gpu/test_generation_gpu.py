@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from msa_train.memory.generation import Contexts, prefill_pieces
-from msa_train.memory.in_memory import encode_in_memory
-from msa_train.memory.interleave import Conversation
+from msa_train.memory.engine.interleave import Interleave
+from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
+from msa_train.memory.search.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 pytestmark = [
@@ -21,9 +21,9 @@ def test_captured_steps_equal_plain_ones():
     try:
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
         asked = ("Rain?", "Who sleeps?", "東京", "x", "?")
-        prompts = [Conversation(question, view, "memory").context for question in asked]
+        prompts = [Interleave(question, view, "memory").context for question in asked]
         prefill = prefill_pieces(model, tiny_tokenizer(), view.memory, prompts)
-        captured, plain = Contexts(model, 8, 256), Contexts(model, 8, 256)
+        captured, plain = ModelRunner(model, 8, 256), ModelRunner(model, 8, 256)
         plain._graphs = None
         for contexts in (captured, plain):
             contexts.admit(prefill, range(5))
@@ -55,10 +55,10 @@ def test_steps_are_captured_while_another_thread_asks_for_memory():
     thread.start()
     try:
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
-        prompts = [Conversation("Rain?", view, "memory").context] * 5
+        prompts = [Interleave("Rain?", view, "memory").context] * 5
         prefill = prefill_pieces(model, tiny_tokenizer(), view.memory, prompts)
         for count in range(1, 6):
-            contexts = Contexts(model, 8, 256)
+            contexts = ModelRunner(model, 8, 256)
             contexts.admit(prefill, range(count))
             for step in range(40):
                 contexts.feed([[20 + step]] * count)

@@ -3,11 +3,11 @@
 import os
 from functools import partial
 
-from msa_train.memory.blocks import BlockEncoder, BlockSize
-from msa_train.memory.build import build_bank
-from msa_train.memory.encoding_ranks import EncodingRanks
-from msa_train.memory.storage.documents import StoredDocument
-from msa_train.memory.storage.manifest import Manifest
+from msa_train.memory.bank.blocks import BlockEncoder, BlockSize
+from msa_train.memory.bank.build import build_bank
+from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.manifest import BankManifest
+from msa_train.memory.ranks.encoding import EncodingRanks
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
 BLOCKS = BlockSize(documents=3)
@@ -29,7 +29,7 @@ def build(path, documents=9, **settings):
 
 def contents(path):
     """Everything of a bank but when it was created: names, counts and SHA-256 of its files."""
-    manifest = Manifest.load(path)
+    manifest = BankManifest.load(path)
     return manifest.segments, manifest.next_number, manifest.generation
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from msa_train.model.decoder import MSADecoder
+from msa_train.model.kv_cache import KVCache
 from msa_train.model.losses import router_loss_sum, token_loss_sum
 from msa_train.model.resident import ResidentMemory
-from msa_train.model.slots import Slots
 from msa_train.model.weights import initial_weight, published_weights, weight_shapes
 from tests.batches import random_batch, tiny_config
 
@@ -100,7 +100,7 @@ def test_decoding_token_by_token_agrees_with_the_whole_context(gate):
             whole.is_query[kept], whole.memory_from, memory,
         )  # fmt: skip
         torch.testing.assert_close(prefill.hidden.unflatten(0, (2, prompt)), expected[:, :prompt])
-        slots = Slots(config, 2, length, prefill.hidden)
+        slots = KVCache(config, 2, length, prefill.hidden)
         slots.admit(prefill, (0, 1), (0, 1))
         for place in range(prompt, length):
             step = model.decode(whole.tokens[starts + place], slots, slots.begin([True, True]))

@@ -14,16 +14,16 @@ import httpx
 from safetensors.torch import save_file
 
 from msa_train.interop import export
-from msa_train.interop.msa_checkpoint import to_published
-from msa_train.memory.build import build_bank
-from msa_train.memory.scheduler import Scheduler
-from msa_train.memory.served import ServedBank
-from msa_train.memory.service import AnswerService
+from msa_train.interop.published_config import to_published
+from msa_train.memory.bank.build import build_bank
+from msa_train.memory.engine.engine_thread import EngineThread
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.search.live import LiveBank
 from msa_train.serving.banks import Banks, ServedModel
 from msa_train.serving.keys import ApiKeys
-from msa_train.serving.running import Server, listen
+from msa_train.serving.server import Server, listen
 from msa_train.serving.service import Service
-from msa_train.serving.settings import AllowedHosts, Limits
+from msa_train.serving.settings import AllowedHosts, ServerLimits
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,18 +70,18 @@ def running(folder: Path, answers=None, keys=None, hosts=None, **limits):
 
 
 def service_of(folder: Path, answers=None, keys=None, hosts=None, **limits) -> Service:
-    def open_bank(path: Path) -> ServedBank:
-        return ServedBank.open(path, MODEL.model, MODEL.fingerprint)
+    def open_bank(path: Path) -> LiveBank:
+        return LiveBank.open(path, MODEL.model, MODEL.fingerprint)
 
     path = folder / "notes"
     banks = Banks(open_bank, folder / "banks")
     banks.open("notes", path if path.exists() else tiny_bank(path))
-    allowed = Limits(**{"drain_s": 5, "context_tokens": 2048, **limits})
+    allowed = ServerLimits(**{"drain_s": 5, "context_tokens": 2048, **limits})
     scheduler = Scheduler(MODEL.model, MODEL.tokenizer, allowed.concurrent, allowed.context_tokens)
     return Service(
         MODEL,
         banks,
-        answers or AnswerService(scheduler),
+        answers or EngineThread(scheduler),
         keys or ApiKeys(),
         allowed,
         hosts or AllowedHosts.of("127.0.0.1"),

@@ -2,7 +2,7 @@
 
 import threading
 
-from msa_train.memory.answers import Answer, Finished, TextPiece
+from msa_train.memory.engine.events import Answer, Finished, TextPiece
 
 
 class SlowAnswers:

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from playwright.sync_api import expect
 
-from msa_train.memory.storage.writer import BankWriter
+from msa_train.memory.bank.writer import BankWriter
 from msa_train.serving.keys import ApiKeys
 from tests.serving.explorer_page import NARROW, ask, chromium, opened, short_answers
 from tests.serving.served import running

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from msa_train.errors import ConfigError
-from msa_train.serving.settings import AllowedHosts, Limits, check_host
+from msa_train.serving.settings import AllowedHosts, ServerLimits, check_host
 from tests.serving.served import MODEL, running, wait_for
 from tests.serving.slow import EndlessAnswers, SlowAnswers
 
@@ -230,7 +230,7 @@ def test_settings_that_cannot_be_are_named():
     check_host("::1", has_keys=False)
     for name in ("body_mb", "batch", "concurrent", "timeout_s"):
         with pytest.raises(ConfigError, match=f"{name.replace('_', '-')} is"):
-            Limits(**{name: 0})
+            ServerLimits(**{name: 0})
 
 
 def test_many_at_once_are_all_answered(served):

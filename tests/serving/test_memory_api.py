@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
-from msa_train.memory.build import add_documents
-from msa_train.memory.storage.writer import BankWriter
+from msa_train.memory.bank.build import add_documents
+from msa_train.memory.bank.writer import BankWriter
 from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
 from tests.serving.served import running
 from tests.serving.slow import SlowAnswers

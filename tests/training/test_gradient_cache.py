@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msa_train.model.batch import Documents
+from msa_train.model.batch import PackedDocuments
 from msa_train.training.gradient_cache import GradientCache
 from tests.batches import random_batch, tiny_config
 
@@ -18,7 +18,7 @@ class Alone:
         self.module, self.rounds, self.largest, self.backwards = module, rounds, 0, 0
 
     def __call__(self, *args):
-        if isinstance(args[0], Documents):
+        if isinstance(args[0], PackedDocuments):
             self.largest = max(self.largest, len(args[0].tokens))
         return self.module(*args)
 
@@ -72,7 +72,7 @@ def test_no_group_is_larger_than_asked(megatron):
 
 
 def test_groups_are_all_documents_in_order():
-    documents = Documents(torch.arange(20), torch.tensor([0, 3, 4, 11, 13, 20]))
+    documents = PackedDocuments(torch.arange(20), torch.tensor([0, 3, 4, 11, 13, 20]))
     groups = documents.groups(7)
     assert [group.cu.tolist() for group in groups] == [[0, 3, 4], [0, 7], [0, 2], [0, 7]]
     assert torch.equal(torch.cat([group.tokens for group in groups]), documents.tokens)

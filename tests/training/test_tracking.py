@@ -6,7 +6,7 @@ import time
 import pytest
 
 from msa_train.config import load_config
-from msa_train.training.metrics import Reporter
+from msa_train.training.reporter import Reporter
 from msa_train.training.tracking import start, tracker
 from tests.training.wandb_files import segments
 

@@ -21,7 +21,7 @@ LIMIT_S = 60
 RUN = """
 import sys
 from msa_train.config import load_config
-from msa_train.training.metrics import Reporter
+from msa_train.training.reporter import Reporter
 output, mode, run_id, first, *steps = sys.argv[1:]
 config = load_config(["--output", output, "--training.wandb.mode", mode,
     "--training.wandb.init_timeout_s", "5", "--training.wandb.finish_timeout_s", "4",

@@ -1,7 +1,7 @@
 """Memory Parallel: the documents of a bank searched by several processes of one machine."""
 
-from msa_train.memory.ranks.driver import Ranks
-from msa_train.memory.ranks.shards import RankedShards
+from msa_train.memory.ranks.ranks import Ranks
+from msa_train.memory.ranks.searcher import DistributedSearcher
 from msa_train.memory.ranks.snapshot import GenerationGoneError
 
-__all__ = ["GenerationGoneError", "RankedShards", "Ranks"]
+__all__ = ["DistributedSearcher", "GenerationGoneError", "Ranks"]

@@ -26,7 +26,7 @@ class Late(Exception):
     """The deadline passed."""
 
 
-class Message(NamedTuple):
+class Packet(NamedTuple):
     head: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -55,7 +55,7 @@ class Channel:
         for data in (frame + text, *raw):
             self._write(memoryview(data).cast("B"), deadline)
 
-    def receive(self, deadline: float | None) -> Message:
+    def receive(self, deadline: float | None) -> Packet:
         """The next whole message. Raises Closed or Late."""
         length, size = _FRAME.unpack(self._read(_FRAME.size, deadline))
         assert length + size < _LARGEST, "the channel lost its place"
@@ -70,7 +70,7 @@ class Channel:
                 tensor = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
             tensors[name] = tensor.view(shape)
             start += count * dtype.itemsize
-        return Message(head, tensors)
+        return Packet(head, tensors)
 
     def _write(self, data: memoryview, deadline: float | None) -> None:
         while data:

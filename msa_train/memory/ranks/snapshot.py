@@ -13,9 +13,9 @@ from torch import Tensor
 
 from msa_train import errors
 from msa_train.errors import BankError, MSAError
-from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.storage.manifest import SEGMENTS, BankForm, Manifest, SegmentEntry
-from msa_train.memory.storage.segments import Segment
+from msa_train.memory.bank.manifest import SEGMENTS, BankForm, BankManifest, SegmentEntry
+from msa_train.memory.bank.segment import Segment
+from msa_train.memory.bank.snapshot import BankSnapshot
 
 
 class GenerationGoneError(BankError):
@@ -24,14 +24,14 @@ class GenerationGoneError(BankError):
 
 @dataclass(frozen=True)
 class OpenedSegments:
-    """What a rank needs of a MemoryBank to search it; see there."""
+    """What a rank needs of a BankSnapshot to search it; see there."""
 
     segments: list[Segment]
     starts: np.ndarray
     live: Tensor
 
 
-def described(bank: MemoryBank) -> dict[str, Any]:
+def described(bank: BankSnapshot) -> dict[str, Any]:
     """What `opened` needs, as JSON. Removed documents travel apart: `bank.live`, packed."""
     manifest = bank.manifest
     return {
@@ -55,7 +55,7 @@ def opened(told: dict[str, Any], live: Tensor, known: Iterable[Segment]) -> Open
     try:
         segments = [_segment(path / SEGMENTS, entry, form, open_ones) for entry in entries]
     except (BankError, FileNotFoundError) as error:
-        newest = Manifest.load(path).generation
+        newest = BankManifest.load(path).generation
         if newest == told["generation"]:
             raise
         raise GenerationGoneError(

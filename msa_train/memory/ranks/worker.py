@@ -23,11 +23,11 @@ from msa_kernels import chunk_scores, document_scores
 from torch import Tensor
 
 from msa_train.errors import MSAError
-from msa_train.memory.ranks.channel import Channel, Closed, Message
+from msa_train.memory.ranks.channel import Channel, Closed, Packet
 from msa_train.memory.ranks.exchange import Exchange, as_bytes
 from msa_train.memory.ranks.snapshot import OpenedSegments, opened, unpack
-from msa_train.memory.shard import Shard
-from msa_train.memory.tiers import MemoryTiers, Share, TierSettings
+from msa_train.memory.search.shard import Shard
+from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
 from msa_train.model.config import RouterConfig
 
 _WATCH_S = 1.0
@@ -40,7 +40,7 @@ class Holdings:
 
     def __init__(self, share: Share, settings: TierSettings, device: torch.device):
         self._share, self._settings, self._device = share, settings, device
-        self._tiers: dict[RouterConfig, MemoryTiers] = {}
+        self._tiers: dict[RouterConfig, BankLoader] = {}
         self._open: dict[int, tuple[RouterConfig, OpenedSegments, Shard]] = {}
 
     def answer(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
@@ -59,7 +59,7 @@ class Holdings:
         held = opened(head, unpack(tensors["live"], head["documents"]), known)
         tiers = self._tiers.get(router)
         if tiers is None:
-            tiers = MemoryTiers(self._settings, router, self._device, self._share)
+            tiers = BankLoader(self._settings, router, self._device, self._share)
             self._tiers[router] = tiers
         self._open[head["snapshot"]] = router, held, tiers.shard(held)
         return {}, None
@@ -139,7 +139,7 @@ def _warm_up(device: torch.device) -> None:
 
 
 def _serve(
-    message: Message, channel: Channel, exchange: Exchange, holdings: Holdings, timeout_s: float
+    message: Packet, channel: Channel, exchange: Exchange, holdings: Holdings, timeout_s: float
 ) -> None:
     head, data = {"number": message.head["number"]}, None
     tensors: dict[str, Tensor] = {}

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER, Manifest
+from data_pipeline.shard_manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER, ShardManifest
 
 
 def shards_artifact(folder: Path) -> Any:
-    """Manifest, index (with a checksum of every sample) and tokenizer; no shard is read."""
+    """ShardManifest, index (with a checksum of every sample) and tokenizer; no shard is read."""
     folder = folder.resolve()
-    manifest = Manifest.load(folder)
+    manifest = ShardManifest.load(folder)
     facts = {
         "samples": manifest.samples,
         "shards": len(manifest.shards),

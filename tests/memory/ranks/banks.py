@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from data_pipeline.schema import Document
-from msa_train.memory.build import bank_form
-from msa_train.memory.encoder import EncodedBatch
-from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.storage.writer import BankWriter, create_bank
+from msa_train.memory.bank.build import bank_form
+from msa_train.memory.bank.encode import EncodedBatch
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.model.attention import Pooled
 from tests.memory.tiny import FINGERPRINT, tiny_model
 
@@ -41,7 +41,7 @@ def write(path, segments, removed=(), twin=None, seed=0):
     if removed:
         with BankWriter(path, "remove") as writer:
             writer.remove(removed)
-    return MemoryBank.open(path)
+    return BankSnapshot.open(path)
 
 
 def add(path, counts, twin=None, gen=None):
@@ -53,7 +53,7 @@ def add(path, counts, twin=None, gen=None):
 def compact(path):
     with BankWriter(path, "compact") as writer:
         writer.compact()
-    return MemoryBank.open(path)
+    return BankSnapshot.open(path)
 
 
 def questions(lengths=(4, 0, 7, 1), seed=3):

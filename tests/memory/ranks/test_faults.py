@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from msa_train.errors import BankError, RankError
-from msa_train.memory.ranks import GenerationGoneError, Ranks, driver, processes
-from msa_train.memory.served import ServedBank
-from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.tiers import MemoryTiers, TierSettings
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.ranks import GenerationGoneError, Ranks, processes
+from msa_train.memory.ranks import ranks as driver
+from msa_train.memory.search.live import LiveBank
+from msa_train.memory.search.tiers import BankLoader, TierSettings
 from tests.memory.ranks import faulty_worker
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
 from tests.memory.tiny import FINGERPRINT, tiny_model
@@ -29,11 +30,11 @@ QUERY = questions()
 
 DRIVER = """
 from msa_train.memory.ranks import Ranks
-from msa_train.memory.storage.bank import MemoryBank
+from msa_train.memory.bank.snapshot import BankSnapshot
 from tests.memory.ranks.banks import CONFIG, questions
 
 ranks = Ranks.start(2, timeout_s=30)
-shards = ranks.shards(MemoryBank.open({path!r}), CONFIG.router)
+shards = ranks.shards(BankSnapshot.open({path!r}), CONFIG.router)
 group = ranks._group[0]
 input()
 print(group.workers[1].pid, group._folder, flush=True)
@@ -96,7 +97,7 @@ def gone(pid):
 
 def right(shards, bank):
     found = shards.best(LAYER, *QUERY, 3)
-    expected = MemoryTiers(TierSettings(), ROUTER).shard(bank).best(LAYER, *QUERY, 3)
+    expected = BankLoader(TierSettings(), ROUTER).shard(bank).best(LAYER, *QUERY, 3)
     assert torch.equal(found.places, expected.places)
     assert torch.equal(found.scores, expected.scores)
 
@@ -192,7 +193,7 @@ def test_damage_that_a_rank_finds_stops_nobody(ranks, shards, bank, folder):
     del ours
     gc.collect()
     with pytest.raises(BankError, match=rf"rank 1 \(process {pid}\).*was changed"):
-        ranks.shards(MemoryBank.open(damaged.path), ROUTER)
+        ranks.shards(BankSnapshot.open(damaged.path), ROUTER)
     right(shards, bank)
     assert pid_of(ranks) == pid
 
@@ -207,11 +208,11 @@ def test_a_bank_compacted_between_two_ranks_is_opened_again(ranks, folder):
                 compact(path)
             return ranks.shards(bank, router)
 
-    served = ServedBank.open(path, tiny_model(), FINGERPRINT, ranks=Racing())
+    served = LiveBank.open(path, tiny_model(), FINGERPRINT, ranks=Racing())
     assert served.bank.manifest.removed is None and len(served.bank.segments) == 1
     add(path, [1])
     assert len(served.view) == 4
-    assert torch.equal(served.view.numbers, MemoryBank.open(path).numbers)
+    assert torch.equal(served.view.numbers, BankSnapshot.open(path).numbers)
 
 
 def test_workers_go_with_their_driver(killed_driver):

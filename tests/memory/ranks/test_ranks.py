@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from msa_train.errors import ConfigError
-from msa_train.memory.build import build_bank
+from msa_train.memory.bank.build import build_bank
+from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks import Ranks
-from msa_train.memory.storage.bank import MemoryBank
-from msa_train.memory.tiers import MemoryTiers, TierSettings, snapshot_view
+from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -54,7 +54,7 @@ def shards(ranks, banks):
 
 
 def alone(bank):
-    return MemoryTiers(TierSettings(), ROUTER).shard(bank)
+    return BankLoader(TierSettings(), ROUTER).shard(bank)
 
 
 def same(ours, theirs):
@@ -104,8 +104,8 @@ def test_every_rank_holds_its_share(ranks, banks, shards):
 def test_a_forward_gives_the_same_logits(ranks, tmp_path):
     path, model = tmp_path / "bank", tiny_model()
     build_bank(path, model, tiny_tokenizer(), tiny_documents(), FINGERPRINT, token_budget=50)
-    bank = MemoryBank.open(path, FINGERPRINT)
-    tiers = MemoryTiers(TierSettings(), ROUTER)
+    bank = BankSnapshot.open(path, FINGERPRINT)
+    tiers = BankLoader(TierSettings(), ROUTER)
     views = tiers.view(bank), snapshot_view(bank, ranks.shards(bank, ROUTER), ROUTER)
     tokens = torch.arange(5, 29)
     is_query = torch.zeros(24, dtype=torch.bool)
@@ -134,7 +134,7 @@ def test_old_snapshots_live_on_while_the_bank_changes(ranks, tmp_path):
     first = ranks.shards(old, ROUTER)
     before = first.best(LAYER, query, query_cu, 5)
     add(path, [3, 1, 1, 8])
-    second = ranks.shards(MemoryBank.open(path, reuse=old), ROUTER)
+    second = ranks.shards(BankSnapshot.open(path, reuse=old), ROUTER)
     grown = same(second.best(LAYER, query, query_cu, 5), alone(second.bank).best(
         LAYER, query, query_cu, 5))  # fmt: skip
     assert not torch.equal(grown.scores, before.scores)

@@ -1,0 +1,177 @@
+"""Reading what a memory is made of: JSON lines, one document each, plain or gzipped."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.jsonl import objects_of, open_input
+from data_pipeline.protocol import document_pieces
+from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
+from data_pipeline.splitting import split_text
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.errors import ConfigError
+from msa_train.memory.bank.documents import StoredDocument
+
+_WIDE_NUMBER = 999_999_999
+_WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # bytes, and control tokens
+
+
+class CorpusFile:
+    """Documents of a .jsonl or .jsonl.gz file, or of standard input (`-`), in their order.
+
+    `text` is required; `id` (a bank gives its number to one without), `title`, `metadata` (any
+    JSON), `added` (milliseconds since 1970; else now) and `part` (of a split document, as
+    `msa memory texts` writes them) are optional; other keys are ignored; empty lines are skipped.
+    Lazy: one line at a time. Raises DataError, naming file and line.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.standard_input = str(path) == "-"
+        if not self.standard_input and not self.path.is_file():
+            raise DataError(
+                f"corpus {path}: no such file; give a .jsonl or .jsonl.gz file, or - for standard "
+                "input"
+            )
+        self._read = 0.0  # share of the file
+
+    def documents(self, first_number: int = 0) -> Iterator[StoredDocument]:
+        """Numbered first_number, +1, ..."""
+        now = time.time_ns() // 1_000_000
+        for number, (where, data) in enumerate(objects_of(self._lines()), first_number):
+            text = data.get("text")
+            if not isinstance(text, str):
+                raise DataError(f'{where}: "text" is {text!r}: give a string')
+            yield StoredDocument(
+                number,
+                _encodable(text, "text", where),
+                _encodable("" if data.get("id") is None else str(data["id"]), "id", where),
+                _encodable(str(data.get("title") or ""), "title", where),
+                _metadata(data, where),
+                _count(data, "part", 0, 1 << 31, where),
+                _count(data, "added", now, 1 << 63, where),
+            )
+
+    def share_read(self) -> float | None:
+        """0 to 1; None where that is not known."""
+        return None if self.standard_input else self._read
+
+    def _lines(self) -> Iterator[tuple[str, bytes]]:
+        if self.standard_input:
+            for place, line in enumerate(sys.stdin.buffer, 1):
+                if line.strip():
+                    yield f"standard input, line {place}", line
+            return
+        size = max(1, self.path.stat().st_size)
+        with open_input(self.path) as lines:
+            stored = getattr(lines, "fileobj", lines)  # of gzip: the compressed file
+            for place, line in enumerate(lines, 1):
+                if line.strip():
+                    self._read = stored.tell() / size
+                    yield f"{self.path}, line {place}", line
+        self._read = 1.0
+
+
+def pydocs(tokenizer: Tokenizer) -> tuple[Iterator[StoredDocument], Callable[[], float]]:
+    """The standard library's documentation as a corpus, and the share of it that is read."""
+    now = time.time_ns() // 1_000_000
+    entries = PydocsSource(PydocsConfig(), tokenizer).entries
+    read = 0
+
+    def documents() -> Iterator[StoredDocument]:
+        nonlocal read
+        for number, entry in enumerate(entries):
+            read = number + 1
+            yield StoredDocument(number, entry.text, entry.name, entry.name, added=now)
+
+    return documents(), lambda: read / max(1, len(entries))
+
+
+def read_corpus(path: Path | str, first_number: int = 0) -> Iterator[StoredDocument]:
+    """Documents of a file, see CorpusFile."""
+    return CorpusFile(path).documents(first_number)
+
+
+def _encodable(text: str, key: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f'{where}: "{key}" has half a surrogate pair ({error.object[error.start]!a}): '
+            "correct the text"
+        ) from None
+    return text
+
+
+def _metadata(data: dict[str, Any], where: str) -> Any:
+    """NaN and infinity are Python's, not JSON's: a server could not show them."""
+    value = data.get("metadata")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{where}: "metadata" is no JSON ({error}): correct it') from None
+    return value
+
+
+def _count(data: dict[str, Any], key: str, default: int, below: int, where: str) -> int:
+    value = data.get(key, default)
+    if type(value) is not int or not 0 <= value < below:
+        raise DataError(f'{where}: "{key}" is {value!r}: give a whole number, 0 or more')
+    return value
+
+
+@dataclass
+class Splitting:
+    """Long documents in parts, by the rule of data_pipeline/splitting.py; counts what it did.
+
+    A part is a document of its own under the id of the whole; numbers are counted from 0 anew.
+    made: documents passed on so far.
+    """
+
+    tokenizer: Tokenizer
+    limit: int
+    split: int = 0
+    parts: int = 0
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit <= 2 * _WRAPPER:
+            raise ConfigError(f"--document-tokens is {self.limit}: give more than {2 * _WRAPPER}")
+
+    def __call__(self, documents: Iterable[StoredDocument]) -> Iterator[StoredDocument]:
+        for document in documents:
+            texts = self._texts(document.text)
+            if len(texts) > 1 and getattr(document, "part", 0):
+                raise DataError(
+                    f"part {document.part} of document {document.id!r} has more than {self.limit} "
+                    "tokens: give --document-tokens as it was split by"
+                )
+            for part, text in enumerate(texts, 1):
+                given = document if len(texts) == 1 else replace(document, text=text, part=part)
+                yield replace(given, number=self.made)
+                self.made += 1
+
+    def expected(self, share_read: Callable[[], float | None]) -> int | None:
+        """How many documents it will have made, judged by what is read."""
+        share = share_read()
+        return round(self.made / share) if share else None
+
+    def _texts(self, text: str) -> list[str]:
+        if len(text.encode("utf-8", "surrogatepass")) + _WRAPPER <= self.limit:
+            return [text]  # a token has a byte at least
+        texts = split_text(text, self.limit, self._length)
+        if len(texts) > 1:
+            self.split += 1
+            self.parts += len(texts)
+        return texts
+
+    def _length(self, text: str) -> int:
+        """Tokens with the wrapper of a wide number."""
+        return len(self.tokenizer.encode_pieces(document_pieces(_WIDE_NUMBER, text)).tokens)

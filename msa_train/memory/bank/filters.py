@@ -1,0 +1,213 @@
+"""Which documents a question may be answered from: by number, id, metadata, time of adding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from msa_train.errors import BankError
+from msa_train.memory.bank.segment import Segment
+from msa_train.memory.bank.snapshot import BankSnapshot
+
+_KEPT = 32  # answers per segment: segments never change
+_answers: WeakKeyDictionary[Segment, dict[bytes, np.ndarray]] = WeakKeyDictionary()
+_PATTERNS = 8  # looked for one by one; where there are more, the key alone is looked for
+_EXACT = 1e15  # integers below have one decimal form, whether they are stored as 7 or as 7.0
+
+
+@dataclass(frozen=True)
+class DocumentFilter:
+    """All given parts must hold; without any, every document passes.
+
+    ids, numbers: one of these. metadata: (key, alternatives): the value under the key is one of
+    them; a dotted key that is no key of its own leads into nested objects. Numbers are equal by
+    value, all else as JSON. added_after, added_before: milliseconds since 1970, exclusive.
+    """
+
+    ids: tuple[str, ...] | None = None
+    numbers: tuple[int, ...] | None = None
+    metadata: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    added_after: int | None = None
+    added_before: int | None = None
+
+    @classmethod
+    def from_json(cls, data: Any) -> DocumentFilter:
+        """Of the form of a request. Raises BankError naming what is unknown or of a wrong type."""
+        if not isinstance(data, Mapping):
+            raise BankError(f"filter is {_shown(data)}: give an object")
+        known = ("ids", "numbers", "metadata", "added_after", "added_before")
+        if unknown := [key for key in data if key not in known]:
+            raise BankError(f"filter has an unknown key {unknown[0]!r}: give {', '.join(known)}")
+        given = {key: value for key, value in data.items() if value is not None}
+        return cls(
+            _listed(given, "ids", str, "strings"),
+            _listed(given, "numbers", int, "whole numbers"),
+            tuple(_conditions(given.get("metadata", {}))),
+            _time(given, "added_after"),
+            _time(given, "added_before"),
+        )
+
+    def allowed(self, bank: BankSnapshot) -> Tensor:
+        """[n] bool over bank.numbers, false for removed documents.
+
+        Numbers and ids are looked up; metadata and times read the documents' columns, once for each
+        segment and condition. Raises BankError where those were changed.
+        """
+        found = bank.live.clone()
+        if self.numbers is not None:
+            found &= torch.isin(bank.numbers, torch.tensor(self.numbers, dtype=torch.int64))
+        if self.ids is not None or self._reads:
+            start = 0
+            for segment in bank.segments:
+                end = start + segment.entry.documents
+                part = found[start:end]
+                if bool(part.any()):
+                    part &= torch.from_numpy(self._in_segment(segment))
+                start = end
+        return found
+
+    @property
+    def _reads(self) -> bool:
+        return bool(self.metadata) or self.added_after is not None or self.added_before is not None
+
+    def _in_segment(self, segment: Segment) -> np.ndarray:
+        """[n] bool of a segment's documents."""
+        found = np.ones(segment.entry.documents, dtype=bool)
+        if self.ids is not None:
+            found[:] = False
+            found[segment.rows_of_any(self.ids)] = True
+        if self._reads and found.any():
+            segment.check_documents()
+            if self.added_after is not None or self.added_before is not None:
+                added = segment.documents.column("added").to_numpy()
+                if self.added_after is not None:
+                    found &= added > self.added_after
+                if self.added_before is not None:
+                    found &= added < self.added_before
+            for key, alternatives in self.metadata:
+                found &= _remembered(segment, key, alternatives)
+        return found
+
+
+def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
+    answers = _answers.setdefault(segment, {})
+    # Its digest: a condition can be as large as a request may be, and 32 of each segment are kept.
+    form = json.dumps([key, alternatives], sort_keys=True)
+    condition = hashlib.sha256(form.encode()).digest()
+    found = answers.get(condition)
+    if found is None:
+        found = _matching(segment.documents.column("metadata"), key, alternatives)
+        while len(answers) >= _KEPT:
+            answers.pop(next(iter(answers)), None)
+        answers[condition] = found
+    return found
+
+
+def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
+    """[n] bool. Only metadata in which a pattern occurs is parsed, each different one once."""
+    candidates = None
+    wanted = set(map(_form, alternatives))
+    patterns = {p for value in alternatives for p in _patterns(key, value)}
+    if len(patterns) > _PATTERNS:
+        patterns = set(_patterns(key, _NOTHING))
+    for pattern in filter(_stored, patterns):
+        hits = pc.match_substring(column, pattern)
+        candidates = hits if candidates is None else pc.or_(candidates, hits)
+    if candidates is None:
+        return np.zeros(len(column), dtype=bool)
+    rows = np.flatnonzero(candidates.combine_chunks().to_numpy(zero_copy_only=False))
+    texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
+    parsed = (json.loads(text) for text in texts.dictionary.to_pylist())
+    good = np.fromiter((_form(_at(each, key)) in wanted for each in parsed), bool)
+    found = np.zeros(len(column), dtype=bool)
+    found[rows[good[texts.indices.to_numpy()]]] = True
+    return found
+
+
+def _patterns(key: str, value: Any) -> Iterator[str]:
+    """Of which one stands in all metadata that has the value (and in some that has not)."""
+    if isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
+    elif value is None or isinstance(value, bool):
+        text = json.dumps(value)
+    elif isinstance(value, int | float) and 0 < abs(value) < _EXACT:
+        text = repr(int(value) if value == int(value) else value)
+    else:
+        text = ""
+    for name in {key, key.rpartition(".")[2]}:
+        yield f"{json.dumps(name, ensure_ascii=False)}: {text}"
+
+
+def _stored(text: str) -> bool:
+    """Whether a document can have it: no half surrogate pairs are stored."""
+    return text.isascii() or text == text.encode(errors="replace").decode()
+
+
+_NOTHING = object()
+
+
+def _at(metadata: Any, key: str) -> Any:
+    if not isinstance(metadata, dict):
+        return _NOTHING
+    if key in metadata:
+        return metadata[key]
+    for name in key.split("."):
+        if not isinstance(metadata, dict) or name not in metadata:
+            return _NOTHING
+        metadata = metadata[name]
+    return metadata
+
+
+def _form(value: Any) -> tuple[str, Any]:
+    """The same for equal values: numbers by value, all else as JSON."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number", value
+    if isinstance(value, dict | list):
+        return "json", json.dumps(value, sort_keys=True)
+    return type(value).__name__, value
+
+
+def _conditions(metadata: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    if not isinstance(metadata, Mapping):
+        raise BankError(f"filter.metadata is {_shown(metadata)}: give an object")
+    for key, value in metadata.items():
+        yield key, tuple(value) if isinstance(value, list) else (value,)
+
+
+def _listed(data: Mapping[str, Any], key: str, kind: type, named: str) -> tuple | None:
+    if key not in data:
+        return None
+    values = data[key]
+    if not isinstance(values, list):
+        raise BankError(f"filter.{key} is {_shown(values)}: give a list of {named}")
+    for value in values:
+        _checked(value, key, kind, named)
+    return tuple(values)
+
+
+def _time(data: Mapping[str, Any], key: str) -> int | None:
+    if key not in data:
+        return None
+    return _checked(data[key], key, int, "milliseconds since 1970")
+
+
+def _checked(value: Any, key: str, kind: type, named: str) -> Any:
+    wide = kind is int and isinstance(value, int) and not -(1 << 63) <= value < 1 << 63
+    if type(value) is not kind or wide:
+        raise BankError(f"filter.{key} has {_shown(value)}: give {named}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

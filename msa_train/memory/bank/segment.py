@@ -1,0 +1,286 @@
+"""A segment: consecutive documents and their pooled states, written once, never changed.
+
+documents.arrow     number, id, title, text, metadata, part, added, tokens, chunks, checksum
+ids.u64             [n, 2] digest of each id and its row, ascending: ids are found unread
+layer-<l>.k, .v     [C, G, D] pooled keys and values, raw, in ascending number
+layer-<l>.key       [C, G*D] router key vectors
+layer-<l>.crc       [n] checksum of each document's rows of k and v
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline import files
+from data_pipeline.files import NewFile
+from msa_train.errors import BankError
+from msa_train.memory.bank.documents import (
+    DOCUMENTS,
+    DocumentTable,
+    DocumentWriter,
+    counts_crc,
+)
+from msa_train.memory.bank.encode import EncodedBatch
+from msa_train.memory.bank.manifest import BankForm, SegmentEntry, StoredFile
+from msa_train.memory.search.view import STATES
+from msa_train.model.attention import Pooled
+
+IDS = "ids.u64"
+
+
+def id_digest(id: str) -> int:
+    return int.from_bytes(blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the segments of one commit are written: a folder of segments, and their form."""
+
+    folder: Path
+    form: BankForm
+    generation: int
+
+    def segment(self, first: int) -> SegmentWriter:
+        """The writer of the segment whose first document is number `first`."""
+        return SegmentWriter(self.folder, f"{self.generation:06}-{first:012}", self.form)
+
+
+class SegmentWriter:
+    """Appends encoded documents of ascending number; `seal` makes the folder a segment."""
+
+    def __init__(self, folder: Path, name: str, form: BankForm):
+        self.name, self._form = name, form
+        self._partial, self._target = folder / f".{name}", folder / name
+        files.make_folder(self._partial)
+        self._documents = DocumentWriter(self._partial / DOCUMENTS)
+        self._files = {
+            self._state(layer, kind): NewFile(self._partial / self._state(layer, kind))
+            for layer in form.layers
+            for kind in (*STATES, "crc")
+        }
+        self._ids: list[int] = []
+        self._counts: list[np.ndarray] = []  # [3, documents] of each batch
+
+    @property
+    def documents(self) -> int:
+        return len(self._ids)
+
+    def append(self, batch: EncodedBatch) -> None:
+        rows = zip(batch.documents, batch.tokens.tolist(), batch.chunks.tolist(), strict=True)
+        for document, tokens, chunks in rows:
+            self._documents.append(document, tokens, chunks)
+            self._ids.append(id_digest(document.id))
+        numbers = torch.tensor([document.number for document in batch.documents])
+        self._counts.append(torch.stack([numbers, batch.tokens, batch.chunks]).numpy())
+        bounds = np.concatenate([[0], batch.chunks.cumsum(0).numpy()])
+        for layer in self._form.layers:
+            states = batch.pooled[layer]
+            raw = {kind: self._bytes(getattr(states, kind), layer, kind) for kind in STATES}
+            for kind, data in raw.items():
+                self._files[self._state(layer, kind)].write(data)
+            checksums = rows_crc(raw["k"], raw["v"], bounds * self._row_bytes)
+            self._files[self._state(layer, "crc")].write(checksums)
+
+    def seal(self) -> SegmentEntry:
+        """On the disk under its name; part of a bank once a manifest lists it."""
+        numbers, tokens, chunks = np.concatenate(self._counts, axis=1)
+        ids = np.array(self._ids, dtype="<u8")
+        order = np.argsort(ids, kind="stable")
+        with NewFile(self._partial / IDS) as file:
+            file.write(np.stack([ids[order], order.astype("<u8")], axis=1))
+        self._documents.close()
+        for each in self._files.values():
+            each.close()
+        written = {IDS: file, DOCUMENTS: self._documents.file, **self._files}
+        files.sync_folder(self._partial)
+        files.rename(self._partial, self._target)
+        return SegmentEntry(
+            self.name,
+            int(numbers[0]),
+            int(numbers[-1]),
+            len(numbers),
+            int(chunks.sum()),
+            int(tokens.sum()),
+            counts_crc({"number": numbers, "tokens": tokens, "chunks": chunks}),
+            {name: StoredFile(each.bytes, each.sha256) for name, each in sorted(written.items())},
+        )
+
+    def abandon(self) -> None:
+        """Nothing more is written; what was lies there until the bank's next writer."""
+        for file in (self._documents.file, *self._files.values()):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._form.width * self._form.torch_dtype.itemsize
+
+    def _state(self, layer: int, kind: str) -> str:
+        return state_file(layer, kind)
+
+    def _bytes(self, states: Tensor, layer: int, kind: str) -> memoryview:
+        if not states.isfinite().all():
+            raise BankError(
+                f"{kind} of layer {layer} is not finite as {self._form.dtype}: "
+                "the weights are broken, or the states need the dtype float32"
+            )
+        assert states.dtype == self._form.torch_dtype
+        return raw_bytes(states)
+
+
+def raw_bytes(states: Tensor) -> memoryview:
+    return memoryview(states.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def state_file(layer: int, kind: str) -> str:
+    return f"layer-{layer}.{kind}"
+
+
+def rows_crc(k: memoryview, v: memoryview, bounds: np.ndarray) -> np.ndarray:
+    """[n] checksum of each document's bytes of k and v, which lie between `bounds` [n+1]."""
+    places = bounds.tolist()
+    found = [zlib.crc32(v[a:b], zlib.crc32(k[a:b])) for a, b in pairwise(places)]
+    return np.array(found, dtype="<u4")
+
+
+class Segment:
+    """An opened segment: nothing of its states is read until it is asked for.
+
+    Every file is mapped: a writer that removes the segment takes nothing away.
+
+    pooled: router layer -> states, memory-mapped; chunk_cu [n+1] of its documents.
+    """
+
+    def __init__(self, folder: Path, entry: SegmentEntry, form: BankForm):
+        self.entry, self.folder, self.form = entry, folder / entry.name, form
+        for name, expected in entry.files.items():
+            _check_size(self.folder / name, expected)
+        self.documents = DocumentTable(self.folder / DOCUMENTS, entry.counts_crc)
+        self.chunk_cu = torch.from_numpy(np.concatenate([[0], self.documents.chunks.cumsum()]))
+        self.pooled = {layer: self._map(layer) for layer in form.layers}
+        self._raw_ids = np.memmap(self.folder / IDS, np.uint8, "r")
+        self._crc = {
+            layer: np.memmap(self.folder / state_file(layer, "crc"), "<u4", "r")
+            for layer in form.layers
+        }
+        self._documents_checked = False
+        self._checked: dict[int, np.ndarray] = {}  # layer -> documents whose states were compared
+
+    @cached_property
+    def identity(self) -> str:
+        """Of what it holds, wherever it was opened."""
+        digests = [file.sha256 for _, file in sorted(self.entry.files.items())]
+        return f"{self.folder.resolve()}:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
+
+    @cached_property
+    def ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n] digests, ascending, and their rows; checked, for a wrong row would go unnoticed."""
+        self._check(IDS, self._raw_ids)
+        digests, rows = self._raw_ids.view("<u8").reshape(-1, 2).T
+        return np.ascontiguousarray(digests), rows  # else every search would copy them
+
+    def rows_of(self, id: str) -> list[int]:
+        """Rows of the documents with this id, ascending (the parts of one that was split)."""
+        return self.rows_of_any([id])
+
+    def rows_of_any(self, ids: Sequence[str]) -> list[int]:
+        """Rows of the documents that have one of these ids, id by id."""
+        digests, rows = self.ids
+        wanted = np.array([id_digest(id) for id in ids], dtype=np.uint64)
+        first = np.searchsorted(digests, wanted, "left")
+        last = np.searchsorted(digests, wanted, "right")
+        found = []
+        for place in np.flatnonzero(first < last):
+            there = rows[first[place] : last[place]].astype(np.int64).tolist()
+            found += [row for row in there if self.documents[row].id == ids[place]]
+        return found
+
+    def check_documents(self) -> None:
+        """Reads the documents' file, once while this is open. Raises BankError if it was changed.
+
+        Before a column is used as a whole: single documents have checksums of their own.
+        """
+        if not self._documents_checked:
+            self._check(DOCUMENTS, np.memmap(self.folder / DOCUMENTS, np.uint8, "r"))
+            self._documents_checked = True
+
+    def check_keys(self, layer: int) -> None:
+        """Reads the router keys of a layer. Raises BankError where they were changed."""
+        self._check(state_file(layer, "key"), raw_bytes(self.pooled[layer].key))
+
+    def _check(self, name: str, data: memoryview | np.ndarray) -> None:
+        if hashlib.sha256(data).hexdigest() != self.entry.files[name].sha256:
+            raise BankError(f"{self.folder / name} was changed: restore it, or build again")
+
+    def check_states(self, layer: int, rows: Tensor) -> None:
+        """Compares K and V of some documents with their checksums, once while this is open.
+
+        Raises BankError for a document whose states were changed.
+        """
+        known = self._checked.setdefault(layer, np.zeros(self.entry.documents, dtype=bool))
+        fresh = rows.numpy()[~known[rows.numpy()]]
+        if not len(fresh):
+            return
+        expected = self._crc[layer]
+        states, cu = self.pooled[layer], self.chunk_cu
+        bounds = zip(cu[fresh].tolist(), cu[fresh + 1].tolist(), strict=True)
+        for row, (first, end) in zip(fresh.tolist(), bounds, strict=True):
+            k, v = (raw_bytes(x[first:end]) for x in (states.k, states.v))
+            if zlib.crc32(v, zlib.crc32(k)) != expected[row]:
+                number = self.documents.numbers[row]
+                raise BankError(
+                    f"{self.folder}: K or V of document {number} in layer {layer} was changed: "
+                    "restore the segment, or build again"
+                )
+        known[fresh] = True
+
+    def _map(self, layer: int) -> Pooled:
+        heads, width = self.form.kv_heads, self.form.head_dim
+        shapes = {"k": (heads, width), "v": (heads, width), "key": (heads * width,)}
+        size, dtype = self.entry.chunks * self.form.width, self.form.torch_dtype
+        states = {}
+        for kind, shape in shapes.items():
+            flat = torch.empty(0, dtype=dtype)
+            if size:
+                file = str(self.folder / state_file(layer, kind))
+                flat = torch.from_file(file, shared=False, size=size, dtype=dtype)
+            states[kind] = flat.view(self.entry.chunks, *shape)
+        return Pooled(**states)
+
+
+def changed_files(folder: Path, entry: SegmentEntry) -> list[str]:
+    """Problems with a segment's files, each read and compared with its checksum."""
+    problems = []
+    for name, expected in entry.files.items():
+        file = folder / entry.name / name
+        if not file.is_file():
+            problems.append(f"{file} is missing")
+            continue
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected.sha256:
+            problems.append(f"{file} was changed (sha256 {found[:12]})")
+    return problems
+
+
+def _check_size(file: Path, expected: StoredFile) -> None:
+    size = file.stat().st_size if file.is_file() else None
+    if size is None:
+        raise BankError(f"{file} is missing: restore it, or build the bank again")
+    if size != expected.bytes:
+        raise BankError(
+            f"{file} has {size} bytes, its manifest says {expected.bytes}: restore it, or build "
+            "the bank again"
+        )

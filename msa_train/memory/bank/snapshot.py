@@ -1,0 +1,159 @@
+"""A memory bank as its readers see it: one committed state, whatever a writer does meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msa_train.errors import BankError
+from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.manifest import SEGMENTS, BankManifest
+from msa_train.memory.bank.segment import Segment
+
+_NO_NUMBER = (1 << 63) - 1  # as large as the numbers' type allows
+_TRIES = 5  # a writer may remove segments between the manifest's reading and theirs
+
+
+class BankSnapshot:
+    """An opened bank: the state of its manifest's generation. States are memory-mapped.
+
+    numbers [n] of all stored documents, ascending; live [n]: those that were not removed; starts:
+    the place of each segment's first document. reuse: a snapshot of the same bank, whose segments
+    are taken over where they are in this one too.
+    """
+
+    def __init__(self, path: Path, manifest: BankManifest, reuse: BankSnapshot | None = None):
+        self.path, self.manifest = path, manifest
+        known = {} if reuse is None else {each.entry.name: each for each in reuse.segments}
+        self.segments = [
+            old if (old := known.get(entry.name)) and old.entry == entry
+            else Segment(path / SEGMENTS, entry, manifest.form)
+            for entry in manifest.segments
+        ]  # fmt: skip
+        nothing = np.empty(0, dtype=np.int64)
+        numbers = [segment.documents.numbers for segment in self.segments]
+        self.numbers = torch.from_numpy(np.concatenate([nothing, *numbers]))
+        if bool((self.numbers.diff() <= 0).any()):
+            raise BankError(f"{path}: document numbers do not ascend over its segments")
+        self.removed = read_removed(path, manifest)
+        self.live = torch.ones(len(self.numbers), dtype=torch.bool)
+        self.live[self._places(torch.from_numpy(self.removed))] = False
+        self.starts = np.cumsum([0, *(len(segment.documents) for segment in self.segments)])
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        fingerprint: Mapping[str, str] | None = None,
+        reuse: BankSnapshot | None = None,
+    ) -> BankSnapshot:
+        """The bank at `path`; `fingerprint` of the model that will read it (None: just to look).
+
+        reuse: an older snapshot of it, so that only what changed is opened.
+
+        Raises BankError for what is missing, unfinished, of a newer format, truncated, damaged, or
+        built by other weights.
+        """
+        path = Path(path)
+        for attempt in range(_TRIES):
+            manifest = BankManifest.load(path)
+            if fingerprint is not None:
+                manifest.check_fingerprint(path, fingerprint)
+            try:
+                return cls(path, manifest, reuse)
+            except (BankError, FileNotFoundError):
+                changed = BankManifest.load(path).generation != manifest.generation
+                if not changed or attempt == _TRIES - 1:
+                    raise
+        raise AssertionError
+
+    def __len__(self) -> int:
+        """Documents that were not removed."""
+        return int(self.live.sum())
+
+    def __getitem__(self, number: int) -> StoredDocument:
+        """Raises KeyError for a number that is not in the bank (any more)."""
+        if (place := self.place_of(number)) is None:
+            raise KeyError(number)
+        return self.at(place)
+
+    def place_of(self, number: int) -> int | None:
+        """None for a number that is not in the bank (any more)."""
+        place = int(np.searchsorted(self.numbers.numpy(), min(max(number, -1), _NO_NUMBER)))
+        known = place < len(self.numbers) and int(self.numbers[place]) == number
+        return place if known and self.live[place] else None
+
+    def _places(self, numbers: Tensor) -> Tensor:
+        """Places of those numbers that are stored."""
+        places = torch.searchsorted(self.numbers, numbers)
+        places, numbers = (x[places < len(self.numbers)] for x in (places, numbers))
+        return places[self.numbers[places] == numbers]
+
+    def at(self, place: int) -> StoredDocument:
+        """The stored document at a place 0..n-1."""
+        segment = int(np.searchsorted(self.starts, place, "right")) - 1
+        return self.segments[segment].documents[place - int(self.starts[segment])]
+
+    def __iter__(self) -> Iterator[StoredDocument]:
+        """Documents that were not removed, in ascending number."""
+        return (self.at(place) for place in self.live.nonzero().squeeze(1).tolist())
+
+    def numbers_of(self, id: str) -> list[int]:
+        """Numbers of the documents with this id that were not removed."""
+        found = []
+        for start, segment in zip(self.starts, self.segments, strict=False):
+            places = (int(start) + row for row in segment.rows_of(id))
+            found += [int(self.numbers[place]) for place in places if self.live[place]]
+        return found
+
+    def router_keys(self, layer: int) -> Tensor:
+        """[C, G*D] of a router layer, those of removed documents among them."""
+        keys = [segment.pooled[layer].key for segment in self.segments]
+        return keys[0] if len(keys) == 1 else torch.cat(keys)
+
+    @property
+    def chunk_cu(self) -> Tensor:
+        """[n+1] cumulative number of chunks."""
+        counts = [torch.from_numpy(segment.documents.chunks) for segment in self.segments]
+        nothing = torch.zeros(1, dtype=torch.int64)
+        return torch.cat([nothing, *counts]).cumsum(0)
+
+    def info(self) -> dict[str, Any]:
+        """What the manifest says, as plain data; sizes in bytes."""
+        manifest, form = self.manifest, self.manifest.form
+        return {
+            "path": str(self.path),
+            "documents": len(self),
+            "removed": len(self.numbers) - len(self),
+            "next_number": manifest.next_number,
+            **{
+                name: sum(getattr(entry, name) for entry in manifest.segments)
+                for name in ("chunks", "tokens", "bytes")
+            },
+            "segments": len(manifest.segments),
+            "generation": manifest.generation,
+            "created": manifest.created,
+            "dtype": form.dtype,
+            "layers": list(form.layers),
+            "chunk_size": form.chunk_size,
+            "fingerprint": form.fingerprint,
+        }
+
+
+def read_removed(path: Path, manifest: BankManifest) -> np.ndarray:
+    """Numbers of removed documents, ascending."""
+    if manifest.removed is None:
+        return np.empty(0, dtype=np.int64)
+    file = path / manifest.removed.name
+    data = file.read_bytes() if file.is_file() else None
+    if data is None:
+        raise BankError(f"{file} is missing: restore it, or removed documents would come back")
+    if hashlib.sha256(data).hexdigest() != manifest.removed.sha256:
+        raise BankError(f"{file} is damaged (its checksum differs): restore it")
+    return np.frombuffer(data, dtype="<i8").astype(np.int64)

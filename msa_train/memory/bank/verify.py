@@ -1,0 +1,115 @@
+"""Reading a whole bank to see whether every byte is what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msa_train.errors import BankError
+from msa_train.memory.bank.manifest import SEGMENTS, BankManifest
+from msa_train.memory.bank.segment import (
+    Segment,
+    changed_files,
+    id_digest,
+    raw_bytes,
+    rows_crc,
+    state_file,
+)
+from msa_train.memory.bank.snapshot import BankSnapshot, read_removed
+from msa_train.memory.bank.writer import unlisted
+
+
+def verify_bank(path: Path | str) -> dict[str, Any]:
+    """What was found: `problems` (empty: the bank is whole), counts, and bytes of no use.
+
+    A bank that a writer changes meanwhile is read again. Raises BankError only where there is no
+    readable manifest.
+    """
+    path = Path(path)
+    while True:
+        report = _report(path, BankManifest.load(path))
+        if not report["problems"] or BankManifest.load(path).generation == report["generation"]:
+            return report
+
+
+def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
+    problems: list[str] = []
+    for entry in manifest.segments:
+        problems += changed_files(path / SEGMENTS, entry)
+        try:
+            problems += _segment_problems(Segment(path / SEGMENTS, entry, manifest.form))
+        except BankError as error:
+            problems.append(str(error))
+    try:
+        removed = read_removed(path, manifest)
+        if not problems:
+            problems += _number_problems(BankSnapshot(path, manifest), removed)
+    except BankError as error:
+        problems.append(str(error))
+    orphans = unlisted(path, manifest)
+    return {
+        "path": str(path),
+        "generation": manifest.generation,
+        "segments": len(manifest.segments),
+        "files": sum(len(entry.files) for entry in manifest.segments),
+        **{
+            name: sum(getattr(entry, name) for entry in manifest.segments)
+            for name in ("documents", "chunks", "tokens", "bytes")
+        },
+        "removed": manifest.removed.count if manifest.removed else 0,
+        "problems": sorted(set(problems)),
+        "orphans": [str(each) for each in orphans],
+        "orphan_bytes": sum(map(_size, orphans)),
+    }
+
+
+def _segment_problems(segment: Segment) -> list[str]:
+    """Counts that do not agree with one another, and documents that differ from their checksums."""
+    entry, documents, problems = segment.entry, segment.documents, []
+    counts = (
+        len(documents), int(documents.chunks.sum()), int(documents.tokens.sum()),
+        int(documents.numbers[0]), int(documents.numbers[-1]),
+    )  # fmt: skip
+    if counts != (entry.documents, entry.chunks, entry.tokens, entry.first, entry.last):
+        problems.append(f"{segment.folder}: its documents are not those of the manifest")
+    if (np.diff(documents.numbers) <= 0).any():
+        problems.append(f"{segment.folder}: document numbers do not ascend")
+    problems += documents.damaged() or _id_problems(segment)
+    for layer, states in segment.pooled.items():
+        k, v = map(raw_bytes, (states.k, states.v))
+        row_bytes = len(k) // max(1, entry.chunks)
+        expected = np.fromfile(segment.folder / state_file(layer, "crc"), dtype="<u4")
+        if not np.array_equal(rows_crc(k, v, segment.chunk_cu.numpy() * row_bytes), expected):
+            problems.append(f"{segment.folder}: layer {layer} differs from its checksums")
+    return problems
+
+
+def _id_problems(segment: Segment) -> list[str]:
+    """Ids that would not be found by their digests."""
+    try:
+        digests, rows = segment.ids
+    except BankError as error:
+        return [str(error)]
+    ids = segment.documents.column("id").to_pylist()
+    expected = np.array([id_digest(id) for id in ids], dtype=np.uint64)
+    whole = np.array_equal(np.sort(rows), np.arange(len(ids), dtype=np.uint64))
+    if whole and np.array_equal(expected[rows.astype(np.int64)], digests):
+        return [] if (digests[1:] >= digests[:-1]).all() else [f"{segment.folder}: ids in disorder"]
+    return [f"{segment.folder}: ids are not found by their digests"]
+
+
+def _number_problems(bank: BankSnapshot, removed: np.ndarray) -> list[str]:
+    problems = []
+    if len(bank.numbers) and int(bank.numbers[-1]) >= bank.manifest.next_number:
+        problems.append(f"{bank.path}: next_number would give a document number twice")
+    if not np.isin(removed, bank.numbers.numpy()).all() or (np.diff(removed) <= 0).any():
+        problems.append(f"{bank.path}: removed numbers are not those of its documents")
+    return problems
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(_size(each) for each in path.iterdir())
+    return path.lstat().st_size

@@ -1,0 +1,279 @@
+"""Changing a bank: one writer at a time, every change one replacement of the manifest.
+
+What a change needs is written first, beside what is there; the manifest then makes it the bank's
+state. Whoever dies before that leaves the bank as it was, and files that the next writer removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipeline import files
+from msa_train.errors import BankError
+from msa_train.memory.bank.encode import EncodedBatch
+from msa_train.memory.bank.lock import LOCK, WriterLock
+from msa_train.memory.bank.manifest import (
+    MANIFEST,
+    SEGMENTS,
+    BankForm,
+    BankManifest,
+    Removed,
+    SegmentEntry,
+)
+from msa_train.memory.bank.segment import Segment, SegmentWriter, Target
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.model.attention import Pooled
+
+SEGMENT_DOCUMENTS = 1 << 17  # of a segment, at most
+_COPIED = 1024  # documents that compaction holds at once
+
+
+def create_bank(path: Path, form: BankForm) -> None:
+    """An empty bank at `path`, which must not exist."""
+    files.make_folder(path)
+    files.make_folder(path / SEGMENTS)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    BankManifest(form, created).save(path)
+
+
+class BankWriter:
+    """The writer of a bank, until it is closed. Raises BusyError where another one is at work.
+
+    reuse: an older snapshot of the bank, so that only what changed is opened.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        operation: str,
+        fingerprint: dict[str, str] | None = None,
+        segment_documents: int = SEGMENT_DOCUMENTS,
+        reuse: BankSnapshot | None = None,
+    ):
+        self.path, self._operation = Path(path), operation
+        self._segment_documents = segment_documents
+        BankManifest.load(self.path)  # before a lock appears in what is no bank
+        self._lock = WriterLock(self.path, operation)
+        try:
+            self.bank = BankSnapshot.open(self.path, fingerprint, reuse)
+            if self._lock.dead:
+                print(f"{self.path}: {self._lock.dead} did not finish", file=sys.stderr)
+            self._manifest = self.bank.manifest
+            with self._reported():
+                self.clear()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def manifest(self) -> BankManifest:
+        return self._manifest
+
+    def add(self, batches: Iterable[EncodedBatch], replaced: Iterable[int] = ()) -> int:
+        """Adds encoded documents, numbered from manifest.next_number on, and removes `replaced`.
+
+        One commit; returns the number of documents. On any error the bank is as it was.
+        """
+        return self.add_segments(self._write(batches), replaced)
+
+    def add_segments(
+        self, sealed: Generator[SegmentEntry, None, None], replaced: Iterable[int] = ()
+    ) -> int:
+        """As add, of segments that are sealed in `target` as they are asked for, in any order."""
+        with self._reported(), contextlib.closing(sealed):
+            before = self.manifest
+            entries = tuple(sorted(sealed, key=lambda entry: entry.first))
+            if not entries and not replaced:
+                return 0
+            assert all(entry.first >= before.next_number for entry in entries), "numbers come back"
+            following = max([before.next_number, *(entry.last + 1 for entry in entries)])
+            self._commit(
+                before.segments + entries, {*self.bank.removed.tolist(), *replaced}, following
+            )
+            return sum(entry.documents for entry in entries)
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Removes documents; their numbers never come back. Raises BankError for unknown ones."""
+        gone = set(numbers)
+        for number in sorted(gone):
+            if self.bank.place_of(number) is None:
+                raise BankError(f"{self.path} has no document {number}: nothing was removed")
+        with self._reported():
+            segments, following = self.manifest.segments, self.manifest.next_number
+            self._commit(segments, {*self.bank.removed.tolist(), *gone}, following)
+
+    def compact(self) -> None:
+        """Rewrites segments that hold removed documents, and small neighbours as one."""
+        with self._reported():
+            kept: list[SegmentEntry] = []
+            for group in self._groups():
+                whole = len(group) == 1 and not self._removed_in(group[0].entry)
+                kept += [group[0].entry] if whole else self._write(self._copied(group))
+            if tuple(kept) != self.manifest.segments or self.manifest.removed:
+                self._commit(tuple(kept), set(), self.manifest.next_number)
+
+    def keep(self, entry: SegmentEntry | None = None) -> None:
+        """Notes a finished segment of a bank that is being built, in the place of what overlaps it.
+
+        The generation stays 0: only `complete` makes it a state of the bank.
+        """
+        kept = list(self.manifest.segments)
+        if entry is not None:
+            kept = [e for e in kept if e.last < entry.first or e.first > entry.last] + [entry]
+        kept.sort(key=lambda each: each.first)
+        following = kept[-1].last + 1 if kept else 0
+        changed = replace(self.manifest, generation=0, segments=tuple(kept), next_number=following)
+        if changed != self.manifest:
+            self._save(changed)
+
+    def forget(self, entry: SegmentEntry) -> None:
+        """The opposite of keep."""
+        kept = tuple(each for each in self.manifest.segments if each != entry)
+        self._save(replace(self.manifest, segments=kept))
+        files.remove(self.path / SEGMENTS / entry.name)
+
+    def complete(self, entries: Iterable[SegmentEntry]) -> None:
+        """The first commit of a bank that is being built: it has these segments."""
+        ordered = sorted(entries, key=lambda entry: entry.first)
+        self._commit(tuple(ordered), set(), ordered[-1].last + 1 if ordered else 0)
+
+    @property
+    def target(self) -> Target:
+        """Where the segments of the next commit are written."""
+        return Target(self.path / SEGMENTS, self.manifest.form, self.manifest.generation + 1)
+
+    @property
+    def lock(self) -> WriterLock:
+        return self._lock
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> BankWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _groups(self) -> Iterator[list[Segment]]:
+        """Neighbours that fit in one segment together."""
+        group: list[Segment] = []
+        held = 0
+        for segment in self.bank.segments:
+            documents = segment.entry.documents - self._removed_in(segment.entry)
+            if group and held + documents > self._segment_documents:
+                yield group
+                group, held = [], 0
+            group.append(segment)
+            held += documents
+        if group:
+            yield group
+
+    def _removed_in(self, entry: SegmentEntry) -> int:
+        first, last = np.searchsorted(self.bank.removed, [entry.first, entry.last + 1])
+        return int(last - first)
+
+    def _copied(self, group: list[Segment]) -> Iterator[EncodedBatch]:
+        for segment in group:
+            numbers = segment.documents.numbers
+            live = np.flatnonzero(~np.isin(numbers, self.bank.removed))
+            for start in range(0, len(live), _COPIED):
+                yield _batch(segment, live[start : start + _COPIED])
+
+    def _write(self, batches: Iterable[EncodedBatch]) -> Generator[SegmentEntry, None, None]:
+        """Sealed segments, which no manifest lists yet."""
+        writer: SegmentWriter | None = None
+        try:
+            for batch in batches:
+                if writer and writer.documents + len(batch.documents) > self._segment_documents:
+                    yield writer.seal()
+                    writer = None
+                if writer is None:
+                    writer = self.target.segment(batch.documents[0].number)
+                writer.append(batch)
+            if writer is not None:
+                yield writer.seal()
+                writer = None
+        finally:
+            if writer is not None:
+                writer.abandon()
+
+    def _commit(self, segments: tuple[SegmentEntry, ...], removed: set[int], following: int):
+        gone = np.array(sorted(removed), dtype="<i8")
+        manifest = self.manifest.following(
+            segments=segments, removed=self._save_removed(gone), next_number=following
+        )
+        self._save(manifest)
+        self.bank = BankSnapshot.open(self.path, reuse=self.bank)
+        with contextlib.suppress(OSError):  # the next writer tries again
+            self.clear()
+
+    def _save(self, manifest: BankManifest) -> None:
+        manifest.save(self.path)
+        self._manifest = manifest
+
+    def _save_removed(self, gone: np.ndarray) -> Removed | None:
+        if not len(gone):
+            return None
+        name = f"removed-{self.manifest.generation + 1:06}.i64"
+        with files.NewFile(self.path / name) as file:
+            file.write(gone)
+        return Removed(name, len(gone), file.sha256)
+
+    def clear(self) -> None:
+        """Removes what the manifest on the disk, whoever wrote it, does not list."""
+        for path in unlisted(self.path, BankManifest.load(self.path)):
+            files.remove(path)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.clear()
+            raise BankError(
+                f"{self._operation}: {self.path} cannot be written: {error}; the bank is as it "
+                "was, repeat what you did when the cause is gone"
+            ) from error
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.clear()
+            raise
+
+
+def unlisted(path: Path, manifest: BankManifest) -> list[Path]:
+    """Files and folders of a bank's folder that its manifest does not list."""
+    listed = {MANIFEST, LOCK, SEGMENTS}
+    if manifest.removed:
+        listed.add(manifest.removed.name)
+    segments = {entry.name: entry.files for entry in manifest.segments}
+    found = [each for each in path.iterdir() if each.name not in listed]
+    for each in (path / SEGMENTS).iterdir():
+        if each.name not in segments:
+            found.append(each)
+        elif each.is_dir():
+            found += [file for file in each.iterdir() if file.name not in segments[each.name]]
+    return sorted(found)
+
+
+def _batch(segment: Segment, rows: np.ndarray) -> EncodedBatch:
+    """Documents of a segment with their states, as they were encoded."""
+    places = torch.from_numpy(rows)
+    cu = segment.chunk_cu
+    counts = cu.diff()[places]
+    chunks = torch.cat([torch.arange(int(cu[row]), int(cu[row + 1])) for row in rows.tolist()])
+    pooled = {
+        layer: Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
+        for layer, states in segment.pooled.items()
+    }
+    tokens = torch.from_numpy(segment.documents.tokens[rows])
+    return EncodedBatch([segment.documents[row] for row in rows.tolist()], tokens, counts, pooled)

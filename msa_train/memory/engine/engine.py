@@ -1,0 +1,107 @@
+"""The memory engine: questions in, routed documents and answers out, many at a time.
+
+A Scheduler in the caller's thread serves a thousand questions of an evaluation as well as one that
+is streamed to a person. A server wants service.py instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from data_pipeline.protocol import prompt_pieces
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.memory.engine.events import Answer, Chosen, Event, Failed, Finished
+from msa_train.memory.engine.interleave import InterleaveLimits, Mode
+from msa_train.memory.engine.model_runner import prefill_pieces
+from msa_train.memory.engine.sampling import Sampling
+from msa_train.memory.engine.scheduler import Request, Scheduler, chosen_of
+from msa_train.memory.search.view import MemoryView
+from msa_train.model.decoder import MSADecoder
+
+BATCH_CONTEXTS = 64
+CONTEXT_TOKENS = 32768  # of one context; its memory is taken when it is needed
+PREFILL_TOKENS = 1 << 16
+
+
+class MemoryEngine:
+    """Asks a model questions about the documents of a view (a bank, or a part of one).
+
+    batch_contexts: questions served at once. Equal questions, equal answers: greedily, or with the
+    seed that is given.
+    """
+
+    def __init__(
+        self,
+        model: MSADecoder,
+        tokenizer: Tokenizer,
+        view: MemoryView,
+        batch_contexts: int = BATCH_CONTEXTS,
+    ):
+        self._model, self._tokenizer, self._view = model.eval(), tokenizer, view
+        self._batch_contexts = batch_contexts
+
+    def route(self, questions: Sequence[str]) -> list[Chosen]:
+        """What the first round of each question selects, without decoding."""
+        chosen = []
+        for start in range(0, len(questions), self._batch_contexts):
+            asked = questions[start : start + self._batch_contexts]
+            prompts = [prompt_pieces(question) for question in asked]
+            prefill = prefill_pieces(self._model, self._tokenizer, self._view.memory, prompts)
+            chosen += chosen_of(prefill, self._view)
+        return chosen
+
+    def ask(
+        self,
+        questions: Sequence[str],
+        mode: Mode = "generate",
+        limits: InterleaveLimits | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """An answer per question, in order. Raises what went wrong with the first that failed."""
+        answers: dict[int, Answer] = {}
+        for ticket, event in self._events(questions, mode, limits, sampling):
+            if isinstance(event, Finished):
+                answers[ticket] = event.answer
+        return [answers[ticket] for ticket in sorted(answers)]
+
+    def stream(
+        self,
+        question: str,
+        mode: Mode = "generate",
+        limits: InterleaveLimits | None = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Event]:
+        """One question, as it is answered: Routed, TextPiece, Evidence, ..., at last Finished.
+
+        Raises what went wrong.
+        """
+        for _, event in self._events([question], mode, limits, sampling):
+            yield event
+
+    def _events(
+        self,
+        questions: Sequence[str],
+        mode: Mode,
+        limits: InterleaveLimits | None,
+        sampling: Sampling | None,
+    ) -> Iterator[tuple[int, Event]]:
+        if not questions:
+            return
+        scheduler = Scheduler(
+            self._model,
+            self._tokenizer,
+            min(self._batch_contexts, len(questions)),
+            CONTEXT_TOKENS,
+            PREFILL_TOKENS,
+            together=True,
+        )
+        for question in questions:
+            request = Request(
+                question, self._view, mode, limits or InterleaveLimits(), sampling or Sampling()
+            )
+            scheduler.submit(request)
+        while scheduler.busy:
+            for ticket, event in scheduler.step():
+                if isinstance(event, Failed):
+                    raise event.error
+                yield ticket, event

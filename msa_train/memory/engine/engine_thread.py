@@ -1,0 +1,169 @@
+"""A Scheduler in a thread of its own: requests from any thread, a stream of events for each."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+from msa_train.errors import MSAError
+from msa_train.memory.engine.events import Event, Failed, Finished
+from msa_train.memory.engine.scheduler import Request, Scheduler
+
+log = logging.getLogger(__name__)
+
+EVENT_TIMEOUT_S = 600.0
+_STEP_S = 30.0  # what a step may take after the service was told to end
+
+
+class AnswersEnded(MSAError):
+    """The service takes no more requests: it was stopped, or an error ended it."""
+
+
+class Stream:
+    """The events of one request, for one reader. Closing it cancels the request."""
+
+    def __init__(self, service: EngineThread, timeout_s: float):
+        self._service, self._timeout_s = service, timeout_s
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+
+    def events(self, timeout_s: float | None = None) -> Iterator[Event]:
+        """Until Finished or Failed, or until it is cancelled. timeout_s: the longest wait for an
+        event (default: the service's). Raises TimeoutError; the request goes on."""
+        wait = self._timeout_s if timeout_s is None else timeout_s
+        while True:
+            try:
+                event = self._events.get(timeout=wait)
+            except queue.Empty:
+                raise TimeoutError(f"no event of the answer within {wait:g} s") from None
+            if event is None:
+                return
+            yield event
+            if isinstance(event, Finished | Failed):
+                return
+
+    def __iter__(self) -> Iterator[Event]:
+        """As `events`; what failed is raised."""
+        for event in self.events():
+            if isinstance(event, Failed):
+                raise event.error
+            yield event
+
+    def cancel(self) -> None:
+        """The request ends, and so do its events; nothing where it has ended."""
+        self._service._order(None, self)
+        self._events.put(None)
+
+    close = cancel
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.cancel()
+
+
+class EngineThread:
+    """Runs a scheduler in a thread. An error of one request ends that request; an error of the
+    scheduler itself ends all of them, each with Failed and the reason. How many requests may wait
+    is the caller's business."""
+
+    def __init__(self, scheduler: Scheduler, event_timeout_s: float = EVENT_TIMEOUT_S):
+        self._scheduler, self._timeout_s = scheduler, event_timeout_s
+        self._changed = threading.Condition()
+        self._orders: list[tuple[Request | None, Stream]] = []  # None: cancel
+        self._streams: dict[int, Stream] = {}
+        self._end_by: float | None = None  # told to stop, at the latest then
+        self._ended: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Stream:
+        """Raises AnswersEnded where the service takes no more requests."""
+        stream = Stream(self, self._timeout_s)
+        self._order(request, stream)
+        return stream
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Takes no more requests; those that run have drain_s seconds to end, then they fail.
+
+        Comes back when the thread has ended, or logs that it does not.
+        """
+        with self._changed:
+            self._end_by = time.monotonic() + drain_s
+            self._changed.notify()
+        self._thread.join(drain_s + _STEP_S)
+        if self._thread.is_alive():
+            log.error("a step of the scheduler has not ended within %g s", _STEP_S)
+            self._fail_all(AnswersEnded("the service was stopped while a step did not end"))
+
+    def _order(self, request: Request | None, stream: Stream) -> None:
+        with self._changed:
+            if request is not None and (self._ended or self._end_by is not None):
+                reason = self._ended or "it was stopped"
+                raise AnswersEnded(f"the service takes no more requests: {reason}")
+            if self._ended:
+                return  # nothing runs that could be cancelled, and nobody would take the order
+            self._orders.append((request, stream))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        reason: Exception = AnswersEnded("the service was stopped before the answer was complete")
+        try:
+            while self._step():
+                pass
+        except Exception as error:
+            log.exception("the scheduler failed")
+            reason = error
+        finally:
+            self._fail_all(reason)
+
+    def _step(self) -> bool:
+        """Orders, then a step. A call of its own: an idle thread holds no request, no snapshot."""
+        orders = self._next_orders()
+        if orders is None:
+            return False
+        for request, stream in orders:
+            self._carry_out(request, stream)
+        for ticket, event in self._scheduler.step():
+            self._tell(ticket, event)
+        return True
+
+    def _next_orders(self) -> list[tuple[Request | None, Stream]] | None:
+        """What was ordered since; waits while there is nothing to do. None: it is time to end."""
+        with self._changed:
+            while not (self._orders or self._scheduler.busy or self._end_by is not None):
+                self._changed.wait()
+            orders, self._orders = self._orders, []
+            if self._end_by is not None:
+                idle = not orders and not self._scheduler.busy
+                if idle or time.monotonic() >= self._end_by:
+                    self._orders = orders
+                    return None
+            return orders
+
+    def _carry_out(self, request: Request | None, stream: Stream) -> None:
+        if request is None:
+            for ticket in [t for t, each in self._streams.items() if each is stream]:
+                self._scheduler.cancel(ticket)
+                del self._streams[ticket]
+            return
+        try:
+            self._streams[self._scheduler.submit(request)] = stream
+        except Exception as error:  # of this request: text that is none, say
+            stream._events.put(Failed(error))
+
+    def _tell(self, ticket: int, event: Event) -> None:
+        self._streams[ticket]._events.put(event)
+        if isinstance(event, Finished | Failed):
+            del self._streams[ticket]
+
+    def _fail_all(self, reason: Exception) -> None:
+        with self._changed:
+            self._ended = reason
+            waiting = [stream for request, stream in self._orders if request is not None]
+            running, self._orders = list(self._streams.values()), []
+        for stream in (*running, *waiting):
+            stream._events.put(Failed(reason))

@@ -1,0 +1,184 @@
+"""What the engine reports: routing, rounds, events while it works, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data_pipeline.schema import Document
+from msa_train.memory.search.view import MemoryView
+from msa_train.model.attention import Reading
+
+Ranking = list[tuple[int, float]]  # (document number, score), best first
+
+
+class Selected(NamedTuple):
+    """A document that a router layer selected.
+
+    chunk: which of its chunks (from 0) it was found by, None where scores are no single products.
+    gate: what the gate adds to the attention logits of that chunk, None without gate.
+    """
+
+    number: int
+    score: float
+    chunk: int | None
+    gate: float | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one context's routing chose.
+
+    layers: router layer -> its selected documents, best first. voted: the union of the layers'
+    selections, ranked by the mean over router layers of the document score (SPEC section 2).
+    """
+
+    layers: dict[int, list[Selected]]
+    voted: Ranking
+
+
+def chosen_documents(readings: Mapping[int, Reading], view: MemoryView) -> list[Chosen]:
+    """A Chosen per context, of what a prefill read in each router layer."""
+    routings = {layer: reading.routing for layer, reading in readings.items()}
+    union = [
+        torch.cat(rows).unique()
+        for rows in zip(*(r.documents.cpu() for r in routings.values()), strict=True)
+    ]
+    places = pad_sequence([row[row >= 0] for row in union], batch_first=True, padding_value=-1)
+    scores = [
+        view.memory.scores(layer, routing.query, routing.query_cu, places)
+        for layer, routing in routings.items()
+    ]
+    mean, order = torch.stack(scores).mean(0).sort(dim=1, descending=True, stable=True)
+    numbers = _numbers(view, places.gather(1, order))
+    layers = {layer: _selected(reading, view) for layer, reading in readings.items()}
+    return [
+        Chosen(
+            {layer: rows[context] for layer, rows in layers.items()},
+            [(n, s) for n, s in zip(numbers[context], row, strict=True) if n >= 0],
+        )
+        for context, row in enumerate(mean.tolist())
+    ]
+
+
+def _selected(reading: Reading, view: MemoryView) -> list[list[Selected]]:
+    """Each context's selected documents of one layer."""
+    routing = reading.routing
+    numbers = _numbers(view, routing.documents.cpu())
+    chunks = gates = None
+    if routing.best_chunks is not None:
+        chunks = routing.best_chunks.tolist()
+        gates = None if reading.bias is None else _gates(reading, view).tolist()
+    return [
+        [
+            Selected(
+                number,
+                score,
+                None if chunks is None else chunks[row][column],
+                None if gates is None else gates[row][column],
+            )
+            for column, (number, score) in enumerate(zip(numbers[row], values, strict=True))
+            if number >= 0
+        ]
+        for row, values in enumerate(routing.values.tolist())
+    ]
+
+
+def _gates(reading: Reading, view: MemoryView) -> Tensor:
+    """[m, k] the gate's addition for the best chunk of each selected document."""
+    routing = reading.routing
+    documents, chunks = routing.documents.cpu(), routing.best_chunks.clamp(min=0)
+    ordered, order = documents.sort(1)
+    counts = view.memory.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
+    begin = counts.cumsum(1) - counts + routing.index_cu.cpu()[:-1, None]
+    first = torch.empty_like(begin).scatter_(1, order, begin)
+    bias = torch.nn.functional.pad(reading.bias.detach().float().cpu(), (0, 1))  # of no document
+    return bias[(first + chunks).masked_fill(documents < 0, len(bias) - 1)]
+
+
+def _numbers(view: MemoryView, places: Tensor) -> list[list[int]]:
+    """Document numbers, -1 for none."""
+    if not len(view.numbers):
+        return torch.full_like(places, -1).tolist()
+    return view.numbers[places.clamp(min=0)].masked_fill(places < 0, -1).tolist()
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """A prefill and what followed: what was routed, the ids written, the evidence appended."""
+
+    chosen: Chosen
+    written: str = ""
+    evidence: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """rounds: one per prefill; the last one is the answer's. forced: why the engine ended a stage
+    by itself, if it did. text: the answer as written; answer: without the phrase before it.
+    seconds: from the call until this answer was complete (shared with what was asked with it).
+    cut: it is not complete, for its limit or for want of room. prompt_tokens: of the first prompt.
+    tokens: all that the model wrote; answer_tokens: those of the answer."""
+
+    question: str
+    mode: str
+    answer: str
+    text: str
+    rounds: tuple[RoundReport, ...]
+    forced: tuple[str, ...]
+    seconds: float
+    cut: bool = False
+    prompt_tokens: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+
+    @property
+    def evidence(self) -> tuple[int, ...]:
+        """Numbers of all documents whose texts were appended, ascending."""
+        return tuple(sorted({number for each in self.rounds for number in each.evidence}))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "evidence": self.evidence}
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A round begins: its documents were chosen."""
+
+    round: int
+    chosen: Chosen
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """The model wrote more text."""
+
+    stage: Literal["ids", "answer"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The engine appended these documents, in this order (none: no known id was written)."""
+
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The question ends without an answer; nobody else's does."""
+
+    error: Exception
+
+
+Event = Routed | TextPiece | Evidence | Finished | Failed

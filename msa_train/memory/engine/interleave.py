@@ -1,0 +1,190 @@
+"""Memory Interleave: what follows what in a conversation with the memory (SPEC section 4).
+
+Pure state: strings in, decisions out. No tokens, no tensors; engine.py generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, get_args
+
+from data_pipeline.protocol import (
+    END_OF_RETRIEVE,
+    IM_END,
+    REF_END,
+    RETRIEVAL_LIMIT,
+    Round,
+    Turn,
+    answer_request_pieces,
+    end_of_retrieve_pieces,
+    evidence_text,
+    memory_answer_pieces,
+    parse_answer,
+    parse_ids,
+    rounds_pieces,
+    written_ids,
+)
+from data_pipeline.schema import Piece
+from msa_train.errors import ConfigError
+from msa_train.memory.search.view import MemoryView
+
+Mode = Literal["generate", "router", "memory"]
+WritingStage = Literal["ids", "answer"]
+_ANSWER_TOKENS = 512  # evidence leaves room for an answer of so many tokens, if one may be as long
+
+
+@dataclass(frozen=True)
+class InterleaveLimits:
+    """Where a conversation ends by force.
+
+    rounds: retrieval rounds. retrieval_characters: of ids written in all rounds (published: 1,000).
+    answer_tokens: of the answer. documents: how many voted ones mode "router" reads.
+    evidence_tokens: of the texts appended in all rounds; a document that would pass it is left out.
+    """
+
+    rounds: int = 6
+    retrieval_characters: int = RETRIEVAL_LIMIT
+    answer_tokens: int = 128
+    documents: int = 4
+    evidence_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}: give 1 or more")
+
+
+class Next(Enum):
+    """What the generator has to do after a token."""
+
+    WRITE = "one more token"
+    APPEND = "feed `appended` to the context as it stands: no new routing"
+    PREFILL = "prefill `context` anew, with a new selection"
+    STOP = "nothing: the answer is complete"
+
+
+@dataclass
+class Interleave:
+    """One question on its way to an answer.
+
+    mode generate: the model writes ids and reads the texts, round by round, until it asks for the
+    answer (the paper). router: one round with the router's voted documents in place of written ids.
+    memory: the answer comes from pooled memory alone. instructions, earlier: see protocol.py.
+    count: tokens of a text. room: how many the context can still take, None: not limited.
+    """
+
+    question: str
+    view: MemoryView
+    mode: Mode = "generate"
+    limits: InterleaveLimits = field(default_factory=InterleaveLimits)
+    instructions: str = ""
+    earlier: tuple[Turn, ...] = ()
+    count: Callable[[str], int] = len
+    room: int | None = None
+    rounds: list[Round] = field(default_factory=list)
+    forced: list[str] = field(default_factory=list)  # why the engine ended a stage, if it did
+    stage: WritingStage = "ids"
+    answer_text: str = ""  # as the model wrote it
+    appended: list[Piece] = field(default_factory=list)
+    _evidence_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConfigError(
+                f"retrieval is {self.mode!r}: give one of {', '.join(get_args(Mode))}"
+            )
+        if self.mode == "memory":
+            self.stage = "answer"
+
+    @property
+    def awaits_vote(self) -> bool:
+        """Whether the next prefill is for its routing alone: `choose` says what comes of it."""
+        return self.mode == "router" and not self.rounds
+
+    @property
+    def context(self) -> list[Piece]:
+        """All pieces to prefill now."""
+        said = rounds_pieces(self.question, self.rounds, self.instructions, self.earlier)
+        return said if self.stage == "ids" else [*said, *memory_answer_pieces(self.question)]
+
+    @property
+    def answer(self) -> str:
+        return parse_answer(self.answer_text)
+
+    def choose(self, ranking: list[int]) -> Next:
+        """Mode router: the voted document numbers, best first, stand in for written ids."""
+        numbers = ranking[: self.limits.documents]
+        self._close_round(written_ids(numbers), numbers)
+        self.stage = "answer"
+        return Next.PREFILL
+
+    def wrote(self, text: str, tokens: int, control: str | None = None) -> Next:
+        """After each token: `text` and number of `tokens` written since the engine's last turn.
+
+        control: the control token that was just written, not part of text.
+        """
+        return self._wrote_ids(text, control) if self.stage == "ids" else self._wrote_answer(
+            text, tokens, control
+        )  # fmt: skip
+
+    def _wrote_ids(self, text: str, control: str | None) -> Next:
+        if END_OF_RETRIEVE in text:
+            return self._request_answer()
+        if control not in (None, REF_END):
+            return self._request_answer(f"{control} instead of ids")
+        if self._characters + len(text) > self.limits.retrieval_characters:
+            return self._request_answer(
+                f"more than {self.limits.retrieval_characters} characters of ids"
+            )
+        if control is None:
+            return Next.WRITE
+        self._close_round(text, parse_ids(text, self.view.knows))
+        if len(self.rounds) == self.limits.rounds:
+            self.forced.append(f"{self.limits.rounds} rounds")
+            self.stage = "answer"
+        return Next.PREFILL
+
+    def _wrote_answer(self, text: str, tokens: int, control: str | None) -> Next:
+        self.answer_text = text
+        if control is None and tokens < self.limits.answer_tokens:
+            return Next.WRITE
+        if control is None:
+            self.forced.append(f"{self.limits.answer_tokens} tokens of answer")
+        elif control != IM_END:
+            self.forced.append(f"{control} in the answer")
+        return Next.STOP
+
+    def _request_answer(self, forced: str | None = None) -> Next:
+        """The end of retrieval: as written, or by force as if it had been written."""
+        self.stage = "answer"
+        self.appended = answer_request_pieces(self.question)
+        if forced is not None:
+            self.forced.append(forced)
+            self.appended = [*end_of_retrieve_pieces(), *self.appended]
+        return Next.APPEND
+
+    def _close_round(self, written: str, numbers: list[int]) -> None:
+        """numbers: the documents to append, in the order in which they may fill the room."""
+        taken, left_out = [], []
+        room = self.limits.evidence_tokens - self._evidence_tokens
+        if self.room is not None:
+            room = min(room, self.room - min(self.limits.answer_tokens, _ANSWER_TOKENS))
+        for number in numbers:
+            document = self.view.documents[number]
+            tokens = self.count(evidence_text(document))
+            if tokens > room:
+                left_out.append(number)
+                continue
+            taken.append(document)
+            room -= tokens
+            self._evidence_tokens += tokens
+        taken.sort(key=lambda document: document.number)
+        self.rounds.append(Round(written, tuple(taken)))
+        if left_out:
+            self.forced.append(f"no room for the texts of {written_ids(left_out)}")
+
+    @property
+    def _characters(self) -> int:
+        return sum(len(past.written) for past in self.rounds)

@@ -1,0 +1,227 @@
+"""Ranks: worker processes that hold parts of memories, started again when one fails."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+import torch
+
+from msa_train.errors import ConfigError, MSAError, RankError
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.ranks.searcher import DistributedSearcher
+from msa_train.memory.ranks.snapshot import described, pack
+from msa_train.memory.ranks.worker_group import Call, WorkerAnswer, WorkerGroup
+from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
+from msa_train.model.config import RouterConfig
+
+T = TypeVar("T")
+
+RESTARTS, WINDOW_S = 3, 600.0  # so many restarts within that time; then it stops
+
+
+class Ranks:
+    """This process, rank 0, and count-1 workers on the same machine. Thread-safe.
+
+    A worker that dies, fails or is late makes the request fail with RankError; the next request
+    starts all workers again and opens its snapshot in them, RESTARTS times within WINDOW_S.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        shares: Sequence[float] | None,
+        tiers: TierSettings,
+        timeout_s: float,
+        start_timeout_s: float,
+        device: str | None,
+    ):
+        self.count, self.shares = count, _checked_shares(shares, count)
+        self.device = _device(device, count)
+        self._settings, self._timeout_s, self._start_timeout_s = tiers, timeout_s, start_timeout_s
+        self._tiers: dict[RouterConfig, BankLoader] = {}  # rank 0's own
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._alive: weakref.WeakSet[DistributedSearcher] = weakref.WeakSet()
+        self._dropped: deque[int] = deque()  # filled by the garbage collector, in any thread
+        self._group: list[WorkerGroup] = []  # none or one
+        self._epoch = 0
+        self._restarts: deque[float] = deque()
+        self._failure = ""
+        self._stopped: str | None = None
+        self._at_exit = weakref.finalize(self, _close_all, self._group)
+
+    @classmethod
+    def start(
+        cls,
+        count: int,
+        shares: Sequence[float] | None = None,
+        tiers: TierSettings | None = None,
+        timeout_s: float = 60.0,
+        start_timeout_s: float = 300.0,
+        device: str | None = None,
+    ) -> Ranks:
+        """Starts the workers.
+
+        shares: part of the documents that each rank holds, in proportion (None: equal; 0: none).
+        timeout_s of a request; start_timeout_s of starting workers and of opening a bank in them
+        (every router key is read). device: "cuda" (rank r on card r) or "cpu" (None: cuda where
+        there is one); on a CPU the ranks divide its cores.
+
+        Raises ConfigError for settings that cannot be, RankError for a worker that does not start.
+        """
+        ranks = cls(count, shares, tiers or TierSettings(), timeout_s, start_timeout_s, device)
+        ranks._start_group()
+        return ranks
+
+    def shards(self, bank: BankSnapshot, router: RouterConfig) -> DistributedSearcher:
+        """A snapshot, opened in every rank and searched by all; forgotten when nobody has it.
+
+        Raises GenerationGoneError where the bank was compacted meanwhile (open it again), BankError
+        for damage, RankError.
+        """
+        with self._lock:
+            tiers = self._tiers.get(router)
+            if tiers is None:
+                share = Share(0, self.shares)
+                tiers = BankLoader(self._settings, router, self.device, share)
+                self._tiers[router] = tiers
+            found = DistributedSearcher(self, next(self._numbers), bank, router)
+            weakref.finalize(found, self._dropped.append, found.number).atexit = False
+            self._alive.add(found)
+            found.own = self._guarded(
+                lambda group: self._open(group, found, lambda: tiers.shard(bank))
+            )
+            return found
+
+    def ask(
+        self, shards: DistributedSearcher, call: Call, own: Callable[[], T]
+    ) -> tuple[T, dict[int, WorkerAnswer]]:
+        """A request to all ranks that `call` names; see WorkerGroup.ask."""
+
+        def run(group: WorkerGroup) -> tuple[T, dict[int, WorkerAnswer]]:
+            if shards.epoch != self._epoch:
+                self._open(group, shards, lambda: None)
+            return group.ask(call, own)
+
+        with self._lock:
+            return self._guarded(run)
+
+    def close(self) -> None:
+        """Ends the workers; requests fail from now on."""
+        with self._lock:
+            self._stopped = self._stopped or "they were closed"
+            _close_all(self._group)
+            for tiers in self._tiers.values():
+                tiers.close()
+
+    def _guarded(self, run: Callable[[WorkerGroup], T]) -> T:
+        """run(group); a group that failed, or was interrupted in a request, is ended."""
+        group = self._running()
+        try:
+            self._forget(group)
+            return run(group)
+        except RankError as error:
+            self._failure = str(error)
+            _close_all(self._group)
+            raise
+        except MSAError:
+            raise
+        except BaseException:  # answers are under way that nobody takes
+            _close_all(self._group)
+            raise
+
+    def _running(self) -> WorkerGroup:
+        if self._stopped:
+            raise RankError(f"the ranks do not run: {self._stopped}")
+        if not self._group:
+            now = time.monotonic()
+            while self._restarts and self._restarts[0] < now - WINDOW_S:
+                self._restarts.popleft()
+            if len(self._restarts) >= RESTARTS:
+                self._stopped = (
+                    f"they were restarted {RESTARTS} times within {WINDOW_S:g} s and failed again; "
+                    f"the last time: {self._failure}"
+                )
+                raise RankError(f"the ranks do not run: {self._stopped}")
+            self._restarts.append(now)
+            self._start_group()
+        return self._group[0]
+
+    def _start_group(self) -> None:
+        told = {"shares": self.shares, "tiers": asdict(self._settings)}
+        given = self.count, self.device, told, self._timeout_s, self._start_timeout_s
+        try:
+            self._group.append(WorkerGroup(*given))
+        except RankError as error:
+            self._failure = str(error)
+            raise
+        self._epoch += 1
+
+    def _open(self, group: WorkerGroup, shards: DistributedSearcher, own: Callable[[], T]) -> T:
+        """Opens a snapshot in the workers that hold some of it, while own() runs here."""
+        bank = shards.bank
+        head = {
+            "do": "open",
+            "snapshot": shards.number,
+            "router": asdict(shards.router),
+            "documents": len(bank.numbers),
+            **described(bank),
+        }
+        asked = {rank: {"live": pack(bank.live)} for rank in shards.workers}
+        call = Call(head, f"opening {shards}", asked)
+        mine, _ = group.ask(call, own, self._start_timeout_s)
+        shards.epoch = self._epoch
+        return mine
+
+    def _forget(self, group: WorkerGroup) -> None:
+        """Lets go of snapshots that nobody has any more, here and in the workers."""
+        if not self._dropped:
+            return
+        gone = []
+        while self._dropped:
+            gone.append(self._dropped.popleft())
+        for router, tiers in self._tiers.items():
+            tiers.keep_only([each.bank for each in self._alive if each.router == router])
+        everyone = {rank: {} for rank in group.workers}
+        group.ask(
+            Call({"do": "drop", "snapshots": gone}, "letting go of old snapshots", everyone),
+            lambda: None,
+        )
+
+
+def _close_all(groups: list[WorkerGroup]) -> None:
+    while groups:
+        groups.pop().close()
+
+
+def _checked_shares(shares: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    if count < 1:
+        raise ConfigError(f"ranks is {count}: give 1 or more")
+    if shares is None:
+        return (1.0,) * count
+    usable = len(shares) == count and all(0 <= x < float("inf") for x in shares) and sum(shares) > 0
+    if not usable:
+        raise ConfigError(
+            f"shares are {list(shares)} for {count} ranks: give {count} numbers of 0 or more, not "
+            "all 0 (the part of the documents that each rank holds)"
+        )
+    return tuple(map(float, shares))
+
+
+def _device(asked: str | None, count: int) -> torch.device:
+    kind = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.device_count() < count:
+        raise ConfigError(
+            f"ranks is {count}, but this machine has {torch.cuda.device_count()} GPUs: a rank "
+            "needs one of its own; start fewer, or give the device cpu"
+        )
+    return torch.device("cuda", 0)

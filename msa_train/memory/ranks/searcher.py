@@ -1,0 +1,151 @@
+"""A snapshot of a bank searched by all ranks, as if by one: see memory/search/shard.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.ranks.snapshot import pack
+from msa_train.memory.ranks.worker_group import Call, WorkerAnswer
+from msa_train.memory.search.exact import rows_of
+from msa_train.memory.search.shard import Found, Shard, best_of
+from msa_train.memory.search.tiers import Share
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+
+if TYPE_CHECKING:
+    from msa_train.memory.ranks.ranks import Ranks
+
+
+class DistributedSearcher:
+    """The three methods of Shard over all ranks; made by Ranks.shards.
+
+    Every method raises RankError for a rank that dies, fails or is late, BankError for states that
+    were changed on disk, and GenerationGoneError where ranks were started again and the snapshot's
+    segments are gone.
+
+    number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part.
+    """
+
+    own: Shard
+
+    def __init__(self, ranks: Ranks, number: int, bank: BankSnapshot, router: RouterConfig):
+        self.bank, self.router, self.number, self.epoch = bank, router, number, 0
+        self._ranks = ranks
+        self._owner = _owners(bank, ranks.shares)
+        self._counts = bank.chunk_cu.diff()
+        self.workers = [rank for rank in self._owner.unique().tolist() if rank > 0]
+
+    def __str__(self) -> str:
+        return f"{self.bank.path}, generation {self.bank.manifest.generation}"
+
+    def best(
+        self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
+    ) -> Found:
+        """The k best documents of each context, on the CPU. See Shard.best."""
+        tensors = {} if allowed is None else {"allowed": pack(allowed)}
+
+        def own() -> Found:
+            return self.own.best(layer, query, query_cu, k, allowed)
+
+        head = {"do": "best", "k": k}
+        mine, answers = self._ask(head, layer, query, query_cu, tensors, own)
+        found = [Found(x.tensors["places"], x.tensors["scores"]) for x in answers.values()]
+        return _trimmed(best_of([mine, *found], k))
+
+    def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
+        """[m, c] float32 on the CPU: scores of documents by place, -1 for none. See Shard.score."""
+
+        def own() -> Tensor:
+            return self.own.score(layer, query, query_cu, places)
+
+        tensors = {"places": places.cpu()}
+        mine, answers = self._ask({"do": "score"}, layer, query, query_cu, tensors, own)
+        for answer in answers.values():  # each document has one owner, the others say -inf
+            mine = torch.maximum(mine, answer.tensors["scores"])
+        return mine
+
+    def states(self, layer: int, places: Tensor) -> Pooled:
+        """Rows of all chunks of documents, places [p] ascending, in their order, as stored."""
+        owners = self._owner[places]
+        divided = {rank: places[owners == rank] for rank in owners.unique().tolist()}
+        mine = divided.pop(0, None)
+        form = self.bank.manifest.form
+        width = 3 * form.width * form.torch_dtype.itemsize
+        call = Call(
+            self._head({"do": "states"}, layer),
+            f"reading layer {layer} of {self}",
+            {rank: {"places": its} for rank, its in divided.items()},
+            returns={rank: width * int(self._counts[its].sum()) for rank, its in divided.items()},
+        )
+        own, answers = self._ranks.ask(
+            self, call, lambda: None if mine is None else self.own.states(layer, mine)
+        )
+        found = {} if mine is None else {0: own}
+        found.update((rank, self._unpacked(answer.data)) for rank, answer in answers.items())
+        return self._in_order(found, {0: mine, **divided})
+
+    def _ask(
+        self,
+        head: dict[str, Any],
+        layer: int,
+        query: Tensor,
+        query_cu: Tensor,
+        tensors: Mapping[str, Tensor],
+        own: Callable,
+    ) -> tuple[Any, dict[int, WorkerAnswer]]:
+        given = {"query_cu": query_cu.cpu(), **tensors}
+        call = Call(
+            self._head(head, layer),
+            f"searching layer {layer} of {self}",
+            dict.fromkeys(self.workers, given),
+            query.to(self._ranks.device),
+        )
+        return self._ranks.ask(self, call, own)
+
+    def _head(self, head: dict[str, Any], layer: int) -> dict[str, Any]:
+        return {**head, "snapshot": self.number, "layer": layer}
+
+    def _unpacked(self, data: Tensor) -> Pooled:
+        form = self.bank.manifest.form
+        k, v, key = data.view(form.torch_dtype).view(3, -1, form.width)
+        return Pooled(*(x.unflatten(1, (form.kv_heads, form.head_dim)) for x in (k, v)), key)
+
+    def _in_order(self, found: Mapping[int, Pooled], places: Mapping[int, Tensor]) -> Pooled:
+        """States of several ranks as one, in ascending place order."""
+        if not found:
+            empty = torch.empty(0, dtype=self.bank.manifest.form.torch_dtype)
+            return self._unpacked(empty.view(torch.uint8))
+        if len(found) == 1:
+            return next(iter(found.values()))
+        joined = torch.cat([places[rank] for rank in found])
+        order = joined.argsort()
+        states = [torch.cat([getattr(x, name) for x in found.values()]) for name in _NAMES]
+        if bool((joined.diff() > 0).all()):
+            return Pooled(*states)
+        cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
+        rows = rows_of(order, cu).to(states[0].device)
+        return Pooled(*(x[rows] for x in states))
+
+
+_NAMES = ("k", "v", "key")
+
+
+def _owners(bank: BankSnapshot, shares: tuple[float, ...]) -> Tensor:
+    """[n] int16: the rank that holds each document."""
+    owner = torch.zeros(len(bank.numbers), dtype=torch.int16)
+    for start, segment in zip(bank.starts.tolist(), bank.segments, strict=False):
+        for rank in range(1, len(shares)):
+            first, end = Share(rank, shares).rows(segment.chunk_cu)
+            owner[start + first : start + end] = rank
+    return owner
+
+
+def _trimmed(found: Found) -> Found:
+    """Without the columns in which no context has a document."""
+    width = int((found.places >= 0).any(0).sum())
+    return Found(*(x[:, :width].contiguous() for x in (found.places, found.scores)))

@@ -1,0 +1,90 @@
+"""A memory that lives as long as the process: no bank on disk, the same search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_pipeline.schema import Document
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.errors import BankError
+from msa_train.memory.bank.encode import TOKEN_BUDGET, EncodedBatch, encode_documents
+from msa_train.memory.search.exact import rows_of
+from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.shard import Part, Shard
+from msa_train.memory.search.tiered import TieredMemory
+from msa_train.memory.search.view import STATES, MemoryView
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+from msa_train.model.decoder import MSADecoder
+
+
+def encode_in_memory(
+    model: MSADecoder,
+    tokenizer: Tokenizer,
+    documents: Iterable[Document],
+    token_budget: int = TOKEN_BUDGET,
+    dtype: torch.dtype = torch.float32,
+) -> MemoryView:
+    """Encodes documents into a view of them. Arguments: encode_documents."""
+    batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
+    if not batches:
+        raise BankError("a memory needs at least one document")
+    held = [document for batch in batches for document in batch.documents]
+    return view_of(held, *joined(batches), model.config.router)
+
+
+def joined(batches: Sequence[EncodedBatch]) -> tuple[dict[int, Pooled], Tensor]:
+    """Pooled states per router layer, and chunk_cu [n+1], of all batches."""
+    pooled = {
+        layer: Pooled(
+            *(
+                torch.cat([getattr(batch.pooled[layer], name) for batch in batches])
+                for name in STATES
+            )
+        )
+        for layer in batches[0].pooled
+    }
+    return pooled, F.pad(torch.cat([batch.chunks for batch in batches]).cumsum(0), (1, 0))
+
+
+def view_of(
+    documents: Sequence[Document],
+    pooled: Mapping[int, Pooled],
+    chunk_cu: Tensor,
+    router: RouterConfig,
+    places: Tensor | None = None,
+) -> MemoryView:
+    """A view of encoded documents, ascending by number: all of them, or those at `places`.
+
+    places [n'] ascending: a part copies its router keys, and nothing where its documents are
+    consecutive; K and V stay where they are.
+    """
+    places = torch.arange(len(documents)) if places is None else places
+    counts, rows = chunk_cu.diff()[places], _consecutive(rows_of(places, chunk_cu))
+    heads, head_dim = next(iter(pooled.values())).k.shape[1:]
+    cu = F.pad(counts.cumsum(0), (1, 0))
+    keys = {
+        layer: LayerKeys(states.key[rows], cu, router, heads) for layer, states in pooled.items()
+    }
+
+    def read(layer: int, documents: Tensor) -> Pooled:
+        chunks, states = rows_of(places[documents], chunk_cu), pooled[layer]
+        return Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
+
+    live = torch.ones(len(places), dtype=torch.bool)
+    shard = Shard([Part(0, cu, keys, read)], router, live)
+    held = {documents[place].number: documents[place] for place in places.tolist()}
+    memory = TieredMemory(shard, heads, head_dim, router, counts, live)
+    return MemoryView(memory, torch.tensor(list(held), dtype=torch.int64), held)
+
+
+def _consecutive(rows: Tensor) -> Tensor | slice:
+    """A slice where ascending rows are consecutive: indexing copies nothing then."""
+    first, count = (int(rows[0]) if len(rows) else 0), len(rows)
+    if count == 0 or int(rows[-1]) == first + count - 1:
+        return slice(first, first + count)
+    return rows

@@ -1,1 +1,0 @@
-"""A memory bank on disk: immutable segments, removed numbers, a manifest replaced atomically."""

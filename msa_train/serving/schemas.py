@@ -1,0 +1,133 @@
+"""Requests of the memory endpoints, checked; and documents as they are shown."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from data_pipeline.schema import Document
+from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.filters import DocumentFilter
+from msa_train.serving.failures import ApiError, bad_request
+
+_LONGEST_NAME = 1000  # characters of an id or a title
+MOST_NUMBERS = 10**18  # of documents: an id as written has 18 digits at most
+
+Number = Annotated[int, Field(ge=0, lt=MOST_NUMBERS)]
+Time = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Name = Annotated[str, Field(max_length=_LONGEST_NAME)]
+Form = TypeVar("Form", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """What is unknown or of another type is refused, not guessed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class NewDocument(Strict):
+    id: Name = ""
+    title: Name = ""
+    text: Annotated[str, Field(min_length=1)]
+    metadata: JsonValue = None
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_json(cls, value: JsonValue) -> JsonValue:
+        """NaN and infinity are Python's, not JSON's."""
+        json.dumps(value, allow_nan=False)
+        return value
+
+
+class NewDocuments(Strict):
+    documents: Annotated[list[NewDocument], Field(min_length=1)]
+
+
+class Removal(Strict):
+    ids: list[Name] = []
+    numbers: list[Number] = []
+
+
+class NewBank(Strict):
+    name: str
+
+
+class Filter(Strict):
+    """Only documents for which all given parts hold. added_*: milliseconds since 1970, UTC."""
+
+    ids: list[Name] | None = None
+    numbers: list[Number] | None = None
+    metadata: dict[str, JsonValue] | None = None
+    added_after: Time | None = None
+    added_before: Time | None = None
+
+    def documents(self) -> DocumentFilter:
+        return DocumentFilter.from_json(self.model_dump(exclude_none=True))
+
+
+class Search(Strict):
+    query: Annotated[str, Field(min_length=1)]
+    limit: Annotated[int, Field(ge=1, le=1000)] = 10
+    filter: Filter | None = None
+
+
+def parsed(form: type[Form], body: bytes) -> Form:
+    """Raises ApiError 400 that names every field that is wrong."""
+    try:
+        return form.model_validate_json(body)
+    except ValidationError as error:
+        problems = [_problem(each) for each in error.errors(include_url=False)[:5]]
+        raise bad_request("; ".join(problems)) from None
+
+
+def stored_documents(form: NewDocuments, most: int) -> list[StoredDocument]:
+    """Documents to encode, without numbers yet. Raises ApiError 400 and 413."""
+    if len(form.documents) > most:
+        raise ApiError(
+            413,
+            "too_many_documents",
+            f"{len(form.documents)} documents in one request: send {most} at most",
+        )
+    now = time.time_ns() // 1_000_000
+    for place, each in enumerate(form.documents):
+        if not each.text.strip():
+            raise bad_request(f"documents[{place}].text is blank")
+    return [
+        StoredDocument(0, each.text, each.id, each.title, each.metadata, added=now)
+        for each in form.documents
+    ]
+
+
+def shown(document: Document) -> dict[str, Any]:
+    """A document as JSON."""
+    form = {
+        "number": document.number,
+        "id": document.id,
+        "title": document.title,
+        "text": document.text,
+    }
+    if isinstance(document, StoredDocument):
+        form |= {
+            "metadata": document.metadata,
+            "part": document.part,
+            "added": document.added,
+        }
+    return form
+
+
+def checked_text(value: str, field: str) -> str:
+    if not value.strip():
+        raise bad_request(f"{field} is blank")
+    return value
+
+
+def _problem(error: Any) -> str:
+    place = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]
+    ).lstrip(".")
+    given = error.get("input")
+    shown_value = "" if isinstance(given, dict | list | bytes) else f" ({json.dumps(given)[:80]})"
+    return f"{place or 'the body'}: {error['msg']}{shown_value}"

@@ -1,0 +1,268 @@
+"""A build in blocks: the same bank whatever interrupts it and whoever encodes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from msa_train.errors import BankError, RankError
+from msa_train.memory.bank.blocks import BlockEncoder, BlockSize, blocks_of
+from msa_train.memory.bank.build import add_documents
+from msa_train.memory.bank.lock import BusyError
+from msa_train.memory.bank.manifest import BankManifest, building_name
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.verify import verify_bank
+from tests.memory.building import (
+    BLOCKS,
+    BUDGET,
+    Stopped,
+    build,
+    contents,
+    document,
+    full,
+    ranks,
+    signalled,
+    until,
+)
+from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+
+COUNT = 14  # five blocks, the last of two documents
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "bank"
+    build(path, COUNT)
+    return contents(path)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """First documents of the blocks that are encoded."""
+    seen, segment = [], BlockEncoder.segment
+
+    def noted(self, block, target, told):
+        seen.append(block[0].number)
+        return segment(self, block, target, told)
+
+    monkeypatch.setattr(BlockEncoder, "segment", noted)
+    return seen
+
+
+def stopped(path, at):
+    with pytest.raises(Stopped):
+        build(path, until(at, COUNT))
+
+
+def test_blocks_end_where_the_documents_say():
+    given = [document(n, "x" * length) for n, length in enumerate([5, 5, 5, 1, 1, 1, 20, 1])]
+    blocks = [[d.number for d in block] for block in blocks_of(given, BlockSize(3, 10))]
+    assert blocks == [[0, 1], [2, 3, 4], [5], [6], [7]]
+    assert list(blocks_of([], BLOCKS)) == []
+
+
+def test_segments_are_blocks(whole):
+    assert [(entry.first, entry.last) for entry in whole[0]] == [
+        (0, 2), (3, 5), (6, 8), (9, 11), (12, 13),
+    ]  # fmt: skip
+    assert whole[1:] == (COUNT, 1)
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 13])
+def test_a_stopped_build_goes_on_where_it_was(tmp_path, capsys, encoded, whole, at):
+    stopped(tmp_path / "bank", at)
+    kept = max(0, at - 1) // 3 * 3  # a block is known to be complete when the next one begins
+    left = building_name(tmp_path / "bank")
+    assert left.exists() == bool(kept)
+    if kept:
+        assert f"{kept} encoded documents are kept in {left}" in capsys.readouterr().err
+        assert not verify_bank(left)["problems"] and not verify_bank(left)["orphans"]
+    encoded.clear()
+    build(tmp_path / "bank", COUNT)
+    assert encoded == list(range(kept, COUNT, 3))
+    assert contents(tmp_path / "bank") == whole
+    assert not left.exists() and not verify_bank(tmp_path / "bank")["orphans"]
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, whole):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "bank", until(8, COUNT, interrupt))
+    assert len(BankSnapshot.open(building_name(tmp_path / "bank"))) == 6
+    build(tmp_path / "bank", COUNT)
+    assert contents(tmp_path / "bank") == whole
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"text": "Another."}, {"id": "x"}, {"title": "t"}, {"metadata": {"n": 4.0}}, {"part": 1}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_blocks_whose_documents_changed_are_encoded_anew(tmp_path, capsys, encoded, changed):
+    stopped(tmp_path / "bank", 10)
+    encoded.clear()
+    given = [document(number) for number in range(COUNT)]
+    given[4] = replace(given[4], **changed)
+    build(tmp_path / "bank", given)
+    assert encoded == [3, 9, 12]
+    assert re.search(r"000001-000000000003 holds other documents: enc", capsys.readouterr().err)
+    build(tmp_path / "other", given)
+    assert contents(tmp_path / "bank") == contents(tmp_path / "other")
+
+
+def test_later_timestamps_are_no_other_documents(tmp_path, encoded):
+    stopped(tmp_path / "bank", 10)
+    encoded.clear()
+    build(tmp_path / "bank", [replace(document(number), added=9) for number in range(COUNT)])
+    assert encoded == [9, 12]
+    assert [d.added for d in BankSnapshot.open(tmp_path / "bank")] == [7] * 9 + [9] * 5
+
+
+def test_a_shorter_or_shifted_corpus_leaves_nothing_of_the_old_one(tmp_path, encoded):
+    stopped(tmp_path / "bank", 13)
+    build(tmp_path / "bank", 7)
+    assert len(BankSnapshot.open(tmp_path / "bank", FINGERPRINT)) == 7
+    stopped(tmp_path / "shifted", 13)
+    build(tmp_path / "shifted", COUNT, size=BlockSize(documents=4))
+    build(tmp_path / "other", COUNT, size=BlockSize(documents=4))
+    assert contents(tmp_path / "shifted") == contents(tmp_path / "other")
+    assert not verify_bank(tmp_path / "shifted")["orphans"]
+
+
+def test_blocks_that_overlap_after_another_interruption_are_no_obstacle(tmp_path, whole):
+    stopped(tmp_path / "bank", 13)
+    with pytest.raises(Stopped):
+        build(tmp_path / "bank", until(9, COUNT), size=BlockSize(documents=4))
+    build(tmp_path / "bank", COUNT)
+    assert contents(tmp_path / "bank") == whole
+
+
+def test_damaged_blocks_are_encoded_anew(tmp_path, capsys, encoded, whole):
+    stopped(tmp_path / "bank", 13)
+    left = building_name(tmp_path / "bank")
+    file = left / "segments" / "000001-000000000006" / "layer-2.k"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    encoded.clear()
+    build(tmp_path / "bank", COUNT)
+    assert encoded == [6, 12] and "layer-2.k was changed" in capsys.readouterr().err
+    assert contents(tmp_path / "bank") == whole
+    stopped(tmp_path / "cut", 13)
+    file = building_name(tmp_path / "cut") / "segments" / "000001-000000000006" / "layer-2.k"
+    os.truncate(file, 3)
+    build(tmp_path / "cut", COUNT)
+    assert re.search(r"layer-2.k has 3 bytes.*; building anew", capsys.readouterr().err)
+    assert contents(tmp_path / "cut") == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"dtype": "float16"}, "another form"), ({}, "built by another model")]
+)
+def test_another_form_is_built_anew(tmp_path, capsys, encoded, settings, said, monkeypatch):
+    stopped(tmp_path / "bank", 10)
+    encoded.clear()
+    if not settings:
+        other = FINGERPRINT | {"model": "c" * 64}
+        monkeypatch.setattr("tests.memory.building.FINGERPRINT", other)
+    build(tmp_path / "bank", COUNT, **settings)
+    assert encoded == [0, 3, 6, 9, 12]
+    assert re.search(rf"{said}.*; building anew", capsys.readouterr().err)
+
+
+def test_a_second_build_is_refused_and_told_of_the_first(tmp_path):
+    def second():
+        with pytest.raises(BusyError, match=f"being written by process {os.getpid()} .*build"):
+            build(tmp_path / "bank")
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        build(tmp_path / "bank", until(5, COUNT, second))
+    assert len(BankSnapshot.open(building_name(tmp_path / "bank"))) == 3
+
+
+# Several ranks: each starts an interpreter, which is most of the time these take.
+
+
+def test_ranks_build_the_same_bank(tmp_path, whole):
+    build(tmp_path / "bank", COUNT, ranks=ranks(2))
+    assert contents(tmp_path / "bank") == whole
+
+
+def test_ranks_add_the_same_documents(tmp_path):
+    for name, chosen in (("one", None), ("two", ranks(2))):
+        build(tmp_path / name, 4)
+        new = [replace(document(number), id=f"new{number}") for number in range(8)]
+        given = tmp_path / name, tiny_model(), tiny_tokenizer(), new, FINGERPRINT
+        assert add_documents(*given, token_budget=BUDGET, size=BLOCKS, ranks=chosen) == 8
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert [entry.first for entry in contents(tmp_path / "two")[0]] == [0, 3, 4, 7, 10]
+
+
+@pytest.mark.parametrize(
+    ("count", "act", "error", "said"),
+    [
+        (2, partial(signalled, signal.SIGKILL), RankError, r"rank [01] \(process \d+\).*died"),
+        (
+            1,
+            partial(signalled, signal.SIGSTOP),
+            RankError,
+            r"rank 0 .*nothing for 10 seconds.*6 to",
+        ),
+        (1, partial(int, "x"), RankError, r"rank 0 .* failed: ValueError"),
+        (1, full, BankError, "No space left"),
+    ],
+    ids=["killed", "stalled", "failed", "full disk"],
+)
+def test_a_lost_rank_fails_the_build_which_goes_on_later(tmp_path, whole, count, act, error, said):
+    began, timeout = time.monotonic(), 10.0 if "nothing" in said else 60.0
+    with pytest.raises(error, match=said):
+        build(tmp_path / "bank", COUNT, ranks=ranks(count, (7, act), timeout))
+    assert time.monotonic() - began < 4 * timeout
+    left = building_name(tmp_path / "bank")
+    if count == 1:
+        assert len(BankSnapshot.open(left)) == 6
+    assert not left.exists() or not verify_bank(left)["orphans"]
+    build(tmp_path / "bank", COUNT)
+    assert contents(tmp_path / "bank") == whole
+
+
+def test_ranks_hold_the_lock_until_they_have_ended(tmp_path):
+    """A rank whose writer's process was killed is no second writer beside the next."""
+    code = f"""
+        import time
+        from functools import partial
+        from tests.memory.building import build, ranks
+        if __name__ == "__main__":
+            harm = 4, partial(time.sleep, 4)
+            build({str(tmp_path / "bank")!r}, {COUNT}, ranks=ranks(1, harm=harm))
+    """
+    script = tmp_path / "writer.py"
+    script.write_text(textwrap.dedent(code))
+    root = Path(__file__).resolve().parents[3]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'kernels'}"}
+    writer = subprocess.Popen([sys.executable, str(script)], env=environment)
+    left = building_name(tmp_path / "bank")
+    for _ in range(1200):
+        if (left / "manifest.json").exists() and len(BankManifest.load(left).segments) == 1:
+            break
+        time.sleep(0.05)
+    writer.kill()
+    writer.wait(60)
+    with pytest.raises(BusyError, match=f"process {writer.pid} "):
+        build(tmp_path / "bank", COUNT)
+    for _ in range(600):
+        try:
+            build(tmp_path / "bank", COUNT)
+            break
+        except BusyError:
+            time.sleep(0.05)
+    assert len(BankSnapshot.open(tmp_path / "bank")) == COUNT

@@ -1,0 +1,148 @@
+"""The protocol's turns with a scripted writer: what is appended when, and when it ends."""
+
+import pytest
+
+from data_pipeline.protocol import (
+    END_OF_RETRIEVE,
+    IM_END,
+    IM_START,
+    REF_END,
+    Round,
+    answer_request_pieces,
+    prompt_pieces,
+    rounds_pieces,
+)
+from data_pipeline.schema import Role
+from msa_train.errors import ConfigError
+from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next
+from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
+
+QUESTION = "What is the code of the harbour?"
+DOCUMENTS = {document.number: document for document in tiny_documents()}
+
+
+@pytest.fixture(scope="module")
+def view():
+    return encode_in_memory(tiny_model(), tiny_tokenizer(), tiny_documents())
+
+
+def text_of(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+def write(talk, text, control=None):
+    """Writes `text` character by character, then the control token: the first turn but WRITE."""
+    for count in range(1, len(text) + 1):
+        if (follows := talk.wrote(text[:count], count)) is not Next.WRITE:
+            return follows, text[:count]
+    follows = talk.wrote(text, len(text) + 1, control) if control else Next.WRITE
+    return follows, text
+
+
+def test_two_rounds_then_the_answer(view):
+    talk = Interleave(QUESTION, view)
+    assert talk.context == prompt_pieces(QUESTION)
+    assert write(talk, "[41][2]", REF_END) == (Next.PREFILL, "[41][2]")
+    first = f"[2]. {DOCUMENTS[2].text}\n[41]. {DOCUMENTS[41].text}\n"
+    assert text_of(talk.context).endswith(f"{IM_START}[41][2]{REF_END}{first}{REF_END}")
+    assert write(talk, "[17]", REF_END)[0] is Next.PREFILL
+    second = f"[17]. {DOCUMENTS[17].text}\n"
+    assert text_of(talk.context).endswith(f"{first}{REF_END}[17]{REF_END}{second}{REF_END}")
+    routing = [piece.text for piece in talk.context if piece.role == Role.QUERY]
+    assert routing[-1] == second and first not in routing  # only the LATEST evidence routes
+    assert write(talk, END_OF_RETRIEVE + "x") == (Next.APPEND, END_OF_RETRIEVE)
+    assert talk.appended == answer_request_pieces(QUESTION)
+    assert write(talk, "The answer to the question is: 4711", IM_END)[0] is Next.STOP
+    assert talk.answer == "4711"
+    assert talk.forced == []
+
+
+@pytest.mark.parametrize(
+    ("written", "evidence"),
+    [
+        ("[4][5]", ()),
+        ("", ()),
+        ("nothing I can read", ()),
+        ("[17][2][17][99]", (2, 17)),
+        ("[1000][123456][123457]", (1000, 123456)),
+    ],
+)
+def test_unknown_ids_and_doubles_are_dropped(view, written, evidence):
+    talk = Interleave(QUESTION, view)
+    assert talk.wrote(written, 1, REF_END) is Next.PREFILL
+    assert tuple(document.number for document in talk.rounds[0].evidence) == evidence
+    assert talk.rounds[0].written == written
+    if not evidence:
+        assert text_of(talk.context).endswith(f"{written}{REF_END}{REF_END}")
+
+
+def test_too_many_characters_end_retrieval_as_if_the_model_had(view):
+    talk = Interleave(QUESTION, view, limits=InterleaveLimits(retrieval_characters=20))
+    assert write(talk, "[2][17]", REF_END)[0] is Next.PREFILL  # 7 characters
+    follows, written = write(talk, "[40]" * 10)
+    assert (follows, len(written)) == (Next.APPEND, 14)
+    assert text_of(talk.appended).startswith(f"{END_OF_RETRIEVE}{IM_START}The user's question is")
+    assert talk.forced == ["more than 20 characters of ids"]
+    assert talk.stage == "answer"
+
+
+def test_the_published_limit_is_a_thousand_characters(view):
+    talk = Interleave(QUESTION, view)
+    assert len(write(talk, "[2]" * 400)[1]) == 1001
+
+
+@pytest.mark.parametrize("control", [IM_END, IM_START])
+def test_another_control_token_ends_retrieval(view, control):
+    talk = Interleave(QUESTION, view)
+    assert write(talk, "[2]", control)[0] is Next.APPEND
+    assert talk.forced == [f"{control} instead of ids"]
+    assert not talk.rounds
+
+
+def test_too_many_rounds_end_retrieval_within_the_last_prefill(view):
+    talk = Interleave(QUESTION, view, limits=InterleaveLimits(rounds=2))
+    for _ in range(2):
+        assert write(talk, "[2]", REF_END)[0] is Next.PREFILL
+    assert talk.forced == ["2 rounds"]
+    end = f"{REF_END}{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
+    assert text_of(talk.context).endswith(end)
+    assert write(talk, "4711", IM_END)[0] is Next.STOP
+    assert talk.answer == "4711"
+
+
+def test_a_long_answer_is_cut(view):
+    talk = Interleave(QUESTION, view, "memory", InterleaveLimits(answer_tokens=5))
+    assert write(talk, "abcdefgh") == (Next.STOP, "abcde")
+    assert talk.forced == ["5 tokens of answer"]
+
+
+def test_the_router_may_choose(view):
+    talk = Interleave(QUESTION, view, "router", InterleaveLimits(documents=2))
+    assert talk.awaits_vote
+    assert talk.context == prompt_pieces(QUESTION)
+    assert talk.choose([41, 2, 17]) is Next.PREFILL
+    assert not talk.awaits_vote
+    past = Round("[2][41]", (DOCUMENTS[2], DOCUMENTS[41]))
+    prompt = rounds_pieces(QUESTION, [past])
+    assert talk.context[: len(prompt)] == prompt
+    request = f"{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
+    assert text_of(talk.context[len(prompt) :]) == request
+
+
+def test_pooled_memory_alone(view):
+    talk = Interleave(QUESTION, view, "memory")
+    assert not talk.awaits_vote
+    request = f"{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
+    assert text_of(talk.context) == text_of(prompt_pieces(QUESTION)) + request
+    routing = "".join(piece.text for piece in talk.context if piece.role == Role.QUERY)
+    assert routing.endswith("related to the question\n")  # first round: with its newline
+    assert write(talk, "The answer to the question is: it", IM_END)[0] is Next.STOP
+    assert talk.answer == "it"
+
+
+def test_impossible_settings_are_refused(view):
+    with pytest.raises(ConfigError, match="retrieval is 'guess': give one of generate"):
+        Interleave(QUESTION, view, "guess")
+    with pytest.raises(ConfigError, match="rounds is 0"):
+        InterleaveLimits(rounds=0)

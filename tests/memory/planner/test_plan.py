@@ -1,0 +1,268 @@
+"""The planner: sums by hand, the publication's numbers, what fits and what would, bad input."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from msa_train.cli import main
+from msa_train.errors import ConfigError
+from msa_train.memory.bank.build import bank_form
+from msa_train.memory.bank.encode import encode_documents
+from msa_train.memory.bank.manifest import BankManifest
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.writer import BankWriter, create_bank
+from msa_train.memory.planner.hardware import (
+    CARDS,
+    Card,
+    named_as,
+    parse_bytes,
+    parse_cards,
+    parse_count,
+)
+from msa_train.memory.planner.machine import available_memory, this_machine
+from msa_train.memory.planner.plan import BankSize, Machine, Serving, parameters, plan
+from msa_train.model.decoder import MSADecoder
+from msa_train.model.presets import PRESETS
+from tests.batches import tiny_config
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
+
+FOUR_B = PRESETS["4b"]
+BANK = BankSize.of_tokens(100_000_000, 64)
+
+
+def planned(gpus, host="512GiB", bank=BANK, config=FOUR_B, **serving):
+    return plan(
+        config, bank, Machine(parse_cards(gpus), parse_bytes(host, "host-ram")), Serving(**serving)
+    )
+
+
+def size(found, start, place=None):
+    [item] = [i for i in found.items if i.what.startswith(start) and place in (None, i.place)]
+    return item.bytes
+
+
+def test_the_publications_numbers():
+    found = planned("2xA800-80GB", keys="bfloat16", states="host")
+    assert BANK.chunks == 1_562_500
+    assert size(found, "bank: router keys") == 57_600_000_000
+    assert size(found, "bank: pooled K and V") == 115_200_000_000
+    assert size(found, "router keys") == 28_800_000_000  # on each of two cards
+    assert size(found, "pooled K and V", "host") == 115_200_000_000
+    assert found.need("disk") == pytest.approx(173e9, rel=2e-3)
+    eight = planned("1xA800-80GB", keys="int8")
+    scales_and_bounds = 18 * (1_562_500 * (8 * 4 + 8) + 4 * 1_562_500)
+    assert size(eight, "router keys") == 28_800_000_000 + scales_and_bounds
+
+
+@pytest.mark.parametrize(
+    "gpus, keys, fits",
+    [
+        ("2xA800-80GB", "bfloat16", True),
+        ("2xA800-80GB", "stored", True),
+        ("2xA800-80GB", "float32", False),
+        ("1xA800-80GB", "bfloat16", False),
+        ("1xA800-80GB", "int8", True),
+        ("1xA800-80GB", "fp8", True),
+        ("4xL40S-48GB", "bfloat16", True),
+        ("2xL40S-48GB", "bfloat16", False),
+    ],
+)
+def test_100m_tokens_fit_where_they_should(gpus, keys, fits):
+    found = planned(gpus, keys=keys)
+    assert found.fits == fits
+    if fits:
+        found.check()
+        return
+    with pytest.raises(ConfigError, match=r"each GPU must hold .* GB and has \d+\.\d+ GB .* would"):
+        found.check()
+
+
+def test_what_would_fit_does():
+    found = planned("1xA800-80GB", keys="bfloat16")
+    ways = "--slots 16, or --keys int8, or 2 of A800-80GB with the settings as they are"
+    assert found.to_json()["would_fit"] == f"What would fit: {ways}"
+    assert planned("1xA800-80GB", keys="bfloat16", slots=16).fits
+    assert not planned("1xA800-80GB", keys="bfloat16", slots=32).fits
+    assert planned("1xA800-80GB", keys="int8").fits
+    host = planned("2xA800-80GB", "64GiB", keys="bfloat16", states="host")
+    assert host.lacking == ("host",)
+    assert host.to_json()["would_fit"] == "What would fit: --states mapped"
+    small = planned("1xL4-24GB", "4GB", keys="int8")
+    assert small.to_json()["would_fit"] == "What would fit: 4 of L4-24GB with --slots 8"
+    assert planned("4xL4-24GB", "4GB", keys="int8", slots=8).fits
+    huge = BankSize.of_tokens(10**13, 64)
+    with pytest.raises(ConfigError, match="No setting would fit: take a smaller memory"):
+        planned("1xL4-24GB", bank=huge).check()
+
+
+def test_every_part_is_summed_over_chunks_layers_and_slots():
+    """By loops, for a small model on three cards with a bank that does not divide by three."""
+    config = tiny_config("chunk")
+    bank = BankSize(100, 151, 9000, "float16")
+    serving = Serving("stored", "host", 1.0, 3, 50, compute="float32")
+    found = plan(config, bank, Machine(parse_cards("3x1GB@10GB/s"), 10**9), serving)
+    layers = config.router_layers
+    width = sum(1 for _ in range(config.kv_heads) for _ in range(config.head_dim))
+    largest = max(len(range(rank, 151, 3)) for rank in range(3))
+    assert size(found, "router keys") == sum(largest * width * 2 for _ in layers)
+    assert size(found, "pooled K and V", "host") == sum(151 * width * 2 * 2 for _ in layers)
+    own = sum(2 * width * 4 for _ in range(config.layers) for _ in range(50) for _ in range(3))
+    assert size(found, "K/V slots") == own
+    read = 3 * config.router.top_k * 151 / 100 * 2 * width * 4 * len(layers)
+    assert size(found, "chunks read") == pytest.approx(read, abs=1)
+    assert size(found, "hot documents") == 1 << 20
+    weights = sum(p.numel() for p in MSADecoder(config).parameters())
+    assert parameters(config) == weights and size(found, "weights") == 4 * weights
+    for place in ("device", "host", "disk"):
+        assert found.need(place) == sum(i.bytes for i in found.items if i.place == place)
+
+
+def test_the_floor_is_reading_until_there_are_many_question_tokens():
+    found = planned("2xA800-80GB", keys="bfloat16", question_tokens=32)
+    assert found.floor.limit == "memory"
+    assert found.floor.ms == pytest.approx(28.8e9 / 2039e9 * 1e3)
+    long = planned("2xA800-80GB", keys="bfloat16", question_tokens=200)
+    assert long.floor.limit == "arithmetic"
+    flops = 2 * 200 * 781_250 * 1024 * 18
+    assert long.floor.flops == flops
+    assert long.floor.ms == pytest.approx(flops / 312e12 * 1e3)
+    assert planned("none").floor is None
+
+
+def test_lengths_of_documents_make_chunks():
+    passages = BankSize.of_tokens(100_000_000, 64, document_tokens=80)
+    assert passages.documents == 1_250_000
+    assert passages.chunks == pytest.approx(1.6 * 100e6 / 64)
+    measured = BankSize.of_tokens(5_000_000, 64, chunks_per_1k=20.5)
+    assert measured.chunks == 102_500
+    for wrong in ({"document_tokens": 0}, {"chunks_per_1k": 3.0}, {"chunks_per_1k": 2000.0}):
+        with pytest.raises(ConfigError):
+            BankSize.of_tokens(1000, 64, **wrong)
+    with pytest.raises(ConfigError, match="every chunk a token"):
+        BankSize(5, 4, 3)
+
+
+def test_a_banks_own_counts(tmp_path):
+    model = tiny_model()
+    form = bank_form(model.config, FINGERPRINT, "float16")
+    create_bank(tmp_path / "bank", form)
+    empty = BankSize.of_manifest(BankManifest.load(tmp_path / "bank"))
+    assert empty == BankSize(0, 0, 0, "float16")
+    planned("none", "3GB", empty, model.config).check()
+    with BankWriter(tmp_path / "bank", "add") as writer:
+        writer.add(encode_documents(model, tiny_tokenizer(), tiny_documents(), 64, torch.float16))
+    found = BankSize.of_manifest(BankManifest.load(tmp_path / "bank"))
+    info = BankSnapshot.open(tmp_path / "bank").info()
+    assert (found.documents, found.chunks) == (7, info["chunks"])
+    keys = sum(f.stat().st_size for f in (tmp_path / "bank").rglob("layer-*.key"))
+    assert size(planned("none", "3GB", found, model.config), "bank: router keys") == keys
+
+
+def test_keys_mapped_from_disk_give_way_and_are_named_slow():
+    bank = BankSize.of_tokens(100_000_000, 64, dtype="float16")
+    whole = planned("none", "4GB", bank, tiny_config("chunk"))
+    keys = size(whole, "router keys")
+    assert whole.fits and not whole.notes and whole.need("host") + keys < 4e9
+    tight = planned("none", f"{whole.need('host') + keys // 2} B", bank, tiny_config("chunk"))
+    assert tight.fits and "every query reads the disk" in tight.notes[0]
+    slow = planned("none", "24GiB", slots=1)
+    assert slow.fits and "every query reads the disk" in slow.notes[0]
+    copied = planned("none", "24GiB", keys="float32", slots=1)
+    assert not copied.fits and "--keys stored" in copied.to_json()["would_fit"]
+
+
+def test_8_bit_keys_need_a_single_product():
+    router = replace(FOUR_B.router, gate="none", head_reduce="max")
+    with pytest.raises(ConfigError, match="single dot product"):
+        planned("1xA800-80GB", config=replace(FOUR_B, router=router), keys="int8")
+
+
+def test_cards_and_sizes_are_read_as_typed():
+    assert [card.name for card in parse_cards("2xA800-80GB")] == ["A800-80GB"] * 2
+    assert parse_cards("h100-80gb") == (CARDS["h100-80gb"],)
+    [own] = parse_cards("48GB@864GB/s@362TFLOPS")
+    assert (own.bytes, own.bandwidth, own.flops) == (48 * 10**9, 864e9, 362e12)
+    assert parse_bytes("512GiB", "x") == 512 << 30 and parse_bytes("1.5 TB", "x") == 1.5e12
+    assert parse_count("1.5M", "x") == 1_500_000 and parse_count("17", "x") == 17
+    assert all(card.source and card.bandwidth and card.flops for card in CARDS.values())
+    for text in ("2xV100", "0xA800-80GB", "80GB", "80GB@fast", "80GB@1TB/s@many", ""):
+        with pytest.raises(ConfigError, match="gpus"):
+            parse_cards(text)
+    for text in ("512", "GiB", "-1GB", "0GB"):
+        with pytest.raises(ConfigError, match="host-ram is"):
+            parse_bytes(text, "host-ram")
+    for text in ("100MB", "-3", "many", "0"):
+        with pytest.raises(ConfigError, match="tokens is"):
+            parse_count(text, "tokens")
+
+
+@pytest.mark.parametrize(
+    "device, name",
+    [
+        ("NVIDIA A800-SXM4-80GB", "A800-80GB"),
+        ("NVIDIA A800 80GB PCIe", "A800-PCIe-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("NVIDIA H100 PCIe", "H100-PCIe-80GB"),
+        ("NVIDIA H200", "H200-141GB"),
+        ("NVIDIA L4", "L4-24GB"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090-24GB"),
+        ("NVIDIA GeForce RTX 2080", None),
+    ],
+)
+def test_a_drivers_name_is_found_in_the_table(device, name):
+    found = named_as(device)
+    assert (found and found.name) == name
+
+
+def test_this_machine_is_within_its_limits(tmp_path):
+    assert this_machine(["cpu"]).cards == ()
+    assert this_machine().host > 0
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 50 * 1024
+    (tmp_path / "memory.max").write_text("30000\n")
+    (tmp_path / "memory.current").write_text("25000\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 2000\nactive_file 1000\nanon 5\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 8000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 50 * 1024
+    with pytest.raises(ConfigError, match="cuda:77"):
+        this_machine(["cuda:77"])
+
+
+def test_the_command_prints_and_says_by_its_code_whether_it_fits(capsys):
+    given = ["plan", "memory", "--tokens", "100M", "--model", "4b", "--host-ram", "512GiB"]
+    assert main([*given, "--gpus", "2xA800-80GB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["floor"]["ms"] == pytest.approx(14.12, abs=0.01)
+    assert main([*given, "--gpus", "1xA800-80GB"]) == ConfigError.exit_code
+    shown = capsys.readouterr().out
+    assert "DOES NOT FIT" in shown and "--keys int8" in shown
+    assert main([*given, "--gpus", "2xV100"]) == 2
+    assert "SIZE@BANDWIDTH" in capsys.readouterr().err
+    assert main([*given, "--gpus", "none", "--keys", "int3"]) == 2
+    assert "keys is 'int3'" in capsys.readouterr().err
+    assert main([*given[:4], "--model", "nowhere", "--host-ram", "1GB", "--gpus", "none"]) == 4
+
+
+def test_cards_are_compared_by_the_smallest():
+    mixed = Machine((CARDS["a800-80gb"], Card("small", 10**9, 1e9)), 10**12)
+    assert plan(FOUR_B, BANK, mixed, Serving()).lacking == ("device",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--hot-mb", "nan"), "hot_mb is nan"),
+        (("--hot-mb", "inf"), "hot_mb is inf"),
+        (("--chunks-per-1k", "nan"), "chunks-per-1k is nan"),
+        (("--chunks-per-1k", "inf"), "chunks-per-1k is inf"),
+        (("--dtype", "int8"), "dtype is 'int8': give float32"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(capsys, arguments, said):
+    given = "--tokens", "1M", "--model", "4b", "--gpus", "none", "--host-ram", "24GiB"
+    assert main(["plan", "memory", *given, *arguments]) == 2
+    assert said in capsys.readouterr().err

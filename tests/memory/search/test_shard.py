@@ -1,0 +1,208 @@
+"""The search: exact in every form of the keys, however documents are divided, against loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msa_train.errors import ConfigError
+from msa_train.memory.search.keys import KEY_FORMS, LayerKeys
+from msa_train.memory.search.shard import Part, Shard, best_of
+from msa_train.memory.search.tiers import Share
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+
+HEADS, WIDTH, LAYER = 2, 8, 3
+ROUTER = RouterConfig(top_k=3)
+
+
+def memory(counts, seed, twins=False):
+    """Keys [C, V] of unit heads, half of them equal where there are twins, and chunk_cu."""
+    gen = torch.Generator().manual_seed(seed)
+    keys = torch.randn(sum(counts), HEADS, WIDTH // HEADS, generator=gen)
+    if twins:
+        keys[: len(keys) // 2] = keys[len(keys) - len(keys) // 2 :]
+    keys = torch.nn.functional.normalize(keys, dim=2).flatten(1)
+    return keys, torch.tensor([0, *counts]).cumsum(0)
+
+
+def part(first, keys, cu, form="stored", router=ROUTER, dtype=torch.float32):
+    full = keys.to(dtype)
+
+    def read(layer, rows):
+        chunks = torch.cat([torch.arange(cu[row], cu[row + 1]) for row in rows.tolist()])
+        states = full[chunks].unflatten(1, (HEADS, -1))
+        return Pooled(states, -states, full[chunks])
+
+    return Part(first, cu, {LAYER: LayerKeys(full, cu, router, HEADS, form)}, read)
+
+
+def shard_of(counts, keys, cu, cuts, form="stored", live=None, dtype=torch.float32):
+    """A shard of the documents, in parts that begin at `cuts`."""
+    parts = []
+    for first, end in zip(cuts, [*cuts[1:], len(counts)], strict=True):
+        own = cu[first : end + 1]
+        parts.append(part(first, keys[own[0] : own[-1]], own - own[0], form, dtype=dtype))
+    return Shard(parts, ROUTER, torch.ones(len(counts), dtype=torch.bool) if live is None else live)
+
+
+def by_loops(query, query_cu, keys, cu, k, there):
+    """[(score, place)] of the best documents of each context."""
+    found = []
+    for context in range(len(query_cu) - 1):
+        rows = range(int(query_cu[context]), int(query_cu[context + 1]))
+        scores = []
+        for document in range(len(cu) - 1):
+            pairs = [
+                float((query[row].double() * keys[chunk].double()).sum())
+                for row in rows
+                for chunk in range(int(cu[document]), int(cu[document + 1]))
+            ]
+            if pairs and there[document]:
+                scores.append((-torch.tensor(max(pairs)).float().item(), document))
+        found.append(sorted(scores)[:k])
+    return found
+
+
+def questions(lengths, seed):
+    gen = torch.Generator().manual_seed(seed)
+    query = torch.randn(sum(lengths), WIDTH, generator=gen)
+    return query, torch.tensor([0, *lengths]).cumsum(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+    form=st.sampled_from(KEY_FORMS),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    twins=st.booleans(),
+    data=st.data(),
+)
+def test_search_equals_loops_in_every_form_and_division(
+    counts, lengths, seed, form, dtype, twins, data
+):
+    keys, cu = memory(counts, seed, twins)
+    keys = keys.to(dtype).float()  # what is stored
+    query, query_cu = questions(lengths, seed + 1)
+    there = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
+    )
+    removed = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
+    )
+    cuts = sorted({0, *data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=3))})
+    shard = shard_of(counts, keys, cu, cuts, form, ~removed, dtype)
+    found = shard.best(LAYER, query, query_cu, 3, there)
+    expected = by_loops(query, query_cu, keys, cu, 3, there & ~removed)
+    for row, best in enumerate(expected):
+        places = [place for place in found.places[row].tolist() if place >= 0]
+        assert places == [place for _, place in best]
+        assert found.scores[row, : len(best)].tolist() == [-score for score, _ in best]
+        assert (found.scores[row, len(best) :] == -math.inf).all()
+    asked = found.places.clone()
+    assert torch.equal(shard.score(LAYER, query, query_cu, asked), found.scores)
+
+
+@pytest.mark.parametrize("form", KEY_FORMS)
+def test_shards_of_several_ranks_find_what_one_finds(form):
+    counts = [3, 1, 2, 5, 1, 1, 4, 2]
+    keys, cu = memory(counts, 0, twins=True)
+    query, query_cu = questions([3, 0, 2], 1)
+    whole = shard_of(counts, keys, cu, [0], form).best(LAYER, query, query_cu, 4)
+    for shares in ((1, 1), (1, 0, 3), (0, 1), (5, 1, 1, 1)):
+        found, held = [], []
+        for rank in range(len(shares)):
+            first, end = Share(rank, shares).rows(cu)
+            held += range(first, end)
+            own = cu[first : end + 1]
+            one = part(first, keys[own[0] : own[-1]], own - own[0], form)
+            live = torch.ones(len(counts), dtype=torch.bool)
+            found.append(Shard([one], ROUTER, live).best(LAYER, query, query_cu, 4))
+        assert held == list(range(len(counts)))
+        both = best_of(found, 4)
+        assert torch.equal(both.places, whole.places) and torch.equal(both.scores, whole.scores)
+
+
+def test_a_rank_without_a_share_holds_nothing_of_a_segment_however_long():
+    cu = torch.tensor([0, 1 << 24, (1 << 24) + 1])  # not a float32
+    assert [Share(rank, (1, 0)).rows(cu) for rank in range(2)] == [(0, 2), (2, 2)]
+
+
+def test_states_come_in_order_from_several_parts():
+    counts = [3, 1, 2, 5, 1]
+    keys, cu = memory(counts, 0)
+    shard = shard_of(counts, keys, cu, [0, 2, 3])
+    places = torch.tensor([1, 2, 4])
+    expected = torch.cat([keys[cu[place] : cu[place + 1]] for place in places.tolist()])
+    states = shard.states(LAYER, places)
+    assert torch.equal(states.key, expected)
+    assert torch.equal(states.v.flatten(1), -expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    form=st.sampled_from(KEY_FORMS),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    spread=st.sampled_from([0.0, 2.0]),
+)
+def test_raw_dot_products_are_searched_exactly_whatever_the_lengths(seed, form, dtype, spread):
+    gen = torch.Generator().manual_seed(seed)
+    counts = torch.randint(1, 4, (40,), generator=gen).tolist()
+    keys, cu = memory(counts, seed)
+    keys *= (torch.randn(len(keys), 1, generator=gen) * spread).exp() * 7
+    keys = keys.to(dtype).float()
+    query, query_cu = questions([3, 1], seed + 1)
+    query *= (torch.randn(len(query), 1, generator=gen) * spread).exp() / 30
+    router = RouterConfig(top_k=3, similarity="dot")
+    everyone = torch.ones(len(counts), dtype=torch.bool)
+    shard = Shard([part(0, keys, cu, form, router, dtype)], router, everyone)
+    found = shard.best(LAYER, query, query_cu, 3)
+    for row, best in enumerate(by_loops(query, query_cu, keys, cu, 3, everyone)):
+        assert found.places[row].tolist() == [place for _, place in best]
+        assert found.scores[row].tolist() == [-score for score, _ in best]
+
+
+def test_the_longest_key_is_found_block_by_block(monkeypatch):
+    monkeypatch.setattr("msa_train.memory.search.keys._BLOCK", 2)
+    keys = torch.ones(5, WIDTH) * torch.tensor([1.0, 2, 9, 1, 3])[:, None]
+    router = RouterConfig(top_k=3, similarity="dot")
+    assert LayerKeys(keys, torch.arange(6), router, HEADS).norm >= 9 * WIDTH**0.5
+    assert LayerKeys(keys[:0], torch.zeros(1).long(), router, HEADS).norm == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduce", [{"head_reduce": "max"}, {"query_reduce": "mean"}])
+def test_published_reductions_are_searched_head_by_head(reduce, dtype):
+    router = RouterConfig(top_k=2, gate="none", **reduce)
+    counts = [2, 1, 3]
+    keys, cu = memory(counts, 0)
+    keys = keys.to(dtype).float()
+    query = torch.randn(4, 4, WIDTH // HEADS, generator=torch.Generator().manual_seed(1))
+    query_cu = torch.tensor([0, 3, 4])
+    shard = Shard(
+        [part(0, keys, cu, "stored", router, dtype)], router, torch.tensor([True, True, False])
+    )
+    found = shard.best(LAYER, query, query_cu, 2)
+    wide = keys.unflatten(1, (HEADS, -1)).repeat_interleave(2, 1)
+    for context, rows in enumerate((range(3), range(3, 4))):
+        scores = torch.einsum("thd,chd->htc", query[list(rows)], wide)
+        heads = scores.amax(0) if "head_reduce" in reduce else scores.mean(0)
+        chunks = heads.mean(0) if "query_reduce" in reduce else heads.amax(0)
+        best = [float(chunks[cu[d] : cu[d + 1]].max()) for d in range(2)]
+        assert found.scores[context].tolist() == pytest.approx(sorted(best, reverse=True))
+    again = shard.score(LAYER, query, query_cu, found.places)
+    torch.testing.assert_close(again, found.scores)
+    for form in (
+        "int8",
+        "fp8",
+        "bfloat16",
+    ):  # float16 would be rounded, and nobody knew by how much
+        if form == "bfloat16" and dtype == torch.bfloat16:
+            continue
+        with pytest.raises(ConfigError, match=form):
+            part(0, keys, cu, form, router, dtype)

@@ -1,0 +1,83 @@
+"""What a run reports: the JSON-lines file, the progress line, alerts, and W&B that breaks."""
+
+import json
+
+import pytest
+
+from msa_train.config import load_config
+from msa_train.training import reporter as reporting
+from msa_train.training.tracking.tracker import Tracker
+
+NUMBERS = {"loss/lm": 1.5, "loss/router": 0.5, "lr": 1e-3, "step_ms": 10.0,
+           "router/layer_1_recall@1": 0.25, "router/layer_2_recall@1": 0.75}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    return load_config(["--output", str(tmp_path), "--training.wandb.mode", "off"])
+
+
+def test_numbers_go_to_the_file_and_the_line(config, capsys):
+    reporter = reporting.Reporter(config, None, first_step=0, steps=100, rank=0)
+    assert reporter.wandb_id is None
+    reporter.log(10, NUMBERS)
+    reporter.finish()
+    written = json.loads((config.path / "metrics.jsonl").read_text())
+    assert written == {"step": 10, **NUMBERS, "router/recall@1": 0.5}
+    assert "recall@1 0.500" in capsys.readouterr().err
+
+
+class Broken:
+    """A W&B run that fails at whatever it is asked."""
+
+    id = "x"
+
+    def __getattr__(self, name):
+        raise OSError(f"disk full at {name}")
+
+
+def test_wandb_that_breaks_does_not_end_the_run(config, capsys):
+    reporter = reporting.Reporter(config, None, first_step=0, steps=100, rank=0)
+    reporter._tracker = Tracker(Broken(), config.training.wandb)
+    for step in (10, 20, 30):
+        reporter.log(step, NUMBERS)
+        reporter.table("samples", step, ["a"], [["b"]])
+        reporter.alert(f"stopped at {step}", "why")
+        reporter.checkpoint(config.path, step)
+    reporter.finish()
+    said = capsys.readouterr().err
+    assert said.count("disk full at log;") == 2, "once for numbers, once for tables"
+    assert said.count("disk full at alert") == 1
+    assert len((config.path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_loss_that_jumps_is_said_once(config, capsys):
+    reporter = reporting.Reporter(config, None, first_step=0, steps=100, rank=0)
+    for step in range(40):
+        jump = {"loss/lm": 9.0} if step in (20, 21, 30) else {}
+        reporter.log(step, NUMBERS | jump)
+    reporter.finish()
+    assert capsys.readouterr().err.count("loss/lm jumped: to 9 at step 20") == 1
+
+
+def test_alerts_of_one_title_keep_their_distance(config, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now)
+    reporter = reporting.Reporter(config, None, first_step=0, steps=100, rank=0)
+    for now in (1.0, 2.0, reporting.ALERT_EVERY_S + 1.5):
+        reporter.alert("late", f"at {now}")
+    reporter.alert("other", "at once")
+    said = capsys.readouterr().err
+    assert said.count("late:") == 2 and said.count("other:") == 1
+
+
+def test_other_ranks_are_silent(config, capsys):
+    reporter = reporting.Reporter(config, None, first_step=0, steps=100, rank=1)
+    reporter.log(10, NUMBERS)
+    reporter.alert("stopped", "why")
+    reporter.table("samples", 10, ["a"], [["b"]])
+    reporter.checkpoint(config.path, 10)
+    reporter.finish()
+    assert reporter.wandb_id is None
+    assert not (config.path / "metrics.jsonl").exists()
+    assert capsys.readouterr().err == ""
