@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.reader import ShardReader
+from data_pipeline.shards.reader import ShardReader
 from data_pipeline.schema import Sample
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.megatron import Losses

@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_pipeline.budget import Budget
-from data_pipeline.builder import SampleBuilder
+from data_pipeline.shards.sampling import TokenBudget
+from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import CorpusStage, StageData, TrainingCorpus
+from data_pipeline.settings import CorpusStage, StageData, TrainingCorpus
 from data_pipeline.sources.pydocs import split_of
 
 

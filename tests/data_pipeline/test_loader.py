@@ -6,9 +6,9 @@ from shutil import copytree
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import GlobalOrder, ShardLoader
-from data_pipeline.reader import ShardReader
-from data_pipeline.shard_manifest import ShardManifest
+from data_pipeline.shards.loader import GlobalOrder, ShardLoader
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.manifest import ShardManifest
 
 SAMPLES = 24
 

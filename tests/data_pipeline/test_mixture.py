@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import CorpusStage, StageData, TrainingCorpus
+from data_pipeline.settings import CorpusStage, StageData, TrainingCorpus
 from data_pipeline.settings import BanksConfig, ContextConfig, DataConfig, TokenizerConfig
 from data_pipeline.sources.base import BankConfig, NumberConfig
 from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
-from data_pipeline.sources.needles import NiahConfig
+from data_pipeline.sources.niah import NiahConfig
 
 
 def corpus(config=None, **data):

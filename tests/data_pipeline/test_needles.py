@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.needles import Needles, NiahConfig
+from data_pipeline.sources.niah import Needles, NiahConfig
 from data_pipeline.sources.words import word_lists
 
 ALL = {"single": 1.0, "multi_key": 1.0, "multi_value": 1.0, "multi_query": 1.0}

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import document_pieces
 from data_pipeline.sources.base import NumberConfig
-from data_pipeline.sources.needles import NiahConfig
+from data_pipeline.sources.niah import NiahConfig
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.sources.prose import Prose, sentences
 from data_pipeline.tokenizer_training import corpus_tokenizer

@@ -22,7 +22,7 @@ from data_pipeline.protocol import (
     rounds_pieces,
     tail_pieces,
 )
-from data_pipeline.samples import answer_text_context
+from data_pipeline.shards.contexts import answer_text_context
 from data_pipeline.schema import Document, Query, Role
 
 PROMPT = (

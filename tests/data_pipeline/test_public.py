@@ -5,7 +5,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["data_pipeline", "data_pipeline.protocol", "data_pipeline.mixture"]
+    "module", ["data_pipeline", "data_pipeline.protocol", "data_pipeline.settings"]
 )
 def test_importing_is_light(module):
     code = (

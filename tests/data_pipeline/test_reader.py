@@ -8,8 +8,8 @@ from shutil import copytree
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import ShardLoader
-from data_pipeline.reader import ShardReader
+from data_pipeline.shards.loader import ShardLoader
+from data_pipeline.shards.reader import ShardReader
 
 SAMPLES = 24  # shards of 10, 10 and 4; stages of 6, 6 and 12
 

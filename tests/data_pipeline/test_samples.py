@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from data_pipeline.protocol import context_pieces
-from data_pipeline.samples import (
+from data_pipeline.shards.contexts import (
     answer_memory_context,
     answer_text_context,
     make_sample,

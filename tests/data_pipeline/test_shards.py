@@ -12,14 +12,14 @@ import pytest
 import webdataset
 
 from data_pipeline import shards as shards_module
-from data_pipeline.builder import SampleBuilder
+from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import CorpusStage, StageData
+from data_pipeline.settings import CorpusStage, StageData
 from data_pipeline.processes import workers_of
-from data_pipeline.reader import ShardReader
+from data_pipeline.shards.reader import ShardReader
 from data_pipeline.schema import Sample
-from data_pipeline.shard_manifest import INDEX_DTYPE, ShardManifest, load_index
-from data_pipeline.shards import build_shards
+from data_pipeline.shards.manifest import INDEX_DTYPE, ShardManifest, load_index
+from data_pipeline.shards.build import build_shards
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
 
@@ -228,7 +228,7 @@ def test_broken_manifests_and_indices_are_refused(built, tmp_path):
 def test_shards_of_another_tokenizer_are_refused(built, tmp_path):
     from shutil import copytree
 
-    from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+    from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 
     copy = copytree(built[0], tmp_path / "copy")
     train_sentencepiece([f"word {i}" for i in range(500)], 280).save(copy / "tokenizer")

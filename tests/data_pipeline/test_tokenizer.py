@@ -9,7 +9,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS, document_pieces, prompt_pieces
 from data_pipeline.schema import Piece, Role
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 
 TEXTS = [f"[{i}]. the word {i} and\nanother  word.\tEnd" for i in range(300)]
 TOKENIZER = train_sentencepiece(TEXTS, 310)

@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS, document_pieces, prompt_pieces
 from data_pipeline.schema import Role
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_huggingface import HuggingFaceTokenizer
+from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 
 
 def trained(special=("<|endoftext|>", *CONTROL_TOKENS)):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.protocol import END_OF_RETRIEVE
-from data_pipeline.sources.needles import Needles
+from data_pipeline.sources.niah import Needles
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer_training import (
     corpus_texts,

@@ -8,9 +8,9 @@ import torch
 from data_pipeline import protocol
 from data_pipeline.schema import Query
 from data_pipeline.settings import DataConfig
-from data_pipeline.sources.needles import NiahConfig
+from data_pipeline.sources.niah import NiahConfig
 from data_pipeline.sources.niah import needle_texts
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.config import Config, EvaluationConfig
 from msa_train.memory.engine import scheduler
 from msa_train.model.config import ModelConfig, RouterConfig

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import TrainingCorpus
+from data_pipeline.settings import TrainingCorpus
 
 FORMAT = "msa-shards-2"
 MANIFEST_FILE, INDEX_FILE, TOKENIZER_FOLDER = "manifest.json", "index.npy", "tokenizer"

@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.remote import LocalFiles, RemoteFiles, is_url
 from data_pipeline.schema import Sample
-from data_pipeline.shard_manifest import TOKENIZER_FOLDER, ShardManifest, load_index, shard_name
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.shards.manifest import TOKENIZER_FOLDER, ShardManifest, load_index, shard_name
+from data_pipeline.shards.remote import LocalFiles, RemoteFiles, is_url
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 
 class ShardReader:
@@ -48,7 +48,7 @@ class ShardReader:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the corpus. Raises DataError when it is not the one it was built by."""
-        tokenizer = Tokenizer.load(self.directory / TOKENIZER_FOLDER)
+        tokenizer = load_tokenizer(self.directory / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise DataError(
                 f"{self.directory / TOKENIZER_FOLDER} is not the tokenizer that these shards "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipeline.errors import DataError
-from data_pipeline.shard_manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER
+from data_pipeline.shards.manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER
 from data_pipeline.tokenizer import FILES, MODEL_FILE
 
 

@@ -13,21 +13,21 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.builder import SampleBuilder, TableSettings, tables_of
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import TrainingCorpus
 from data_pipeline.processes import InterruptedBuild, progress_bar, workers_of
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Sample
-from data_pipeline.shard_manifest import (
+from data_pipeline.settings import TrainingCorpus
+from data_pipeline.shards.manifest import (
     INDEX_DTYPE,
     INDEX_FILE,
     TOKENIZER_FOLDER,
@@ -35,7 +35,7 @@ from data_pipeline.shard_manifest import (
     StageCounts,
     shard_name,
 )
-from data_pipeline.sources.dataset_tables import prepare
+from data_pipeline.shards.sampling import SampleBuilder, preparations
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
@@ -68,7 +68,7 @@ def build_shards(
         _take_up(partial, corpus, tokenizer, held_out)
         workers = workers or corpus.data.workers
         prepared = out.parent / "prepared"
-        _prepare_all(tables_of(corpus, held_out), tokenizer, prepared, workers)
+        _prepare_all(preparations(corpus, tokenizer, prepared, held_out), workers)
         builder = SampleBuilder(corpus, tokenizer, prepared, held_out)
         built = _build_all(partial, builder, workers)
         np.save(partial / INDEX_FILE, np.concatenate([shard.index for shard in built]))
@@ -97,17 +97,15 @@ class _Shard:
     totals: np.ndarray  # [stages, len(_TOTALS)]
 
 
-def _prepare_all(
-    tables: list[TableSettings], tokenizer: Tokenizer, root: Path, workers: int
-) -> None:
-    """Make the tables of all datasets; those that are there are kept."""
-    if workers == 1 or len(tables) < 2:
-        for each in tables:
-            prepare(*each, tokenizer, root)
+def _prepare_all(calls: list[Callable[[], Any]], workers: int) -> None:
+    """Make what the sources need on disk; what is there is kept."""
+    if workers == 1 or len(calls) < 2:
+        for call in calls:
+            call()
         return
-    with progress_bar() as progress, workers_of(min(workers, len(tables))) as pool:
-        task = progress.add_task("preparing datasets", total=len(tables))
-        for future in as_completed(pool.submit(prepare, *t, tokenizer, root) for t in tables):
+    with progress_bar() as progress, workers_of(min(workers, len(calls))) as pool:
+        task = progress.add_task("preparing datasets", total=len(calls))
+        for future in as_completed(map(pool.submit, calls)):
             future.result()
             progress.update(task, advance=1)
 

@@ -20,10 +20,10 @@ from data_pipeline.schema import ASKED_KINDS, Context, Document, Kind, Piece, Qu
 from data_pipeline.settings import ContextConfig
 from data_pipeline.sources.base import DrawnBank
 
-Documents = Mapping[int, Document]
 
-
-def retrieve_context(query: Query, step: int = 0, documents: Documents | None = None) -> Context:
+def retrieve_context(
+    query: Query, step: int = 0, documents: Mapping[int, Document] | None = None
+) -> Context:
     """One retrieval step: the model writes the ids of the documents that this step must find.
 
     In a chain, those of earlier steps stand in the context with their texts, and are neither
@@ -43,7 +43,7 @@ def retrieve_context(query: Query, step: int = 0, documents: Documents | None = 
 
 
 def answer_text_context(
-    query: Query, evidence: tuple[Document, ...], documents: Documents | None = None
+    query: Query, evidence: tuple[Document, ...], documents: Mapping[int, Document] | None = None
 ) -> Context:
     """All evidence has been appended: the model ends retrieval and answers; no router loss.
 
@@ -92,7 +92,7 @@ def _context(
     rng: np.random.Generator,
     query: Query,
     kind: Kind,
-    by_number: Documents,
+    by_number: Mapping[int, Document],
     config: ContextConfig,
 ) -> Context:
     if kind == "retrieve":
@@ -109,7 +109,7 @@ def _context(
     return answer_text_context(query, evidence, by_number)
 
 
-def _found(numbers: tuple[int, ...], documents: Documents | None) -> list[Piece]:
+def _found(numbers: tuple[int, ...], documents: Mapping[int, Document] | None) -> list[Piece]:
     """A retrieval step that is over: ids and texts, as context."""
     assert documents is not None, "an earlier step's documents are needed"
     return _appended(tuple(documents[number] for number in numbers))

@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
+from data_pipeline.shards.reader import ShardReader
 
 T = TypeVar("T")
 

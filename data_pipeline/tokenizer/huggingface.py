@@ -12,7 +12,7 @@ import tokenizers
 
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS
-from data_pipeline.tokenizer import METADATA_FILE, Tokenizer, refuse_surrogates
+from data_pipeline.tokenizer.base import METADATA_FILE, Tokenizer, refuse_surrogates
 
 _NEVER_WRITTEN = ("<|endoftext|>", "<|im_start|>")  # free to pad with, best first
 

@@ -1,4 +1,4 @@
-"""The SentencePiece tokenizer of models that are trained here from random weights."""
+"""The SentencePiece tokenizer of models that are trained from random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sentencepiece
 
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS
-from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, refuse_surrogates
+from data_pipeline.tokenizer.base import METADATA_FILE, MODEL_FILE, Tokenizer, refuse_surrogates
 
 KIND = "msa-sentencepiece"
 # SentencePiece writes a space as this character, so a real one is spelled in byte tokens.
@@ -85,7 +85,6 @@ class SentencePieceTokenizer(Tokenizer):
 def train_sentencepiece(
     texts: Iterable[str],
     vocab_size: int = 4096,
-    model_type: str = "bpe",
     symbols: Sequence[str] = (),
 ) -> SentencePieceTokenizer:
     """Train a tokenizer on texts; equal texts and settings give an equal tokenizer.
@@ -108,7 +107,7 @@ def train_sentencepiece(
             sentence_iterator=watched(),
             model_writer=model,
             vocab_size=vocab_size,
-            model_type=model_type,
+            model_type="bpe",
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -130,7 +129,6 @@ def train_sentencepiece(
         if failed:
             raise failed[0] from None
         raise DataError(
-            f"no tokenizer of vocab_size {vocab_size} and model_type {model_type!r} can be "
-            f"trained on these texts: {error}"
+            f"no tokenizer of vocab_size {vocab_size} can be trained on these texts: {error}"
         ) from error
     return SentencePieceTokenizer(model.getvalue())

@@ -1,26 +1,58 @@
-"""Tokenizers that never read a control token out of text (SPEC section 4).
+"""What every tokenizer does: text and pieces to tokens, and back (SPEC section 4).
 
-Lossless: `decode(encode_text(s)) == s` for every string of Unicode characters. Two kinds: trained
-here with SentencePiece, and Hugging Face's tokenizer.json of a backbone.
+Lossless: `decode(encode_text(s)) == s` for every string of Unicode characters.
 """
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.errors import DataError
-from data_pipeline.protocol import CONTROL_TOKENS, IM_END
+from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.schema import Piece, Role
 
 METADATA_FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"  # of SentencePiece alone
 FILES = (METADATA_FILE, MODEL_FILE)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The SentencePiece tokenizer that is trained on the corpus.
+
+    model_type: byte-pair encoding, the only kind; configs and shard sets name it.
+    phrases: the fixed phrases of protocol and needles become one token each: shorter contexts.
+    placed_digits: a number in brackets is spelled in tokens of two digits that know their place
+        (`[12`, `34`, `5]`), so that a bag of tokens, which pooled memory is, holds a number of up
+        to six digits whole; otherwise every digit is one token.
+    needle_texts: needle documents to train on. word_repeats: how often each word of the needle
+        lists is repeated, so that it becomes one token. passages: at most so many of each dataset.
+    path: take the tokenizer of this folder (of an export or a shard set) instead; the other
+        settings are then ignored.
+    """
+
+    vocab_size: int = 4096
+    model_type: Literal["bpe"] = "bpe"
+    phrases: bool = False
+    placed_digits: bool = False
+    needle_texts: int = 8000
+    word_repeats: int = 400
+    passages: int = 20_000
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 512:
+            raise DataError(
+                f"data.tokenizer.vocab_size is {self.vocab_size}: give 512 or more (256 are bytes)"
+            )
+        for name in ("needle_texts", "word_repeats", "passages"):
+            if getattr(self, name) < 0:
+                raise DataError(f"data.tokenizer.{name} is {getattr(self, name)}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -64,11 +96,6 @@ class Tokenizer(ABC):
     def vocab_size(self) -> int:
         return len(self._bytes)
 
-    @property
-    def end_id(self) -> int:
-        """`<|im_end|>`: the end of an answer."""
-        return self.control_id(IM_END)
-
     def control_id(self, token: str) -> int:
         try:
             return self._control[token]
@@ -85,10 +112,6 @@ class Tokenizer(ABC):
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by file name."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """encode_text of each text."""
-        return [self.encode_text(text) for text in texts]
-
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; a character may need those of several."""
         return self._bytes[token]
@@ -100,16 +123,16 @@ class Tokenizer(ABC):
     def encode_pieces(self, pieces: Iterable[Piece]) -> TokenizedPieces:
         """Tokens, classes and labels of pieces.
 
-        Each stretch between control tokens is tokenised as ONE string, whatever pieces it is cut
-        into; a token takes the class and label of its first character. Template text is a stretch
+        The text between two control tokens is tokenised as ONE string, whatever pieces it is cut
+        into; a token takes the class and label of its first character. Template text is a string
         of its own, as in the published engine (whose vocabulary could merge the head's newline
         with the question's).
         """
         encoded = TokenizedPieces([], [], [])
-        for (control, _), stretch in groupby(
+        for (control, _), together in groupby(
             pieces, key=lambda piece: (piece.control, piece.role == Role.TEMPLATE)
         ):
-            parts = list(stretch)
+            parts = list(together)
             if control:
                 for piece in parts:
                     _extend(encoded, [self.control_id(piece.text)], [piece])
@@ -124,21 +147,6 @@ class Tokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files().items():
             (folder / name).write_bytes(data)
-
-    @classmethod
-    def load(cls, directory: Path | str) -> Tokenizer:
-        """Raises DataError when a file is missing, of another kind, or was changed."""
-        path = Path(directory) / METADATA_FILE
-        try:
-            metadata = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise DataError(
-                f"no tokenizer in {directory}: {path} is missing; give the folder of a shard set, "
-                "of an export or of a backbone"
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from error
-        return _kind_of(metadata, path).from_folder(Path(directory), metadata)
 
     @classmethod
     @abstractmethod
@@ -172,17 +180,3 @@ def refuse_surrogates(text: str) -> None:
     """Raises DataError for half a character, which has no UTF-8 form."""
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise DataError(f"text holds half a character (a surrogate): {text!r}")
-
-
-def _kind_of(metadata: Any, path: Path) -> type[Tokenizer]:
-    if isinstance(metadata, dict) and "kind" in metadata:
-        from data_pipeline.tokenizer_sentencepiece import KIND, SentencePieceTokenizer
-
-        if metadata["kind"] == KIND:
-            return SentencePieceTokenizer
-        raise DataError(f"{path} is of kind {metadata['kind']!r}, not {KIND!r}")
-    if isinstance(metadata, dict) and "added_tokens" in metadata:
-        from data_pipeline.tokenizer_huggingface import HuggingFaceTokenizer
-
-        return HuggingFaceTokenizer
-    raise DataError(f"{path} is no tokenizer of a kind that is known here")
