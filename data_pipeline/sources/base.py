@@ -115,13 +115,14 @@ class HeldOutBank:
 
     measure: answers: how often the router finds and the model answers. retrieval: what the router
         finds, beside one that is led astray. growth: answers in parts of the bank that hold
-        evaluation.memory_tokens tokens; a question's id then begins with its task (`single/...`),
-        and every task has a section of the report.
+        evaluation.memory_tokens tokens, for each of `tasks`: beginnings of questions' ids (`single`
+        of `single/...`).
     picture: name of a PNG file to draw (None: none); caption: of a picture of growth.
     """
 
     bank: DrawnBank
     measure: Literal["answers", "retrieval", "growth"] = "answers"
+    tasks: tuple[str, ...] = ()
     picture: str | None = None
     caption: str = ""
 

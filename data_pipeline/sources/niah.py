@@ -325,6 +325,7 @@ class NiahSource(Source):
         return HeldOutBank(
             source.bank(np.random.default_rng(evaluation.seed), documents),
             "growth",
+            evaluation.niah_tasks,
             "memory.png",
             "Every document of the memory is a needle",
         )

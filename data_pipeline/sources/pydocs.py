@@ -159,7 +159,7 @@ class PydocsSource(Source):
         bank = cls.make(config, inputs).whole_bank(rng)
         chosen = rng.permutation(len(bank.queries))[: evaluation.pydocs_questions]
         queries = tuple(bank.queries[place] for place in chosen)
-        return HeldOutBank(DrawnBank(bank.documents, queries), "answers", "pydocs.png")
+        return HeldOutBank(DrawnBank(bank.documents, queries), picture="pydocs.png")
 
     def counts(self) -> dict[str, int]:
         """Documents, questions and tokens, and how many documents were cut."""

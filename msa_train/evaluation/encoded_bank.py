@@ -1,4 +1,4 @@
-"""Documents encoded once, in memory, and the views of them that questions are asked of."""
+"""A bank encoded once, in memory, and the views of it that questions are asked of."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATES = torch.float16  # what a bank on disk keeps: what is measured is what is
 
 
 @dataclass(frozen=True)
-class EncodedSet:
+class EncodedBank:
     """n documents, ascending by number, with their pooled states.
 
     tokens [n] with wrapper; pooled: router layer -> states of all chunks; chunk_cu [n+1].
@@ -38,7 +38,7 @@ class EncodedSet:
     @classmethod
     def encode(
         cls, model: MSADecoder, tokenizer: Tokenizer, documents: Sequence[Document]
-    ) -> EncodedSet:
+    ) -> EncodedBank:
         encoded = encode_documents(model, tokenizer, documents, dtype=STATES)
         batches = list(with_progress(encoded, total=len(documents)))
         tokens = torch.cat([batch.tokens for batch in batches]).numpy()
@@ -57,8 +57,8 @@ class EncodedSet:
         """Control: a memory without documents."""
         return self.view(np.empty(0, dtype=np.int64))
 
-    def part(self, places: np.ndarray) -> EncodedSet:
-        """The documents at `places` (ascending) as a set of their own."""
+    def part(self, places: np.ndarray) -> EncodedBank:
+        """The documents at `places` (ascending) as a bank of their own."""
         lengths = self.chunk_cu.diff()[places]
         rows = torch.cat([torch.arange(*self.chunk_cu[place : place + 2]) for place in places])
         return replace(
@@ -72,7 +72,7 @@ class EncodedSet:
             chunk_cu=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
         )
 
-    def misrouted(self, seed: int) -> EncodedSet:
+    def misrouted(self, seed: int) -> EncodedBank:
         """Control: every chunk found under another's router key, in all layers alike.
 
         Scores, and so the gate, are as sharp as ever; what they lead to is random.
