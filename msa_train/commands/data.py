@@ -59,8 +59,8 @@ def build_once(config):
 
 
 def _build_part(corpus, folder, tokenizer, held_out):
-    from data_pipeline.shards.manifest import ShardManifest
     from data_pipeline.shards.build import build_shards
+    from data_pipeline.shards.manifest import ShardManifest
     from msa_train.errors import ConfigError
 
     if not folder.exists():

@@ -4,10 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_pipeline.shards.sampling import TokenBudget
-from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.errors import DataError
 from data_pipeline.settings import CorpusStage, StageData, TrainingCorpus
+from data_pipeline.shards.sampling import SampleBuilder, TokenBudget
 from data_pipeline.sources.pydocs import split_of
 
 
@@ -68,7 +67,7 @@ def test_a_source_without_weight_is_not_drawn(build):
 
 def test_banks_keep_a_budget_of_tokens(build, tokenizer):
     builder = build(only("niah", memory_tokens=2000), only("pydocs", memory_tokens=2000))
-    budget = Budget(tokenizer, 100_000)
+    budget = TokenBudget(tokenizer, 100_000)
     for i in range(len(builder)):
         sample = builder.build(i)
         assert 1600 < budget.tokens(sample.documents) <= 2000
@@ -94,7 +93,7 @@ def test_a_copy_that_begins_elsewhere_builds_the_same(build):
 def test_questions_that_a_budget_has_no_room_for_are_left_out(build, tokenizer):
     sample = build(only("niah", memory_tokens=300)).build(0)
     assert 0 < len(sample.contexts) < 8
-    assert Budget(tokenizer, 100).tokens(sample.documents) <= 300
+    assert TokenBudget(tokenizer, 100).tokens(sample.documents) <= 300
     with pytest.raises(DataError, match="memory_tokens is 40, too few"):
         build(only("niah", memory_tokens=40)).build(0)
 
@@ -103,6 +102,6 @@ def test_a_stage_of_tokens_has_so_many(build, tokenizer):
     stage = replace(only("niah", memory_tokens=1000), samples=None, tokens=24_000, epochs=2)
     builder = build(stage, only("niah", 3), batch_samples=4)
     assert builder.samples[0] % 4 == 0 and builder.samples[1] == 3
-    budget = Budget(tokenizer, 100_000)
+    budget = TokenBudget(tokenizer, 100_000)
     total = sum(budget.tokens(builder.build(i).documents) for i in range(builder.samples[0]))
     assert total * 2 == pytest.approx(24_000, rel=0.2)

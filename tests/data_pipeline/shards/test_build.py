@@ -1,25 +1,19 @@
 import fcntl
-import json
 import os
 import signal
 import tarfile
-import time
 from dataclasses import replace
-from multiprocessing import get_context
 
-import numpy as np
 import pytest
 import webdataset
 
-from data_pipeline import shards as shards_module
-from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.errors import DataError
-from data_pipeline.settings import CorpusStage, StageData
-from data_pipeline.processes import workers_of
-from data_pipeline.shards.reader import ShardReader
 from data_pipeline.schema import Sample
-from data_pipeline.shards.manifest import INDEX_DTYPE, ShardManifest, load_index
+from data_pipeline.settings import CorpusStage, StageData
+from data_pipeline.shards import build as build_module
 from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.manifest import ShardManifest
+from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
 
@@ -66,47 +60,12 @@ def test_tars_carry_no_time(built):
         assert {member.mtime for member in tar} == {0}
 
 
-def test_the_index_points_at_every_sample(built, samples):
-    folder, manifest = built
-    index = load_index(folder, manifest)
-    assert isinstance(index, np.memmap) and index.dtype == INDEX_DTYPE
-    assert index["shard"].tolist() == [0] * 10 + [1] * 10 + [2] * 4
-    assert index["stage"].tolist() == [0] * 6 + [1] * 6 + [2] * 12
-    reader = ShardReader(folder)
-    assert [reader[i] for i in range(len(reader))] == samples
-
-
-def test_the_manifest_tells_origin_and_counts(built, samples, tokenizer):
-    folder, manifest = built
-    assert (
-        manifest.tokenizer == tokenizer.fingerprint == ShardReader(folder).tokenizer().fingerprint
-    )
-    assert manifest.samples == 24
-    assert [stage.samples for stage in manifest.stages] == [6, 6, 12]
-    assert sum(stage.documents for stage in manifest.stages) == sum(
-        len(sample.documents) for sample in samples
-    )
-    assert manifest.stages[0].measured == 1 and manifest.stages[0].document_tokens > 100
-    assert manifest.shards == tuple(
-        (folder / f"shard-{i:06d}.tar").stat().st_size for i in range(3)
-    )
-
-
 def with_data(corpus, **settings):
     return replace(corpus, data=replace(corpus.data, **settings))
 
 
 def needles(corpus, samples):
     return replace(corpus, stages=(CorpusStage(StageData(weights={"niah": 1.0}), samples=samples),))
-
-
-def test_a_manifest_knows_its_settings(built, corpus):
-    manifest = ShardManifest.load(built[0])
-    assert manifest.matches(corpus)
-    assert manifest.matches(with_data(corpus, workers=9))
-    assert not manifest.matches(with_data(corpus, seed=1))
-    assert not manifest.matches(needles(corpus, 24))
-    assert manifest.steps == (6, 6, 12)
 
 
 def test_a_folder_in_use_is_refused_and_kept(built, corpus, tokenizer, tmp_path):
@@ -163,23 +122,13 @@ class Deadly(SampleBuilder):
 def test_a_process_that_is_killed_is_said_and_what_is_done_stays(
     built, corpus, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shards_module, "SampleBuilder", Deadly)
+    monkeypatch.setattr(build_module, "SampleBuilder", Deadly)
     with pytest.raises(DataError, match=r"a process that builds shards died"):
         build_shards(corpus, tmp_path / "out", 2, tokenizer)
     assert (tmp_path / ".out.partial").is_dir() and not (tmp_path / "out").exists()
     monkeypatch.undo()
     build_shards(corpus, tmp_path / "out", 2, tokenizer)
     assert contents(tmp_path / "out") == contents(built[0])
-
-
-def test_a_worker_that_starts_while_another_dies_is_not_waited_for():
-    died = pytest.raises(DataError, match="a process that builds shards died")
-    with died, workers_of(1) as pool:
-        late = get_context("spawn").Process(target=time.sleep, args=(600,))
-        late.start()
-        pool.submit(os._exit, 1).result()
-    late.join(10)
-    assert late.exitcode == -signal.SIGKILL
 
 
 def test_what_another_corpus_left_is_not_taken_up(built, corpus, tokenizer, tmp_path, monkeypatch):
@@ -204,33 +153,3 @@ def test_a_tokenizer_is_trained_when_none_is_given(corpus, tmp_path):
     small = needles(corpus, 3)
     manifest = build_shards(small, tmp_path / "out", 1)
     assert manifest.tokenizer == corpus_tokenizer(small).fingerprint
-
-
-def test_broken_manifests_and_indices_are_refused(built, tmp_path):
-    folder, manifest = built
-    with pytest.raises(DataError, match=r"manifest\.json is missing"):
-        ShardManifest.load(tmp_path)
-    for text, words in [("{", "broken"), ("[]", "broken"), ('{"format": "x"}', "msa-shards-2")]:
-        (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(DataError, match=words):
-            ShardManifest.load(tmp_path)
-    data = json.loads((folder / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**data, "surprise": 1}))
-    with pytest.raises(DataError, match="surprise"):
-        ShardManifest.load(tmp_path)
-    with pytest.raises(DataError, match=r"index\.npy cannot be read"):
-        load_index(tmp_path, manifest)
-    np.save(tmp_path / "index.npy", np.zeros(3, INDEX_DTYPE))
-    with pytest.raises(DataError, match=r"3 rows.*24 samples"):
-        load_index(tmp_path, manifest)
-
-
-def test_shards_of_another_tokenizer_are_refused(built, tmp_path):
-    from shutil import copytree
-
-    from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
-
-    copy = copytree(built[0], tmp_path / "copy")
-    train_sentencepiece([f"word {i}" for i in range(500)], 280).save(copy / "tokenizer")
-    with pytest.raises(DataError, match="not the tokenizer"):
-        ShardReader(copy).tokenizer()

@@ -1,9 +1,52 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Query
-from msa_train.evaluation.banks import groups, ring_order, window
+from msa_train.evaluation.nested_banks import (
+    QuestionGroup,
+    groups,
+    nested_tasks,
+    ring_order,
+    whole_groups,
+    window,
+)
+
+
+def test_every_document_is_a_needle_and_the_set_is_long_enough(config, needles, memory):
+    assert all("One of the special magic words for" in d.text for d in needles.documents)
+    assert max(config.evaluation.memory_tokens) <= memory.tokens.sum()
+
+
+def test_tasks_ask_about_the_smallest_bank(config, held_out_needles, memory):
+    settings = replace(config.evaluation, questions=3)
+    tasks = nested_tasks(held_out_needles.tasks, held_out_needles.bank, memory, settings)
+    assert [task.name for task in tasks] == ["single", "multi_value"]
+    for task in tasks:
+        assert len(task.queries) == 3
+        assert {len(query.positives) for query in task.queries} == (
+            {1} if task.name == "single" else {4}
+        )
+        for group in task.groups:
+            held = {memory.numbers[place] for place in group.banks[2048]}
+            assert all(held.issuperset(query.positives) for query in group.queries)
+            assert memory.tokens[group.banks[2048]].sum() >= 2048
+
+
+def test_whole_groups_are_asked():
+    groups = [QuestionGroup(tuple(range(n)), {}) for n in (5, 1, 5, 4)]
+    assert [len(group.queries) for group in whole_groups(groups, 4)] == [4]
+    assert [group.queries for group in whole_groups(groups, 8)] == [tuple(range(5)), (0, 1, 2)]
+    assert sum(len(group.queries) for group in whole_groups(groups, 14)) == 14
+    assert whole_groups(groups, 99) == groups
+    uneven = [QuestionGroup(tuple(range(n)), {}) for n in (4, 1, 1, 9)]
+    for count in range(1, 16):
+        chosen = whole_groups(uneven, count)
+        assert all(group.queries for group in chosen)
+        assert sum(len(group.queries) for group in chosen) == count
+
 
 LENGTHS = (640, 2560, 6400)
 NUMBERS = [1000 + i for i in range(130)]

@@ -1,11 +1,20 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.settings import CorpusStage, StageData, TrainingCorpus
-from data_pipeline.settings import BanksConfig, ContextConfig, DataConfig, TokenizerConfig
+from data_pipeline.settings import (
+    BanksConfig,
+    ContextConfig,
+    CorpusStage,
+    DataConfig,
+    StageData,
+    TokenizerConfig,
+    TrainingCorpus,
+)
 from data_pipeline.sources.base import BankConfig, NumberConfig
 from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
 from data_pipeline.sources.niah import NiahConfig
@@ -86,3 +95,14 @@ def test_settings_are_plain_and_leave_out_what_changes_nothing():
     assert corpus().settings()["data"]["niah"]["key_words"] == 3
     assert corpus().settings() == corpus(replace(config, workers=7)).settings()
     assert corpus().settings() != corpus(replace(config, seed=7)).settings()
+
+
+@pytest.mark.parametrize(
+    "module", ["data_pipeline", "data_pipeline.protocol", "data_pipeline.settings"]
+)
+def test_importing_is_light(module):
+    code = (
+        f"import sys, {module}; print({{'webdataset', 'wonderwords', 'torch'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -3,6 +3,8 @@ from collections import Counter
 import pytest
 
 from data_pipeline.protocol import context_pieces
+from data_pipeline.schema import Document, Query, Role
+from data_pipeline.settings import ContextConfig
 from data_pipeline.shards.contexts import (
     answer_memory_context,
     answer_text_context,
@@ -10,8 +12,6 @@ from data_pipeline.shards.contexts import (
     retrieve_context,
     text_context,
 )
-from data_pipeline.schema import Document, Query, Role
-from data_pipeline.settings import ContextConfig
 from data_pipeline.sources.base import DrawnBank
 
 QUERY = Query("Who?", ("Me, too",), (4, 7))
@@ -95,6 +95,8 @@ def test_wrong_documents_stand_among_the_evidence(niah, rng, share, most):
 
 CHAIN = Query("Who?", ("Me, too",), (4, 7, 9), steps=((7,), (4, 9)), masked=(2,))
 TEXTS = {2: Document(2, "two"), 4: Document(4, "four"), 7: Document(7, "seven")}
+
+
 TEXTS |= {9: Document(9, "nine")}
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.loader import GlobalOrder, ShardLoader
-from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.manifest import ShardManifest
+from data_pipeline.shards.reader import ShardReader
 
 SAMPLES = 24
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
 from data_pipeline.errors import DataError
-from data_pipeline.protocol import CONTROL_TOKENS, document_pieces, prompt_pieces
+from data_pipeline.protocol import CONTROL_TOKENS, IM_END, document_pieces, prompt_pieces
 from data_pipeline.schema import Role
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 
 
@@ -65,13 +65,13 @@ def test_pieces_keep_their_classes():
     assert TOKENIZER.decode(query).endswith("related to the question\n")
     document = TOKENIZER.encode_pieces(document_pieces(3, "<|im_end|>"))
     assert TOKENIZER.decode(document.tokens) == "<|im_start|>[3]. <|im_end|>[3]<|im_end|>"
-    assert document.tokens.count(TOKENIZER.end_id) == 1
+    assert document.tokens.count(TOKENIZER.control_id(IM_END)) == 1
 
 
 def test_it_is_saved_loaded_and_copied(tmp_path):
     TOKENIZER.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
-    for other in (Tokenizer.load(tmp_path), pickle.loads(pickle.dumps(TOKENIZER))):
+    for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(TOKENIZER))):
         assert other.fingerprint == TOKENIZER.fingerprint
         assert other.encode_text("a word") == TOKENIZER.encode_text("a word")
 
@@ -79,7 +79,7 @@ def test_it_is_saved_loaded_and_copied(tmp_path):
 def test_a_tokenizer_without_the_control_tokens_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(trained(("<|endoftext|>", "<|im_start|>")))
     with pytest.raises(DataError, match=r"no control token <\|im_end\|>, <\|object_ref_end\|>"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_tokenizers_of_other_families_are_refused(tmp_path):
@@ -90,10 +90,10 @@ def test_tokenizers_of_other_families_are_refused(tmp_path):
     made.add_special_tokens(list(CONTROL_TOKENS))
     path.write_text(made.to_str())
     with pytest.raises(DataError, match=r"does not keep text|not spelled in bytes"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     path.write_text(json.dumps({"added_tokens": []}))
     with pytest.raises(DataError, match=r"tokenizer\.json is no tokenizer"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     path.write_text("[]")
     with pytest.raises(DataError, match="kind that is known"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
