@@ -121,7 +121,7 @@ class DatasetSource(Source):
     def tokenizer_texts(
         cls, config: DatasetConfig, amounts: TokenizerConfig, rng: np.random.Generator
     ) -> Iterator[str]:
-        """So many passages under their titles, from all over the corpus, and as many questions."""
+        """Passages under their titles, from all over the corpus, and questions of training."""
         corpus = read_passages(find_file(config.path, "corpus"))
         texts = [[shown_text(passage.title, passage.text) for passage in corpus]]
         if config.tasks.get("given"):

@@ -36,7 +36,7 @@ class PydocsConfig:
 
     held_out_share: share of the documents that training never sees, chosen by their names.
     document_tokens: documents longer than this (with wrapper) are cut after the last word that
-        fits. questions: at most so many about one document.
+        fits. questions: about one document, at most.
     near_share: share of a bank's unasked documents that come from the modules asked about.
     """
 
