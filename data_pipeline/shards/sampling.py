@@ -16,7 +16,7 @@ from data_pipeline.schema import Document, Sample
 from data_pipeline.settings import TrainingCorpus
 from data_pipeline.shards.contexts import make_sample
 from data_pipeline.sources.base import DrawnBank, Source, SourceInputs
-from data_pipeline.sources.dataset_tables import document_length
+from data_pipeline.splitting import document_length
 from data_pipeline.tokenizer import Tokenizer
 
 _PROBED = 16  # samples that tell how many tokens a stage's samples have
