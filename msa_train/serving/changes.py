@@ -10,7 +10,7 @@ from msa_train.errors import BankError, RankError
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.corpus import Splitting
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.writer import BankWriter
+from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.serving.banks import ServedBank, ServedModel
 from msa_train.serving.failures import ApiError, translated
 
@@ -56,21 +56,13 @@ def remove_documents(
         named_errors(bank),
         BankWriter(bank.path, "remove", reuse=bank.stored) as writer,
     ):
-        gone = set()
-        for id in ids:
-            found = writer.bank.numbers_of(id)
-            if not found:
-                raise not_found(bank, f"of id {id!r}")
-            gone.update(found)
-        for number in numbers:
-            try:
-                gone.add(writer.bank[number].number)
-            except KeyError:
-                raise not_found(bank, str(number)) from None
+        try:
+            gone = writer.remove(numbers, ids)
+        except UnknownDocumentError as error:
+            raise not_found(bank, error.which) from None
         if gone:
-            writer.remove(gone)
             bank.view()
-    return sorted(gone)
+    return gone
 
 
 def not_found(bank: ServedBank, which: str) -> ApiError:
