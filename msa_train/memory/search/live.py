@@ -13,8 +13,7 @@ from msa_train.memory.bank.manifest import MANIFEST
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.snapshot import GenerationGoneError
 from msa_train.memory.search.tiered import Searcher
-from msa_train.memory.search.settings import TierSettings
-from msa_train.memory.search.tiers import BankLoader, snapshot_view
+from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder

@@ -11,8 +11,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks import Ranks
-from msa_train.memory.search.settings import TierSettings
-from msa_train.memory.search.tiers import BankLoader, snapshot_view
+from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
