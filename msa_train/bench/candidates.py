@@ -20,7 +20,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import BATCH_CONTEXTS
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.tiers import bank_view
+from msa_train.memory.search.loader import bank_view
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -39,7 +39,7 @@ def certified_candidates(
     config = model.config
     if not config.router.scoring.certifiable:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
-    memory = bank_view(bank, config.router).memory
+    memory = bank_view(bank, config.router)
     searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
