@@ -1,4 +1,4 @@
-"""The certified search: candidates that hold the best, no more than the bound asks; exact scores."""
+"""The certified search: candidates hold the best and no more than the bound asks; exact scores."""
 
 from itertools import pairwise
 
