@@ -46,7 +46,7 @@ class MemoryEngine:
         for start in range(0, len(questions), self._batch_contexts):
             asked = questions[start : start + self._batch_contexts]
             prompts = [prompt_pieces(question) for question in asked]
-            prefill = prefill_pieces(self._model, self._tokenizer, self._view.memory, prompts)
+            prefill = prefill_pieces(self._model, self._tokenizer, self._view, prompts)
             chosen += chosen_of(prefill, self._view)
         return chosen
 

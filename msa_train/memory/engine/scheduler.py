@@ -141,7 +141,7 @@ class Scheduler:
         asked = [self._asked[ticket] for ticket in tickets]
         view = asked[0].view
         try:
-            prefill = prefill_encoded(self._model, view.memory, [each.context() for each in asked])
+            prefill = prefill_encoded(self._model, view, [each.context() for each in asked])
             chosen = chosen_of(prefill, view)
             stays = [row for row, each in enumerate(asked) if not each.awaits_vote]
             self._contexts.admit(prefill, stays)

@@ -135,7 +135,7 @@ _NAMES: dict[Place, str] = {"device": "each GPU", "host": "host memory", "disk":
 
 def plan(config: ModelConfig, bank: BankSize, machine: Machine, serving: Serving) -> Plan:
     """Raises ConfigError for 8-bit keys where a score is no single dot product."""
-    if serving.keys in ("int8", "fp8") and not config.router.single_product:
+    if serving.keys in ("int8", "fp8") and not config.router.scoring.certifiable:
         raise ConfigError(
             f"keys is {serving.keys}: this router's score is no single dot product; use bfloat16"
         )

@@ -54,7 +54,7 @@ def _forms(found: Plan) -> list[str]:
     serving, mapped = found.serving, not found.machine.cards
     now = found.bank.dtype if serving.keys == "stored" else serving.keys
     forms = ["bfloat16"]
-    if found.config.router.single_product and KEY_BYTES[now] > 1:
+    if found.config.router.scoring.certifiable and KEY_BYTES[now] > 1:
         forms.append("int8")
     forms = [form for form in forms if KEY_BYTES[form] < KEY_BYTES[now]]
     # On a CPU the bank's own keys are mapped, and give way.

@@ -73,7 +73,7 @@ class BankSize:
 
 @dataclass(frozen=True)
 class Serving:
-    """keys, states, hot_mb: memory/search/tiers.py. slots, slot_tokens: contexts that decode at
+    """keys, states, hot_mb: memory/search/settings.py. slots, slot_tokens: contexts that decode at
     once, and the length of each. question_tokens: T of the floor. compute: dtype of weights and
     slots."""
 

@@ -26,8 +26,9 @@ from msa_train.errors import MSAError
 from msa_train.memory.ranks.channel import Channel, Closed, Packet
 from msa_train.memory.ranks.exchange import Exchange, as_bytes
 from msa_train.memory.ranks.snapshot import OpenedSegments, opened, unpack
+from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.shard import Shard
-from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
 from msa_train.model.config import RouterConfig
 
 _WATCH_S = 1.0
