@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from msa_train.commands.flags import add_flags, from_flags
+from msa_train.memory.search.settings import TierSettings
+from msa_train.serving.settings import ServerLimits
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
@@ -44,31 +48,8 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--rank-timeout-s", type=float, default=60.0, metavar="S",
         help="for a request to the other ranks; one that is late or dead is started again",
     )  # fmt: skip
-    memory.add_argument(
-        "--keys", default="stored",
-        help="form of the router keys that are searched: stored (default), float32, bfloat16, "
-        "int8, fp8; answers are those of full precision in every form",
-    )  # fmt: skip
-    memory.add_argument(
-        "--states", default="mapped",
-        help="pooled K and V: mapped from disk (default), or copied to host memory",
-    )  # fmt: skip
-    memory.add_argument(
-        "--hot-mb", type=float, default=256.0, metavar="MB",
-        help="of documents' states kept on the device, for each bank (default 256)",
-    )  # fmt: skip
-    limits = parser.add_argument_group("limits")
-    for flag, kind, default, meaning in (
-        ("--max-concurrent", int, 32, "answers at once"),
-        ("--context-tokens", int, 4096, "of a conversation with all that is read for it"),
-        ("--queue", int, 128, "answers that wait; more are refused with 429"),
-        ("--max-body-mb", float, 16.0, "of a request"),
-        ("--max-batch", int, 256, "documents in one request"),
-        ("--timeout-s", float, 300.0, "for a request"),
-        ("--drain-s", float, 30.0, "for running requests when the server is told to stop"),
-    ):
-        help = f"{meaning} (default {default:g})"
-        limits.add_argument(flag, type=kind, default=default, metavar="N", help=help)
+    add_flags(memory, TierSettings)
+    add_flags(parser.add_argument_group("limits"), ServerLimits)
     parser.set_defaults(run=_serve)
 
 
@@ -77,16 +58,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     from msa_train.errors import ConfigError
     from msa_train.serving.keys import ApiKeys
-    from msa_train.serving.settings import AllowedHosts, InterleaveLimits, check_host
+    from msa_train.serving.settings import AllowedHosts, check_host
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
     check_host(options.host, bool(keys))
     hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
-    limits = InterleaveLimits(
-        options.max_body_mb, options.max_batch, options.max_concurrent, options.queue,
-        options.context_tokens, options.timeout_s, options.drain_s,
-    )  # fmt: skip
+    limits = from_flags(ServerLimits, options)
     named = [_named(given) for given in options.bank]
     if not named and options.banks_dir is None:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
@@ -108,7 +86,7 @@ def _run(
     from msa_train.serving.server import run
     from msa_train.serving.service import Service
 
-    tiers = _tiers(options)
+    tiers = from_flags(TierSettings, options)
     decoder, _, tokenizer, fingerprint = load_export(options.export)
     _check_fits(decoder, [path for _, path in named], options, limits)
     decoder = decoder.to(_device(options))
@@ -187,18 +165,15 @@ def _ranks(options: argparse.Namespace) -> Iterator[Any]:
 
     device = _device(options).partition(":")[0]
     ranks = Ranks.start(
-        options.ranks, tiers=_tiers(options), timeout_s=options.rank_timeout_s, device=device
+        options.ranks,
+        tiers=from_flags(TierSettings, options),
+        timeout_s=options.rank_timeout_s,
+        device=device,
     )
     try:
         yield ranks
     finally:
         ranks.close()
-
-
-def _tiers(options: argparse.Namespace) -> Any:
-    from msa_train.memory.search.tiers import TierSettings
-
-    return TierSettings(options.keys, options.states, options.hot_mb)
 
 
 def _device(options: argparse.Namespace) -> str:
