@@ -135,7 +135,8 @@ def _warm_up(scheduler: Any, banks: Any) -> None:
     """A first answer before anybody waits for one: it loads and compiles what all others use
     (measured: 5 s on a CPU)."""
     from msa_train.memory.engine.events import Failed
-    from msa_train.memory.engine.scheduler import InterleaveLimits, Request
+    from msa_train.memory.engine.interleave import InterleaveLimits
+    from msa_train.memory.engine.sequence import Request
 
     for bank in banks:
         request = Request(

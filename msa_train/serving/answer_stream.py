@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from msa_train.memory.engine.engine_thread import Stream
 from msa_train.memory.engine.events import Event, Evidence, Finished, Routed, TextPiece
-from msa_train.memory.engine.scheduler import Request
+from msa_train.memory.engine.sequence import Request
 from msa_train.memory.search.view import MemoryView
 from msa_train.serving.banks import ServedBank
 from msa_train.serving.changes import named_errors
