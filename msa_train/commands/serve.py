@@ -109,7 +109,7 @@ def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, li
     """Raises ConfigError, with the numbers and what would fit, for banks that this machine cannot
     serve: better now than out of memory in an hour."""
     from msa_train.memory.bank.manifest import MANIFEST, BankManifest
-    from msa_train.memory.planner.machine import this_machine
+    from msa_train.memory.planner.hardware import this_machine
     from msa_train.memory.planner.plan import BankSize, Serving, plan
 
     if options.banks_dir is not None and options.banks_dir.is_dir():
@@ -121,9 +121,10 @@ def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, li
     counts = (sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens"))
     bank = BankSize(*counts, sizes[0].dtype)
     compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    tiers = from_flags(TierSettings, options)
     serving = Serving(
-        options.keys, options.states, options.hot_mb * len(sizes), limits.concurrent,
-        limits.context_tokens, compute=compute,
+        keys=tiers.keys, states=tiers.states, hot_mb=tiers.hot_mb * len(sizes),
+        slots=limits.concurrent, slot_tokens=limits.context_tokens, compute=compute,
     )  # fmt: skip
     device = _device(options)
     devices = [device] if options.ranks == 1 else [f"cuda:{rank}" for rank in range(options.ranks)]
