@@ -208,7 +208,7 @@ class Config:
                 raise ConfigError(
                     f"model.{name} is {value}, not divisible by training.tensor_parallel ({ranks})"
                 )
-        if ranks > 1 and not self.model.router.single_product:
+        if ranks > 1 and not self.model.router.scoring.tensor_parallel:
             raise ConfigError(
                 f"training.tensor_parallel is {ranks}: the router's reductions must then be "
                 "head_reduce mean, query_reduce max, chunk_reduce max"

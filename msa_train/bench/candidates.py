@@ -37,7 +37,7 @@ def certified_candidates(
     which 8-bit keys need.
     """
     config = model.config
-    if not config.router.single_product:
+    if not config.router.scoring.certifiable:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
     memory = bank_view(bank, config.router).memory
     searches = list(_searches(bank, config))

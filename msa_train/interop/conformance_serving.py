@@ -145,8 +145,7 @@ def _compare_routing(
     routing = prefill.readings[layer].routing
     theirs = query[f"router_q.{layer}"].transpose(1, 2)[real & is_query]  # [Nq, H, D]
     theirs = theirs * meta["scaling_applied_to_router_q"]
-    if config.router.single_product:
-        theirs = theirs.unflatten(1, (config.kv_heads, -1)).sum(2).flatten(1) / config.heads
+    theirs = config.router.scoring.join_heads(theirs, config.kv_heads, config.heads)
     recorder.close(f"router_q.{layer}", routing.query, theirs)
     recorder.close(f"doc_scores.{layer}", routing.document_scores, query[f"doc_scores.{layer}"])
     recorder.close(f"top_scores.{layer}", routing.values, query[f"top_scores.{layer}"])

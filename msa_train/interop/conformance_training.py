@@ -17,7 +17,6 @@ from msa_train.model.batch import IGNORE, MemoryBatch
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder, Output
 from msa_train.model.losses import router_loss_sum, token_loss_sum
-from msa_train.model.router import score_documents
 
 if TYPE_CHECKING:
     from msa_train.interop.conformance import Recorder
@@ -189,14 +188,13 @@ def _compare_chunk_scores(
     routing, batch, keys = out.routings[layer], packed.batch, out.pooled[layer].key
     lengths = (batch.doc_cu.diff() + config.router.chunk_size - 1) // config.router.chunk_size
     chunk_bank_cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))[batch.bank_cu]
-    scores = score_documents(
+    scores = config.router.scoring.document_scores(
         routing.query,
         routing.query_cu,
         keys,
         torch.arange(len(keys) + 1),
         batch.ctx_bank,
         chunk_bank_cu,
-        config.router,
     )
     for row, (first, last) in enumerate(pairwise(chunk_bank_cu)):
         ours = scores[row, first:last]

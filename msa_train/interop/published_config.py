@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from msa_train.errors import CheckpointError
+from msa_train.model import scoring
 from msa_train.model.config import ModelConfig, RouterConfig
 
 _LOSSES = {"INFONCE_DECOUPLE": "infonce_decoupled", "INFONCE": "infonce"}
@@ -42,7 +43,6 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         _require(raw, key, "config.json")
     heads = raw["num_attention_heads"]
-    cosine = behaviour == "training" or method == "INFONCE"
     return ModelConfig(
         layers=raw["num_hidden_layers"],
         hidden=raw["hidden_size"],
@@ -58,11 +58,7 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
             layers=msa.get("router_layer_idx", "all"),
             top_k=_top_k(msa),
             chunk_size=msa.get("pooling_kernel_size", 64),
-            decouple=msa.get("decouple_router", True),
-            similarity="cosine" if cosine else "dot",
-            head_reduce=msa.get("head_reduce_method", "mean"),
-            query_reduce=msa.get("query_reduce_method", "max"),
-            chunk_reduce=msa.get("chunk_reduce_method", "max"),
+            **scoring.from_published(msa, normalised=behaviour == "training"),
             gate="none",
             temperature=msa.get("infonce_loss_temp", 0.1),
             loss=_LOSSES[method],
@@ -72,10 +68,7 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
 
 
 def to_published(config: ModelConfig) -> dict[str, Any]:
-    """config.json of an export: every published key, and the whole truth under our own.
-
-    Cosine routing is written as INFONCE, the one word the published engine serves as cosine.
-    """
+    """config.json of an export: every published key, and the whole truth under our own."""
     router = config.router
     return {
         "architectures": ["MSAForCausalLM"],
@@ -98,18 +91,13 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
             "top_k_docs": router.top_k,
             "doc_top_k": router.top_k,
             "pooling_kernel_size": router.chunk_size,
-            "decouple_router": router.decouple,
-            "decouple_pooling_mode": "mean",
-            "head_reduce_method": router.head_reduce,
-            "query_reduce_method": router.query_reduce,
-            "chunk_reduce_method": router.chunk_reduce,
-            "aux_loss_method": "INFONCE" if router.similarity == "cosine" else "INFONCE_DECOUPLE",
+            **router.scoring.to_published(),
             "infonce_loss_temp": router.temperature,
             "rewrite_position": True,
         },
         _OURS: {
             "model": asdict(config),
-            "served_by_published_engine": router.gate == "none",
+            "served_by_published_engine": router.gate == "none" and router.scoring.published,
         },
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msa_train.model.batch import StreamLayout
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import Routing, gate_bias, key_vectors, query_vectors, route
+from msa_train.model.router import Routing, gate_bias, route
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,20 @@ def pool_documents(h: Tensor, documents: Projections, doc_cu: Tensor, router: Ro
     size = router.settings.chunk_size
     k, v = chunk_mean(documents.k, doc_cu, size), chunk_mean(documents.v, doc_cu, size)
     rk = k if router.keys is None else router.keys(chunk_mean(h, doc_cu, size))
-    return Pooled(k, v, router.group.gather(key_vectors(rk, router.settings)))
+    return Pooled(k, v, router.group.gather(router.settings.scoring.key_vectors(rk)))
 
 
-def router_query(h: Tensor, contexts: Projections, rows: Tensor, router: Router) -> Tensor:
-    """Query vectors of the query tokens `rows` of the active stream, normed states h [Na, d]."""
+def router_query(
+    h: Tensor, contexts: Projections, rows: Tensor, query_cu: Tensor, router: Router
+) -> tuple[Tensor, Tensor]:
+    """Query vectors and how many of them each context has (cumulative, [m+1]).
+
+    Of the query tokens `rows` of the active stream, packed by query_cu; normed states h [Na, d].
+    """
     rq = contexts.q[rows] if router.queries is None else router.queries(h[rows])
-    vectors = query_vectors(rq, contexts.k.shape[1], router.group.heads, router.settings)
-    return router.group.gather(vectors)
+    kv_heads, scoring = contexts.k.shape[1], router.settings.scoring
+    vectors, query_cu = scoring.query_vectors(rq, query_cu, kv_heads, router.group.heads)
+    return router.group.gather(vectors), query_cu
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,10 @@ def context_layer(
 ) -> tuple[Tensor, Routing]:
     """Contexts [Na] of a router layer search and read pooled documents. [Na, H, D], routing."""
     cu = layout.ctx_cu
-    query = router_query(h, x, layout.query_index, router)
+    query = router_query(h, x, layout.query_index, layout.query_cu, router)
     routing = route(
-        query, layout.query_cu, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu,
-        router.settings,
-    )  # fmt: skip
+        *query, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router.settings
+    )
     bank_sizes = layout.bank_cu.diff()[layout.ctx_bank]
     memory = reading(routing, pooled.k, pooled.v, bank_sizes, router)
     return read_memory(x.q, x.k, x.v, cu, cu, layout.memory_from, memory), routing

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from msa_train.errors import ConfigError
+from msa_train.model.scoring import Scoring, scoring_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RouterConfig:
     gate: what is added to the attention logits of a selected chunk, per layer with a learned
       sharpness g and a learned threshold theta: none (nothing, as published);
       threshold: g (s_c - theta), which can say "nothing relevant here";
-      chunk: g (s_c - max s - theta);  document: the same with document scores.
+      chunk: g (s_c - max s - theta).
     gate_start, threshold_start: initial g and theta. Below what good chunks score (below 0 for the
       relative forms), so that the few selected chunks are not drowned by the context's own tokens.
     gate_growth: multiply g by max(1, ln n / ln gate_documents) for a bank of n documents.
@@ -38,7 +39,7 @@ class RouterConfig:
     head_reduce: Literal["mean", "max"] = "mean"
     query_reduce: Literal["max", "mean", "last"] = "max"
     chunk_reduce: Literal["max", "mean"] = "max"
-    gate: Literal["none", "chunk", "document", "threshold"] = "threshold"
+    gate: Literal["none", "chunk", "threshold"] = "threshold"
     gate_start: float = 20.0
     threshold_start: float = 0.6
     gate_growth: bool = False
@@ -50,7 +51,8 @@ class RouterConfig:
     def __post_init__(self) -> None:
         _positive("model.router.top_k", self.top_k)
         _positive("model.router.chunk_size", self.chunk_size)
-        if self.gate != "none" and not self.single_product:
+        scores_chunks = self.scoring.scores_chunks
+        if self.gate != "none" and not scores_chunks:
             raise ConfigError(
                 f"model.router.gate is {self.gate!r} with head_reduce {self.head_reduce}, "
                 f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
@@ -59,7 +61,7 @@ class RouterConfig:
         if self.gate_growth and self.gate == "threshold":
             raise ConfigError(
                 "model.router.gate_growth with gate threshold: it would multiply the whole weight "
-                "of the memory, not its contrast; use gate chunk or document"
+                "of the memory, not its contrast; use gate chunk"
             )
         if self.gate_growth and self.gate_documents < 2:
             raise ConfigError(
@@ -68,9 +70,16 @@ class RouterConfig:
             )
 
     @property
-    def single_product(self) -> bool:
-        """Whether a chunk's score is one dot product (SPEC section 2, "Exact shortcut")."""
-        return (self.head_reduce, self.query_reduce, self.chunk_reduce) == ("mean", "max", "max")
+    def scoring(self) -> Scoring:
+        """How documents are scored. Raises ConfigError for reductions that no scoring handles."""
+        reductions = self.head_reduce, self.query_reduce, self.chunk_reduce
+        found = scoring_of(self.similarity, self.decouple, *reductions)
+        if found is None:
+            raise ConfigError(
+                "model.router has head_reduce {}, query_reduce {}, chunk_reduce {}: "
+                "no scoring handles these together".format(*reductions)
+            )
+        return found
 
 
 @dataclass(frozen=True)

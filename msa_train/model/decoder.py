@@ -219,8 +219,8 @@ class MSADecoder(nn.Module):
             p = layer.self_attn.project(h, cos, sin)
             if layer.self_attn.routes:
                 router = layer.self_attn.router(self.config)
-                query = router_query(h, p, rows, router)
-                routing, k, v = memory.search(number, query, query_cu)
+                query = router_query(h, p, rows, query_cu, router)
+                routing, k, v = memory.search(number, *query)
                 sizes = lengths.new_full((len(lengths),), memory.size)
                 readings[number] = reading(routing, k, v, sizes, router)
                 attended = read_memory(p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, readings[number])

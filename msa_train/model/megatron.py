@@ -25,7 +25,7 @@ from msa_train.model.liger import linear_cross_entropy_sum, uses_liger
 from msa_train.model.losses import router_loss_sum, stale_loss_sum
 from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
 from msa_train.model.rope import rotary_tables
-from msa_train.model.router import Routing, score_documents
+from msa_train.model.router import Routing
 from msa_train.model.weights import Read, megatron_shard
 
 
@@ -150,9 +150,9 @@ class MSAModel(MegatronModule):
     def _stale_loss_sum(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
         """The queue's part of a layer's router loss; it trains the queries alone."""
         routing, layout = streams.routings[layer], streams.layout
-        scores = score_documents(
+        scores = self.model.router.scoring.document_scores(
             routing.query, routing.query_cu, streams.pooled[layer].key.detach(), layout.chunk_cu,
-            layout.ctx_bank, layout.bank_cu, self.model.router,
+            layout.ctx_bank, layout.bank_cu,
         )  # fmt: skip
         stale = self.queue.scores(layer, routing, batch.doc_ids, self.model.router)
         return stale_loss_sum(scores, stale, batch.positives, self.model.router)

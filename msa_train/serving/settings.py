@@ -41,7 +41,7 @@ class ServerLimits:
 
     @property
     def answer_tokens(self) -> int:
-        """Of an answer, at most: the rest of the context is for what it is made from."""
+        """Of an answer, at most: the rest of the context is for the question and what is read."""
         return self.context_tokens // 4
 
     @property
@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_host(host: str, has_keys: bool) -> None:
-    """Raises ConfigError for a host that others reach while nobody needs a key."""
+    """Raises ConfigError for a host that other machines reach, where no key is needed."""
     if not is_loopback(host) and not has_keys:
         raise ConfigError(
             f"--host {host} can be reached from other machines, and without keys everybody there "
@@ -68,8 +68,8 @@ def check_host(host: str, has_keys: bool) -> None:
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """Which `Host` a request may name: a page of another site that had its name resolve to this
-    machine (DNS rebinding) names its own. Addresses cannot be rebound."""
+    """Which `Host` a request may name. A page whose site's name was made to resolve to this machine
+    (DNS rebinding) names its own host; an address cannot be rebound."""
 
     names: frozenset[str]
     addresses: bool

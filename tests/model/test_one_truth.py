@@ -20,7 +20,7 @@ def decoder_of(config, seed=0):
     return model
 
 
-GATES = ["none", "chunk", "document", "threshold"]
+GATES = ["none", "chunk", "threshold"]
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -220,7 +220,7 @@ _NAMES: dict[Place, str] = {"device": "each GPU", "host": "host memory", "disk":
 
 def plan(config: ModelConfig, bank: BankSize, machine: Machine, serving: Serving) -> Plan:
     """Raises ConfigError for 8-bit keys where a score is no single dot product."""
-    if serving.keys in ("int8", "fp8") and not config.router.single_product:
+    if serving.keys in ("int8", "fp8") and not config.router.scoring.certifiable:
         raise ConfigError(
             f"keys is {serving.keys}: this router's score is no single dot product; use bfloat16"
         )
@@ -373,7 +373,7 @@ def _forms(found: Plan) -> list[str]:
     serving, mapped = found.serving, not found.machine.cards
     now = found.bank.dtype if serving.keys == "stored" else serving.keys
     forms = ["bfloat16"]
-    if found.config.router.single_product and KEY_BYTES[now] > 1:
+    if found.config.router.scoring.certifiable and KEY_BYTES[now] > 1:
         forms.append("int8")
     forms = [form for form in forms if KEY_BYTES[form] < KEY_BYTES[now]]
     # On a CPU the bank's own keys are mapped, and give way.

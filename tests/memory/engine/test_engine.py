@@ -66,7 +66,7 @@ def batch_of(documents, contexts, config):
 
 
 @pytest.mark.parametrize("count", [7, 2, 1])  # fewer documents than top_k = 3
-@pytest.mark.parametrize("gate", ["chunk", "none", "document", "threshold"])
+@pytest.mark.parametrize("gate", ["chunk", "none", "threshold"])
 def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
     """Prefill, then tokens fed unevenly, give the states of the whole two-stream batch."""
     model, tokenizer, documents = tiny_model(gate), tiny_tokenizer(), tiny_documents()[:count]

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from msa_train.interop.export import load_export
-from tests.serving.served import ServeProcess, running, tiny_bank, tiny_export, wait_for
-from tests.serving.slow import SlowAnswers
+from tests.serving.running import ServeProcess, running, tiny_bank, tiny_export, wait_for
+from tests.serving.slow_engine import SlowEngine
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "x"}]}
@@ -38,14 +38,14 @@ def start(made):
 
 
 def test_what_runs_is_finished_and_nothing_new_begins(tmp_path):
-    answers = SlowAnswers()
+    answers = SlowEngine()
     with running(tmp_path, answers, drain_s=20) as (client, server):
         results = []
         asking = threading.Thread(target=lambda: results.append(client.post(CHAT, json=ASK)))
         asking.start()
         wait_for(lambda: answers.streams)
         server.stop()
-        wait_for(lambda: server._service.draining)
+        wait_for(lambda: server._state.draining)
         for path in ("/v1/models", "/"):
             refused = client.get(path)
             assert refused.status_code == 503
@@ -59,7 +59,7 @@ def test_what_runs_is_finished_and_nothing_new_begins(tmp_path):
 
 
 def test_what_does_not_end_is_cancelled(tmp_path):
-    answers = SlowAnswers()
+    answers = SlowEngine()
     with running(tmp_path, answers, drain_s=0.3) as (client, server):
         results = {}
 

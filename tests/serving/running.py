@@ -16,14 +16,13 @@ from safetensors.torch import save_file
 from msa_train.interop import export
 from msa_train.interop.published_config import to_published
 from msa_train.memory.bank.build import build_bank
-from msa_train.memory.engine.engine_thread import EngineThread
-from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.search.live import LiveBank
-from msa_train.serving.banks import Banks, ServedModel
-from msa_train.serving.keys import ApiKeys
+from msa_train.memory.search.settings import TierSettings
+from msa_train.serving.access import ApiKeys
+from msa_train.serving.assemble import assemble
+from msa_train.serving.banks import ServedModel
 from msa_train.serving.server import Server, listen
-from msa_train.serving.service import Service
 from msa_train.serving.settings import AllowedHosts, ServerLimits
+from msa_train.serving.state import ServerState
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,11 +48,11 @@ def tiny_bank(path: Path, fingerprint=FINGERPRINT) -> Path:
 
 
 @contextlib.contextmanager
-def running(folder: Path, answers=None, keys=None, hosts=None, **limits):
+def running(folder: Path, engine=None, keys=None, hosts=None, **limits):
     """(client, server) of a server in a thread: bank `notes`, and `banks/` to make more in."""
-    service = service_of(folder, answers, keys, hosts, **limits)
+    state = state_of(folder, engine, keys, hosts, **limits)
     socket = listen("127.0.0.1", 0)
-    server = Server(service, "127.0.0.1", 0)
+    server = Server(state, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
     thread.start()
     wait_for(lambda: server.started)
@@ -64,28 +63,23 @@ def running(folder: Path, answers=None, keys=None, hosts=None, **limits):
     finally:
         server.stop()
         thread.join(20)
-        service.answers.stop()
-        service.banks.close()
+        state.engine.stop()
+        state.banks.close()
         assert not thread.is_alive()
 
 
-def service_of(folder: Path, answers=None, keys=None, hosts=None, **limits) -> Service:
-    def open_bank(path: Path) -> LiveBank:
-        return LiveBank.open(path, MODEL.model, MODEL.fingerprint)
-
+def state_of(folder: Path, engine=None, keys=None, hosts=None, **limits) -> ServerState:
     path = folder / "notes"
-    banks = Banks(open_bank, folder / "banks")
-    banks.open("notes", path if path.exists() else tiny_bank(path))
-    allowed = ServerLimits(**{"drain_s": 5, "context_tokens": 2048, **limits})
-    scheduler = Scheduler(MODEL.model, MODEL.tokenizer, allowed.concurrent, allowed.context_tokens)
-    return Service(
-        MODEL,
-        banks,
-        answers or EngineThread(scheduler),
-        keys or ApiKeys(),
-        allowed,
-        hosts or AllowedHosts.of("127.0.0.1"),
-    )
+    if not path.exists():
+        tiny_bank(path)
+    limits = ServerLimits(**{"drain_s": 5, "context_tokens": 2048, **limits})
+    keys, hosts = keys or ApiKeys(), hosts or AllowedHosts.of("127.0.0.1")
+    banks = folder / "banks"
+    state = assemble(MODEL, [("notes", path)], banks, None, TierSettings(), limits, keys, hosts)
+    if engine is not None:
+        state.engine.stop()
+        state.engine = engine
+    return state
 
 
 def wait_for(there, seconds: float = 10.0) -> None:

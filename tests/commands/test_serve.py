@@ -32,7 +32,7 @@ from msa_train.cli import main
 )
 def test_what_cannot_be_is_named(tmp_path, monkeypatch, capsys, arguments, code, said):
     from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
-    from tests.serving.served import tiny_bank
+    from tests.serving.running import tiny_bank
 
     loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
@@ -60,7 +60,7 @@ def test_no_export_is_named(tmp_path, capsys):
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
     from msa_train.memory.planner.hardware import Machine
     from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
-    from tests.serving.served import tiny_bank
+    from tests.serving.running import tiny_bank
 
     loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, cap
 def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
     from msa_train.errors import ConfigError
     from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
-    from tests.serving.served import tiny_bank
+    from tests.serving.running import tiny_bank
 
     loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)

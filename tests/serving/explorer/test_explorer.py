@@ -5,7 +5,7 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from tests.serving.explorer_page import (
+from tests.serving.explorer.page import (
     answer_of,
     ask,
     chromium,
@@ -15,7 +15,7 @@ from tests.serving.explorer_page import (
     short_answers,
     shown_score,
 )
-from tests.serving.served import running
+from tests.serving.running import running
 
 QUESTION = "What is the code of the harbour?"
 

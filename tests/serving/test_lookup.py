@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.protocol import document_pieces
-from msa_train.serving.chunks import chunk_spans
+from msa_train.serving.lookup import chunk_spans
 from tests.memory.tiny import TEXTS, tiny_tokenizer
 
 

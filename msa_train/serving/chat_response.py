@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form: one object, or a stream of chunks with the memory's events."""
+"""A chat response in OpenAI's form: one object, or chunks that also carry the memory's events."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from msa_train.memory.engine.events import (
     TextPiece,
 )
 
-_PHRASE = ANSWER.rstrip()  # that begins an answer and is no part of it
+_PHRASE = ANSWER.rstrip()  # with which the model begins every answer; not shown
 
 
 @dataclass
 class AnswerText:
-    """The answer without the phrase before it and white space around it, piece by piece."""
+    """The answer's text, piece by piece, without the phrase before it and white space around it."""
 
     _held: str = ""
     _may_be_phrase: bool = True
     _begun: bool = False
 
     def more(self, piece: str) -> str:
-        """What can be shown now; white space waits for what follows it."""
+        """What can be shown now; white space is held back until text follows it."""
         self._held += piece
         if not self._begun:
             self._held = self._held.lstrip()
@@ -46,13 +46,13 @@ class AnswerText:
         return shown
 
     def rest(self) -> str:
-        """At the end: what looked like the phrase and was not all of it."""
+        """At the end: a beginning of the phrase, held back, that did not become the phrase."""
         return self._held.strip()
 
 
 @dataclass
-class Reply:
-    """One answer on its way. content: its text so far."""
+class ChatResponse:
+    """Takes an answer's events as they come. content: its text so far."""
 
     model: str
     bank: str
@@ -63,7 +63,7 @@ class Reply:
     _text: AnswerText = field(default_factory=AnswerText)
 
     def take(self, event: Event) -> list[dict[str, Any]]:
-        """What a stream shows of an event: choices and extension fields of each chunk."""
+        """What a stream shows of an event, for each chunk: `content`, or the field `memory`."""
         if isinstance(event, TextPiece):
             return self._piece(event)
         if isinstance(event, Routed):
@@ -99,8 +99,8 @@ class Reply:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Of the first prompt and of the answer: what the engine reads and writes between them is
-        not the client's."""
+        """Tokens of the first prompt and of the answer; what the engine reads and writes between
+        them is not counted."""
         assert self.answer is not None
         prompt, written = self.answer.prompt_tokens, self.answer.answer_tokens
         return {
@@ -110,7 +110,7 @@ class Reply:
         }
 
     def completion(self) -> dict[str, Any]:
-        """The whole answer."""
+        """The whole answer as one object."""
         assert self.answer is not None
         message = {"role": "assistant", "content": self.content, "refusal": None}
         return {

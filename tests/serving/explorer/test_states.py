@@ -6,9 +6,9 @@ import pytest
 from playwright.sync_api import expect
 
 from msa_train.memory.bank.writer import BankWriter
-from msa_train.serving.keys import ApiKeys
-from tests.serving.explorer_page import NARROW, ask, chromium, opened, short_answers
-from tests.serving.served import running
+from msa_train.serving.access import ApiKeys
+from tests.serving.explorer.page import NARROW, ask, chromium, opened, short_answers
+from tests.serving.running import running
 
 WRITES, READS = "a-key-that-may-write-0001", "a-key-that-may-read-00002"
 CHAT = "**/v1/chat/completions"

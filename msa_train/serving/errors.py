@@ -1,4 +1,4 @@
-"""Errors as a client sees them: OpenAI's form, and nothing of the program's inside."""
+"""Errors as a client sees them: in OpenAI's form, and without the program's internals."""
 
 from __future__ import annotations
 
@@ -43,12 +43,19 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+class ClientGone(ApiError):
+    """The client closed its connection: there is nobody to answer."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "client_gone", "the client went away")
+
+
 def bad_request(message: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, code, message)
 
 
-def translated(error: Exception) -> ApiError:
-    """What a client is told of an error; one that nobody foresaw says nothing of itself."""
+def to_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error; of an unforeseen one, only that the server failed."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ConfigError | DataError):

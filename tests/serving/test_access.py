@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from msa_train.errors import ConfigError
-from msa_train.serving.keys import ApiKeys
-from tests.serving.served import running
+from msa_train.serving.access import ApiKeys
+from tests.serving.running import running
 
 READER, WRITER = "reader-0123456789", "writer-0123456789"
 ASK = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}

@@ -9,8 +9,8 @@ import pytest
 
 from msa_train.errors import ConfigError
 from msa_train.serving.settings import AllowedHosts, ServerLimits, check_host
-from tests.serving.served import MODEL, running, wait_for
-from tests.serving.slow import EndlessAnswers, SlowAnswers
+from tests.serving.running import MODEL, running, wait_for
+from tests.serving.slow_engine import EndlessEngine, SlowEngine
 
 ASK = {"messages": [{"role": "user", "content": "x"}]}
 CHAT = "/v1/chat/completions"
@@ -20,7 +20,7 @@ DOCUMENTS = "/v1/memory/banks/notes/documents"
 @pytest.fixture
 def slow(tmp_path):
     """(client, server, answers) that lets two answer and one wait."""
-    answers = SlowAnswers()
+    answers = SlowEngine()
     with running(tmp_path, answers, concurrent=2, waiting=1) as (client, server):
         yield client, server, answers
 
@@ -36,7 +36,7 @@ def streaming(client, answers):
 
 def test_what_does_not_fit_in_the_queue_is_refused(slow):
     client, server, answers = slow
-    service = server._service
+    service = server._state
     with ThreadPoolExecutor(3) as pool:
         first = [pool.submit(client.post, CHAT, json=ASK) for _ in range(3)]
         wait_for(lambda: service.answering.waiting == 1)
@@ -66,14 +66,14 @@ def test_a_client_that_goes_away_gives_its_place_back(slow, stream):
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         )
         wait_for(lambda: answers.streams)
-        assert server._service.answering.running == 1 and not answers.streams[0].cancelled.is_set()
+        assert server._state.answering.running == 1 and not answers.streams[0].cancelled.is_set()
     assert answers.streams[0].cancelled.wait(5)
-    wait_for(lambda: server._service.answering.running == 0)
+    wait_for(lambda: server._state.answering.running == 0)
 
 
 def test_one_who_waits_and_goes_away_is_forgotten(slow):
     client, server, answers = slow
-    service = server._service
+    service = server._state
     begun = [streaming(client, answers) for _ in range(2)]
     with pytest.raises(httpx.ReadTimeout):
         client.post(CHAT, json=ASK, timeout=0.3)
@@ -86,7 +86,7 @@ def test_one_who_waits_and_goes_away_is_forgotten(slow):
 
 
 def test_what_takes_too_long_is_ended(tmp_path):
-    answers = SlowAnswers()
+    answers = SlowEngine()
     with running(tmp_path, answers, timeout_s=0.5) as (client, server):
         whole = client.post(CHAT, json=ASK)
         assert whole.status_code == 504 and whole.json()["error"]["code"] == "timeout"
@@ -94,11 +94,11 @@ def test_what_takes_too_long_is_ended(tmp_path):
         assert stream.status_code == 200 and stream.text.count("data: ") >= 2
         assert '"timeout"' in stream.text and "[DONE]" not in stream.text
         assert all(each.cancelled.is_set() for each in answers.streams)
-        assert server._service.answering.running == 0
+        assert server._state.answering.running == 0
 
 
 def test_a_client_that_does_not_read_holds_nothing(tmp_path):
-    answers = EndlessAnswers()
+    answers = EndlessEngine()
     with (
         running(tmp_path, answers, timeout_s=1) as (client, server),
         socket.create_connection((client.base_url.host, client.base_url.port)) as raw,
@@ -110,8 +110,8 @@ def test_a_client_that_does_not_read_holds_nothing(tmp_path):
         )
         wait_for(lambda: answers.streams)
         assert answers.streams[0].cancelled.wait(5)
-        wait_for(lambda: not server._service.requests)
-        assert server._service.answering.running == 0
+        wait_for(lambda: not server._state.requests)
+        assert server._state.answering.running == 0
         assert client.get("/healthz").status_code == 200
 
 
@@ -135,13 +135,13 @@ def test_bodies_are_bounded(tmp_path):
 
 
 def test_all_bodies_together_are_bounded(tmp_path):
-    answers, long = SlowAnswers(), {"role": "system", "content": "x" * 600}
+    answers, long = SlowEngine(), {"role": "system", "content": "x" * 600}
     ask = {"messages": [long, *ASK["messages"]]}
     with (
         running(tmp_path, answers, body_mb=0.001) as (client, server),
         ThreadPoolExecutor(25) as pool,
     ):
-        service = server._service
+        service = server._state
         begun = [pool.submit(client.post, CHAT, json=ask) for _ in range(23)]
         wait_for(lambda: len(answers.streams) == 23)
         assert 15_000 < service.held_bytes < 16_000
@@ -247,7 +247,7 @@ def test_many_at_once_are_all_answered(served):
         found = list(pool.map(one, range(12)))
     assert {each.status_code for each in found} == {200}
     assert len({each.json()["choices"][0]["message"]["content"] for each in found}) == 1
-    assert server._service.answering.running == 0
+    assert server._state.answering.running == 0
 
 
 def test_text_that_no_context_holds_is_refused_before_it_is_cut_into_tokens(tmp_path, monkeypatch):
@@ -276,10 +276,10 @@ def test_look_ups_are_bounded(tmp_path, monkeypatch):
         go.wait(10)
         return {}
 
-    monkeypatch.setattr("msa_train.serving.banks.Bank.info", slow)
+    monkeypatch.setattr("msa_train.serving.banks.ServedBank.info", slow)
     path = "/v1/memory/banks/notes"
     with running(tmp_path, waiting=1) as (client, server), ThreadPoolExecutor(20) as pool:
-        looking = server._service.looking
+        looking = server._state.looking
         begun = [pool.submit(client.get, path) for _ in range(17)]
         wait_for(lambda: looking.waiting == 1)
         assert client.get(path).status_code == 429

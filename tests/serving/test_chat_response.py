@@ -3,8 +3,8 @@
 import pytest
 
 from msa_train.errors import BankError, ConfigError, RankError
-from msa_train.serving.failures import ApiError, translated
-from msa_train.serving.replies import AnswerText
+from msa_train.serving.chat_response import AnswerText
+from msa_train.serving.errors import ApiError, to_api_error
 
 PHRASE = "The answer to the question is:"
 
@@ -51,6 +51,6 @@ def test_text_is_shown_as_soon_as_it_can_be():
     ],
 )
 def test_what_a_client_is_told_of_errors(error, status, said):
-    told = translated(error)
+    told = to_api_error(error)
     assert told.status == status and said in told.message and "inside" not in told.message
     assert told.body["error"].keys() == {"message", "type", "code"}

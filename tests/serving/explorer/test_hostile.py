@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.serving.explorer_page import (
+from tests.serving.explorer.page import (
     NARROW,
     ask,
     chromium,
@@ -11,7 +11,7 @@ from tests.serving.explorer_page import (
     opened,
     short_answers,
 )
-from tests.serving.served import running
+from tests.serving.running import running
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import threading
 from msa_train.memory.engine.events import Answer, Finished, TextPiece
 
 
-class SlowAnswers:
+class SlowEngine:
     """An EngineThread whose answers each write a word, wait for `go`, and end."""
 
     def __init__(self):
@@ -20,7 +20,7 @@ class SlowAnswers:
         self.go.set()
 
 
-class EndlessAnswers(SlowAnswers):
+class EndlessEngine(SlowEngine):
     """Answers that write as fast as they are read, until they are cancelled."""
 
     def submit(self, request):
