@@ -23,7 +23,7 @@ _TRIES = 5  # a writer may compact the bank between two ranks' opening
 class RanksOfBanks(Protocol):
     """Processes that share the documents of banks: memory/ranks."""
 
-    def shards(self, bank: BankSnapshot, router: RouterConfig) -> Searcher: ...
+    def searcher(self, bank: BankSnapshot, router: RouterConfig) -> Searcher: ...
 
 
 class LiveBank:
@@ -96,7 +96,7 @@ class LiveBank:
 
     def _searched(self, bank: BankSnapshot) -> MemoryView:
         if not isinstance(self._searchers, BankLoader):
-            shards = self._searchers.shards(bank, self._router)
+            shards = self._searchers.searcher(bank, self._router)
             return snapshot_view(bank, shards, self._router)
         view = self._searchers.view(bank)
         self._searchers.keep_only([bank])

@@ -16,7 +16,7 @@ import torch
 
 from msa_train.errors import BankError, RankError
 from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
-from msa_train.memory.ranks import Ranks, processes
+from msa_train.memory.ranks import Ranks, worker_group
 from msa_train.memory.ranks import ranks as driver
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.tiers import BankLoader, TierSettings
@@ -34,7 +34,7 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from tests.memory.ranks.banks import CONFIG, questions
 
 ranks = Ranks.start(2, timeout_s=30)
-shards = ranks.shards(BankSnapshot.open({path!r}), CONFIG.router)
+shards = ranks.searcher(BankSnapshot.open({path!r}), CONFIG.router)
 group = ranks._group[0]
 input()
 print(group.workers[1].pid, group._folder, flush=True)
@@ -71,7 +71,7 @@ def killed_driver(bank):
 def ranks(killed_driver):
     """Rank 1 holds everything. As many restarts as the tests need."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "MODULE", faulty_worker.__name__)
+        patch.setattr(worker_group, "MODULE", faulty_worker.__name__)
         patch.setattr(driver, "RESTARTS", 1000)
         ranks = Ranks.start(2, (0, 1), timeout_s=TIMEOUT_S)
         yield ranks
@@ -80,7 +80,7 @@ def ranks(killed_driver):
 
 @pytest.fixture(scope="module")
 def shards(ranks, bank):
-    return ranks.shards(bank, ROUTER)
+    return ranks.searcher(bank, ROUTER)
 
 
 def pid_of(ranks):
@@ -116,8 +116,8 @@ def fails(pid, pattern, request, within=TIMEOUT_S / 2):
 
 def test_a_killed_rank_is_named_and_started_again(ranks, shards, bank, folder):
     changing = write(folder / "changing", [[1, 2], [3, 3]], removed=[1])
-    old = ranks.shards(changing, ROUTER)
-    new = ranks.shards(compact(changing.path), ROUTER)
+    old = ranks.searcher(changing, ROUTER)
+    new = ranks.searcher(compact(changing.path), ROUTER)
     before = old.best(LAYER, *QUERY, 3)
     pid = pid_of(ranks)
     os.kill(pid, signal.SIGKILL)
@@ -181,7 +181,7 @@ def test_an_abandoned_answer_is_never_the_next_ones(ranks, shards, bank, monkeyp
 def test_damage_that_a_rank_finds_stops_nobody(ranks, shards, bank, folder):
     damaged = write(folder / "damaged", [[2, 2, 2]])
     segment = damaged.segments[0].folder
-    ours = ranks.shards(damaged, ROUTER)
+    ours = ranks.searcher(damaged, ROUTER)
     pid = pid_of(ranks)
     with open(segment / f"layer-{LAYER}.k", "r+b") as file:
         file.write(b"\x00\x01\x02\x03")
@@ -193,7 +193,7 @@ def test_damage_that_a_rank_finds_stops_nobody(ranks, shards, bank, folder):
     del ours
     gc.collect()
     with pytest.raises(BankError, match=rf"rank 1 \(process {pid}\).*was changed"):
-        ranks.shards(BankSnapshot.open(damaged.path), ROUTER)
+        ranks.searcher(BankSnapshot.open(damaged.path), ROUTER)
     right(shards, bank)
     assert pid_of(ranks) == pid
 
@@ -203,10 +203,10 @@ def test_a_bank_compacted_between_two_ranks_is_opened_again(ranks, folder):
     write(path, [[1, 2], [3, 3]], removed=[1])
 
     class Racing:
-        def shards(self, bank, router):
+        def searcher(self, bank, router):
             if bank.manifest.generation < 4:
                 compact(path)
-            return ranks.shards(bank, router)
+            return ranks.searcher(bank, router)
 
     served = LiveBank.open(path, tiny_model(), FINGERPRINT, ranks=Racing())
     assert served.bank.manifest.removed is None and len(served.bank.segments) == 1
@@ -229,7 +229,7 @@ def test_workers_go_with_their_driver(killed_driver):
 
 
 def test_a_worker_that_cannot_start_is_named_with_what_it_said(monkeypatch):
-    monkeypatch.setattr(processes, "MODULE", "msa_train.memory.ranks.nowhere")
+    monkeypatch.setattr(worker_group, "MODULE", "msa_train.memory.ranks.nowhere")
     with pytest.raises(
         RankError, match=r"(?s)rank 1 .*ended with code 1.*No module named .*nowhere"
     ):
@@ -237,26 +237,26 @@ def test_a_worker_that_cannot_start_is_named_with_what_it_said(monkeypatch):
 
 
 def test_a_worker_that_never_comes_up_is_named(monkeypatch):
-    monkeypatch.setattr(processes, "MODULE", "http.server")  # waits for what never comes
+    monkeypatch.setattr(worker_group, "MODULE", "http.server")  # waits for what never comes
     with pytest.raises(RankError, match=r"rank 1 .*rank 2|rank [12] "):
         Ranks.start(3, timeout_s=5, start_timeout_s=0.5)
 
 
 def test_restarts_end_with_the_reason(monkeypatch, bank):
-    monkeypatch.setattr(processes, "MODULE", "msa_train.memory.ranks.nowhere")
+    monkeypatch.setattr(worker_group, "MODULE", "msa_train.memory.ranks.nowhere")
     monkeypatch.setattr(driver, "RESTARTS", 2)
     ranks = Ranks(2, None, TierSettings(), 60.0, 60.0, "cpu")
     for _ in range(2):
         with pytest.raises(RankError, match="No module named"):
-            ranks.shards(bank, ROUTER)
+            ranks.searcher(bank, ROUTER)
     for _ in range(2):
         with pytest.raises(RankError, match=r"(?s)restarted 2 times within 600 s.*No module named"):
-            ranks.shards(bank, ROUTER)
+            ranks.searcher(bank, ROUTER)
 
 
 def test_closed_ranks_say_so(ranks, bank):
     other = Ranks.start(1)
-    shards = other.shards(bank, ROUTER)
+    shards = other.searcher(bank, ROUTER)
     other.close()
     with pytest.raises(RankError, match="closed"):
         shards.best(LAYER, *QUERY, 3)

@@ -50,7 +50,7 @@ def banks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(ranks, banks):
-    return {name: ranks.shards(bank, ROUTER) for name, bank in banks.items()}
+    return {name: ranks.searcher(bank, ROUTER) for name, bank in banks.items()}
 
 
 def alone(bank):
@@ -106,7 +106,7 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
     build_bank(path, model, tiny_tokenizer(), tiny_documents(), FINGERPRINT, token_budget=50)
     bank = BankSnapshot.open(path, FINGERPRINT)
     tiers = BankLoader(TierSettings(), ROUTER)
-    views = tiers.view(bank), snapshot_view(bank, ranks.shards(bank, ROUTER), ROUTER)
+    views = tiers.view(bank), snapshot_view(bank, ranks.searcher(bank, ROUTER), ROUTER)
     tokens = torch.arange(5, 29)
     is_query = torch.zeros(24, dtype=torch.bool)
     is_query[[3, 4, 5, 15, 16]] = True
@@ -131,14 +131,14 @@ def test_old_snapshots_live_on_while_the_bank_changes(ranks, tmp_path):
     path = tmp_path / "bank"
     old = write(path, [[1, 2, 3], [2, 2, 2, 2]], removed=[1])
     query, query_cu = questions()
-    first = ranks.shards(old, ROUTER)
+    first = ranks.searcher(old, ROUTER)
     before = first.best(LAYER, query, query_cu, 5)
     add(path, [3, 1, 1, 8])
-    second = ranks.shards(BankSnapshot.open(path, reuse=old), ROUTER)
+    second = ranks.searcher(BankSnapshot.open(path, reuse=old), ROUTER)
     grown = same(second.best(LAYER, query, query_cu, 5), alone(second.bank).best(
         LAYER, query, query_cu, 5))  # fmt: skip
     assert not torch.equal(grown.scores, before.scores)
-    third = ranks.shards(compact(path), ROUTER)
+    third = ranks.searcher(compact(path), ROUTER)
     assert torch.equal(third.best(LAYER, query, query_cu, 5).scores, grown.scores)
     same(first.best(LAYER, query, query_cu, 5), before)
     places = old.live.nonzero().squeeze(1)
@@ -151,9 +151,9 @@ def test_snapshots_nobody_has_are_let_go(ranks, tmp_path):
         return [name in Path(f"/proc/{worker.pid}/maps").read_text() for worker in workers]
 
     path = tmp_path / "bank"
-    old = ranks.shards(write(path, [[2] * 20, [2] * 20], removed=[4]), ROUTER)
+    old = ranks.searcher(write(path, [[2] * 20, [2] * 20], removed=[4]), ROUTER)
     name = f"{path}/segments/{old.bank.segments[0].entry.name}/"
-    new = ranks.shards(compact(path), ROUTER)
+    new = ranks.searcher(compact(path), ROUTER)
     assert mapped(name) == [rank in old.workers for rank in range(1, ranks.count)]
     del old
     gc.collect()
