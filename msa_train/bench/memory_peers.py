@@ -115,7 +115,7 @@ def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str,
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
-        model.logits(prefill_pieces(model, tokenizer, served.view.memory, [question]).last).argmax()
+        model.logits(prefill_pieces(model, tokenizer, served.view, [question]).last).argmax()
 
     times = in_turns({"first": first}, sizes.repeats)["first"]
     served.close()

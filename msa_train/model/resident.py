@@ -1,6 +1,6 @@
 """A memory whose pooled states are tensors of one model's pass: what tests and conformance search.
 
-The memory of a bank, in tiers and over ranks, is memory/search/tiered.py.
+The memory of a bank, in tiers and over ranks, is memory/search/view.py.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def test_generated_banks_are_whole_and_hold_their_needles(tmp_path):
     truth = encode_in_memory(model, tokenizer, documents, dtype=generate.DTYPE)
     places = torch.tensor([each.number for each in asked])
     for number in model.config.router_layers:
-        stored, states = bank.segments[0].pooled[number], truth.memory
-        key = states._shards.parts[0].keys[number].full
+        stored = bank.segments[0].pooled[number]
+        key = truth.searcher.parts[0].keys[number].full
         torch.testing.assert_close(stored.key[places], key, rtol=0, atol=2e-3)
         heads = stored.key.float().unflatten(1, (model.config.kv_heads, -1)).norm(dim=2)
         torch.testing.assert_close(heads, torch.ones_like(heads), rtol=0, atol=2e-3)
@@ -175,7 +175,7 @@ def test_the_dense_peer_is_the_backbone():
         torch.zeros(len(tiny_documents()), dtype=torch.bool)
     )
     everything = torch.ones(70, dtype=torch.bool)
-    given = torch.tensor([0, 70]), torch.arange(70), everything, torch.tensor([0]), view.memory
+    given = torch.tensor([0, 70]), torch.arange(70), everything, torch.tensor([0]), view
     last = model.prefill(tokens, *given).last
     torch.testing.assert_close(peers.dense(model, tokens), model.logits(last[-1]))
 

@@ -53,7 +53,7 @@ class MemoryEngine:
         for start in range(0, len(questions), self._batch_contexts):
             batch = questions[start : start + self._batch_contexts]
             prompts = [prompt_pieces(question) for question in batch]
-            prefill = prefill_pieces(self._model, self._tokenizer, self._view.memory, prompts)
+            prefill = prefill_pieces(self._model, self._tokenizer, self._view, prompts)
             found += selections(prefill.readings, self._view)
         return found
 

@@ -51,7 +51,7 @@ def selections(readings: Mapping[int, Reading], view: MemoryView) -> list[Select
     ]
     places = pad_sequence([row[row >= 0] for row in union], batch_first=True, padding_value=-1)
     scores = [
-        view.memory.scores(layer, routing.query, routing.query_cu, places)
+        view.scores(layer, routing.query, routing.query_cu, places)
         for layer, routing in routings.items()
     ]
     mean, order = torch.stack(scores).mean(0).sort(dim=1, descending=True, stable=True)
@@ -94,7 +94,7 @@ def _gates(reading: Reading, view: MemoryView) -> Tensor:
     routing = reading.routing
     documents, chunks = routing.documents.cpu(), routing.best_chunks.clamp(min=0)
     ordered, order = documents.sort(1)
-    counts = view.memory.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
+    counts = view.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
     begin = counts.cumsum(1) - counts + routing.index_cu.cpu()[:-1, None]
     first = torch.empty_like(begin).scatter_(1, order, begin)
     bias = torch.nn.functional.pad(reading.bias.detach().float().cpu(), (0, 1))  # for no document

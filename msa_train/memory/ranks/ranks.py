@@ -18,7 +18,8 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.searcher import DistributedSearcher
 from msa_train.memory.ranks.snapshot import described, pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer, WorkerGroup
-from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
+from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.settings import TierSettings
 from msa_train.model.config import RouterConfig
 
 T = TypeVar("T")

@@ -18,8 +18,9 @@ from msa_train.memory.ranks.channel import Channel, Packet
 from msa_train.memory.ranks.exchange import Exchange, as_bytes
 from msa_train.memory.ranks.snapshot import OpenedSegments, opened, unpack
 from msa_train.memory.ranks.worker_process import end_with_driver, run_worker, told_error
+from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.shard import Shard
-from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
 from msa_train.model.config import RouterConfig
 
 Reply = tuple[dict[str, Tensor], Tensor | None]  # tensors, and what follows through the exchange

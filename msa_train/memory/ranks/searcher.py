@@ -11,9 +11,9 @@ from torch import Tensor
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.snapshot import pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer
-from msa_train.memory.search.exact import rows_of
+from msa_train.memory.search.keys import chunks_of
+from msa_train.memory.search.loader import Share
 from msa_train.memory.search.shard import Found, Shard, best_of
-from msa_train.memory.search.tiers import Share
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 
@@ -137,7 +137,7 @@ class DistributedSearcher:
         if bool((joined.diff() > 0).all()):
             return Pooled(*states)
         cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
-        rows = rows_of(order, cu).to(states[0].device)
+        rows = chunks_of(order, cu).to(states[0].device)
         return Pooled(*(x[rows] for x in states))
 
 

@@ -19,7 +19,8 @@ from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
 from msa_train.memory.ranks import Ranks, worker_group
 from msa_train.memory.ranks import ranks as driver
 from msa_train.memory.search.live import LiveBank
-from msa_train.memory.search.tiers import BankLoader, TierSettings
+from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.settings import TierSettings
 from tests.memory.ranks import faulty_worker
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
 from tests.memory.tiny import FINGERPRINT, tiny_model

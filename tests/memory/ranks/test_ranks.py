@@ -11,7 +11,9 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks import Ranks
-from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
+from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.settings import TierSettings
+from msa_train.memory.search.view import MemoryView
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -106,7 +108,7 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
     build_bank(path, model, tiny_tokenizer(), tiny_documents(), FINGERPRINT, token_budget=50)
     bank = BankSnapshot.open(path, FINGERPRINT)
     tiers = BankLoader(TierSettings(), ROUTER)
-    views = tiers.view(bank), snapshot_view(bank, ranks.searcher(bank, ROUTER), ROUTER)
+    views = tiers.view(bank), MemoryView.of(bank, ranks.searcher(bank, ROUTER), ROUTER)
     tokens = torch.arange(5, 29)
     is_query = torch.zeros(24, dtype=torch.bool)
     is_query[[3, 4, 5, 15, 16]] = True
@@ -115,7 +117,7 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
         with torch.inference_mode():
             prefill = model.prefill(
                 tokens, torch.tensor([0, 10, 24]), torch.cat([torch.arange(10), torch.arange(14)]),
-                is_query, torch.tensor([2, 2]), view.memory,
+                is_query, torch.tensor([2, 2]), view,
             )  # fmt: skip
             outputs.append((model.logits(prefill.hidden), prefill.readings))
     (ours, our_reading), (theirs, their_reading) = outputs
