@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.cleaning.against import EvalSet, load_eval_sets, splits
 from data_pipeline.cleaning.near import LOWEST, Sketcher
 from data_pipeline.cleaning.passages import Passages
@@ -205,18 +204,8 @@ def _write(
     out: Path, report: Path, result: dict[str, Any], passages: Passages, kept: dict[str, Any]
 ) -> None:
     report.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=report.parent, prefix=f".{report.name}.", encoding="utf-8", delete=False
-    ) as file:
-        partial = Path(file.name)
-        try:
-            json.dump(result, file, ensure_ascii=False, indent=1)
-            file.write("\n")
-            file.close()
-            partial.chmod(0o644)  # the temporary file is its owner's
-            pairs = ((split, question) for split in kept for question in kept[split])
-            write_dataset(out, passages.survivors(), pairs)
-            os.replace(partial, report)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
+    with files.whole(report) as partial:
+        partial.write_text(text, encoding="utf-8")
+        pairs = ((split, question) for split in kept for question in kept[split])
+        write_dataset(out, passages.survivors(), pairs)
