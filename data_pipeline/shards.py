@@ -24,7 +24,8 @@ from data_pipeline import files
 from data_pipeline.builder import SampleBuilder, TableSettings, tables_of
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import TrainingCorpus
-from data_pipeline.processes import InterruptedBuild, progress_bar, workers_of
+from data_pipeline.processes import InterruptedBuild, workers_of
+from data_pipeline.progress import ProgressBar
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Sample
 from data_pipeline.shard_manifest import (
@@ -107,11 +108,11 @@ def _prepare_all(
         for each in tables:
             prepare(*each, tokenizer, root)
         return
-    with progress_bar() as progress, workers_of(min(workers, len(tables))) as pool:
-        task = progress.add_task("preparing datasets", total=len(tables))
+    bar = ProgressBar("preparing datasets", "datasets", len(tables))
+    with bar as progress, workers_of(min(workers, len(tables))) as pool:
         for future in as_completed(pool.submit(prepare, *t, tokenizer, root) for t in tables):
             future.result()
-            progress.update(task, advance=1)
+            progress.advance(1)
 
 
 def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shard]:
@@ -119,19 +120,18 @@ def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shar
     count = -(-len(builder) // shard_samples)
     built = {shard: found for shard in range(count) if (found := _built(folder, shard)) is not None}
     missing = [shard for shard in range(count) if shard not in built]
-    with progress_bar() as progress:
-        task = progress.add_task("building shards", total=len(builder))
-        progress.update(task, advance=sum(len(shard.index) for shard in built.values()))
+    with ProgressBar("building shards", "samples", len(builder)) as progress:
+        progress.advance(sum(len(shard.index) for shard in built.values()))
         if workers == 1:
             for shard in missing:
                 built[shard] = _build_shard(folder, builder, shard)
-                progress.update(task, advance=len(built[shard].index))
+                progress.advance(len(built[shard].index))
             return [built[shard] for shard in range(count)]
         with workers_of(min(workers, count), _start_worker, (folder, builder)) as pool:
             futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
             for future in as_completed(futures):
                 built[futures[future]] = future.result()
-                progress.update(task, advance=len(future.result().index))
+                progress.advance(len(future.result().index))
             return [built[shard] for shard in range(count)]
 
 

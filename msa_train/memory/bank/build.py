@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipeline.progress import ProgressBar
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
 from msa_train.memory.bank.blocks import BLOCKS, BlockEncoder, BlockSize, Encoding, blocks_of
 from msa_train.memory.bank.encode import TOKEN_BUDGET
 from msa_train.memory.bank.manifest import BankForm
-from msa_train.memory.bank.progress import EncodingProgress
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.unfinished import UnfinishedBank
 from msa_train.memory.bank.writer import BankWriter
@@ -25,6 +25,10 @@ Expected = Callable[[], int | None]
 
 def _unknown() -> None:
     return None
+
+
+def _progress(expected: Expected) -> ProgressBar:
+    return ProgressBar("encoding", "documents", expected, "tokens")
 
 
 def build_bank(
@@ -58,10 +62,10 @@ def build_bank(
         raise BankError(f"{path} exists: delete it, or build under another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with UnfinishedBank(path, form) as bank, EncodingProgress(expected) as progress:
+        with UnfinishedBank(path, form) as bank, _progress(expected) as progress:
             fresh = _without_finished(blocks_of(map(_named, documents), size), bank, progress)
             with contextlib.closing(
-                encoding.segments(fresh, bank.target, bank.lock, progress.encoded)
+                encoding.segments(fresh, bank.target, bank.lock, progress.advance)
             ) as sealed:
                 for entry in sealed:
                     bank.put(entry)
@@ -71,11 +75,11 @@ def build_bank(
 
 
 def _without_finished(
-    blocks: Iterable[list[Document]], bank: UnfinishedBank, progress: EncodingProgress
+    blocks: Iterable[list[Document]], bank: UnfinishedBank, progress: ProgressBar
 ) -> Iterator[list[Document]]:
     for block in blocks:
         if bank.has(block):
-            progress.found(len(block))
+            progress.advance(len(block))
         else:
             yield block
 
@@ -104,11 +108,11 @@ def add_documents(
     encoding = ranks or BlockEncoder(model, tokenizer, token_budget)
     with (
         BankWriter(path, operation, dict(fingerprint), reuse=reuse) as writer,
-        EncodingProgress(expected) as progress,
+        _progress(expected) as progress,
     ):
         replaced: set[int] = set()
         blocks = blocks_of(_numbered(documents, writer.bank, update, replaced), size)
-        sealed = encoding.segments(blocks, writer.target, writer.lock, progress.encoded)
+        sealed = encoding.segments(blocks, writer.target, writer.lock, progress.advance)
         return writer.add_segments(sealed, replaced)
 
 
