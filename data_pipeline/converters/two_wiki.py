@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
+from data_pipeline.converters.inputs import Record
 from data_pipeline.converters.matching import entity
 from data_pipeline.converters.multihop import convert_multihop
-from data_pipeline.converters.records import Record
 
 _STEPS = {"comparison": 1, "compositional": 2, "inference": 2, "bridge_comparison": 2}
 
