@@ -43,7 +43,7 @@ class Question:
     """A question about a corpus.
 
     answers: alternatives, the first the main one; empty: the passages are all that is known.
-    positives: ids of ALL the passages needed, or with any_of of alternatives, each of them enough.
+    positives: ids of ALL the passages needed; with any_of, of alternatives, each enough by itself.
     steps: the same ids in the order in which a chain of retrievals finds them, one group per step
     (empty: all at once; with any_of there are none). negatives: ids of passages that the dataset
     says do not answer it.
@@ -59,7 +59,7 @@ class Question:
 
 
 def found_first(steps: Iterable[Iterable[Id]]) -> tuple[tuple[Id, ...], ...]:
-    """Steps in which each passage stands once, where it is found first; none is empty."""
+    """Steps that name each passage once, where it is found first; empty ones are dropped."""
     seen: set[Id] = set()
     kept = []
     for step in steps:
@@ -89,7 +89,7 @@ def read_passages(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[P
 
 
 def passage_lines(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[tuple[str, Passage]]:
-    """(where, passage) of a corpus file; as read_passages."""
+    """As read_passages, with the place of each passage: (where, passage)."""
     for place, (where, data) in enumerate(read_objects(path)):
         text = data.get("text")
         if not isinstance(text, str):

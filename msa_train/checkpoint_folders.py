@@ -37,9 +37,9 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def digests(folder: Path, part: int = 0, parts: int = 1) -> Digests:
-    """Digests of every `parts`-th file, from the `part`-th on; what was read is on the disk then.
+    """Digests of every `parts`-th file, from the `part`-th on, which are on the disk after this.
 
-    Ranks share the work; without a shared file system every node would need a seal of its own.
+    So ranks share the work. The folder must be on a file system that all of them see.
     """
     found: Digests = {}
     written = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
@@ -116,7 +116,7 @@ def check(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a complete folder: at no moment does half of it look complete."""
+    """Remove a complete folder; at no moment does half of it look complete."""
     aside = folder.with_name(f".{folder.name}.removed")
     if aside.exists():  # of a removal that was interrupted
         files.remove(aside)

@@ -58,7 +58,7 @@ class EvalSet:
     """One evaluation set: its questions, and its positive passages.
 
     gram: length of the n-grams that passages are searched for. sketcher: None finds exact copies
-    alone. Raises DataError when the folder is no dataset, or names a positive that it has not.
+    alone. Raises DataError when the folder is not a dataset, or lacks a positive that it names.
     """
 
     def __init__(self, name: str, gram: int, sketcher: Sketcher | None, examples: int):

@@ -61,7 +61,7 @@ def clean_dataset(
     Neither appears unless both do. Passages are judged first (quality, then copies of evaluation
     passages, then exact and near-duplicates), then questions (see `against` and `questions`).
     Questions are held in memory, passages are not. Raises DataError when `out` exists, an input is
-    broken, a question names a passage that the corpus has not, or nothing is left.
+    broken, a question names a passage that the corpus lacks, or nothing is left.
     """
     dataset, out, report = Path(dataset), Path(out), Path(report)
     _check_targets(out, report)
@@ -120,8 +120,8 @@ def clean_dataset(
 class _Judge:
     """Decides about the questions of one split, in the order of the rules below.
 
-    evals: the evaluation sets it must keep clear of. answered: numbers of the questions with an
-    answer in a positive, None: not asked for.
+    evals: the evaluation sets to keep clear of. answered: numbers of the questions with an answer
+    in a positive; None where that is not required.
     """
 
     def __init__(

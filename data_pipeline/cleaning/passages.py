@@ -1,12 +1,12 @@
 """Which passages of a corpus are kept, and which kept passage stands for each other one.
 
-Passages of one text are one passage, whatever their titles; near-duplicates have to agree in the
-title too (`near.NearIndex` says why). A passage is a duplicate of a passage that is KEPT, so every
-removal is within the threshold of what stands for it (chains of look-alikes do not drift away). Of
-equals the first in the file is kept.
+Passages with the same text are one passage, whatever their titles; near-duplicates must agree in
+the title too (`near.NearIndex` says why). A passage is only ever a duplicate of a passage that is
+KEPT, so every removal is within the threshold of what stands for it (chains of look-alikes do not
+drift away). Of equal passages the first in the file is kept.
 
-In memory stay ids, 16-byte digests and MinHash signatures with their index (together about 3 KB a
-passage), and the shingles of passages that have a candidate; texts are read again.
+What stays in memory: ids, 16-byte digests and MinHash signatures with their index (together about
+3 KB a passage), and the shingles of passages that have a candidate; texts are read again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CleanedPassages:
     """The fate of every passage of a corpus. Raises DataError for an id that stands twice.
 
     evals: evaluation sets; those with drop lose the passages that copy their positives.
-    see: called with every passage of the file, in order.
+    see: is called with every passage of the file, in order.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ _NUMBERED = re.compile(r"(.*\D)([1-9]\d{0,17})", re.DOTALL)
 class Converted:
     """What a conversion wrote, and what it left out.
 
-    questions: of each split. repeated_passages: how often a passage came again and was not
-    written again. left_out: how many of what were not written.
+    questions: how many of each split. repeated_passages: how often a passage came again, and was
+    not written again. left_out: what was not written -> how many.
     """
 
     folder: str
@@ -172,7 +172,7 @@ class Builder:
 
 @dataclass
 class JudgedQuery:
-    """A query, where it was first named, and the passages named for it (None: an empty one)."""
+    """A query: where it was first named, and the passages judged for it (None: an empty one)."""
 
     where: str
     positives: dict[str | None, None] = field(default_factory=dict)

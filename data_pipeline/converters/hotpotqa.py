@@ -12,7 +12,7 @@ from data_pipeline.converters.multihop import convert_multihop
 
 
 def hotpotqa(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
-    """A comparison is one step; a bridge two, where it is plain which passage comes first.
+    """A comparison is one step; a bridge has two where it is plain which passage comes first.
 
     Raises DataError for a broken record.
     """

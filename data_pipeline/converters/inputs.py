@@ -57,7 +57,7 @@ def one_folder(inputs: Sequence[Path], holds: str) -> Path:
 class Record:
     """A JSON object of an input file.
 
-    place: "FILE" or "FILE, line 7". path: where it stands in there, "data[3].paragraphs[0]".
+    place: "FILE" or "FILE, line 7". path: where it stands in that, "data[3].paragraphs[0]".
     Every method raises DataError, naming both, for a field that is missing or of a wrong type.
     """
 
@@ -128,14 +128,14 @@ class Record:
 
 
 def line_records(path: Path) -> Iterator[Record]:
-    """Records of a JSON-lines file. Raises DataError for a line that is no object."""
+    """Records of a JSON-lines file. Raises DataError for a line that is not an object."""
     return (Record(data, where) for where, data in read_objects(path))
 
 
 def list_records(path: Path, key: str | None = None) -> Iterator[Record]:
     """Records of the list that a JSON file is, or that stands under `key` in it.
 
-    Raises DataError for what is not JSON, no list, or an element that is no object.
+    Raises DataError for what is not JSON or not a list, or an element that is not an object.
     """
     return (_record(value, str(path), place) for place, value in read_list(path, key))
 

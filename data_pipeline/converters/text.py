@@ -16,7 +16,7 @@ _FENCE = re.compile(r" {0,3}(```|~~~)")
 
 
 def text(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
-    """Every file of the folders, by name, is a passage; there are no questions, so no splits.
+    """Every file of the folders is a passage, in the order of names; no questions, so no splits.
 
     The id is the path inside the folder. Raises DataError for a file that is not UTF-8, and for
     an input that is no folder.

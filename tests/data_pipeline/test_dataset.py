@@ -49,7 +49,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path):
 
 
 def test_a_folder_needs_a_passage_and_a_name_of_its_own(tmp_path):
-    with pytest.raises(DataError, match="nothing to write to .*out"):
+    with pytest.raises(DataError, match=r"nothing to write to .*out"):
         write_dataset(tmp_path / "out", [], QUESTIONS)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()

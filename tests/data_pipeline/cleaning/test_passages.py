@@ -43,7 +43,7 @@ def test_near_zero_looks_for_exact_duplicates_alone(folder):
     assert out.ids() == ["a", "b"]
 
 
-def test_one_mould_under_two_titles_is_two_things(folder):
+def test_one_wording_under_two_titles_is_two_things(folder):
     text = sentence(1, 60)
     made = folder().make(
         {
