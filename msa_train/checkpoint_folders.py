@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +43,10 @@ def digests(folder: Path, part: int = 0, parts: int = 1) -> Digests:
     found: Digests = {}
     written = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
     for path in written[part::parts]:
+        files.sync(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-            found[str(path.relative_to(folder))] = (os.fstat(file.fileno()).st_size, digest)
+        found[str(path.relative_to(folder))] = path.stat().st_size, digest
     return found
 
 

@@ -56,11 +56,11 @@ def export(source: Path, target: Path) -> Exported:
         folder.mkdir()
         weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(to_published(config), indent=2) + "\n")
+        files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         Tokenizer.load(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
         fingerprint = _fingerprint(folder)
-        (folder / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2) + "\n")
+        files.replace_file(folder / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
     return Exported(checkpoint, fingerprint)
 
 

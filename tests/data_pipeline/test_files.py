@@ -4,11 +4,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 
 import pytest
 
 from data_pipeline import files
 from tests.faults.bank_changes import KILLED, Fault, die, in_child
+from tests.house.sources import ROOT, sources
 
 
 def replace(path):
@@ -175,3 +177,26 @@ def test_removing_a_link_leaves_what_it_leads_to(folder):
     (folder / "links" / "folder").symlink_to(folder, target_is_directory=True)
     files.remove(folder / "links")
     assert contents(folder) == BEFORE
+
+
+BY_HAND = re.compile(
+    r"os\.(replace|rename|fsync)|mkdtemp|mkstemp|NamedTemporaryFile|shutil\.move|"
+    r"(?<!partial)\.(write_text|write_bytes)\("
+)
+ELSEWHERE = {
+    "data_pipeline/files.py": "the mechanism itself",
+    "msa_train/memory/ranks/worker_group.py": "sockets, for as long as the processes live",
+}
+
+
+def test_nothing_is_written_or_renamed_by_hand():
+    """What a user keeps goes through `whole` and `replace_file`; bench makes files clean to drop
+    them from the page cache."""
+    found = {
+        f"{path}: {line.strip()}"
+        for path in map(str, sources())
+        if path not in ELSEWHERE and not path.startswith("msa_train/bench/")
+        for line in (ROOT / path).read_text().splitlines()
+        if BY_HAND.search(line)
+    }
+    assert not found
