@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -132,10 +130,10 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
+    if out.exists():
+        raise ConfigError(f"--out {out}: File exists; give a file to make")
     with ExitStack() as stack:
         try:
-            if out.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             partial = stack.enter_context(files.whole(out))
             file = stack.enter_context(partial.open("x", encoding="utf-8"))
         except OSError as error:
