@@ -20,7 +20,7 @@ from torch import Tensor
 from msa_train.bench.train import MODEL, single_rank_engine
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.training.gradient_cache import GradientCache
-from msa_train.training.measurement import found_positives
+from msa_train.training.metrics import found_positives
 
 TrainingLayout = Literal["shared", "published"]
 
