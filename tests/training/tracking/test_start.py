@@ -1,5 +1,5 @@
-"""How a run starts: under which code, online or not; and W&B online, against a stand-in server: what
-is sent, resume, sync, and a server that fails.
+"""How a run starts: its code and mode; and online, against a stand-in server: what is sent, resume,
+sync, and a server that fails.
 
 The real server is not here: docs/tracking.md lists what that leaves untested.
 """
