@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msa_train.errors import CheckpointError
 from msa_train.model import scoring
-from msa_train.model.config import ModelConfig, RouterConfig
+from msa_train.model.config import RETIRED, ModelConfig, RouterConfig
 
 _LOSSES = {"INFONCE_DECOUPLE": "infonce_decoupled", "INFONCE": "infonce"}
 _OURS = "msa_train"  # key of config.json for what the published format has no word for
@@ -96,10 +96,21 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
             "rewrite_position": True,
         },
         _OURS: {
-            "model": asdict(config),
+            "model": _as_stored(config),
             "served_by_published_engine": router.gate == "none" and router.scoring.published,
         },
     }
+
+
+def _as_stored(config: ModelConfig) -> dict[str, Any]:
+    """Every setting, the retired ones where they stood: config.json, and so the fingerprint that
+    banks remember, stays what it was for the same model."""
+    stored = asdict(config)
+    router = stored["router"]
+    names = list(router)
+    place = names.index("threshold_start") + 1
+    stored["router"] = {name: router[name] for name in names[:place]} | RETIRED | router
+    return stored
 
 
 def _top_k(msa: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msa_train.model.batch import StreamLayout
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import Routing, gate_bias, route
+from msa_train.model.router import Routing, route
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,11 @@ def read_memory(
     )  # fmt: skip
 
 
-def reading(routing: Routing, k: Tensor, v: Tensor, bank_sizes: Tensor, router: Router) -> Reading:
-    """A Reading with its gate bias; bank_sizes [m] documents in each context's bank."""
+def reading(routing: Routing, k: Tensor, v: Tensor, router: Router) -> Reading:
+    """A Reading with its gate bias (SPEC section 3, "The gate")."""
     bias = None
     if router.gate is not None:
-        scores, gate = routing.chunk_scores, router.gate
-        bias = gate_bias(
-            scores, routing.index_cu, gate.sharpness, gate.threshold, bank_sizes, router.settings
-        )
+        bias = router.gate.sharpness * (routing.chunk_scores - router.gate.threshold)
         bias = router.group.spread(bias)
     return Reading(routing, k, v, bias)
 
@@ -164,8 +161,7 @@ def context_layer(
     routing = route(
         *query, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router.settings
     )
-    bank_sizes = layout.bank_cu.diff()[layout.ctx_bank]
-    memory = reading(routing, pooled.k, pooled.v, bank_sizes, router)
+    memory = reading(routing, pooled.k, pooled.v, router)
     return read_memory(x.q, x.k, x.v, cu, cu, layout.memory_from, memory), routing
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import InitVar, dataclass, field
+from typing import Any, Literal, get_args
 
 from msa_train.errors import ConfigError
 from msa_train.model.scoring import Scoring, scoring_of
+
+GateKind = Literal["none", "threshold"]
+
+# Settings that are gone, and what switched them off: older YAML, checkpoints and exports have them.
+RETIRED = {"gate_growth": False, "gate_documents": 128}
 
 
 @dataclass(frozen=True)
@@ -18,14 +23,12 @@ class RouterConfig:
     chunk_size: document tokens per pooled key (P).
     decouple: own router projections; false: q and pooled k route.
     similarity: cosine normalises both sides; dot is serving as published.
-    gate: what is added to the attention logits of a selected chunk, per layer with a learned
-      sharpness g and a learned threshold theta: none (nothing, as published);
-      threshold: g (s_c - theta), which can say "nothing relevant here";
-      chunk: g (s_c - max s - theta).
-    gate_start, threshold_start: initial g and theta. Below what good chunks score (below 0 for the
-      relative forms), so that the few selected chunks are not drowned by the context's own tokens.
-    gate_growth: multiply g by max(1, ln n / ln gate_documents) for a bank of n documents.
-    gate_documents: bank size seen in training; only read with gate_growth.
+    gate: what is added to the attention logits of a selected chunk of score s_c:
+      none (nothing, as published), or
+      threshold: g (s_c - theta), which can say "nothing relevant here"; sharpness g and threshold
+      theta are learned per layer.
+    gate_start, threshold_start: initial g and theta; theta below what good chunks score, so that
+      the few selected chunks are not drowned by the context's own tokens.
     temperature: tau of the router loss, clamped to 0.001..0.5.
     loss: infonce_decoupled (each positive against the negatives only) or infonce.
     loss_layers: router layers that take the loss; published: upper_half.
@@ -39,16 +42,26 @@ class RouterConfig:
     head_reduce: Literal["mean", "max"] = "mean"
     query_reduce: Literal["max", "mean", "last"] = "max"
     chunk_reduce: Literal["max", "mean"] = "max"
-    gate: Literal["none", "chunk", "threshold"] = "threshold"
+    gate: GateKind = "threshold"
     gate_start: float = 20.0
     threshold_start: float = 0.6
-    gate_growth: bool = False
-    gate_documents: int = 128
     temperature: float = 0.1
     loss: Literal["infonce_decoupled", "infonce"] = "infonce_decoupled"
     loss_layers: Literal["all", "upper_half"] = "all"
+    gate_growth: InitVar[Any] = RETIRED["gate_growth"]  # not a setting any more
+    gate_documents: InitVar[Any] = RETIRED["gate_documents"]
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, gate_growth: Any, gate_documents: Any) -> None:
+        for name, value in (("gate_growth", gate_growth), ("gate_documents", gate_documents)):
+            if value != RETIRED[name]:
+                raise ConfigError(
+                    f"model.router.{name} is {value!r}: gates that grow with the bank are gone; "
+                    "remove the key"
+                )
+        if self.gate not in get_args(GateKind):
+            raise ConfigError(
+                f"model.router.gate is {self.gate!r}: give {' or '.join(get_args(GateKind))}"
+            )
         _positive("model.router.top_k", self.top_k)
         _positive("model.router.chunk_size", self.chunk_size)
         scores_chunks = self.scoring.scores_chunks
@@ -57,16 +70,6 @@ class RouterConfig:
                 f"model.router.gate is {self.gate!r} with head_reduce {self.head_reduce}, "
                 f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
                 "needs mean, max, max; use gate none to reproduce a published variant"
-            )
-        if self.gate_growth and self.gate == "threshold":
-            raise ConfigError(
-                "model.router.gate_growth with gate threshold: it would multiply the whole weight "
-                "of the memory, not its contrast; use gate chunk"
-            )
-        if self.gate_growth and self.gate_documents < 2:
-            raise ConfigError(
-                f"model.router.gate_documents is {self.gate_documents}: gate_growth divides by "
-                "its logarithm; give the bank size of training (2 or more)"
             )
 
     @property

@@ -55,10 +55,6 @@ class Memory(Protocol):
         """For query vectors [Nq, V] of m contexts: routing, pooled K and V [C, G, D] its
         chunk_index points into."""
 
-    @property
-    def size(self) -> int:
-        """Documents in the memory."""
-
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
@@ -209,7 +205,6 @@ class MSADecoder(nn.Module):
 
         Every context searches the whole memory, once per router layer (SPEC section 2).
         """
-        lengths = ctx_cu.diff()
         rows, query_cu = query_rows(is_query, ctx_cu)
         keys, values, readings = [], [], {}
         x = self.model.embed_tokens(tokens)
@@ -221,8 +216,7 @@ class MSADecoder(nn.Module):
                 router = layer.self_attn.router(self.config)
                 query = router_query(h, p, rows, query_cu, router)
                 routing, k, v = memory.search(number, *query)
-                sizes = lengths.new_full((len(lengths),), memory.size)
-                readings[number] = reading(routing, k, v, sizes, router)
+                readings[number] = reading(routing, k, v, router)
                 attended = read_memory(p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, readings[number])
             else:
                 attended = document_attention(p.q, p.k, p.v, ctx_cu, self.config.head_dim**-0.5)

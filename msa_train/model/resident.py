@@ -21,14 +21,13 @@ class ResidentMemory:
     def __init__(self, pooled: Mapping[int, Pooled], chunk_cu: Tensor, router: RouterConfig):
         self._pooled, self._chunk_cu, self._router = pooled, chunk_cu, router
 
-    @property
-    def size(self) -> int:
-        return len(self._chunk_cu) - 1
-
     def search(self, layer: int, query: Tensor, query_cu: Tensor) -> tuple[Routing, Tensor, Tensor]:
         """Routing of m contexts, and the selected chunks' K and V in the order of chunk_index."""
         pooled = self._pooled[layer]
-        bank = query_cu.new_zeros(len(query_cu) - 1), query_cu.new_tensor([0, self.size])
+        bank = (
+            query_cu.new_zeros(len(query_cu) - 1),
+            query_cu.new_tensor([0, len(self._chunk_cu) - 1]),
+        )
         routing = route(query, query_cu, pooled.key, self._chunk_cu, *bank, self._router)
         chunks, place = torch.unique(routing.chunk_index, return_inverse=True)
         return routing.pointing_at(place), pooled.k[chunks], pooled.v[chunks]
