@@ -65,19 +65,13 @@ def _update(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from msa_train.errors import BankError, ConfigError
+    from msa_train.errors import ConfigError
     from msa_train.memory.bank.writer import BankWriter
 
     if not options.ids and not options.numbers:
         raise ConfigError("memory remove: give --ids or --numbers")
     with BankWriter(options.bank, "remove") as writer:
-        numbers = list(options.numbers)
-        for id in options.ids:
-            found = writer.bank.numbers_of(id)
-            if not found:
-                raise BankError(f"{options.bank} has no document of id {id!r}: none was removed")
-            numbers += found
-        writer.remove(numbers)
+        writer.remove(options.numbers, options.ids)
     return _info(options)
 
 

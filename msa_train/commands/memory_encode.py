@@ -116,7 +116,7 @@ def _load(export: Path, fingerprint: dict[str, str], ranks: int, rank: int) -> A
 
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
-    from msa_train.memory.bank.blocks import BlockEncoder
+    from msa_train.memory.bank.encode import BlockEncoder
 
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     model, _, tokenizer, found = load_export(export)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from msa_kernels import (
@@ -22,10 +21,9 @@ from msa_kernels import (
 from torch import Tensor
 
 from msa_train.errors import ConfigError
+from msa_train.memory.search.settings import KeyForm
 from msa_train.model.config import RouterConfig
 
-KeyForm = Literal["stored", "float32", "bfloat16", "int8", "fp8"]
-KEY_FORMS: tuple[KeyForm, ...] = get_args(KeyForm)
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BLOCK = 1 << 16  # chunks that are converted at once
 
