@@ -17,9 +17,8 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import TrainingCorpus
-from data_pipeline.settings import DataConfig
-from data_pipeline.sources.needles import Task
+from data_pipeline.settings import DataConfig, TrainingCorpus
+from data_pipeline.sources.niah import NeedleTask
 from msa_train.errors import ConfigError
 from msa_train.model.config import ModelConfig
 from msa_train.stages import Stage
@@ -152,7 +151,7 @@ class EvaluationConfig:
     """
 
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
-    niah_tasks: tuple[Task, ...] = ("single", "multi_value")
+    niah_tasks: tuple[NeedleTask, ...] = ("single", "multi_value")
     questions: int = 1024
     text_questions: int = 128
     pydocs_questions: int = 1000

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from data_pipeline.sources.needles import NiahConfig
-from data_pipeline.sources.niah import NiahSource
+from data_pipeline.sources.niah import NiahConfig, NiahSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.bank.build import bank_form
 from msa_train.memory.bank.documents import StoredDocument

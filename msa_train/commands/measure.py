@@ -152,7 +152,7 @@ def _untrained(tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
 
 def _bench_tokenizer() -> Any:
     from data_pipeline.settings import DataConfig
-    from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+    from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
     from data_pipeline.tokenizer_training import corpus_texts
     from msa_train.bench.train import MODEL
 

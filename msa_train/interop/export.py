@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from safetensors.torch import load_file, save_file
 
-from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
+from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError
 from msa_train.interop.published_config import from_published, to_published
@@ -57,7 +57,7 @@ def export(source: Path, target: Path) -> Exported:
         weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(to_published(config), indent=2) + "\n")
-        Tokenizer.load(checkpoint / "tokenizer").save(folder)
+        load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
         fingerprint = _fingerprint(folder)
         (folder / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2) + "\n")
@@ -86,7 +86,7 @@ def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[
             f"{folder}: {', '.join(changed)} changed since the export; export again"
         )
     model = load_published(MSADecoder(config), load_file(folder / WEIGHTS))
-    return model.eval(), config, Tokenizer.load(folder), fingerprint
+    return model.eval(), config, load_tokenizer(folder), fingerprint
 
 
 def _checkpoint(source: Path) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_weight, weight_shapes
 from tests.batches import tiny_config
