@@ -81,7 +81,7 @@ class Workers:
             return exchange()
         except (EOFError, ConnectionError):
             raise RankError(
-                f"msa bench: the process of {name} died (see standard error); "
+                f"bench: the process of {name} died (see standard error); "
                 "was there memory for it?"
             ) from None
 
@@ -121,13 +121,13 @@ def _sendable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RankError(f"msa bench: {type(error).__name__}: {error}")
+        return RankError(f"bench: {type(error).__name__}: {error}")
     return error
 
 
 def _answer(name: str, end: Connection) -> Any:
     if not end.poll(TIMEOUT_S):
-        raise RankError(f"msa bench: {name} was not done in {TIMEOUT_S:,.0f} s")
+        raise RankError(f"bench: {name} was not done in {TIMEOUT_S:,.0f} s")
     result, error = end.recv()
     if error is not None:
         raise error
@@ -192,7 +192,7 @@ def tensors_mb(run: Callable[[], object]) -> float:
 
 def log(text: str) -> None:
     """Which row is measured now, on standard error."""
-    print(f"msa bench: {text}", file=sys.stderr, flush=True)
+    print(f"bench {text}", file=sys.stderr, flush=True)
 
 
 def _synchronize() -> None:

@@ -1,84 +1,89 @@
-"""`msa conformance` and `msa bench`: numbers to hold this implementation against."""
+"""`msa bench`: speed and memory beside a baseline; a subcommand for each benchmark."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from functools import partial
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from msa_train.commands.output import add_json, print_json
-from msa_train.errors import ConfigError
-
-_BENCHMARKS = {
-    "kernels": "msa_kernels.bench:run",
-    "layouts": "msa_train.bench.layouts:measure",
-    "train": "msa_train.bench.train:measure",
-    "candidates": "msa_train.commands.measure:candidates",
-    "memory": "msa_train.commands.measure:memory",
-    "serve": "msa_train.bench.serve:measure",
-}
-_INPUTS = {"candidates": ("export", "bank", "questions")}
-_CHOICES = {  # may be given or not
-    "memory": ("export", "corpus", "quick", "parts"),
-    "serve": ("export", "bank", "url", "clients", "seconds", "retrieval"),
-}
-_OPTIONS = (
-    "export", "bank", "questions", "corpus", "quick", "parts", "url", "clients", "seconds",
-    "retrieval",
-)  # fmt: skip
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "conformance", help="compare with numbers that the authors' code produced"
-    )
-    parser.add_argument("directory", type=Path, help="holds a folder per case, with meta.json")
-    parser.set_defaults(run=_conformance)
     parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
-    parser.add_argument("name", help=", ".join(_BENCHMARKS))
-    for name, meaning in (
-        ("export", "candidates, memory, serve: folder of an exported model"),
-        ("bank", "candidates, serve: memory bank that it built"),
-        ("questions", "candidates: questions.<split>.jsonl(.gz) of a dataset folder"),
-        ("corpus", "memory: folder of *.jsonl(.gz) or */corpus.jsonl(.gz) (without: pydocs)"),
-    ):
-        parser.add_argument(f"--{name}", type=Path, help=f"for {meaning}")
-    parser.add_argument("--quick", action="store_true", default=None, help="for memory: tiny sizes")
-    parser.add_argument("--parts", nargs="+", metavar="PART", help="for memory: only these parts")
-    parser.add_argument("--url", help="for serve: a server that runs, in place of export and bank")
-    parser.add_argument("--clients", type=int, help="for serve: that ask at once (default 32)")
-    parser.add_argument("--seconds", type=float, help="for serve: how long (default 60)")
-    parser.add_argument(
-        "--retrieval", choices=("generate", "router", "memory"), help="for serve: as in msa ask"
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+
+    kernels = _benchmark(
+        benchmarks, "kernels", "every operation beside what it replaces, and its floor", _kernels
     )
+    kernels.add_argument(
+        "suites", nargs="*", metavar="SUITE", help="of routing, states, attention (default: all)"
+    )
+    kernels.add_argument(
+        "--repeats", type=int, default=7, metavar="N", help="timed runs of each side (default 7)"
+    )
+
+    _benchmark(benchmarks, "layouts", "what a training layout learns for its compute", _layouts)
+    _benchmark(benchmarks, "train", "what a training step costs against its memory", _train)
+
+    candidates = _benchmark(
+        benchmarks, "candidates", "documents that a search in 8-bit keys scores again", _candidates
+    )
+    candidates.add_argument("--export", type=Path, required=True, help="folder of a model")
+    candidates.add_argument("--bank", type=Path, required=True, help="memory bank that it built")
+    candidates.add_argument(
+        "--questions",
+        type=Path,
+        required=True,
+        help="questions.<split>.jsonl(.gz) of a dataset folder",
+    )
+
+    memory = _benchmark(
+        benchmarks, "memory", "how long a memory takes to open, to search, to extend", _memory
+    )
+    memory.add_argument(
+        "--export", type=Path, help="folder of a model (without: random weights)"
+    )
+    memory.add_argument(
+        "--corpus",
+        type=Path,
+        help="folder of *.jsonl(.gz) or */corpus.jsonl(.gz) (without: pydocs)",
+    )
+    memory.add_argument("--quick", action="store_true", help="tiny sizes")
+    memory.add_argument(
+        "--parts",
+        nargs="+",
+        default=(),
+        metavar="PART",
+        help="of scale, real, layer_4b, append, faiss, dense_ttft (default: all)",
+    )
+
+    serve = _benchmark(benchmarks, "serve", "a server under clients that ask at once", _serve)
+    serve.add_argument("--export", type=Path, help="folder of a model, for which one is started")
+    serve.add_argument("--bank", type=Path, help="memory bank that it built")
+    serve.add_argument("--url", help="a server that runs, in place of --export and --bank")
+    serve.add_argument("--clients", type=int, default=32, help="that ask at once (default 32)")
+    serve.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
+    serve.add_argument(
+        "--retrieval",
+        choices=("generate", "router", "memory"),
+        default="generate",
+        help="as in msa ask (default generate)",
+    )
+
+
+def _benchmark(
+    benchmarks: Any, name: str, meaning: str, measure: Callable[[argparse.Namespace], Any]
+) -> argparse.ArgumentParser:
+    parser = benchmarks.add_parser(name, help=meaning, description=meaning)
     add_json(parser)
-    parser.set_defaults(run=_bench)
-
-
-def _conformance(options: argparse.Namespace) -> int:
-    from msa_train.errors import ConformanceError
-    from msa_train.interop.conformance import find_cases, run_case
-
-    passed = []
-    for case in find_cases(options.directory):
-        report = run_case(case)
-        print(report.line(), flush=True)
-        passed.append(report.passed)
-    print(f"{sum(passed)} of {len(passed)} cases pass")
-    return 0 if all(passed) else ConformanceError.exit_code
+    parser.set_defaults(run=_bench, measure=measure)
+    return parser
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if options.name not in _BENCHMARKS:
-        known = ", ".join(_BENCHMARKS)
-        raise ConfigError(
-            f"bench {options.name!r}: there is no such benchmark; choose from {known}"
-        )
-    module, function = _BENCHMARKS[options.name].split(":")
-    result = getattr(import_module(module), function)(**_inputs(options))
+    result = options.measure(options)
     if options.json:
         print_json(result)
     else:
@@ -97,78 +102,46 @@ def _rows(result: Any) -> Iterator[dict[str, Any]]:
             yield {"part": part, **row} if isinstance(row, dict) else {part: row}
 
 
-def candidates(export: Path, bank: Path, questions: Path) -> list[dict[str, Any]]:
+def _kernels(options: argparse.Namespace) -> Any:
+    from msa_train.bench.kernels.suites import measure
+
+    return measure(options.suites, options.repeats)
+
+
+def _layouts(options: argparse.Namespace) -> Any:
+    from msa_train.bench.layouts import measure
+
+    return measure()
+
+
+def _train(options: argparse.Namespace) -> Any:
+    from msa_train.bench.train import measure
+
+    return measure()
+
+
+def _candidates(options: argparse.Namespace) -> Any:
     from data_pipeline.dataset import read_questions
     from msa_train.bench.candidates import certified_candidates
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.snapshot import BankSnapshot
 
-    model, _, tokenizer, fingerprint = load_export(export)
-    asked = [question.question for _, question in read_questions(questions)]
-    return certified_candidates(model, tokenizer, BankSnapshot.open(bank, fingerprint), asked)
+    model, _, tokenizer, fingerprint = load_export(options.export)
+    bank = BankSnapshot.open(options.bank, fingerprint)
+    asked = [question.question for _, question in read_questions(options.questions)]
+    return certified_candidates(model, tokenizer, bank, asked)
 
 
-def memory(
-    export: Path | None = None,
-    corpus: Path | None = None,
-    quick: bool = False,
-    parts: list[str] | None = None,
-) -> dict[str, Any]:
-    """Without an export: the quickstart's geometry with random weights, and a tokenizer trained on
-    the spot."""
-    from msa_train.bench.memory import PARTS, WITHOUT_MODEL, known_parts, measure
-    from msa_train.bench.sizes import FULL, QUICK
-    from msa_train.interop.export import load_export
+def _memory(options: argparse.Namespace) -> Any:
+    from msa_train.bench.memory.parts import measure
 
-    chosen = known_parts(parts or PARTS)
-    if export is not None:
-        load_export(export)  # what is wrong with it is said at once
-        load = partial(_loaded, export)
-    else:
-        needed = not set(chosen) <= set(WITHOUT_MODEL)
-        load = partial(_untrained, _bench_tokenizer() if needed else None)
-    found = measure(load, QUICK if quick else FULL, corpus, chosen)
-    return {**found, "model": str(export) if export else "random weights"}
+    return measure(options.export, options.corpus, options.quick, options.parts)
 
 
-def _loaded(export: Path) -> tuple[Any, Any, dict[str, str]]:
-    from msa_train.interop.export import load_export
+def _serve(options: argparse.Namespace) -> Any:
+    from msa_train.bench.serve import measure
 
-    model, _, tokenizer, fingerprint = load_export(export)
-    return model, tokenizer, fingerprint
-
-
-def _untrained(tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
-    from msa_train.bench.train import MODEL
-    from msa_train.interop.weights import load_published
-    from msa_train.model.decoder import MSADecoder
-    from msa_train.model.weights import initial_reader, weight_shapes
-
-    read = initial_reader(MODEL, seed=0)
-    weights = {name: read(name) for name in weight_shapes(MODEL)}
-    model = load_published(MSADecoder(MODEL), weights)
-    return model.eval().requires_grad_(False), tokenizer, {"weights": "untrained"}
-
-
-def _bench_tokenizer() -> Any:
-    from data_pipeline.settings import DataConfig
-    from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
-    from data_pipeline.tokenizer_training import corpus_texts
-    from msa_train.bench.train import MODEL
-
-    texts = corpus_texts(DataConfig(), ("niah", "pydocs"))
-    return train_sentencepiece(texts, MODEL.vocab_size)
-
-
-def _inputs(options: argparse.Namespace) -> dict[str, Any]:
-    """What a benchmark needs, and of what it may have, what is given; nothing else may be."""
-    needed, choices = _INPUTS.get(options.name, ()), _CHOICES.get(options.name, ())
-    given = {}
-    for name in _OPTIONS:
-        value = getattr(options, name)
-        if name not in choices and (value is not None) != (name in needed):
-            verb = "needs" if name in needed else "takes no"
-            raise ConfigError(f"bench {options.name} {verb} --{name}")
-        if value is not None:
-            given[name] = value
-    return given
+    return measure(
+        options.export, options.bank, options.url, options.clients, options.seconds,
+        options.retrieval,
+    )  # fmt: skip

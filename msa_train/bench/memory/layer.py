@@ -1,19 +1,15 @@
 """One router layer of the 4B geometry at 100M tokens: every form of keys, one rank and two.
 
-A rank is a process with keys of its own, asked and answering through a pipe; the parent merges what
-they find, as Memory Parallel does. Two ranks have a thread each, one rank has both.
+A rank is a process with keys of its own; the parent merges what they find, as Memory Parallel does.
+Two ranks have a thread each, one rank has both.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -21,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msa_train.bench.floor import against_floor, multiply, read_all
-from msa_train.bench.process import TIMEOUT_S, log, memory_gb
-from msa_train.bench.sizes import Sizes
-from msa_train.errors import RankError
-from msa_train.memory.search.keys import LayerKeys
+from msa_train.bench.memory.sizes import Sizes
+from msa_train.bench.runner import Workers, in_turns, log, process_gb
+from msa_train.memory.search.keys import KeyForm, LayerKeys
 from msa_train.memory.search.shard import Found, Part, Shard, best_of
 from msa_train.model.config import RouterConfig
 
@@ -32,7 +27,7 @@ FORMS = ("float32", "bfloat16", "int8")
 TOP_K = 16
 _BLOCK = 1 << 16
 _GEMM_ROWS = 1 << 17  # of a product that stands for one of all chunks: more than caches hold
-_LAYER = 0
+LAYER = 0
 
 
 @dataclass(frozen=True)
@@ -46,41 +41,45 @@ class Rank:
     width: int
     heads: int
     queries: tuple[int, ...]
-    threads: int
 
 
 def layer_4b(sizes: Sizes) -> list[dict[str, Any]]:
     """A row per form of keys, number of ranks and question tokens."""
-    threads, rows = torch.get_num_threads(), []
+    rows = []
     for form in FORMS:
         for ranks in (1, 2):
-            log(f"layer of {sizes.chunks:,} x {sizes.width}, {form}, {ranks} ranks")
-            each = max(1, threads // ranks)
-            with _started(form, ranks, each, sizes) as ends:
-                rows += [_row(form, ends, tokens, each, sizes) for tokens in sizes.queries]
+            log(f"memory: layer of {sizes.chunks:,} x {sizes.width}, {form}, {ranks} ranks")
+            with started(form, ranks, sizes) as workers:
+                rows += [row(form, workers, tokens, sizes) for tokens in sizes.queries]
     return rows
 
 
-def _row(
-    form: str, ends: list[Connection], tokens: int, threads: int, sizes: Sizes
-) -> dict[str, Any]:
-    times: dict[str, list[float]] = {"search": [], "read": [], "gemm": []}
-    memory = _ask(ends, "memory", tokens)
-    for turn in range(sizes.repeats + 1):
-        for name, measured in times.items():
-            began = time.perf_counter()
-            answers = _ask(ends, name, tokens)
-            if name == "search":
-                best_of([Found(*map(torch.tensor, each)) for each in answers], TOP_K)
-            if turn:
-                measured.append((time.perf_counter() - began) * 1e3)
-    found = against_floor(times)
+def started(form: str, ranks: int, sizes: Sizes) -> Workers:
+    threads = max(1, torch.get_num_threads() // ranks)
+    cuts = [sizes.chunks * rank // ranks for rank in range(ranks + 1)]
+    shares = [
+        Rank(form, first, end - first, sizes.chunks, sizes.width, sizes.heads, sizes.queries)
+        for first, end in pairwise(cuts)
+    ]
+    return Workers("rank", [partial(_rank, share) for share in shares], threads)
+
+
+def row(form: str, workers: Workers, tokens: int, sizes: Sizes) -> dict[str, Any]:
+    memory = workers.ask("memory", tokens)
+
+    def search() -> Found:
+        answers = workers.ask("search", tokens)
+        return best_of([Found(*map(torch.tensor, each)) for each in answers], TOP_K)
+
+    sides = {"search": search}
+    sides |= {name: partial(workers.ask, name, tokens) for name in ("read", "gemm")}
+    found = against_floor(in_turns(sides, sizes.repeats))
     found["search_ms"] = found.pop("route_ms")
     found["search_best_ms"] = found.pop("route_best_ms")
     return {
         "form": form,
-        "ranks": len(ends),
-        "threads_each": threads,
+        "ranks": len(workers),
+        "threads_each": max(1, torch.get_num_threads() // len(workers)),
         "chunks": sizes.chunks,
         "width": sizes.width,
         "question_tokens": tokens,
@@ -91,82 +90,24 @@ def _row(
     }
 
 
-@contextmanager
-def _started(form: str, ranks: int, threads: int, sizes: Sizes):
-    context = get_context("spawn")
-    cuts = [sizes.chunks * rank // ranks for rank in range(ranks + 1)]
-    ends, processes = [], []
-    try:
-        for first, end in pairwise(cuts):
-            ours, theirs = context.Pipe()
-            rank = Rank(
-                form, first, end - first, sizes.chunks, sizes.width, sizes.heads, sizes.queries,
-                threads,
-            )  # fmt: skip
-            process = context.Process(target=_serve, args=(theirs, rank), daemon=True)
-            process.start()
-            theirs.close()
-            ends.append(ours)
-            processes.append(process)
-        yield ends
-    finally:
-        for end in ends:
-            end.close()
-        for process in processes:
-            process.join(10)
-            process.kill()
-            process.join(10)
+def _rank(share: Rank) -> Callable[[str, int], Any]:
+    runs = rank_runs(share)
+    return lambda name, tokens: runs[name, tokens]()
 
 
-def _ask(ends: list[Connection], name: str, tokens: int) -> list[Any]:
-    """All ranks at once. Raises RankError for one that does not answer."""
-    for number, end in enumerate(ends):
-        with _named(number, len(ends)):
-            end.send((name, tokens))
-    answers = []
-    for number, end in enumerate(ends):
-        with _named(number, len(ends)):
-            if not end.poll(TIMEOUT_S):
-                raise RankError(f"rank {number} of {len(ends)} did not answer in {TIMEOUT_S} s")
-            answers.append(end.recv())
-    return answers
-
-
-@contextmanager
-def _named(number: int, ranks: int):
-    try:
-        yield
-    except (EOFError, OSError):
-        raise RankError(f"rank {number} of {ranks} died (see standard error)") from None
-
-
-def _serve(end: Connection, rank: Rank) -> None:
-    os.dup2(2, 1)
-    torch.set_num_threads(rank.threads)
-    runs = _runs(rank)
-    while True:
-        try:
-            name, tokens = end.recv()
-        except EOFError:
-            return
-        end.send(runs[name, tokens]())
-
-
-def _runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
+def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
     """What a rank can be asked to do, for each number of question tokens."""
     full = unit_keys(rank)
-    router = RouterConfig(top_k=TOP_K)
     cu = torch.arange(rank.chunks + 1)
     # Float keys are searched as they lie; 8-bit ones beside full ones, for documents in doubt.
     form = rank.form if rank.form == "int8" else "stored"
-    keys = LayerKeys(full, cu, router, rank.heads, form)
-    live = torch.ones(rank.total, dtype=torch.bool)
-    shard = Shard([Part(rank.first, cu, {_LAYER: keys}, _nothing)], router, live)
-    searched = read_all([full]) if form == "stored" else read_all(searched_tensors(keys))
+    shard = layer_shard(full, cu, rank.heads, TOP_K, form, rank.first, rank.total)
+    keys = shard.parts[0].keys[LAYER]
+    searched = read_all([full]) if form == "stored" else read_all(_searched_tensors(keys))
     searches = {tokens: _search(shard, unit_query(tokens, rank)) for tokens in rank.queries}
     for search in searches.values():
         search()
-    held = {**memory_gb(), "keys_gb": keys.searched_bytes / 1e9}  # before the floor's matrices
+    held = {**process_gb(), "keys_gb": keys.searched_bytes / 1e9}  # before the floor's matrices
     wide = torch.empty(min(rank.chunks, _GEMM_ROWS), rank.width).normal_()
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
     for tokens, search in searches.items():
@@ -177,12 +118,24 @@ def _runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
     return runs
 
 
+def layer_shard(
+    keys: Tensor, chunk_cu: Tensor, heads: int, top_k: int, form: KeyForm = "stored",
+    first: int = 0, total: int | None = None,
+) -> Shard:  # fmt: skip
+    """What the memory searches: one layer's keys [C, V] of documents chunk_cu [n+1], on the device
+    where they lie; `first` of `total` documents. It has no states to read."""
+    router, documents = RouterConfig(top_k=top_k), len(chunk_cu) - 1
+    layer = LayerKeys(keys, chunk_cu, router, heads, form, keys.device)
+    live = torch.ones(documents if total is None else total, dtype=torch.bool)
+    return Shard([Part(first, chunk_cu.cpu(), {LAYER: layer}, _no_states)], router, live)
+
+
 def _search(shard: Shard, query: Tensor) -> Callable[[], tuple[list, list]]:
     """The best documents as plain numbers, which pass through a pipe."""
     query_cu = torch.tensor([0, len(query)])
 
     def run() -> tuple[list, list]:
-        found = shard.best(_LAYER, query, query_cu, TOP_K)
+        found = shard.best(LAYER, query, query_cu, TOP_K)
         return found.places.tolist(), found.scores.tolist()
 
     return run
@@ -206,11 +159,11 @@ def unit_query(tokens: int, rank: Rank) -> Tensor:
     return F.normalize(drawn, dim=2).flatten(1) / rank.heads
 
 
-def searched_tensors(keys: LayerKeys) -> list[Tensor]:
+def _searched_tensors(keys: LayerKeys) -> list[Tensor]:
     """Values and scales of 8-bit keys."""
     searched = keys._searched
     return [searched.values, searched.scales]
 
 
-def _nothing(layer: int, rows: Tensor) -> Any:
+def _no_states(layer: int, rows: Tensor) -> Any:
     raise AssertionError("a search alone reads no states")
