@@ -1,0 +1,83 @@
+"""What is written about the project is true: citations, links, and files that are named."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.house.sources import ROOT
+
+_SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sh", ".js", ".html")
+_CITATION = re.compile(
+    r"\bSPEC(?:,?\s+sections?\s+(?P<first>\d+)(?:\s*(?:,|and|to)\s*(?P<second>\d+))?)?"
+    r"(?:,\s+\"(?P<paragraph>[^\"]+)\")?"
+)
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
+_FILE = re.compile(r"(?<![\w/.*{<-])((?:[\w-]+/)*[a-z_]\w*\.(?:py|md|sh|yaml))(?![\w/])")
+# Files that a user makes, that other projects have, or that a text uses as an example.
+_NOT_OURS = {
+    "config.yaml", "keys.yaml", "run.yaml", "mine.py", "my_source.py", "README.md",
+}  # fmt: skip
+
+
+def _tracked() -> list[str]:
+    done = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip("not a checkout")
+    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def _texts():
+    for name in _tracked():
+        if name.endswith(_SUFFIXES) or name == "Makefile":
+            yield name, (ROOT / name).read_text()
+
+
+def _prose(text: str) -> str:
+    """With comment marks and line ends as spaces: a citation may go over the end of a line."""
+    return re.sub(r"\n[ \t]*#?[ \t]*", " ", text)
+
+
+def test_every_citation_of_the_specification_leads_somewhere():
+    spec = (ROOT / "docs/spec.md").read_text()
+    sections = set(re.findall(r"^## (\d+)\. ", spec, re.MULTILINE))
+    paragraphs = set(re.findall(r"^(?:\* )?\*\*([^*]+?)\.?\*\*", spec, re.MULTILINE))
+    cited, wrong = 0, []
+    for name, text in _texts():
+        if name in ("docs/spec.md", "tests/house/test_docs.py"):
+            continue
+        for found in _CITATION.finditer(_prose(text)):
+            cited += 1
+            numbers = [found[key] for key in ("first", "second") if found[key]]
+            known = set(numbers) <= sections and found["paragraph"] in (None, *paragraphs)
+            if not known or not (numbers or found["paragraph"]):
+                wrong.append(f"{name}: {found[0]}")
+    assert cited > 50, "the pattern finds nothing any more"
+    assert not wrong
+
+
+def test_links_between_pages_lead_somewhere():
+    broken = []
+    for name, text in _texts():
+        if name.endswith(".md"):
+            for target in _LINK.findall(text):
+                if "://" not in target and not (ROOT / name).parent.joinpath(target).exists():
+                    broken.append(f"{name}: {target}")
+    assert not broken
+
+
+def test_files_that_are_named_exist():
+    """In comments, docstrings and pages: `search/view.py` names a file that ends so."""
+    tracked = [f"/{name}" for name in _tracked()]
+    gone = set()
+    for name, text in _texts():
+        if name.startswith("tests/") or name.startswith("docs/results/"):
+            continue
+        for file in _FILE.findall(text):
+            known = any(each.endswith(f"/{file}") for each in tracked)
+            if not known and file not in _NOT_OURS:
+                gone.add(f"{name}: {file}")
+    assert not gone
