@@ -81,8 +81,7 @@ class Workers:
             return exchange()
         except (EOFError, ConnectionError):
             raise RankError(
-                f"bench: the process of {name} died (see standard error); "
-                "was there memory for it?"
+                f"bench: the process of {name} died (see standard error); was there memory for it?"
             ) from None
 
 

@@ -42,9 +42,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     memory = _benchmark(
         benchmarks, "memory", "how long a memory takes to open, to search, to extend", _memory
     )
-    memory.add_argument(
-        "--export", type=Path, help="folder of a model (without: random weights)"
-    )
+    memory.add_argument("--export", type=Path, help="folder of a model (without: random weights)")
     memory.add_argument(
         "--corpus",
         type=Path,

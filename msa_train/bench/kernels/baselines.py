@@ -17,7 +17,9 @@ from torch import Tensor
 Peers = dict[str, Callable[[], Tensor]]
 
 
-def published_document_scores(query: Tensor, keys: Tensor, document: Tensor, documents: int) -> Tensor:
+def published_document_scores(
+    query: Tensor, keys: Tensor, document: Tensor, documents: int
+) -> Tensor:
     """Per-head scores materialised: mean over heads, max over tokens, max over a document's chunks.
 
     query [1, G, H/G, T, D], keys [1, G, 1, D, C], document [C] -> [1, n].

@@ -140,4 +140,3 @@ def dense(model: MSADecoder, tokens: Tensor) -> Tensor:
         p = layer.self_attn.project(layer.input_layernorm(x), *tables)
         x = layer.finish(x, document_attention(p.q, p.k, p.v, cu, config.head_dim**-0.5))
     return model.logits(model.model.norm(x[-1:]))[0]
-
