@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -18,16 +19,16 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.bench.floor import against_floor, in_turns, multiply, read_all
-from msa_train.bench.generate import (
+from msa_train.bench.floor import against_floor, multiply, read_all
+from msa_train.bench.memory.generate import (
     Planted,
     generate_bank,
     needles,
     questions_of,
     read_questions,
 )
-from msa_train.bench.process import forget_pages, in_process, log, memory_gb, seconds
-from msa_train.bench.sizes import Sizes
+from msa_train.bench.memory.sizes import Sizes
+from msa_train.bench.runner import in_process, in_turns, log, process_gb, seconds
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.corpus import Splitting, read_corpus
 from msa_train.memory.bank.documents import StoredDocument
@@ -52,7 +53,7 @@ def scale(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
     """A row per bank of generated states (see generate.py), each opened by a process of its own."""
     rows = []
     for tokens in sizes.scale:
-        log(f"scale, {tokens:,} tokens")
+        log(f"memory: scale, {tokens:,} tokens")
         with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
             path = Path(folder) / "bank"
             build_s = in_process(_generate, load, path, tokens, sizes)
@@ -74,7 +75,7 @@ def linearity(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def real(load: Load, sizes: Sizes, corpus: Path | None) -> dict[str, Any]:
     """A bank of real text, encoded for real."""
-    log(f"real text from {corpus or 'pydocs'}")
+    log(f"memory: real text from {corpus or 'pydocs'}")
     with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
         path = Path(folder) / "bank"
         built = in_process(_encode_real, load, path, sizes, corpus)
@@ -88,7 +89,7 @@ def append(load: Load, sizes: Sizes) -> dict[str, Any]:
     """What adding documents to a small and to a large bank costs, until a question finds them."""
     rows = []
     for tokens in sizes.append:
-        log(f"append to {tokens:,} tokens")
+        log(f"memory: append to {tokens:,} tokens")
         with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
             path = Path(folder) / "bank"
             in_process(_generate, load, path, tokens, sizes)
@@ -105,7 +106,7 @@ def _generate(load: Load, path: Path, tokens: int, sizes: Sizes) -> float:
 def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     asked = read_questions(path)
-    forget_pages(path)
+    _forget_pages(path)
     cold_s, served = seconds(lambda: LiveBank.open(path, model, fingerprint))
     served.close()
     open_s, served = seconds(lambda: LiveBank.open(path, model, fingerprint))
@@ -118,7 +119,7 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     queries = layer_queries(model, tokenizer, view, asked[0].question)
     search = searching(view, queries)
     search()
-    held = memory_gb()  # before the floor's matrices
+    held = process_gb()  # before the floor's matrices
     keys = [segment.pooled[layer].key for segment in bank.segments for layer in queries]
     one = [segment.pooled[next(iter(queries))].key for segment in bank.segments]
     query, _ = next(iter(queries.values()))
@@ -263,3 +264,15 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
 def _commit(path: Path, fingerprint: dict[str, str], batches: list) -> None:
     with BankWriter(path, "add", fingerprint) as writer:
         writer.add(batches)
+
+
+def _forget_pages(folder: Path) -> None:
+    """Asks the kernel to drop a folder's files from its page cache: the next reader is cold."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)

@@ -5,12 +5,12 @@ import os
 
 import pytest
 import torch
+from msa_train.bench.sizes import Sizes
 
 from msa_train.bench import banks, generate, layer, process
 from msa_train.bench import memory_peers as peers
 from msa_train.bench.floor import against_floor, multiply, read_all
 from msa_train.bench.memory import PARTS, measure
-from msa_train.bench.sizes import Sizes
 from msa_train.cli import main
 from msa_train.errors import RankError
 from msa_train.memory.bank.snapshot import BankSnapshot
