@@ -115,7 +115,8 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"--ranks is {options.ranks}: give 1 or more")
     if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
-    model, _, tokenizer, fingerprint = load_export(options.export)
+    loaded = load_export(options.export)
+    model, tokenizer, fingerprint = loaded.model, loaded.tokenizer, loaded.fingerprint
     splitting = Splitting(tokenizer, options.document_tokens)
     documents, share_read = _corpus(options.corpus, tokenizer)
     ranks = None
@@ -161,10 +162,10 @@ def _load(export: Path, fingerprint: dict[str, str], ranks: int, rank: int) -> A
     from msa_train.memory.bank.encode import BlockEncoder
 
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
-    model, _, tokenizer, found = load_export(export)
-    if found != fingerprint:
+    loaded = load_export(export)
+    if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")
-    return BlockEncoder(_placed(model, rank), tokenizer, _token_budget())
+    return BlockEncoder(_placed(loaded.model, rank), loaded.tokenizer, _token_budget())
 
 
 def _placed(model: Any, rank: int) -> Any:

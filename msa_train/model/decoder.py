@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from msa_kernels import document_attention, norm_rope
 from torch import Tensor, nn
 
+from msa_train.errors import CheckpointError
 from msa_train.model.attention import (
     Gate,
     HeadGroup,
@@ -35,6 +36,10 @@ from msa_train.model.liger import swiglu
 from msa_train.model.norm import RMSNorm
 from msa_train.model.rope import rotary_tables
 from msa_train.model.router import Routing
+from msa_train.model.weights import weight_shapes
+
+# The published code keeps the router loss's temperature (not trained) among the weights.
+_NOT_WEIGHTS = {"temperature", "model.temperature"}
 
 
 @dataclass
@@ -144,6 +149,27 @@ class MSADecoder(nn.Module):
         self.model = Backbone(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+
+    def load_published(self, weights: dict[str, Tensor]) -> MSADecoder:
+        """Takes weights under the published names. Raises CheckpointError, naming what is wrong."""
+        shapes = weight_shapes(self.config)
+        weights = {name: w for name, w in weights.items() if name not in _NOT_WEIGHTS}
+        if self.config.tie_embeddings:
+            weights.pop("lm_head.weight", None)
+        missing = sorted(shapes.keys() - weights.keys())
+        unknown = sorted(weights.keys() - shapes.keys())
+        wrong = [
+            f"{name} is {tuple(w.shape)}, expected {shapes[name]}"
+            for name, w in weights.items()
+            if name in shapes and tuple(w.shape) != shapes[name]
+        ]
+        if missing or unknown or wrong:
+            raise CheckpointError(
+                f"weights do not fit the config: missing {missing[:4]} ({len(missing)} in all), "
+                f"unknown {unknown[:4]} ({len(unknown)} in all), of another shape {wrong[:4]}"
+            )
+        self.load_state_dict(weights)
+        return self
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, vocabulary] from final states [T, d]."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from msa_train.interop.conformance.recorder import Recorder
 from msa_train.interop.published_config import from_published
-from msa_train.interop.weights import load_published
 from msa_train.model.attention import Pooled
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.kv_cache import KVCache, Prefill
 from msa_train.model.resident import ResidentMemory
-
-if TYPE_CHECKING:
-    from msa_train.interop.conformance import Recorder
 
 
 @torch.no_grad()
@@ -29,7 +26,7 @@ def compare_serving(
     raw = meta["config"]
     msa = {**raw["msa_config"], "top_k_docs": meta["doc_top_k"]}
     config = from_published({**raw, "msa_config": msa}, "serving")
-    model = load_published(MSADecoder(config), weights)
+    model = MSADecoder(config).load_published(weights)
     stored = load_file(case / "memory.safetensors")
     head, doc_tokens, doc_cu = _documents(stored)
     pooled = model.encode(doc_tokens, doc_cu)

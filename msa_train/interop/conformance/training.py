@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from msa_train.interop.conformance.recorder import Recorder
 from msa_train.interop.published_config import from_published
-from msa_train.interop.weights import load_published
 from msa_train.model.batch import IGNORE, MemoryBatch
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder, Output
 from msa_train.model.losses import router_loss_sum, token_loss_sum
-
-if TYPE_CHECKING:
-    from msa_train.interop.conformance import Recorder
 
 QUESTION = 0  # of doc_ids; documents are > 0, template and response tokens below 0
 
@@ -32,7 +29,7 @@ def compare_training(
     if "temperature" in weights:  # the published loss reads the weight, not the config
         temperature = float(weights["temperature"])
         config = replace(config, router=replace(config.router, temperature=temperature))
-    model = load_published(MSADecoder(config), weights)
+    model = MSADecoder(config).load_published(weights)
     packed = PackedCase(load_file(case / "inputs.safetensors"), meta["batch_aux_labels"])
     expected = load_file(case / "outputs.safetensors")
     out = model(packed.batch)
