@@ -6,6 +6,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, get_args
 
 from msa_train.errors import ConfigError
+from msa_train.model.architecture import ARCHITECTURES, Architecture
 from msa_train.model.scoring import Scoring, scoring_of
 
 GateKind = Literal["none", "threshold"]
@@ -87,8 +88,9 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen3-style decoder (SPEC, "Symbols"): N layers, d hidden, H heads, G kv_heads, D head_dim.
+    """A decoder (SPEC, "Symbols"): N layers, d hidden, H heads, G kv_heads, D head_dim.
 
+    architecture: the family of its backbone, a name in architecture.py.
     embedding_std and linear_gain set the initial weights: embeddings N(0, embedding_std), linear
     layers N(0, linear_gain / sqrt(fan_in)). With tied embeddings the final norm starts at
     1 / (embedding_std sqrt(d)), so that logits start at unit scale.
@@ -111,8 +113,13 @@ class ModelConfig:
     linear_gain: float = 0.577
     copy_start: float = 4.0
     router: RouterConfig = field(default_factory=RouterConfig)
+    architecture: str = "qwen3"
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ConfigError(
+                f"model.architecture is {self.architecture!r}: give {', '.join(ARCHITECTURES)}"
+            )
         for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size"):
             _positive(f"model.{name}", getattr(self, name))
         if self.heads % self.kv_heads:
@@ -123,6 +130,24 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ConfigError(f"model.head_dim is {self.head_dim}: RoPE needs an even number")
         parse_router_layers(self.router.layers, self.layers)
+
+    @property
+    def shape(self) -> Architecture:
+        """What its layers have, whatever their sizes."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of weights by the names that architecture.py gives them."""
+        return {
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "vocab_size": self.vocab_size,
+            "head_dim": self.head_dim,
+            "queries": self.heads * self.head_dim,
+            "keys": self.kv_heads * self.head_dim,
+            "one": 1,
+        }
 
     @property
     def router_layers(self) -> tuple[int, ...]:
@@ -158,3 +183,13 @@ def parse_router_layers(text: str, layers: int) -> tuple[int, ...]:
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{name} is {value}: give a whole number of 1 or more")
+
+
+# Geometries known by name. 4b: Qwen3-4B-Instruct-2507 with routers in layers 18..35, the
+# publication's model.
+PRESETS = {
+    "4b": ModelConfig(
+        layers=36, hidden=2560, heads=32, kv_heads=8, head_dim=128, ffn=9728, vocab_size=151_936,
+        rope_theta=5e6, tie_embeddings=True, router=RouterConfig(top_k=16, chunk_size=64),
+    ),
+}  # fmt: skip

@@ -80,7 +80,7 @@ def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
             batch.tokens, batch.ctx_cu, batch.positions, batch.is_query, batch.memory_from, memory
         )
     torch.testing.assert_close(prefill.hidden, expected.hidden, rtol=1e-5, atol=1e-5)
-    for layer, reading in prefill.readings.items():
+    for layer, reading in prefill.selected.items():
         assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
 
 

@@ -154,7 +154,7 @@ def test_a_new_scoring_searches_a_bank(tmp_path, form):
     view = BankLoader(TierSettings(form), model.config.router).view(bank)
     pieces = [prompt_pieces(text) for text in ("Where is it?", "Who sleeps standing?")]
     with torch.no_grad():
-        found = prefill_pieces(model, tokenizer, view.memory, pieces).readings
+        found = prefill_pieces(model, tokenizer, view.memory, pieces).selected
     for layer, reading in found.items():
         routing, keys = reading.routing, bank.router_keys(layer)
         chunks = routing.query @ keys.T

@@ -13,9 +13,8 @@ from msa_train.interop.conformance.recorder import Recorder
 from msa_train.interop.published_config import from_published
 from msa_train.model.attention import Pooled
 from msa_train.model.config import ModelConfig
-from msa_train.model.decoder import MSADecoder
+from msa_train.model.decoder import MSADecoder, PooledMemory
 from msa_train.model.kv_cache import KVCache, Prefill
-from msa_train.model.resident import ResidentMemory
 
 
 @torch.no_grad()
@@ -36,7 +35,7 @@ def compare_serving(
     numbers = torch.arange(1, len(chunks) + 1).repeat_interleave(chunks)
     recorder.equal("chunk_doc", numbers.tolist(), stored["chunk_doc"].tolist())
     chunk_cu = torch.nn.functional.pad(chunks.cumsum(0), (1, 0))
-    memory = ResidentMemory(pooled, chunk_cu, config.router)
+    memory = PooledMemory(pooled, chunk_cu, config.router)
     query = load_file(case / "query.safetensors")
     _compare_decoding(model, head, memory, query, stored, meta, recorder)
 
@@ -75,7 +74,7 @@ def _compare_memory(
 def _compare_decoding(
     model: MSADecoder,
     head: Tensor,
-    memory: ResidentMemory,
+    memory: PooledMemory,
     query: dict[str, Tensor],
     stored: dict[str, Tensor],
     meta: dict[str, Any],
@@ -108,10 +107,10 @@ def _compare_decoding(
         for name, kept in (("template_k", prefill.keys), ("template_v", prefill.values)):
             ours = kept[layer][:h].transpose(0, 1)
             recorder.close(f"{name}.{layer}", ours, stored[f"{name}.{layer}"])
-    for layer in prefill.readings:
+    for layer in prefill.selected:
         _compare_routing(layer, prefill, query, meta, real, is_query, model.config, recorder)
-    slots = KVCache(model.config, contexts, int(lengths.max()) + steps, prefill.hidden)
-    slots.admit(prefill, range(contexts), range(contexts))
+    cache = KVCache(model.config, contexts, int(lengths.max()) + steps, prefill.hidden)
+    cache.admit(prefill, range(contexts), range(contexts))
     last = prefill.last
     for step in range(steps):
         logits = model.logits(last)
@@ -122,11 +121,11 @@ def _compare_decoding(
         )
         recorder.equal(
             f"step_positions of step {step}",
-            (slots.position - 1).tolist(),
+            (cache.position - 1).tolist(),
             query["step_positions"][step].tolist(),
         )
         if step + 1 < steps:
-            last = model.decode(chosen, slots, slots.begin([True] * contexts))
+            last = model.decode(chosen, cache, cache.begin_step([True] * contexts))
 
 
 def _compare_routing(
@@ -139,7 +138,7 @@ def _compare_routing(
     config: ModelConfig,
     recorder: Recorder,
 ) -> None:
-    routing = prefill.readings[layer].routing
+    routing = prefill.selected[layer].routing
     theirs = query[f"router_q.{layer}"].transpose(1, 2)[real & is_query]  # [Nq, H, D]
     theirs = theirs * meta["scaling_applied_to_router_q"]
     theirs = config.router.scoring.join_heads(theirs, config.kv_heads, config.heads)

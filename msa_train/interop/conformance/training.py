@@ -32,9 +32,12 @@ def compare_training(
     model = MSADecoder(config).load_published(weights)
     packed = PackedCase(load_file(case / "inputs.safetensors"), meta["batch_aux_labels"])
     expected = load_file(case / "outputs.safetensors")
+    inputs: list[Tensor] = []  # into each layer
+    for layer in model.model.layers:
+        layer.input_layernorm.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     out = model(packed.batch)
     _compare_layout(packed, config, expected, recorder)
-    _compare_states(packed, out, expected, recorder)
+    _compare_states(packed, out, inputs, expected, recorder)
     for layer in config.router_layers:
         _compare_routing(packed, config, out, layer, expected, meta, recorder)
     _compare_losses(packed, config, model, out, expected, meta, recorder)
@@ -132,12 +135,16 @@ def _compare_gradients(model: MSADecoder, expected: dict[str, Tensor], recorder:
 
 
 def _compare_states(
-    packed: PackedCase, out: Output, expected: dict[str, Tensor], recorder: Recorder
+    packed: PackedCase,
+    out: Output,
+    inputs: list[Tensor],
+    expected: dict[str, Tensor],
+    recorder: Recorder,
 ) -> None:
     final = expected["final_hidden"]
     recorder.close("final_hidden of contexts", out.hidden, packed.contexts_of(final))
     recorder.close("final_hidden of documents", out.doc_hidden, packed.documents_of(final))
-    for layer, ours in enumerate(out.inputs):
+    for layer, ours in enumerate(inputs):
         if (theirs := expected.get(f"hidden_in.{layer}")) is not None:
             both = torch.cat([packed.documents_of(theirs), packed.contexts_of(theirs)])
             recorder.close(f"hidden_in.{layer}", ours, both)

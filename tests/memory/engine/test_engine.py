@@ -108,7 +108,7 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
         expected = model(whole)
     last = expected.hidden[whole.ctx_cu[1:] - 1]
     torch.testing.assert_close(batch.last[: batch.count], last, rtol=1e-5, atol=1e-5)
-    for layer, reading in prefill.readings.items():
+    for layer, reading in prefill.selected.items():
         assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
         assert reading.routing.documents.shape[1] == min(count, 3)
 
