@@ -6,7 +6,7 @@ from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.model.config import ModelConfig, RouterConfig
 
 
-def tiny_config(gate: str = "chunk", layers: int = 4, **router) -> ModelConfig:
+def tiny_config(gate: str = "threshold", layers: int = 4, **router) -> ModelConfig:
     settings = {"top_k": 3, "chunk_size": 4, "gate": gate, "gate_start": 5.0} | router
     return ModelConfig(
         layers=layers, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab_size=64,

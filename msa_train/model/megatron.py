@@ -21,12 +21,11 @@ from msa_train.model.attention import Pooled
 from msa_train.model.batch import IGNORE, MemoryBatch, PackedDocuments, StreamLayout
 from msa_train.model.config import ModelConfig
 from msa_train.model.key_queue import KeyQueue
-from msa_train.model.liger import linear_cross_entropy_sum, uses_liger
 from msa_train.model.losses import router_loss_sum, stale_loss_sum
 from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
-from msa_train.model.rope import rotary_tables
-from msa_train.model.router import Routing, score_documents
-from msa_train.model.weights import Read, megatron_shard
+from msa_train.model.ops import linear_cross_entropy_sum, rotary_tables, uses_liger
+from msa_train.model.router import Routing
+from msa_train.model.weights import Read, megatron_shard, weight_maps
 
 
 @dataclass
@@ -58,13 +57,14 @@ class MSAModel(MegatronModule):
 
     def load_published(self, read: Read) -> None:
         """Fill every parameter with this rank's part of the published weights that `read` gives."""
+        maps = {each.megatron: each for each in weight_maps(self.model)}
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                part = megatron_shard(name, read, self.model, tensor_rank(), tensor_size())
+                part = megatron_shard(maps[name], read, self.model, tensor_rank(), tensor_size())
                 parameter.copy_(part)
-                # Every matrix is sharded; gradient norms count a replicated weight once. Megatron
-                # sets this while it initialises, which is not done here.
-                parameter.tensor_model_parallel = parameter.dim() >= 2
+                # Gradient norms count a replicated weight once. Megatron sets this while it
+                # initialises, which is not done here.
+                parameter.tensor_model_parallel = maps[name].split != "whole"
 
     def hidden_states(self, batch: MemoryBatch) -> tuple[Tensor, TwoStreams]:
         """Final states [Na, d] ([Nd+Na, d] with document labels) and what was routed."""
@@ -150,9 +150,9 @@ class MSAModel(MegatronModule):
     def _stale_loss_sum(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
         """The queue's part of a layer's router loss; it trains the queries alone."""
         routing, layout = streams.routings[layer], streams.layout
-        scores = score_documents(
+        scores = self.model.router.scoring.document_scores(
             routing.query, routing.query_cu, streams.pooled[layer].key.detach(), layout.chunk_cu,
-            layout.ctx_bank, layout.bank_cu, self.model.router,
+            layout.ctx_bank, layout.bank_cu,
         )  # fmt: skip
         stale = self.queue.scores(layer, routing, batch.doc_ids, self.model.router)
         return stale_loss_sum(scores, stale, batch.positives, self.model.router)
@@ -162,5 +162,6 @@ class MSAModel(MegatronModule):
         return [
             weight
             for layer in self.decoder.layers
+            if self.model.shape.qk_norm
             for weight in layer.self_attention.qk_norm.parameters()
         ]

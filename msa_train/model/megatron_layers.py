@@ -24,7 +24,6 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from msa_kernels import norm_rope
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -34,16 +33,15 @@ from msa_train.model.attention import (
     Pooled,
     Projections,
     Router,
-    alone,
     context_layer,
-    plain_layer,
     pool_documents,
     router_layer,
+    self_attention,
+    self_attention_layer,
 )
 from msa_train.model.batch import StreamLayout
 from msa_train.model.config import ModelConfig
-from msa_train.model.liger import swiglu
-from msa_train.model.norm import RMSNorm
+from msa_train.model.ops import RMSNorm, rotate_heads, swiglu
 from msa_train.model.router import Routing
 
 
@@ -78,7 +76,7 @@ class HeadNorm(torch.nn.Module):
         self.eps = model.norm_eps
 
     def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        return norm_rope(q, k, self.q_weight, self.k_weight, cos, sin, self.eps)
+        return rotate_heads(q, k, cos, sin, (self.q_weight, self.k_weight), self.eps)
 
 
 class MemoryAttention(SelfAttention):
@@ -89,7 +87,7 @@ class MemoryAttention(SelfAttention):
         self.model = model
         self.number = self.layer_number - 1
         self.routes = self.number in model.router_layers
-        self.qk_norm = HeadNorm(model)
+        self.qk_norm = HeadNorm(model) if model.shape.qk_norm else rotate_heads
         self.group = HeadGroup(
             model.heads,
             tensor_parallel.gather_from_tensor_model_parallel_region,
@@ -122,7 +120,7 @@ class MemoryAttention(SelfAttention):
         if self.routes:
             attended = self._route(hidden_states.squeeze(1), projections, streams, last)
         else:
-            attended = plain_layer(projections, streams.layout)
+            attended = self_attention_layer(projections, streams.layout)
         return self.linear_proj(attended.flatten(1)[:, None])[0]
 
     def _route(self, h: Tensor, x: Projections, streams: TwoStreams, last: bool) -> Tensor:
@@ -130,7 +128,7 @@ class MemoryAttention(SelfAttention):
         if streams.work == "encode":
             pooled = pool_documents(h, x, layout.doc_cu, router)
             streams.pooled.setdefault(number, pooled)  # once: recomputation comes again
-            return x.q[:0] if last else alone(x, layout.doc_cu)
+            return x.q[:0] if last else self_attention(x, layout.doc_cu)
         if streams.work == "read":
             pooled = streams.pooled[number]
             if router.keys is not None:
@@ -224,6 +222,7 @@ def transformer_config(model: ModelConfig) -> TransformerConfig:
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_eps,
         add_bias_linear=False,
+        add_qkv_bias=model.shape.qkv_bias,
         gated_linear_unit=True,
         activation_func=F.silu,
         hidden_dropout=0.0,

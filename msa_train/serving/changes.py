@@ -10,7 +10,7 @@ from data_pipeline.schema import Document
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.corpus import Splitting
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.writer import BankWriter
+from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.serving.banks import ServedBank, ServedModel
 from msa_train.serving.errors import ApiError
 
@@ -57,21 +57,13 @@ def remove_documents(
         bank.named_errors(),
         BankWriter(bank.path, "remove", reuse=bank.snapshot) as writer,
     ):
-        gone = set()
-        for id in ids:
-            found = writer.bank.numbers_of(id)
-            if not found:
-                raise bank.no_document(f"of id {id!r}")
-            gone.update(found)
-        for number in numbers:
-            try:
-                gone.add(writer.bank[number].number)
-            except KeyError:
-                raise bank.no_document(str(number)) from None
+        try:
+            gone = writer.remove(numbers, ids)
+        except UnknownDocumentError as error:
+            raise bank.no_document(error.which) from None
         if gone:
-            writer.remove(gone)
             bank.view()
-    return sorted(gone)
+    return gone
 
 
 class _Numbered:

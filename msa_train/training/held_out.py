@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
+from data_pipeline.shards.reader import ShardReader
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import MemoryBatch

@@ -3,6 +3,7 @@
 import pytest
 
 from msa_train.cli import main
+from msa_train.interop.export import LoadedModel
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_what_cannot_be_is_named(tmp_path, monkeypatch, capsys, arguments, code,
     from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
     from tests.serving.running import tiny_bank
 
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()

@@ -52,7 +52,7 @@ def expected(config, prefill, layer, context, k, v, q):
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("tokens", [None, 4])  # all allocated at once, or grown
 def test_steps_over_buffers_equal_the_kernels(tokens, gate):
-    config = tiny_config("chunk")
+    config = tiny_config()
     lengths, counts = [5, 9, 1, 7], [70, 0, 3, 12]
     prefill = random_prefill(config, lengths, counts, gate)
     slots = KVCache(config, 6, 30, prefill.hidden, tokens)
@@ -107,7 +107,7 @@ def test_steps_over_buffers_equal_the_kernels(tokens, gate):
 
 
 def test_a_step_touches_no_buffer_but_in_place():
-    config = tiny_config("chunk")
+    config = tiny_config()
     prefill = random_prefill(config, [5, 9], [4, 0])
     slots = KVCache(config, 3, 32, prefill.hidden)
     slots.admit(prefill, [0, 1], [0, 1])
@@ -120,7 +120,7 @@ def test_a_step_touches_no_buffer_but_in_place():
 
 
 def test_a_free_row_has_no_influence_and_stays_finite():
-    config = tiny_config("chunk")
+    config = tiny_config()
     prefill = random_prefill(config, [5, 9], [4, 2])
     slots = KVCache(config, 3, 32, prefill.hidden)
     slots.admit(prefill, [0, 1], [0, 1])
@@ -142,7 +142,7 @@ def test_room_that_nobody_uses_takes_no_memory():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 
-    config = tiny_config("chunk")
+    config = tiny_config()
     prefill = random_prefill(config, [5, 9], [4, 90])
     before = resident()
     slots = KVCache(config, 64, 32768, prefill.hidden)
@@ -153,7 +153,7 @@ def test_room_that_nobody_uses_takes_no_memory():
 
 @pytest.mark.parametrize("fails", range(8))
 def test_where_memory_runs_out_the_rows_are_what_they_were(fails, monkeypatch):
-    config = tiny_config("chunk")
+    config = tiny_config()
     assert config.layers == 4  # keys and values of each are allocated: eight times
     prefill = random_prefill(config, [5, 9], [4, 2])
     slots = KVCache(config, 3, 32, prefill.hidden, 16)

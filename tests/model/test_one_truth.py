@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from msa_train.model.resident import ResidentMemory
 
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.kv_cache import KVCache
 from msa_train.model.losses import router_loss_sum, token_loss_sum
-from msa_train.model.resident import ResidentMemory
 from msa_train.model.weights import initial_weight, published_weights, weight_shapes
 from tests.batches import random_batch, tiny_config
 
@@ -20,7 +20,7 @@ def decoder_of(config, seed=0):
     return model
 
 
-GATES = ["none", "chunk", "document", "threshold"]
+GATES = ["none", "threshold"]
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -39,7 +39,7 @@ def test_megatron_and_serving_modules_agree(megatron, gate, doc_labels):
 @pytest.mark.parametrize("settings", [{}, {"decouple": False}, {"similarity": "dot"}])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_losses_and_gradients_agree(megatron, settings, recompute):
-    config = tiny_config("chunk", **settings)
+    config = tiny_config(**settings)
     batch = random_batch(RAGGED, CONTEXTS, config)
     module = megatron(config, recompute=recompute)
     losses = module(batch)
@@ -67,7 +67,7 @@ def test_losses_and_gradients_agree(megatron, settings, recompute):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
-    config = tiny_config(gate, gate_growth=gate == "chunk", gate_documents=2)
+    config = tiny_config(gate)
     contexts = [(0, 9), (0, 4), (0, 12)]
     batch = random_batch(RAGGED[:1], contexts, config)
     model = decoder_of(config)
@@ -80,7 +80,7 @@ def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
             batch.tokens, batch.ctx_cu, batch.positions, batch.is_query, batch.memory_from, memory
         )
     torch.testing.assert_close(prefill.hidden, expected.hidden, rtol=1e-5, atol=1e-5)
-    for layer, reading in prefill.readings.items():
+    for layer, reading in prefill.selected.items():
         assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
 
 
@@ -108,7 +108,7 @@ def test_decoding_token_by_token_agrees_with_the_whole_context(gate):
 
 
 def test_contexts_and_documents_do_not_see_one_another():
-    config = tiny_config("chunk")
+    config = tiny_config()
     model = decoder_of(config)
     together = random_batch(RAGGED[:1], [(0, 9), (0, 9)], config)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_contexts_and_documents_do_not_see_one_another():
 
 
 def test_the_head_never_depends_on_the_memory():
-    config = tiny_config("chunk")
+    config = tiny_config()
     model = decoder_of(config)
     one = random_batch(RAGGED[:1], [(0, 9)], config)
     other = type(one)(**{**vars(one), "doc_tokens": (one.doc_tokens + 7) % config.vocab_size})

@@ -26,7 +26,7 @@ MEGATRON = [
 ]
 
 
-@pytest.mark.parametrize("gate", ["none", "chunk", "threshold"])
+@pytest.mark.parametrize("gate", ["none", "threshold"])
 @pytest.mark.parametrize("decouple", [True, False])
 def test_shapes_are_those_of_the_serving_module(gate, decouple):
     config = tiny_config(gate, decouple=decouple)

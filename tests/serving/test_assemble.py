@@ -4,6 +4,7 @@ import pytest
 
 from msa_train.cli import main
 from msa_train.errors import ConfigError
+from msa_train.interop.export import LoadedModel
 from msa_train.memory.search.settings import TierSettings
 from msa_train.serving.assemble import search_ranks
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
@@ -11,12 +12,13 @@ from tests.serving.running import state_of, tiny_bank
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
-    from msa_train.memory.planner.plan_given import Machine
+    from msa_train.memory.planner.hardware import Machine
 
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.setattr(
-        "msa_train.memory.planner.machine.this_machine", lambda devices=(): Machine((), 100 * 10**6)
+        "msa_train.memory.planner.hardware.this_machine",
+        lambda devices=(): Machine((), 100 * 10**6),
     )
     bank = tiny_bank(tmp_path / "bank")
     assert main(["serve", "export", "--bank", f"a={bank}"]) == 2
@@ -26,7 +28,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, cap
 
 def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
 
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     planned = []
 

@@ -1,14 +1,1 @@
-import pytest
-
-from msa_train.config import load_config
-from tests.distributed.runs import settings
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory):
-    """A folder with tiny shards."""
-    from data_pipeline.shards import build_shards
-
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    build_shards(load_config(settings("unused")).corpus, folder, workers=1)
-    return folder
+from tests.distributed.conftest import shards  # noqa: F401 (a fixture: tiny shards)

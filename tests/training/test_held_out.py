@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_pipeline.samples import retrieve_context, text_context
 from data_pipeline.schema import Document, Query, Sample
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.shards.contexts import retrieve_context, text_context
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.training.data import Collate
 from msa_train.training.held_out import (
     COLUMNS,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.shard_manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER, ShardManifest
+from data_pipeline.shards.manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER, ShardManifest
 from msa_train.config import WandbConfig
 
 PREEMPTED = 143  # 128 + SIGTERM

@@ -34,7 +34,7 @@ def read(view):
     """Final states of some prompts, and what was selected."""
     prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
     prefill = prefill_pieces(tiny_model(), tiny_tokenizer(), view.memory, prompts)
-    chosen = [reading.routing.documents for reading in prefill.readings.values()]
+    chosen = [reading.routing.documents for reading in prefill.selected.values()]
     return prefill.last, torch.cat(chosen, 1)
 
 
