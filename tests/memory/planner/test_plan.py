@@ -13,8 +13,8 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.memory.planner.hardware import CARDS, Card, Machine, parse_bytes, parse_cards
 from msa_train.memory.planner.plan import BankSize, Serving, parameters, plan
-from msa_train.model.decoder import MSADecoder
 from msa_train.model.config import PRESETS
+from msa_train.model.decoder import MSADecoder
 from tests.batches import tiny_config
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
