@@ -7,13 +7,7 @@ from typing import Any, Literal
 
 from msa_train.errors import CheckpointError
 from msa_train.model import scoring
-from msa_train.model.architecture import (
-    ARCHITECTURES,
-    GEOMETRY,
-    architecture_of,
-    read_geometry,
-    whole_geometry,
-)
+from msa_train.model.architecture import GEOMETRY, read_geometry, whole_geometry
 from msa_train.model.config import RETIRED, ModelConfig, RouterConfig
 
 _LOSSES = {"INFONCE_DECOUPLE": "infonce_decoupled", "INFONCE": "infonce"}
@@ -28,11 +22,9 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
     it all under its own key, and `behaviour` does not matter. Raises CheckpointError, naming the
     key, for what is not supported.
     """
-    name = architecture_of(raw)
     if _OURS in raw:
-        read_geometry(raw, ARCHITECTURES[name])
-        ours = dict(raw[_OURS]["model"])
-        return ModelConfig(**{**ours, "router": RouterConfig(**ours["router"])})
+        read_geometry(raw)  # refuses what was added to it
+        return ModelConfig.from_settings(raw[_OURS]["model"])
     if "msa_config" not in raw:
         raise CheckpointError(
             "config.json has no 'msa_config': is this the config.json of an MSA model?"
@@ -53,8 +45,7 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
             "only mean pooling is supported"
         )
     return ModelConfig(
-        **whole_geometry(raw, ARCHITECTURES[name]),
-        architecture=name,
+        **whole_geometry(raw),
         router=RouterConfig(
             layers=msa.get("router_layer_idx", "all"),
             top_k=_top_k(msa),
@@ -89,7 +80,11 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
         },
         _OURS: {
             "model": _as_stored(config),
-            "served_by_published_engine": router.gate == "none" and router.scoring.published,
+            "served_by_published_engine": (
+                config.architecture == "qwen3"
+                and router.gate == "none"
+                and router.scoring.published
+            ),
         },
     }
 

@@ -148,12 +148,13 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 
 
-def read_geometry(raw: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
-    """Fields of ModelConfig that a config.json gives, without defaults.
+def read_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ModelConfig that a config.json gives, the architecture among them; no defaults.
 
     Raises CheckpointError, naming the key, for one that is unknown or asks for what is not
     computed: it would load, and be computed wrongly.
     """
+    architecture = architecture_of(raw)
     fixed = {**_SUPPORTED, "attention_bias": (architecture.qkv_bias,)}
     if raw.get("use_sliding_window") is not False:  # else its size says nothing
         fixed["sliding_window"] = (None, False)
@@ -180,11 +181,12 @@ def read_geometry(raw: Mapping[str, Any], architecture: Architecture) -> dict[st
                 "computed: remove it if it does not"
             )
     found = {field: raw[key] for key, field in GEOMETRY.items() if key in raw}
-    theta = raw.get("rope_parameters", {}).get("rope_theta")
-    return found if theta is None else {"rope_theta": theta} | found
+    if "rope_theta" in (rotation := raw.get("rope_parameters", {})):
+        found.setdefault("rope_theta", rotation["rope_theta"])
+    return {"architecture": architecture.name} | found
 
 
-def whole_geometry(raw: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+def whole_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The same with defaults for what a config.json may leave out: all but the main sizes."""
     for key in _REQUIRED:
         if key not in raw:
@@ -197,21 +199,19 @@ def whole_geometry(raw: Mapping[str, Any], architecture: Architecture) -> dict[s
         "head_dim": raw["hidden_size"] // heads,
         "tie_embeddings": False,
     }
-    return defaults | dict(architecture.defaults) | read_geometry(raw, architecture)
+    return defaults | dict(architecture_of(raw).defaults) | read_geometry(raw)
 
 
-def architecture_of(raw: Mapping[str, Any]) -> str:
-    """The name of a config.json's architecture; an MSA model of the publication is a Qwen3.
+def architecture_of(raw: Mapping[str, Any]) -> Architecture:
+    """The architecture of a config.json; an MSA model of the publication is a Qwen3.
 
     Raises CheckpointError for a family that is not known here.
     """
-    if "msa_train" in raw:
-        return raw["msa_train"]["model"].get("architecture", "qwen3")
     name = raw.get("model_type", "msa")
     if name == "msa":
-        return "qwen3"
+        name = raw.get("msa_train", {}).get("model", {}).get("architecture", "qwen3")
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"config.json has model_type {name!r}: supported are {', '.join(ARCHITECTURES)}"
         )
-    return name
+    return ARCHITECTURES[name]

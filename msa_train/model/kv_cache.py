@@ -169,18 +169,16 @@ class KVCache:
         self, rows: Sequence[int], counts: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Room for several more tokens of each of `rows`: row, place and position of each [T]."""
-        device = self.length.device
-        chosen, more = (torch.tensor(each, device=device) for each in (rows, counts))
-        starts = torch.tensor([self.lengths[row] for row in rows], device=device)
-        offset = positions_within(F.pad(more.cumsum(0), (1, 0)))
-        row = chosen.repeat_interleave(more)
-        place, position = starts.repeat_interleave(more) + offset, self.position[row] + offset
         self._reserve(0, max(self.lengths[row] + n for row, n in zip(rows, counts, strict=True)))
         for row, count in zip(rows, counts, strict=True):
             self.lengths[row] += count
+        chosen, more = (torch.tensor(each, device=self.length.device) for each in (rows, counts))
+        offset = positions_within(F.pad(more.cumsum(0), (1, 0)))
+        of_token = chosen.repeat_interleave(more)
+        place, position = self.length[of_token] + offset, self.position[of_token] + offset
         self.length[chosen] += more
         self.position[chosen] += more
-        return row, place, position
+        return of_token, place, position
 
     def attend_several(self, layer: int, q: Tensor, row: int) -> Tensor:
         """The last tokens q [t, H, D] of a row attend to its chunks and, causally, to its own."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msa_train.config import Config
 from msa_train.errors import CheckpointError
-from msa_train.model.architecture import ARCHITECTURES, GEOMETRY, architecture_of, read_geometry
+from msa_train.model.architecture import GEOMETRY, read_geometry
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import (
     Read,
@@ -21,7 +21,7 @@ from msa_train.model.weights import (
 )
 
 # What the weights' shapes cannot tell, and would be computed wrongly.
-_COMPARED = ("heads", "rope_theta", "norm_eps", "tie_embeddings")
+_COMPARED = ("architecture", "heads", "rope_theta", "norm_eps", "tie_embeddings")
 
 
 def starting_weights(config: Config) -> Read:
@@ -58,11 +58,10 @@ def _check_config(folder: Path, model: ModelConfig) -> None:
         ) from error
     keys = {field: key for key, field in GEOMETRY.items()} | {"architecture": "model_type"}
     try:
-        name = architecture_of(raw) if raw else model.architecture
-        found = {"architecture": name} | read_geometry(raw, ARCHITECTURES[name])
+        found = read_geometry(raw)
     except CheckpointError as error:
         raise CheckpointError(f"training.start_from is {folder}, whose {error}") from error
-    for ours in ("architecture", *_COMPARED):
+    for ours in _COMPARED:
         if ours in found and found[ours] != getattr(model, ours):
             raise CheckpointError(
                 f"model.{ours} is {getattr(model, ours)}, but {folder}/config.json says "
