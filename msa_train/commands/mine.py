@@ -37,8 +37,9 @@ def _mine(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.out} exists: remove it, or give another --out")
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: give 1 or more")
-    model, _, tokenizer, _ = load_export(options.export)
-    asker = Asker(model, tokenizer, config.evaluation.batch_contexts)
+    loaded = load_export(options.export)
+    tokenizer = loaded.tokenizer
+    asker = Asker(loaded.model, tokenizer, config.evaluation.batch_contexts)
     dataset = config.data.datasets[options.dataset]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     total = 0

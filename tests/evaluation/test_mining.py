@@ -20,7 +20,9 @@ def test_the_command_writes_what_the_next_run_reads(
     from msa_train.cli import main
     from msa_train.interop import export
 
-    monkeypatch.setattr(export, "load_export", lambda folder: (model, None, tokenizer, {}))
+    monkeypatch.setattr(
+        export, "load_export", lambda folder: export.LoadedModel(model, tokenizer, {})
+    )
     settings = {"verbs": {"path": verbs.path, "document_tokens": 128}}
     command = ["data", "mine", str(tmp_path), "verbs", "--config", str(tmp_path / "run.yaml")]
     (tmp_path / "run.yaml").write_text(
