@@ -46,7 +46,7 @@ def certified_candidates(
     searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
-        readings = prefill_pieces(model, tokenizer, memory, pieces).readings
+        readings = prefill_pieces(model, tokenizer, memory, pieces).selected
         for search in searches:
             routing = readings[search.layer].routing
             search.run(routing.query, routing.query_cu)

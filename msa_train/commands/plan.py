@@ -63,7 +63,7 @@ def _memory(options: argparse.Namespace) -> int:
 def _model(name: str) -> ModelConfig:
     from msa_train.errors import CheckpointError
     from msa_train.interop.published_config import from_published
-    from msa_train.model.presets import PRESETS
+    from msa_train.model.config import PRESETS
 
     if name.lower() in PRESETS:
         return PRESETS[name.lower()]

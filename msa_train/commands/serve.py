@@ -70,11 +70,11 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
     tiers, device = from_flags(TierSettings, options), _device(options.device)
     with search_ranks(options.ranks, tiers, options.rank_timeout_s, device) as ranks:
-        decoder, _, tokenizer, fingerprint = load_export(options.export)
+        loaded = load_export(options.export)
         paths = [path for _, path in named]
-        check_fits(decoder, paths, folder, tiers, limits, device, options.ranks)
+        check_fits(loaded.model, paths, folder, tiers, limits, device, options.ranks)
         name = options.name or options.export.resolve().name
-        model = ServedModel(name, decoder.to(device), tokenizer, fingerprint)
+        model = ServedModel(name, loaded.model.to(device), loaded.tokenizer, loaded.fingerprint)
         state = assemble(model, named, folder, ranks, tiers, limits, keys, hosts)
         run(state, options.host, options.port)
     return 0

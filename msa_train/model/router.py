@@ -1,8 +1,7 @@
-"""The router: selection of documents by their scores (scoring.py), and the gate."""
+"""The router: documents selected by their scores (scoring.py)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,27 +63,3 @@ def entry_contexts(index_cu: Tensor) -> Tensor:
     """[S] the context of each selected chunk entry."""
     contexts = torch.arange(len(index_cu) - 1, device=index_cu.device)
     return contexts.repeat_interleave(index_cu.diff())
-
-
-def gate_bias(
-    scores: Tensor,
-    index_cu: Tensor,
-    gate: Tensor,
-    threshold: Tensor,
-    documents: Tensor,
-    router: RouterConfig,
-) -> Tensor:
-    """[S] added to the attention logits of each selected chunk (SPEC section 3, "The gate").
-
-    `gate` (g) and `threshold` (theta) [1] are the learned scalars, `documents` [m] the number of
-    documents in each context's bank.
-    """
-    context = entry_contexts(index_cu)
-    if router.gate != "threshold":
-        best = scores.new_full((len(index_cu) - 1,), -math.inf)
-        best = best.scatter_reduce(0, context, scores.detach(), "amax")
-        scores = scores - best[context]
-    if router.gate_growth:
-        growth = documents.clamp(min=1).to(scores.dtype).log() / math.log(router.gate_documents)
-        gate = gate * growth.clamp(min=1)[context]
-    return gate * (scores - threshold)

@@ -20,8 +20,8 @@ from data_pipeline.protocol import (
     rounds_pieces,
     tail_pieces,
 )
-from data_pipeline.samples import answer_text_context
 from data_pipeline.schema import Document, Query, Role
+from data_pipeline.shards.contexts import answer_text_context
 
 PROMPT = (
     "<|im_start|>user\n"

@@ -60,7 +60,7 @@ def answered(view):
     """Final states of some questions, and what was selected for them."""
     prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
     prefill = prefill_pieces(tiny_model(), tiny_tokenizer(), view, prompts)
-    chosen = [reading.routing.documents for reading in prefill.readings.values()]
+    chosen = [reading.routing.documents for reading in prefill.selected.values()]
     return prefill.last, torch.cat(chosen, 1)
 
 

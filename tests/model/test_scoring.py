@@ -15,9 +15,8 @@ from msa_train.memory.search.settings import TierSettings
 from msa_train.model import scoring
 from msa_train.model.config import RouterConfig
 from msa_train.model.scoring import DotProduct, PerHead
-from tests.batches import random_batch, tiny_config
+from tests.batches import CONTEXTS, RAGGED, decoder_of, random_batch, tiny_config
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
-from tests.model.test_one_truth import CONTEXTS, RAGGED, decoder_of
 
 HEADS, GROUPS, DIM = 4, 2, 8
 
@@ -155,9 +154,9 @@ def test_a_new_scoring_searches_a_bank(tmp_path, form):
     view = BankLoader(TierSettings(form), model.config.router).view(bank)
     pieces = [prompt_pieces(text) for text in ("Where is it?", "Who sleeps standing?")]
     with torch.no_grad():
-        found = prefill_pieces(model, tokenizer, view, pieces).readings
-    for layer, reading in found.items():
-        routing, keys = reading.routing, bank.router_keys(layer)
+        found = prefill_pieces(model, tokenizer, view, pieces).selected
+    for layer, selected in found.items():
+        routing, keys = selected.routing, bank.router_keys(layer)
         chunks = routing.query @ keys.T
         counts = bank.chunk_cu.diff().tolist()
         documents = torch.stack([each.amax(1) for each in chunks.split(counts, 1)], 1)

@@ -21,7 +21,7 @@ def made(tmp_path_factory):
     """An export and a bank of it."""
     folder = tmp_path_factory.mktemp("made")
     exported = tiny_export(folder / "tiny")
-    return exported, tiny_bank(folder / "notes", load_export(exported)[3])
+    return exported, tiny_bank(folder / "notes", load_export(exported).fingerprint)
 
 
 @pytest.fixture

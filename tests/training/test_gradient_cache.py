@@ -22,13 +22,11 @@ class Alone:
             self.largest = max(self.largest, len(args[0].tokens))
         return self.module(*args)
 
-    def backward(self, loss):
+    def backward(self, loss, scaled=False):
         self.backwards += 1
         loss.backward()
 
-    backward_once_scaled = backward
-
-    def most(self, count):
+    def max_over_ranks(self, count):
         return max(count, self.rounds)
 
 
@@ -43,7 +41,7 @@ def gradients(module, batch, group_tokens, rounds=0):
 
 
 @pytest.mark.parametrize("settings", [{}, {"decouple": False}, {"similarity": "dot"}])
-@pytest.mark.parametrize("gate", ["none", "chunk", "threshold"])
+@pytest.mark.parametrize("gate", ["none", "threshold"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("group_tokens", "rounds"), [(1, 0), (13, 0), (21, 7), (1000, 3)])
 def test_gradients_are_those_of_the_plain_step(

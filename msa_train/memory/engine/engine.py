@@ -47,7 +47,7 @@ class MemoryEngine:
             batch = questions[start : start + self._batch_contexts]
             prompts = [prompt_pieces(question) for question in batch]
             prefill = prefill_pieces(self._model, self._tokenizer, self._view, prompts)
-            found += selections(prefill.readings, self._view)
+            found += selections(prefill.selected, self._view)
         return found
 
     def ask(

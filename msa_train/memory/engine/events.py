@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.schema import Document
 from msa_train.memory.search.view import MemoryView
-from msa_train.model.attention import Reading
+from msa_train.model.attention import SelectedChunks
 
 Ranking = list[tuple[int, float]]  # (document number, score), best first
 
@@ -42,7 +42,7 @@ class Selection:
     voted: Ranking
 
 
-def selections(readings: Mapping[int, Reading], view: MemoryView) -> list[Selection]:
+def selections(readings: Mapping[int, SelectedChunks], view: MemoryView) -> list[Selection]:
     """A Selection per context, from what a prefill read in each router layer."""
     routings = {layer: reading.routing for layer, reading in readings.items()}
     union = [
@@ -66,7 +66,7 @@ def selections(readings: Mapping[int, Reading], view: MemoryView) -> list[Select
     ]
 
 
-def _selected(reading: Reading, view: MemoryView) -> list[list[SelectedDocument]]:
+def _selected(reading: SelectedChunks, view: MemoryView) -> list[list[SelectedDocument]]:
     """Each context's selected documents in one layer."""
     routing = reading.routing
     numbers = _numbers(view, routing.documents.cpu())
@@ -89,7 +89,7 @@ def _selected(reading: Reading, view: MemoryView) -> list[list[SelectedDocument]
     ]
 
 
-def _gates(reading: Reading, view: MemoryView) -> Tensor:
+def _gates(reading: SelectedChunks, view: MemoryView) -> Tensor:
     """[m, k] what the gate adds for the best chunk of each selected document."""
     routing = reading.routing
     documents, chunks = routing.documents.cpu(), routing.best_chunks.clamp(min=0)

@@ -118,7 +118,7 @@ class ModelRunner:
             self.last[several] = hidden[torch.tensor(counts).cumsum(0).to(hidden.device) - 1]
 
     def _decode(self, tokens: list[int], fed: list[bool]) -> None:
-        window = self._cache.begin(fed)
+        window = self._cache.begin_step(fed)
         given = torch.tensor(tokens, device=self.last.device)
         if self._graphs is not None:
             hidden = self._graphs.decode(given, window)

@@ -135,7 +135,7 @@ class Scheduler:
         view = sequences[0].view
         try:
             prefill = prefill_encoded(self._model, view, [s.context() for s in sequences])
-            chosen = selections(prefill.readings, view)
+            chosen = selections(prefill.selected, view)
             stays = [row for row, each in enumerate(sequences) if not each.awaits_vote]
             self._runner.admit(prefill, stays)
         except Exception as error:

@@ -11,16 +11,16 @@ from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?"]
 
 
-@pytest.mark.parametrize("gate", ["chunk", "none"])
+@pytest.mark.parametrize("gate", ["threshold", "none"])
 def test_the_best_chunk_and_its_gate(gate):
     """By loops over the chunks that each context reads."""
     model, tokenizer = tiny_model(gate), tiny_tokenizer()
     view = encode_in_memory(model, tokenizer, tiny_documents())
     prompts = [prompt_pieces(question) for question in QUESTIONS]
     prefill = prefill_pieces(model, tokenizer, view, prompts)
-    found = selections(prefill.readings, view)
+    found = selections(prefill.selected, view)
     several = 0
-    for layer, reading in prefill.readings.items():
+    for layer, reading in prefill.selected.items():
         start = reading.routing.index_cu.tolist()
         for context, selection in enumerate(found):
             entry = start[context]

@@ -24,7 +24,7 @@ def test_a_step_over_free_rows_and_a_wider_window_is_the_same_step(prefill):
 
     def padded(tokens, fed):
         cache = captured._cache
-        cache.begin(fed)
+        cache.begin_step(fed)
         given = torch.tensor([*tokens, *[7] * (8 - len(tokens))])
         with torch.inference_mode():
             hidden = tiny_model().decode(given, cache, (cache.entries, cache.tokens))

@@ -13,8 +13,8 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.memory.planner.hardware import CARDS, Card, Machine, parse_bytes, parse_cards
 from msa_train.memory.planner.plan import BankSize, Serving, parameters, plan
+from msa_train.model.config import PRESETS
 from msa_train.model.decoder import MSADecoder
-from msa_train.model.presets import PRESETS
 from tests.batches import tiny_config
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -89,7 +89,7 @@ def test_what_would_fit_does():
 
 def test_every_part_is_summed_over_chunks_layers_and_slots():
     """By loops, for a small model on three cards with a bank that does not divide by three."""
-    config = tiny_config("chunk")
+    config = tiny_config()
     bank = BankSize(100, 151, 9000, "float16")
     serving = Serving("stored", "host", 1.0, slots=3, slot_tokens=50, compute="float32")
     found = plan(config, bank, Machine(parse_cards("3x1GB@10GB/s"), 10**9), serving)
@@ -152,10 +152,10 @@ def test_a_banks_own_counts(tmp_path):
 
 def test_keys_mapped_from_disk_give_way_and_are_named_slow():
     bank = BankSize.of_tokens(100_000_000, 64, dtype="float16")
-    whole = planned("none", "4GB", bank, tiny_config("chunk"))
+    whole = planned("none", "4GB", bank, tiny_config())
     keys = size(whole, "router keys")
     assert whole.fits and not whole.notes and whole.need("host") + keys < 4e9
-    tight = planned("none", f"{whole.need('host') + keys // 2} B", bank, tiny_config("chunk"))
+    tight = planned("none", f"{whole.need('host') + keys // 2} B", bank, tiny_config())
     assert tight.fits and "every query reads the disk" in tight.notes[0]
     slow = planned("none", "24GiB", slots=1)
     assert slow.fits and "every query reads the disk" in slow.notes[0]
