@@ -59,7 +59,9 @@ REPEATS = 7
 TOP_K = 16
 SMALL = (16_384, 32)  # chunks, question tokens
 LARGE = (1_562_500, 64)  # 100M memory tokens
+POOLED = {"cpu": 16_384, "cuda": 65_536}  # tokens
 DOCUMENTS, CHUNKS_EACH, SELECTED, CONTEXTS, TOKENS = 32, 8, 16, 16, 64
+ATTENDING = 128  # documents that attend to themselves
 
 
 def measure(suites: Sequence[str] = (), repeats: int = REPEATS) -> list[dict[str, Any]]:
@@ -196,7 +198,7 @@ def _selected(entries: int, contexts: int) -> Iterator[Case]:
 
 
 def states() -> Iterator[Case]:
-    tokens = 65_536 if device().type == "cuda" else 16_384
+    tokens = POOLED[device().type]
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     yield from _pool(tokens, dtype)
     yield _norm_rope(tokens // 4, dtype)
@@ -277,9 +279,9 @@ def attention() -> Iterator[Case]:
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     yield from _pool_and_attend(dtype)
     if device().type == "cuda":
-        yield from _documents([512] * 128, dtype)  # 64K memory tokens
-    yield from _documents([64] * 128, dtype)
-    yield from _documents(torch.randint(16, 129, (128,)).tolist(), dtype)
+        yield from _documents([512] * ATTENDING, dtype)  # 64K memory tokens
+    yield from _documents([64] * ATTENDING, dtype)
+    yield from _documents(torch.randint(16, 129, (ATTENDING,)).tolist(), dtype)
 
 
 def _pool_and_attend(dtype: torch.dtype) -> Iterator[Case]:
