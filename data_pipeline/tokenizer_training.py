@@ -7,17 +7,11 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 
 from data_pipeline import protocol
-from data_pipeline.dataset import find_file, read_passages, read_questions
-from data_pipeline.mixture import TrainingCorpus
 from data_pipeline.schema import Piece
-from data_pipeline.settings import DataConfig
-from data_pipeline.sources.dataset_config import DatasetConfig
-from data_pipeline.sources.dataset_tables import shown_text
-from data_pipeline.sources.needles import Needles
-from data_pipeline.sources.niah import needle_texts
-from data_pipeline.sources.pydocs import training_texts
-from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.settings import DataConfig, TrainingCorpus
+from data_pipeline.sources.niah import Needles
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 
 _CONVERSATIONS = 1000
 _PAIRS = [f"{pair:02}" for pair in range(100)]
@@ -35,11 +29,10 @@ def corpus_tokenizer(corpus: TrainingCorpus) -> Tokenizer:
     """
     config = corpus.data
     if config.tokenizer.path is not None:
-        return Tokenizer.load(config.tokenizer.path)
+        return load_tokenizer(config.tokenizer.path)
     return train_sentencepiece(
-        corpus_texts(config, used_sources(corpus)),
+        corpus_texts(config, corpus.used_sources),
         config.tokenizer.vocab_size,
-        config.tokenizer.model_type,
         (
             *(template_phrases(config) if config.tokenizer.phrases else ()),
             *(_PLACED_DIGITS if config.tokenizer.placed_digits else ()),
@@ -47,38 +40,15 @@ def corpus_tokenizer(corpus: TrainingCorpus) -> Tokenizer:
     )
 
 
-def used_sources(corpus: TrainingCorpus) -> tuple[str, ...]:
-    """Sources that some stage draws from."""
-    weights = [corpus.source_weights(stage) for stage in range(len(corpus.stages))]
-    return tuple(name for name in corpus.data.sources if any(w[name] > 0 for w in weights))
-
-
 def corpus_texts(config: DataConfig, sources: Collection[str]) -> Iterator[str]:
-    """Texts of the sources: needle words and documents, conversations in the protocol, training
-    documents."""
+    """Texts of the sources, and conversations in the protocol."""
     rng = np.random.default_rng((config.seed, 0x70CE))  # its own stream, apart from the samples'
-    if "niah" in sources:
-        words = list(Needles(config.niah).words.all)
-        for _ in range(config.tokenizer.word_repeats):
-            yield "".join(f" {word}" for word in rng.permutation(words))
-        yield from needle_texts(config.niah, rng, config.tokenizer.needle_texts)
-    yield from _conversations(config, rng)
-    if "pydocs" in sources:
-        yield from training_texts(config.pydocs)
-    for name in sources:
-        if name in config.datasets:
-            yield from _dataset_texts(config.datasets[name], config.tokenizer.passages, rng)
-
-
-def _dataset_texts(config: DatasetConfig, passages: int, rng: np.random.Generator) -> Iterator[str]:
-    """So many passages under their titles, from all over the corpus, and as many questions."""
-    corpus = read_passages(find_file(config.path, "corpus"))
-    texts = [[shown_text(passage.title, passage.text) for passage in corpus]]
-    if config.tasks.get("given"):
-        questions = read_questions(find_file(config.path, f"questions.{config.split}"))
-        texts.append([question.question for _, question in questions])
-    for some in texts:
-        yield from (some[place] for place in rng.permutation(len(some))[:passages].tolist())
+    for place, name in enumerate(config.sources):
+        if name in sources:
+            source, settings = config.source(name)
+            yield from source.tokenizer_texts(settings, config.tokenizer, rng)
+        if place == 0:  # their place matters: a tokenizer depends on the order of its texts
+            yield from _conversations(config, rng)
 
 
 def template_phrases(config: DataConfig) -> tuple[str, ...]:
@@ -99,17 +69,18 @@ def template_phrases(config: DataConfig) -> tuple[str, ...]:
 
 
 def _conversations(config: DataConfig, rng: np.random.Generator) -> Iterator[str]:
+    """The protocol with questions about needles, whatever the sources."""
     needles = Needles(config.niah)
     for group in needles.draw(rng, min(_CONVERSATIONS, config.niah.key_count // 8 or 1)):
         question = needles.question(group.keys, len(group.values) > 1)
         numbers = rng.integers(config.numbers.limit, size=len(group.values)).tolist()
-        yield from _stretches(protocol.prompt_pieces(question))
+        yield from _plain_texts(protocol.prompt_pieces(question))
         yield protocol.written_ids(numbers)
-        yield from _stretches(protocol.memory_answer_pieces(question))
-        yield from _stretches(protocol.answer_pieces(", ".join(group.values)))
+        yield from _plain_texts(protocol.memory_answer_pieces(question))
+        yield from _plain_texts(protocol.answer_pieces(", ".join(group.values)))
 
 
-def _stretches(pieces: Iterable[Piece]) -> Iterator[str]:
+def _plain_texts(pieces: Iterable[Piece]) -> Iterator[str]:
     for piece in pieces:
         if not piece.control:
             yield piece.text

@@ -17,9 +17,8 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import TrainingCorpus
-from data_pipeline.settings import DataConfig
-from data_pipeline.sources.needles import Task
+from data_pipeline.settings import DataConfig, TrainingCorpus
+from data_pipeline.sources.niah import NeedleTask
 from msa_train.errors import ConfigError
 from msa_train.model.config import ModelConfig
 from msa_train.stages import Stage
@@ -152,7 +151,7 @@ class EvaluationConfig:
     """
 
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
-    niah_tasks: tuple[Task, ...] = ("single", "multi_value")
+    niah_tasks: tuple[NeedleTask, ...] = ("single", "multi_value")
     questions: int = 1024
     text_questions: int = 128
     pydocs_questions: int = 1000
@@ -208,7 +207,7 @@ class Config:
                 raise ConfigError(
                     f"model.{name} is {value}, not divisible by training.tensor_parallel ({ranks})"
                 )
-        if ranks > 1 and not self.model.router.single_product:
+        if ranks > 1 and not self.model.router.scoring.tensor_parallel:
             raise ConfigError(
                 f"training.tensor_parallel is {ranks}: the router's reductions must then be "
                 "head_reduce mean, query_reduce max, chunk_reduce max"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.mixture import CorpusStage, StageData
+from data_pipeline.settings import CorpusStage, StageData
 from msa_train.errors import ConfigError
 
 

@@ -4,14 +4,25 @@ import torch
 
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.model.config import ModelConfig, RouterConfig
+from msa_train.model.decoder import MSADecoder
+from msa_train.model.weights import initial_weight, weight_shapes
+
+RAGGED = [[4, 9, 1, 13, 6, 8], [7], [5, 5]]  # the second and third have fewer than top_k = 3
+CONTEXTS = [(0, 9), (1, 6), (0, 4), (2, 11), (0, 1)]
 
 
-def tiny_config(gate: str = "chunk", layers: int = 4, **router) -> ModelConfig:
+def tiny_config(gate: str = "threshold", layers: int = 4, **router) -> ModelConfig:
     settings = {"top_k": 3, "chunk_size": 4, "gate": gate, "gate_start": 5.0} | router
     return ModelConfig(
         layers=layers, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab_size=64,
         router=RouterConfig(**settings),
     )  # fmt: skip
+
+
+def decoder_of(config: ModelConfig, seed: int = 0) -> MSADecoder:
+    """A serving module fresh from its seed."""
+    names = weight_shapes(config)
+    return MSADecoder(config).load_published({n: initial_weight(n, config, seed) for n in names})
 
 
 def random_batch(

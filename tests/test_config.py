@@ -29,6 +29,15 @@ def test_a_saved_config_loads_equal(tmp_path):
     assert to_plain(load_config_file(tmp_path / "run.yaml")) == to_plain(config)
 
 
+def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "model: {router: {gate_growth: false, gate_documents: 128, top_k: 5}}"
+    )
+    config = load_config_file(tmp_path / "run.yaml")
+    assert config == load_config(["--model.router.top_k", "5"])
+    assert "gate_growth" not in to_plain(config)["model"]["router"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
@@ -41,6 +50,8 @@ def test_a_saved_config_loads_equal(tmp_path):
         (["--model.router.layers", "two"], "model.router.layers"),
         (["--model.router.head_reduce", "max"], "model.router.gate"),
         (["--model.router.gate_growth", "true"], "gate_growth"),
+        (["--model.router.gate_documents", "64"], "gate_documents"),
+        (["--model.router.gate", "chunk"], "model.router.gate"),
         (
             ["--model.router.layers", "0,1", "--model.router.loss_layers", "upper_half"],
             "loss_layers",

@@ -1,1 +1,1 @@
-"""Where banks of documents and questions come from: one interface, base.Source."""
+"""Sources of documents and questions; base.py says what one is."""

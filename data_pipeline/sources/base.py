@@ -1,14 +1,23 @@
-"""The one interface behind which every source of documents and questions stands."""
+"""What a source of data is: one class, which draws banks and registers itself.
+
+A module of this folder with a class under `@register` is a source: the config has its settings as
+`data.NAME` and its banks as `data.banks.NAME`, stages draw from it, the tokenizer is trained on its
+texts, and `msa eval` asks its held-out questions. docs/extending.md has an example.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
+from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -39,28 +48,6 @@ class BankConfig:
                 raise DataError(
                     f"{name} of a bank (data.banks.*) is {getattr(self, name)}: give 1 or more"
                 )
-
-
-class Source(Protocol):
-    """A source draws banks: equal generators and places give equal banks."""
-
-    name: str
-
-    def bank(
-        self,
-        rng: np.random.Generator,
-        documents: int,
-        questions: int | None = None,
-        document_tokens: int | None = None,
-        place: int = 0,
-    ) -> DrawnBank:
-        """A bank of `documents` documents and at most `questions` questions (None: all it has).
-
-        document_tokens: target length of a document, for sources that can choose it.
-        place: how many banks were drawn from this source before, for sources whose questions run
-        out: each is asked once before any is asked again.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,3 +91,138 @@ class NumberConfig:
         short = rng.random(count) < self.short_share
         bound = np.where(short, np.minimum(10**width, self.limit), self.limit)
         return rng.integers(0, bound)
+
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a source is made from, beside its settings.
+
+    name: its own, as the config has it. prepared: folder for what it keeps on disk.
+    held_out: it must draw what training does not see. seed: data.seed.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    numbers: NumberConfig
+    prepared: Path
+    held_out: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOutBank:
+    """Questions that training has not seen, and the bank they are asked of.
+
+    measure: answers: how often the router finds and the model answers. retrieval: what the router
+        finds, beside one that is led astray. growth: answers in parts of the bank that hold
+        evaluation.memory_tokens tokens, for each of `tasks`: beginnings of questions' ids (`single`
+        of `single/...`).
+    picture: name of a PNG file to draw (None: none); caption: of a picture of growth.
+    """
+
+    bank: DrawnBank
+    measure: Literal["answers", "retrieval", "growth"] = "answers"
+    tasks: tuple[str, ...] = ()
+    picture: str | None = None
+    caption: str = ""
+
+
+class EvaluationSettings(Protocol):
+    """What a source may ask of the config's section `evaluation`."""
+
+    seed: int
+    memory_tokens: tuple[int, ...]
+    niah_tasks: tuple[str, ...]
+    pydocs_questions: int
+
+
+class Source(ABC):
+    """A source draws banks: equal generators and places give equal banks.
+
+    name: key of its settings and banks in the config, and of its section in a report.
+    title: in tables and pictures. settings: dataclass of data.NAME; every field has a default.
+    banks: default of data.banks.NAME; weight 0 leaves runs that do not name the source as they are.
+
+    Below, `config` is always an instance of `settings`.
+    """
+
+    name: str
+    title: ClassVar[str]
+    settings: ClassVar[type]
+    banks: ClassVar[BankConfig] = BankConfig(weight=0.0)
+
+    @classmethod
+    @abstractmethod
+    def make(cls, config: Any, inputs: SourceInputs) -> Source:
+        """The source under settings as `for_stage` returns them. It must be picklable."""
+
+    @abstractmethod
+    def bank(
+        self,
+        rng: np.random.Generator,
+        documents: int,
+        questions: int | None = None,
+        document_tokens: int | None = None,
+        place: int = 0,
+    ) -> DrawnBank:
+        """A bank of `documents` documents and at most `questions` questions (None: all it has).
+
+        document_tokens: target length of a document, for sources that can choose it.
+        place: how many banks were drawn from this source before, for sources whose questions run
+        out: each is asked once before any is asked again.
+        """
+
+    @classmethod
+    def for_stage(
+        cls, config: Any, document_tokens: int | None, tasks: Mapping[str, float] | None
+    ) -> Any:
+        """The settings as a stage has them, by its stages[].data.document_tokens and tasks.
+
+        Stages with equal settings share one source. Raises DataError for tasks that are impossible.
+        """
+        return config
+
+    @classmethod
+    def check_stage(
+        cls, config: Any, bank: BankConfig, stage: int, document_tokens: int | None
+    ) -> None:
+        """Raises DataError where a stage cannot draw from the source."""
+        return None
+
+    @classmethod
+    def preparation(cls, config: Any, inputs: SourceInputs) -> Callable[[], Any] | None:
+        """What has to be done before samples are drawn, such as tables on disk (None: nothing).
+
+        A picklable call, which may run in another process and, again, in `make`.
+        """
+        return None
+
+    @classmethod
+    def tokenizer_texts(
+        cls, config: Any, amounts: TokenizerConfig, rng: np.random.Generator
+    ) -> Iterator[str]:
+        """Texts to train a tokenizer on, without held-out ones."""
+        return iter(())
+
+    @classmethod
+    def held_out(cls, config: Any) -> Any:
+        """The settings under which to draw what training does not see (None: there is nothing)."""
+        return config
+
+    @classmethod
+    def held_out_bank(
+        cls, config: Any, inputs: SourceInputs, evaluation: EvaluationSettings
+    ) -> HeldOutBank | None:
+        """What `msa eval` asks (None: nothing)."""
+        return None
+
+
+REGISTERED: dict[str, type[Source]] = {}  # as modules were imported; see registry.SOURCES
+_Source = TypeVar("_Source", bound=type[Source])
+
+
+def register(source: _Source) -> _Source:
+    """Class decorator: makes a source known under its name."""
+    if REGISTERED.setdefault(source.name, source) is not source:
+        raise DataError(f"two sources are named {source.name!r}: rename one")
+    return source

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import DrawnBank, NumberConfig
+from data_pipeline.sources.base import (
+    DrawnBank,
+    EvaluationSettings,
+    HeldOutBank,
+    NumberConfig,
+    Source,
+    SourceInputs,
+)
 from data_pipeline.sources.dataset_config import DATASET_TASKS, DatasetConfig, DatasetTask
 from data_pipeline.sources.dataset_tables import (
     PASSAGES,
     QUESTIONS,
     holds_answer,
     open_table,
+    prepare,
     shown_text,
 )
 from data_pipeline.splitting import sentences
+from data_pipeline.tokenizer import TokenizerConfig
 
 _KEEP_CLOZE = 0.1  # share of inverse cloze sentences that stay in their passage
 _SHORTEST_SENTENCE = 5  # words of a sentence that may ask for its passage
@@ -47,8 +58,21 @@ class _Item:
         return {row for step in self.steps for row in step}
 
 
-class DatasetSource:
-    """Draws banks of one dataset. Its tables are mapped, not loaded; a copy opens them again."""
+@dataclass(frozen=True)
+class StagedDataset:
+    """A dataset as a stage reads it: passages longer than document_tokens are split."""
+
+    config: DatasetConfig
+    document_tokens: int
+
+
+class DatasetSource(Source):
+    """Draws banks of one dataset. Its tables are mapped, not loaded; a copy opens them again.
+
+    Not under @register: data.datasets gives each its name.
+    """
+
+    settings = DatasetConfig
 
     def __init__(
         self,
@@ -62,6 +86,66 @@ class DatasetSource:
         self.name, self.config, self.numbers = name, config, numbers
         self._tables, self._held_out, self._seed = tables, held_out, seed
         self._open()
+
+    @classmethod
+    def make(cls, config: StagedDataset, inputs: SourceInputs) -> DatasetSource:
+        tables = cls.preparation(config, inputs)()
+        return cls(inputs.name, config.config, tables, inputs.numbers, inputs.held_out, inputs.seed)
+
+    @classmethod
+    def for_stage(
+        cls,
+        config: DatasetConfig,
+        document_tokens: int | None,
+        tasks: Mapping[str, float] | None,
+    ) -> StagedDataset:
+        """A stage may only shorten documents; `tasks` are the needles' alone."""
+        own = config.document_tokens
+        return StagedDataset(config, min(document_tokens or own, own))
+
+    @classmethod
+    def preparation(cls, config: StagedDataset, inputs: SourceInputs) -> Callable[[], Path]:
+        """Makes the tables, unless they are there."""
+        dataset = config.config
+        split = dataset.held_out_split if inputs.held_out else dataset.split
+        return partial(
+            prepare,
+            dataset,
+            split if dataset.tasks.get("given") else None,
+            config.document_tokens,
+            inputs.tokenizer,
+            inputs.prepared,
+        )
+
+    @classmethod
+    def tokenizer_texts(
+        cls, config: DatasetConfig, amounts: TokenizerConfig, rng: np.random.Generator
+    ) -> Iterator[str]:
+        """So many passages under their titles, from all over the corpus, and as many questions."""
+        corpus = read_passages(find_file(config.path, "corpus"))
+        texts = [[shown_text(passage.title, passage.text) for passage in corpus]]
+        if config.tasks.get("given"):
+            questions = read_questions(find_file(config.path, f"questions.{config.split}"))
+            texts.append([question.question for _, question in questions])
+        for some in texts:
+            chosen = rng.permutation(len(some))[: amounts.passages].tolist()
+            yield from (some[place] for place in chosen)
+
+    @classmethod
+    def held_out(cls, config: DatasetConfig) -> DatasetConfig | None:
+        return config.held_out()
+
+    @classmethod
+    def held_out_bank(
+        cls, config: DatasetConfig, inputs: SourceInputs, evaluation: EvaluationSettings
+    ) -> HeldOutBank | None:
+        """The whole corpus, and every question of held_out_split."""
+        if config.held_out_split is None:
+            return None
+        split, length = config.held_out_split, config.document_tokens
+        tables = prepare(config, split, length, inputs.tokenizer, inputs.prepared)
+        rng = np.random.default_rng((evaluation.seed, 2))
+        return HeldOutBank(whole_bank(tables, inputs.numbers, rng), "retrieval")
 
     def __getstate__(self) -> dict:
         opened = ("_passages", "_questions", "_candidates", "_order")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +13,19 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import DrawnBank, NumberConfig
+from data_pipeline.sources.base import (
+    BankConfig,
+    DrawnBank,
+    EvaluationSettings,
+    HeldOutBank,
+    NumberConfig,
+    Source,
+    SourceInputs,
+    register,
+)
 from data_pipeline.sources.pydocs_questions import QuestionWriter
 from data_pipeline.sources.stdlib import Docstring, docstrings
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
 Split = Literal["train", "held_out"]
 
@@ -65,10 +74,14 @@ class Entry:
         return Query(self.questions[which], (self.name,), (number,), id=identity)
 
 
-class PydocsSource:
+@register
+class PydocsSource(Source):
     """Draws banks of the documents of a split; `whole_bank` holds everything, for evaluation."""
 
     name = "pydocs"
+    title = "Python documentation"
+    settings = PydocsConfig
+    banks = BankConfig(0.2, 48, 24)
 
     def __init__(
         self,
@@ -85,6 +98,11 @@ class PydocsSource:
         self._by_module: dict[str, list[int]] = defaultdict(list)
         for i, entry in enumerate(self._own):
             self._by_module[entry.module].append(i)
+
+    @classmethod
+    def make(cls, config: PydocsConfig, inputs: SourceInputs) -> PydocsSource:
+        split: Split = "held_out" if inputs.held_out else "train"
+        return cls(config, inputs.tokenizer, inputs.numbers, split)
 
     def bank(
         self,
@@ -125,6 +143,23 @@ class PydocsSource:
             for which in range(len(entry.questions))
         ]
         return DrawnBank(_numbered(self.entries, numbers), tuple(queries))
+
+    @classmethod
+    def tokenizer_texts(
+        cls, config: PydocsConfig, amounts: TokenizerConfig, rng: np.random.Generator
+    ) -> Iterator[str]:
+        return iter(training_texts(config))
+
+    @classmethod
+    def held_out_bank(
+        cls, config: PydocsConfig, inputs: SourceInputs, evaluation: EvaluationSettings
+    ) -> HeldOutBank:
+        """All documents, and evaluation.pydocs_questions (or all there are) about held-out ones."""
+        rng = np.random.default_rng((evaluation.seed, 1))
+        bank = cls.make(config, inputs).whole_bank(rng)
+        chosen = rng.permutation(len(bank.queries))[: evaluation.pydocs_questions]
+        queries = tuple(bank.queries[place] for place in chosen)
+        return HeldOutBank(DrawnBank(bank.documents, queries), picture="pydocs.png")
 
     def counts(self) -> dict[str, int]:
         """Documents, questions and tokens, and how many documents were cut."""

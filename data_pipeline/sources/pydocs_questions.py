@@ -12,12 +12,41 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from data_pipeline.sources.pydocs_words import PARTICLES, PURPOSES, STOPWORDS, SYNONYMS
 from data_pipeline.sources.stdlib import Docstring
 
 _WORD = re.compile(r"[A-Za-z0-9_]+")
 _LONGEST_RUN = 6  # words in a row that a question may share with the first sentence
 _FEWEST_WORDS = 2  # content words a question must share with its document
+_FUNCTION_WORDS = """
+a about after all also an and any are as at be been before but by can do does each either
+else for from given has have here how if in instead into is it its may more must no not of on
+only or other otherwise same see should so some such than that the their them then there these
+they this to use used uses using value was when where which while will with without you your
+arg args argument arguments called call class default false function method module none object
+objects optional parameter parameters python raise raises return returned returns self true
+type one two too etc don won isn doesn like whether
+"""
+_STOPWORDS = frozenset(_FUNCTION_WORDS.split())
+# After one of these the verb means something else ("set up"), or is not alone.
+_PARTICLES = frozenset({"up", "out", "off", "down", "on", "and", "or", "to", "by"})
+# A first sentence that begins with one of these verbs becomes a "how do I" question.
+_PURPOSES = {
+    "add": "put in", "append": "put at the end", "calculate": "work out", "check": "find out",
+    "close": "shut", "compute": "work out", "convert": "turn", "copy": "duplicate",
+    "create": "make", "delete": "get rid of", "display": "show", "execute": "carry out",
+    "find": "look up", "format": "lay out", "get": "obtain", "insert": "put in", "load": "read in",
+    "make": "build", "move": "shift", "open": "access", "parse": "take apart", "print": "show",
+    "read": "take in", "register": "announce", "remove": "get rid of", "retrieve": "obtain",
+    "return": "get", "run": "carry out", "send": "transmit", "set": "choose", "start": "begin",
+    "stop": "end", "test": "find out", "update": "bring up to date", "wait": "pause",
+    "write": "put out",
+}  # fmt: skip
+_SYNONYMS = {
+    "whether": "if", "specified": "given", "given": "specified", "directory": "folder",
+    "string": "text", "element": "item", "elements": "items", "current": "present",
+    "number": "count", "argument": "parameter", "arguments": "parameters", "create": "make",
+    "contains": "holds", "containing": "holding", "remove": "drop", "entire": "whole",
+}  # fmt: skip
 
 
 class QuestionWriter:
@@ -76,13 +105,13 @@ class QuestionWriter:
         """`Return the number of threads.` -> `How do I get the count of threads in threading?`"""
         sentence = _first_sentence(self._bodies[i])
         verb, _, rest = sentence.rstrip(".").partition(" ")
-        wanted = PURPOSES.get(verb.lower()) or PURPOSES.get(verb.lower().removesuffix("s"))
+        wanted = _PURPOSES.get(verb.lower()) or _PURPOSES.get(verb.lower().removesuffix("s"))
         words = re.split(r"[,;:]\s|\s[(]| -+ ", rest)[0].split()
-        if not wanted or len(words) < 2 or words[0] in PARTICLES or words[-1] in STOPWORDS:
+        if not wanted or len(words) < 2 or words[0] in _PARTICLES or words[-1] in _STOPWORDS:
             return
         if wanted == "find out" and words[0] not in ("if", "whether", "that"):
             return
-        spoken = " ".join(SYNONYMS.get(word, word) for word in words)
+        spoken = " ".join(_SYNONYMS.get(word, word) for word in words)
         yield f"How do I {wanted} {spoken}?"
         yield f"How do I {wanted} {spoken} with {self._container(i)}?"
 
@@ -130,7 +159,7 @@ def _content_words(text: str) -> list[str]:
     return [
         word
         for word in _words(text)
-        if len(word) > 2 and word not in STOPWORDS and not word.isdigit()
+        if len(word) > 2 and word not in _STOPWORDS and not word.isdigit()
     ]
 
 

@@ -37,13 +37,13 @@ def certified_candidates(
     which 8-bit keys need.
     """
     config = model.config
-    if not config.router.single_product:
+    if not config.router.scoring.certifiable:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
     memory = bank_view(bank, config.router).memory
     searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
-        readings = prefill_pieces(model, tokenizer, memory, pieces).readings
+        readings = prefill_pieces(model, tokenizer, memory, pieces).selected
         for search in searches:
             routing = readings[search.layer].routing
             search.run(routing.query, routing.query_cu)

@@ -63,16 +63,16 @@ def _ask(options: argparse.Namespace) -> int:
         if options.max_tokens is None
         else InterleaveLimits(answer_tokens=options.max_tokens)
     )
-    model, config, tokenizer, fingerprint = load_export(options.export)
-    bank = BankSnapshot.open(options.bank, fingerprint)
-    view = bank_view(bank, config.router)
+    loaded = load_export(options.export)
+    bank = BankSnapshot.open(options.bank, loaded.fingerprint)
+    view = bank_view(bank, loaded.model.config.router)
     if only is not None:
         view = view.restricted(only.allowed(bank))
         if not len(view):
             raise ConfigError(
                 f"--where {options.where}: no document of {options.bank} is such a one"
             )
-    engine = MemoryEngine(model, tokenizer, view)
+    engine = MemoryEngine(loaded.model, loaded.tokenizer, view)
     if options.json:
         answers = engine.ask(options.questions, options.retrieval, limits, sampling)
         print_json([answer.to_json() for answer in answers])

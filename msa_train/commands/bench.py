@@ -124,10 +124,10 @@ def _candidates(options: argparse.Namespace) -> Any:
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.snapshot import BankSnapshot
 
-    model, _, tokenizer, fingerprint = load_export(options.export)
-    bank = BankSnapshot.open(options.bank, fingerprint)
+    loaded = load_export(options.export)
+    bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     asked = [question.question for _, question in read_questions(options.questions)]
-    return certified_candidates(model, tokenizer, bank, asked)
+    return certified_candidates(loaded.model, loaded.tokenizer, bank, asked)
 
 
 def _memory(options: argparse.Namespace) -> Any:

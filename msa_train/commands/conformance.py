@@ -16,7 +16,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def _conformance(options: argparse.Namespace) -> int:
     from msa_train.errors import ConformanceError
-    from msa_train.interop.conformance import find_cases, run_case
+    from msa_train.interop.conformance.cases import find_cases, run_case
 
     passed = []
     for case in find_cases(options.directory):

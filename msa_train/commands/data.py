@@ -49,18 +49,18 @@ def _build(options: argparse.Namespace) -> int:
 
 def build_once(config):
     """Build the shards of a run, and its held-out ones, unless exactly these are there."""
-    from data_pipeline.tokenizer import Tokenizer
+    from data_pipeline.tokenizer import load_tokenizer
 
     manifest = _build_part(config.corpus, config.path / "shards", None, held_out=False)
     if config.training.held_out_every:
-        tokenizer = Tokenizer.load(config.path / "shards" / "tokenizer")
+        tokenizer = load_tokenizer(config.path / "shards" / "tokenizer")
         _build_part(config.held_out, config.path / "held_out", tokenizer, held_out=True)
     return manifest
 
 
 def _build_part(corpus, folder, tokenizer, held_out):
-    from data_pipeline.shard_manifest import ShardManifest
-    from data_pipeline.shards import build_shards
+    from data_pipeline.shards.build import build_shards
+    from data_pipeline.shards.manifest import ShardManifest
     from msa_train.errors import ConfigError
 
     if not folder.exists():
@@ -77,7 +77,7 @@ def _build_part(corpus, folder, tokenizer, held_out):
 
 def _show(options: argparse.Namespace) -> int:
     from data_pipeline.protocol import context_pieces, document_pieces
-    from data_pipeline.reader import ShardReader
+    from data_pipeline.shards.reader import ShardReader
     from msa_train.config import load_config
     from msa_train.errors import ConfigError
 

@@ -28,10 +28,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
 
     config = load_config(config_arguments(options))
-    model, _, tokenizer, _ = load_export(options.export)
+    loaded = load_export(options.export)
     out = options.out or config.path
     out.mkdir(parents=True, exist_ok=True)
-    report = evaluate(model, tokenizer, config, out)
+    report = evaluate(loaded.model, loaded.tokenizer, config, out)
     if options.json:
         print_json(report)
     else:

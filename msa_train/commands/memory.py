@@ -115,7 +115,8 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"--ranks is {options.ranks}: give 1 or more")
     if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
-    model, _, tokenizer, fingerprint = load_export(options.export)
+    loaded = load_export(options.export)
+    model, tokenizer, fingerprint = loaded.model, loaded.tokenizer, loaded.fingerprint
     splitting = Splitting(tokenizer, options.document_tokens)
     documents, share_read = _corpus(options.corpus, tokenizer)
     ranks = None
@@ -158,13 +159,13 @@ def _load(export: Path, fingerprint: dict[str, str], ranks: int, rank: int) -> A
 
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
-    from msa_train.memory.bank.blocks import BlockEncoder
+    from msa_train.memory.bank.encode import BlockEncoder
 
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
-    model, _, tokenizer, found = load_export(export)
-    if found != fingerprint:
+    loaded = load_export(export)
+    if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")
-    return BlockEncoder(_placed(model, rank), tokenizer, _token_budget())
+    return BlockEncoder(_placed(loaded.model, rank), loaded.tokenizer, _token_budget())
 
 
 def _placed(model: Any, rank: int) -> Any:
@@ -185,19 +186,13 @@ def _token_budget() -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from msa_train.errors import BankError, ConfigError
+    from msa_train.errors import ConfigError
     from msa_train.memory.bank.writer import BankWriter
 
     if not options.ids and not options.numbers:
         raise ConfigError("memory remove: give --ids or --numbers")
     with BankWriter(options.bank, "remove") as writer:
-        numbers = list(options.numbers)
-        for id in options.ids:
-            found = writer.bank.numbers_of(id)
-            if not found:
-                raise BankError(f"{options.bank} has no document of id {id!r}: none was removed")
-            numbers += found
-        writer.remove(numbers)
+        writer.remove(options.numbers, options.ids)
     return _info(options)
 
 

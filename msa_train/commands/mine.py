@@ -36,8 +36,9 @@ def _mine(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.out} exists: remove it, or give another --out")
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: give 1 or more")
-    model, _, tokenizer, _ = load_export(options.export)
-    asker = Asker(model, tokenizer, config.evaluation.batch_contexts)
+    loaded = load_export(options.export)
+    tokenizer = loaded.tokenizer
+    asker = Asker(loaded.model, tokenizer, config.evaluation.batch_contexts)
     dataset = config.data.datasets[options.dataset]
     partial = options.out.with_name(f".{options.out.name}.partial")
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def _write_needles(config: Any, path: Path) -> dict[str, str]:
     from data_pipeline.sources.pydocs import PydocsSource
     from msa_train.interop.export import load_export
 
-    _, _, tokenizer, _ = load_export(config.path / "export")
+    tokenizer = load_export(config.path / "export").tokenizer
     rng = np.random.default_rng(config.evaluation.seed)
     bank = NiahSource(config.data.niah, tokenizer, config.data.numbers).bank(rng, 1000)
     with path.open("w") as lines:

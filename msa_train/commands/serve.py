@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from msa_train.commands.flags import add_flags, from_flags
+from msa_train.memory.search.settings import TierSettings
+from msa_train.serving.settings import AllowedHosts, ServerLimits, check_host
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -17,13 +18,13 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("export", type=Path, help="folder of an exported model")
     parser.add_argument(
         "--bank", action="append", default=[], metavar="NAME=PATH",
-        help="a bank that it built; the first is asked unless a request names another",
+        help="a bank that this model built; the first is asked unless a request names another",
     )  # fmt: skip
     parser.add_argument(
         "--banks-dir", type=Path, metavar="DIR",
-        help="folder whose banks are served, and where requests may make and drop banks",
+        help="folder whose banks are served too, and in which requests may make and drop banks",
     )  # fmt: skip
-    parser.add_argument("--name", help="of the model (default: the export's folder)")
+    parser.add_argument("--name", help="of the model (default: the name of the export's folder)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default 8000)")
     parser.add_argument(
@@ -42,33 +43,10 @@ def register(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     memory.add_argument(
         "--rank-timeout-s", type=float, default=60.0, metavar="S",
-        help="for a request to the other ranks; one that is late or dead is started again",
+        help="for a request to the other ranks; one that is late or dead is restarted",
     )  # fmt: skip
-    memory.add_argument(
-        "--keys", default="stored",
-        help="form of the router keys that are searched: stored (default), float32, bfloat16, "
-        "int8, fp8; answers are those of full precision in every form",
-    )  # fmt: skip
-    memory.add_argument(
-        "--states", default="mapped",
-        help="pooled K and V: mapped from disk (default), or copied to host memory",
-    )  # fmt: skip
-    memory.add_argument(
-        "--hot-mb", type=float, default=256.0, metavar="MB",
-        help="of documents' states kept on the device, for each bank (default 256)",
-    )  # fmt: skip
-    limits = parser.add_argument_group("limits")
-    for flag, kind, default, meaning in (
-        ("--max-concurrent", int, 32, "answers at once"),
-        ("--context-tokens", int, 4096, "of a conversation with all that is read for it"),
-        ("--queue", int, 128, "answers that wait; more are refused with 429"),
-        ("--max-body-mb", float, 16.0, "of a request"),
-        ("--max-batch", int, 256, "documents in one request"),
-        ("--timeout-s", float, 300.0, "for a request"),
-        ("--drain-s", float, 30.0, "for running requests when the server is told to stop"),
-    ):
-        help = f"{meaning} (default {default:g})"
-        limits.add_argument(flag, type=kind, default=default, metavar="N", help=help)
+    add_flags(memory, TierSettings)
+    add_flags(parser.add_argument_group("limits"), ServerLimits)
     parser.set_defaults(run=_serve)
 
 
@@ -76,137 +54,38 @@ def _serve(options: argparse.Namespace) -> int:
     import logging
 
     from msa_train.errors import ConfigError
-    from msa_train.serving.keys import ApiKeys
-    from msa_train.serving.settings import AllowedHosts, InterleaveLimits, check_host
+    from msa_train.interop.export import load_export
+    from msa_train.serving.access import ApiKeys
+    from msa_train.serving.assemble import assemble, check_fits, search_ranks
+    from msa_train.serving.banks import ServedModel
+    from msa_train.serving.server import run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
     check_host(options.host, bool(keys))
     hosts = AllowedHosts.of(options.host, tuple(options.allow_host))
-    limits = InterleaveLimits(
-        options.max_body_mb, options.max_batch, options.max_concurrent, options.queue,
-        options.context_tokens, options.timeout_s, options.drain_s,
-    )  # fmt: skip
-    named = [_named(given) for given in options.bank]
-    if not named and options.banks_dir is None:
+    limits = from_flags(ServerLimits, options)
+    named, folder = [_named(given) for given in options.bank], options.banks_dir
+    if not named and folder is None:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
-    _device(options)
-    with _ranks(options) as ranks:
-        _run(options, named, ranks, keys, limits, hosts)
+    tiers, device = from_flags(TierSettings, options), _device(options.device)
+    with search_ranks(options.ranks, tiers, options.rank_timeout_s, device) as ranks:
+        loaded = load_export(options.export)
+        paths = [path for _, path in named]
+        check_fits(loaded.model, paths, folder, tiers, limits, device, options.ranks)
+        name = options.name or options.export.resolve().name
+        model = ServedModel(name, loaded.model.to(device), loaded.tokenizer, loaded.fingerprint)
+        state = assemble(model, named, folder, ranks, tiers, limits, keys, hosts)
+        run(state, options.host, options.port)
     return 0
 
 
-def _run(
-    options: argparse.Namespace, named: list[tuple[str, Path]], ranks: Any, keys: Any,
-    limits: Any, hosts: Any,
-) -> None:  # fmt: skip
-    from msa_train.interop.export import load_export
-    from msa_train.memory.engine.engine_thread import EngineThread
-    from msa_train.memory.engine.scheduler import Scheduler
-    from msa_train.memory.search.live import LiveBank
-    from msa_train.serving.banks import Banks, ServedModel
-    from msa_train.serving.server import run
-    from msa_train.serving.service import Service
-
-    tiers = _tiers(options)
-    decoder, _, tokenizer, fingerprint = load_export(options.export)
-    _check_fits(decoder, [path for _, path in named], options, limits)
-    decoder = decoder.to(_device(options))
-    name = options.name or options.export.resolve().name
-
-    def open_bank(path: Path) -> LiveBank:
-        return LiveBank.open(path, decoder, fingerprint, tiers, ranks)
-
-    banks = Banks(open_bank, options.banks_dir)
-    for bank, path in reversed(named):
-        banks.open(bank, path)
-    model = ServedModel(name, decoder, tokenizer, fingerprint)
-    scheduler = Scheduler(decoder, tokenizer, limits.concurrent, limits.context_tokens)
-    _warm_up(scheduler, banks)
-    service = Service(model, banks, EngineThread(scheduler), keys, limits, hosts)
-    run(service, options.host, options.port)
-
-
-def _check_fits(decoder: Any, paths: list[Path], options: argparse.Namespace, limits: Any) -> None:
-    """Raises ConfigError, with the numbers and what would fit, for banks that this machine cannot
-    serve: better now than out of memory in an hour."""
-    from msa_train.memory.bank.manifest import MANIFEST, BankManifest
-    from msa_train.memory.planner.machine import this_machine
-    from msa_train.memory.planner.plan import BankSize, Serving, plan
-
-    if options.banks_dir is not None and options.banks_dir.is_dir():
-        paths = paths + [each.parent for each in options.banks_dir.glob(f"*/{MANIFEST}")]
-    manifests = [BankManifest.load(path) for path in paths]
-    sizes = [BankSize.of_manifest(each) for each in manifests]
-    if not any(each.documents for each in sizes):
-        return
-    counts = (sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens"))
-    bank = BankSize(*counts, sizes[0].dtype)
-    compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
-    serving = Serving(
-        options.keys, options.states, options.hot_mb * len(sizes), limits.concurrent,
-        limits.context_tokens, compute=compute,
-    )  # fmt: skip
-    device = _device(options)
-    devices = [device] if options.ranks == 1 else [f"cuda:{rank}" for rank in range(options.ranks)]
-    machine = this_machine(devices if device.startswith("cuda") else ())
-    plan(decoder.config, bank, machine, serving).check()
-
-
-def _warm_up(scheduler: Any, banks: Any) -> None:
-    """A first answer before anybody waits for one: it loads and compiles what all others use
-    (measured: 5 s on a CPU)."""
-    from msa_train.memory.engine.events import Failed
-    from msa_train.memory.engine.scheduler import InterleaveLimits, Request
-
-    for bank in banks:
-        request = Request(
-            "Is anything there?", bank.view(), "memory", InterleaveLimits(answer_tokens=2)
-        )
-        scheduler.submit(request)
-        while scheduler.busy:
-            for _, event in scheduler.step():
-                if isinstance(event, Failed):
-                    raise event.error
-        return
-
-
-@contextmanager
-def _ranks(options: argparse.Namespace) -> Iterator[Any]:
-    """The processes that search with this one; None for one alone."""
-    from msa_train.errors import ConfigError
-
-    if options.ranks < 1:
-        raise ConfigError(f"--ranks {options.ranks}: give 1 or more")
-    if not options.rank_timeout_s > 0:
-        raise ConfigError(f"--rank-timeout-s {options.rank_timeout_s:g}: give more than 0")
-    if options.ranks == 1:
-        yield None
-        return
-    from msa_train.memory.ranks import Ranks
-
-    device = _device(options).partition(":")[0]
-    ranks = Ranks.start(
-        options.ranks, tiers=_tiers(options), timeout_s=options.rank_timeout_s, device=device
-    )
-    try:
-        yield ranks
-    finally:
-        ranks.close()
-
-
-def _tiers(options: argparse.Namespace) -> Any:
-    from msa_train.memory.search.tiers import TierSettings
-
-    return TierSettings(options.keys, options.states, options.hot_mb)
-
-
-def _device(options: argparse.Namespace) -> str:
+def _device(given: str | None) -> str:
     import torch
 
     from msa_train.errors import ConfigError
 
-    chosen = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    chosen = given or ("cuda:0" if torch.cuda.is_available() else "cpu")
     if chosen.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {chosen}: torch sees no GPU here; give cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", chosen):

@@ -1,4 +1,4 @@
-"""Questions asked of a model through the memory engine, and what of it is counted."""
+"""Questions asked of a model through the memory engine, or of BM25, and what is counted of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.bm25 import BM25
 from data_pipeline.protocol import parse_ids
 from data_pipeline.schema import Query
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.evaluation.metrics import Columns, answer_columns, id_columns, recall_columns
+from msa_train.evaluation.metrics import (
+    RECALL_AT,
+    Columns,
+    answer_columns,
+    id_columns,
+    recall_columns,
+)
 from msa_train.memory.engine.engine import MemoryEngine
-from msa_train.memory.engine.events import Answer, Chosen
+from msa_train.memory.engine.events import Answer, Selection
 from msa_train.memory.engine.interleave import InterleaveLimits
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
@@ -39,24 +46,26 @@ class Asker:
 
     def from_memory(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Answers from pooled memory alone."""
-        return answer_columns("answer_memory", _said(self._ask(view, queries, "memory")), queries)
+        return answer_columns("answer_memory", _texts(self._ask(view, queries, "memory")), queries)
 
     def from_memory_with_routing(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Both of one pass: routing happens at the prompt, whatever follows it."""
         answers = self._ask(view, queries, "memory")
         recalls = _recalls([answer.rounds[0].chosen for answer in answers], queries)
-        return recalls | answer_columns("answer_memory", _said(answers), queries)
+        return recalls | answer_columns("answer_memory", _texts(answers), queries)
 
     def with_texts(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Memory Interleave: the ids the model wrote, and its answers after reading the texts."""
         answers = self._ask(view, queries, "generate")
         written = [_written(answer) for answer in answers]
-        return id_columns(written, queries) | answer_columns("answer_text", _said(answers), queries)
+        return id_columns(written, queries) | answer_columns(
+            "answer_text", _texts(answers), queries
+        )
 
     def with_voted_texts(self, view: MemoryView, queries: Sequence[Query]) -> Columns:
         """Answers after reading the texts of the documents that the router's layers vote for."""
-        said = _said(self._ask(view, queries, "router"))
-        return answer_columns("answer_voted_text", said, queries)
+        answers = self._ask(view, queries, "router")
+        return answer_columns("answer_voted_text", _texts(answers), queries)
 
     def _ask(self, view: MemoryView, queries: Sequence[Query], mode) -> list[Answer]:
         return self._engine(view).ask(_questions(queries), mode, LIMITS)
@@ -65,8 +74,19 @@ class Asker:
         return MemoryEngine(self.model, self.tokenizer, view, self.batch_contexts)
 
 
+def bm25_recalls(
+    bm25: BM25, part: np.ndarray, numbers: np.ndarray, queries: Sequence[Query]
+) -> Columns:
+    """bm25_recall@k: what word overlap alone achieves over the very bank that the model reads.
+
+    part [n]: places of the bank's documents; numbers [texts]: of all documents.
+    """
+    ranked = bm25.rank(part, [query.question for query in queries], max(RECALL_AT))
+    return recall_columns(numbers[ranked].tolist(), queries, "bm25_")
+
+
 def joined(parts: Sequence[Columns]) -> Columns:
-    """Columns over the questions of several groups."""
+    """Columns over the questions of all parts."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -74,7 +94,7 @@ def _questions(queries: Sequence[Query]) -> list[str]:
     return [query.question for query in queries]
 
 
-def _said(answers: Sequence[Answer]) -> list[str]:
+def _texts(answers: Sequence[Answer]) -> list[str]:
     return [answer.answer for answer in answers]
 
 
@@ -83,7 +103,7 @@ def _written(answer: Answer) -> list[int]:
     return parse_ids("".join(each.written for each in answer.rounds), known=lambda number: True)
 
 
-def _recalls(chosen: Sequence[Chosen], queries: Sequence[Query]) -> Columns:
+def _recalls(chosen: Sequence[Selection], queries: Sequence[Query]) -> Columns:
     columns = recall_columns([_numbers(each.voted) for each in chosen], queries)
     for layer in chosen[0].layers:
         ranked = [_numbers(each.layers[layer]) for each in chosen]

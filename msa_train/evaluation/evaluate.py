@@ -1,4 +1,4 @@
-"""The whole evaluation of a model: needles, real text, report.json and its pictures."""
+"""The whole evaluation of a model: what every source holds out, report.json and its pictures."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.sources.base import HeldOutBank, SourceInputs
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_training import used_sources
 from msa_train.config import Config, to_plain
-from msa_train.evaluation import niah, qa
 from msa_train.evaluation.asking import Asker
-from msa_train.evaluation.datasets import dataset_reports
 from msa_train.evaluation.jobs import usable_workers
-from msa_train.evaluation.plots import plot_memory, plot_pydocs, plot_training
+from msa_train.evaluation.nested_banks import nested_sections
+from msa_train.evaluation.plots import plot_growth, plot_recall, plot_training
 from msa_train.evaluation.report import machine, write_report
+from msa_train.evaluation.whole_bank import whole_bank_section
 from msa_train.model.decoder import MSADecoder
 
 REPORT, METRICS = "report.json", "metrics.jsonl"
-PICTURES = {"memory.png": ("niah", plot_memory), "pydocs.png": ("pydocs", plot_pydocs)}
 
 
 def evaluate(
@@ -32,16 +31,22 @@ def evaluate(
     goes to standard error. Raises DataError where the settings leave too few questions.
     """
     began = time.monotonic()
-    settings, used = config.evaluation, used_sources(config.corpus)
+    settings = config.evaluation
     workers = usable_workers(settings.workers, model.model.embed_tokens.weight.device)
     asker = Asker(model, tokenizer, settings.batch_contexts)
     report: dict[str, Any] = {}
-    if "niah" in used:
-        report |= niah.needle_section(asker, config, workers)
-    if "pydocs" in used:
-        report["pydocs"] = qa.pydocs_section(asker, config, workers)
-    if datasets := dataset_reports(model, tokenizer, config, config.path / "prepared", workers):
-        report["datasets"] = datasets
+    pictures: dict[str, HeldOutBank] = {}
+    for name in config.data.sources:
+        if (held_out := _held_out(name, config, tokenizer)) is None:
+            continue
+        if held_out.measure == "growth":
+            report |= nested_sections(name, held_out, asker, settings, workers)
+        else:
+            in_datasets = name in config.data.datasets
+            part = report.setdefault("datasets", {}) if in_datasets else report
+            part[name] = whole_bank_section(name, held_out, asker, settings, workers)
+        if held_out.picture:
+            pictures[name] = held_out
     report |= {
         "evaluation_seconds": round(time.monotonic() - began, 1),
         "gates": {str(layer): gate for layer, gate in model.gates()},
@@ -50,9 +55,22 @@ def evaluate(
         "machine": machine(),
     }
     write_report(report, out_dir / REPORT)
-    for name, (part, draw) in PICTURES.items():
-        if part in report:
-            draw(report, out_dir / name)
+    for name, held_out in pictures.items():
+        path = out_dir / held_out.picture
+        if held_out.measure == "growth":
+            plot_growth(held_out.caption, report[name], path)
+        else:
+            plot_recall(config.data.source(name)[0].title, report[name], path)
     if (metrics := config.path / METRICS).is_file():
         plot_training(metrics, out_dir / "training.png")
     return report
+
+
+def _held_out(name: str, config: Config, tokenizer: Tokenizer) -> HeldOutBank | None:
+    """What a source asks: of the registered ones those in use, of the datasets all."""
+    data = config.data
+    if name not in config.corpus.used_sources and name not in data.datasets:
+        return None
+    source, settings = data.source(name)
+    inputs = SourceInputs(name, tokenizer, data.numbers, config.path / "prepared", seed=data.seed)
+    return source.held_out_bank(settings, inputs, config.evaluation)

@@ -1,4 +1,4 @@
-"""Hard negatives that a trained router finds: what it takes for an answer, and is none."""
+"""Hard negatives that a trained router finds: what it wrongly takes for an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipeline.sources.dataset_tables import holds_answer, prepare
 from data_pipeline.sources.datasets import whole_bank
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.evaluation.asking import Asker
-from msa_train.evaluation.memories import EncodedSet
+from msa_train.evaluation.encoded_bank import EncodedBank
 from msa_train.evaluation.progress import Progress
 
 
@@ -28,7 +28,7 @@ def mine(
     """
     tables = prepare(dataset, dataset.split, dataset.document_tokens, tokenizer, prepared)
     bank = whole_bank(tables, NumberConfig(limit=10**9), np.random.default_rng(0))
-    memory = EncodedSet.encode(asker.model, tokenizer, bank.documents)
+    memory = EncodedBank.encode(asker.model, tokenizer, bank.documents)
     documents = {document.number: document for document in bank.documents}
     batches = [
         bank.queries[first : first + asker.batch_contexts]

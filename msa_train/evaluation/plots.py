@@ -36,10 +36,9 @@ PANELS = {  # title -> which keys of metrics.jsonl it shows
 }
 
 
-def plot_memory(report: dict[str, Any], path: Path) -> None:
-    """The headline: what is found and answered, against memory tokens, a panel per needle task."""
+def plot_growth(caption: str, tasks: dict[str, Any], path: Path) -> None:
+    """What is found and answered, against memory tokens; tasks: a section each, with a panel."""
     plt = _pyplot()
-    tasks = report["niah"]
     with plt.rc_context(STYLE):
         width = max(5.6, 4.6 * len(tasks))
         figure, axes = plt.subplots(
@@ -50,15 +49,14 @@ def plot_memory(report: dict[str, Any], path: Path) -> None:
         axes[0, 0].set_ylabel("share found, or answered right")
         axes[0, 0].set_ylim(_bottom(tasks), 1.025)
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.suptitle("Every document of the memory is a needle (bands: 95 %)", fontsize=12)
+        figure.suptitle(f"{caption} (bands: 95 %)", fontsize=12)
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         _save(figure, path)
 
 
-def plot_pydocs(report: dict[str, Any], path: Path) -> None:
-    """Recall of held-out questions over all of pydocs: router, its layers, BM25."""
+def plot_recall(title: str, section: dict[str, Any], path: Path) -> None:
+    """Recall of held-out questions over a whole bank: router, its layers, BM25."""
     plt = _pyplot()
-    section = report["pydocs"]
     layers = list(section["layers"])
     groups = {"router, all layers voting": ("", "#1f5fa8")}
     for shade, layer in zip(("#7aa6d6", "#a9c6e6", "#cfdff1"), layers[:3], strict=False):
@@ -76,7 +74,7 @@ def plot_pydocs(report: dict[str, Any], path: Path) -> None:
         axis.grid(axis="x", visible=False)
         axis.set_ylabel("share of questions")
         axis.set_title(
-            f"Python documentation: {section['questions']:,} held-out questions, "
+            f"{title}: {section['questions']:,} held-out questions, "
             f"bank of {section['documents']:,} documents",
             fontsize=11,
         )

@@ -19,10 +19,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.sources.registry import SOURCES
 from msa_train.evaluation.metrics import Bootstrap, Columns
 
 PACKAGES = ("msa-train", "torch", "numpy", "bm25s", "PyStemmer", "sentencepiece")
-SHOWN = {  # column of the needle tables -> measure
+SHOWN = {  # column of the tables of nested banks -> measure
     "router\nrecall\n@16": "recall@16",
     "BM25\nrecall\n@16": "bm25_recall@16",
     "ids\nwritten\nF1": "ids_f1",
@@ -95,24 +96,34 @@ def write_report(report: dict[str, Any], path: Path) -> None:
 
 
 def tables(report: dict[str, Any]) -> Group:
-    """What rich prints: a table per needle task and per real text, and what the columns mean."""
+    """What rich prints: a table per task of nested banks and per whole bank, and a legend."""
     parts: list[Any] = []
-    for task, lengths in report.get("niah", {}).items():
-        parts.append(_needle_table(task, lengths, report["niah_loss"][task]))
-    if parts and (lines := _control_lines(report)):
-        parts.append(Text(lines, style="dim"))
-    if "pydocs" in report:
-        parts.append(_retrieval_table("Python documentation", report["pydocs"]))
+    grows = False
+    for name, source in SOURCES.items():
+        if f"{name}_loss" in report:
+            grows = True
+            parts += _growth_parts(name, source.title, report)
+        elif name in report:
+            parts.append(_retrieval_table(source.title, report[name]))
     for name, section in report.get("datasets", {}).items():
         parts.append(_retrieval_table(name, section))
-    legend = LEGEND if "niah" in report else LEGEND_RETRIEVAL
-    return Group(*parts, Text(legend, style="dim"))
+    return Group(*parts, Text(LEGEND if grows else LEGEND_RETRIEVAL, style="dim"))
 
 
-def _needle_table(task: str, lengths: dict[str, Any], losses: dict[str, Any]) -> Table:
+def _growth_parts(name: str, title: str, report: dict[str, Any]) -> list[Any]:
+    parts: list[Any] = [
+        _growth_table(f"{title}, {task.replace('_', '-')}", lengths, report[f"{name}_loss"][task])
+        for task, lengths in report[name].items()
+    ]
+    if lines := _control_lines(report.get(f"{name}_controls", {})):
+        parts.append(Text(lines, style="dim"))
+    return parts
+
+
+def _growth_table(title: str, lengths: dict[str, Any], losses: dict[str, Any]) -> Table:
     first = next(iter(lengths.values()))
     asked = f"{first['questions']:,} questions, the same at every length"
-    table = _table(f"Needles, {task.replace('_', '-')}: {asked}")
+    table = _table(f"{title}: {asked}")
     table.add_column("memory\ntokens,\ndocuments", justify="right")
     shown = {title: _measure(name, first) for title, name in SHOWN.items() if name in first}
     for heading in shown:
@@ -165,9 +176,9 @@ def _table(title: str) -> Table:
     )
 
 
-def _control_lines(report: dict[str, Any]) -> str:
+def _control_lines(tasks: dict[str, Any]) -> str:
     lines = []
-    for task, controls in report.get("niah_controls", {}).items():
+    for task, controls in tasks.items():
         said = ", ".join(
             f"{name.replace('_', ' ')} {section['answer_memory']:.3f}"
             for name, section in controls.items()

@@ -15,11 +15,10 @@ from pathlib import Path
 import yaml
 from safetensors.torch import load_file, save_file
 
-from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer
+from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError
 from msa_train.interop.published_config import from_published, to_published
-from msa_train.interop.weights import load_published
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import published_weights
@@ -57,7 +56,7 @@ def export(source: Path, target: Path) -> Exported:
         weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(to_published(config), indent=2) + "\n")
-        Tokenizer.load(checkpoint / "tokenizer").save(folder)
+        load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
         fingerprint = _fingerprint(folder)
         (folder / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2) + "\n")
@@ -68,8 +67,17 @@ def export(source: Path, target: Path) -> Exported:
     return Exported(checkpoint, fingerprint)
 
 
-def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[str, str]]:
-    """The serving module, its config and tokenizer, and the fingerprint that banks remember.
+@dataclass(frozen=True)
+class LoadedModel:
+    """An export, ready to serve; fingerprint: what banks remember of it."""
+
+    model: MSADecoder
+    tokenizer: Tokenizer
+    fingerprint: dict[str, str]
+
+
+def load_export(folder: Path) -> LoadedModel:
+    """The model of an export, in evaluation mode.
 
     Raises CheckpointError where a file is missing, broken, or not what was exported.
     """
@@ -85,8 +93,8 @@ def load_export(folder: Path) -> tuple[MSADecoder, ModelConfig, Tokenizer, dict[
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} changed since the export; export again"
         )
-    model = load_published(MSADecoder(config), load_file(folder / WEIGHTS))
-    return model.eval(), config, Tokenizer.load(folder), fingerprint
+    model = MSADecoder(config).load_published(load_file(folder / WEIGHTS))
+    return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
 
 
 def _checkpoint(source: Path) -> Path:

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from msa_train.errors import CheckpointError
-from msa_train.model.config import ModelConfig, RouterConfig
+from msa_train.model import scoring
+from msa_train.model.architecture import GEOMETRY, read_geometry, whole_geometry
+from msa_train.model.config import RETIRED, ModelConfig, RouterConfig
 
 _LOSSES = {"INFONCE_DECOUPLE": "infonce_decoupled", "INFONCE": "infonce"}
 _OURS = "msa_train"  # key of config.json for what the published format has no word for
@@ -21,9 +23,13 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
     key, for what is not supported.
     """
     if _OURS in raw:
+        read_geometry(raw)  # refuses what was added to it
         ours = dict(raw[_OURS]["model"])
         return ModelConfig(**{**ours, "router": RouterConfig(**ours["router"])})
-    _require(raw, "msa_config", "config.json")
+    if "msa_config" not in raw:
+        raise CheckpointError(
+            "config.json has no 'msa_config': is this the config.json of an MSA model?"
+        )
     msa = raw["msa_config"]
     method = msa.get("aux_loss_method", "INFONCE_DECOUPLE")
     if method not in _LOSSES:
@@ -39,30 +45,13 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
             f"msa_config.decouple_pooling_mode is {msa['decouple_pooling_mode']!r}: "
             "only mean pooling is supported"
         )
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
-        _require(raw, key, "config.json")
-    heads = raw["num_attention_heads"]
-    cosine = behaviour == "training" or method == "INFONCE"
     return ModelConfig(
-        layers=raw["num_hidden_layers"],
-        hidden=raw["hidden_size"],
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads", heads),
-        head_dim=raw.get("head_dim", raw["hidden_size"] // heads),
-        ffn=raw["intermediate_size"],
-        vocab_size=raw["vocab_size"],
-        rope_theta=raw.get("rope_theta", 1e6),
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_embeddings=raw.get("tie_word_embeddings", False),
+        **whole_geometry(raw),
         router=RouterConfig(
             layers=msa.get("router_layer_idx", "all"),
             top_k=_top_k(msa),
             chunk_size=msa.get("pooling_kernel_size", 64),
-            decouple=msa.get("decouple_router", True),
-            similarity="cosine" if cosine else "dot",
-            head_reduce=msa.get("head_reduce_method", "mean"),
-            query_reduce=msa.get("query_reduce_method", "max"),
-            chunk_reduce=msa.get("chunk_reduce_method", "max"),
+            **scoring.from_published(msa, normalised=behaviour == "training"),
             gate="none",
             temperature=msa.get("infonce_loss_temp", 0.1),
             loss=_LOSSES[method],
@@ -72,54 +61,49 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
 
 
 def to_published(config: ModelConfig) -> dict[str, Any]:
-    """config.json of an export: every published key, and the whole truth under our own.
-
-    Cosine routing is written as INFONCE, the one word the published engine serves as cosine.
-    """
+    """config.json of an export: every published key, and the whole truth under our own."""
     router = config.router
     return {
         "architectures": ["MSAForCausalLM"],
         "model_type": "msa",
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn,
-        "vocab_size": config.vocab_size,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
+        **{key: getattr(config, field) for key, field in GEOMETRY.items()},
         "hidden_act": "silu",
-        "attention_bias": False,
+        "attention_bias": config.shape.qkv_bias,
         "sliding_window": False,
         "msa_config": {
             "router_layer_idx": ",".join(map(str, config.router_layers)),
             "top_k_docs": router.top_k,
             "doc_top_k": router.top_k,
             "pooling_kernel_size": router.chunk_size,
-            "decouple_router": router.decouple,
-            "decouple_pooling_mode": "mean",
-            "head_reduce_method": router.head_reduce,
-            "query_reduce_method": router.query_reduce,
-            "chunk_reduce_method": router.chunk_reduce,
-            "aux_loss_method": "INFONCE" if router.similarity == "cosine" else "INFONCE_DECOUPLE",
+            **router.scoring.to_published(),
             "infonce_loss_temp": router.temperature,
             "rewrite_position": True,
         },
         _OURS: {
-            "model": asdict(config),
-            "served_by_published_engine": router.gate == "none",
+            "model": _as_stored(config),
+            "served_by_published_engine": (
+                config.architecture == "qwen3"
+                and router.gate == "none"
+                and router.scoring.published
+            ),
         },
     }
+
+
+def _as_stored(config: ModelConfig) -> dict[str, Any]:
+    """Every setting as ever: the retired ones where they stood, no architecture where there was
+    but one. The same model then has the same config.json, and the fingerprint that banks know."""
+    stored = asdict(config)
+    if config.architecture == "qwen3":
+        del stored["architecture"]
+    router = stored["router"]
+    names = list(router)
+    place = names.index("threshold_start") + 1
+    stored["router"] = {name: router[name] for name in names[:place]} | RETIRED | router
+    return stored
 
 
 def _top_k(msa: dict[str, Any]) -> int:
     if "top_k_docs" not in msa and "doc_top_k" not in msa:
         raise CheckpointError("msa_config has neither top_k_docs nor doc_top_k")
     return msa.get("top_k_docs", msa.get("doc_top_k"))
-
-
-def _require(raw: dict[str, Any], key: str, where: str) -> None:
-    if key not in raw:
-        raise CheckpointError(f"{where} has no {key!r}: is this the config.json of an MSA model?")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msa_train.model.batch import StreamLayout
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import Routing, gate_bias, key_vectors, query_vectors, route
+from msa_train.model.router import Routing, route
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Pooled:
     k: Tensor  # [C, G, D] of normed and rotated keys
     v: Tensor  # [C, G, D]
     key: Tensor  # [C, G*D] router key vectors
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Pooled:
+        """The same of each state: another dtype or device, some rows."""
+        return Pooled(change(self.k), change(self.v), change(self.key))
 
 
 @dataclass(frozen=True)
@@ -86,63 +90,61 @@ def pool_documents(h: Tensor, documents: Projections, doc_cu: Tensor, router: Ro
     size = router.settings.chunk_size
     k, v = chunk_mean(documents.k, doc_cu, size), chunk_mean(documents.v, doc_cu, size)
     rk = k if router.keys is None else router.keys(chunk_mean(h, doc_cu, size))
-    return Pooled(k, v, router.group.gather(key_vectors(rk, router.settings)))
+    return Pooled(k, v, router.group.gather(router.settings.scoring.key_vectors(rk)))
 
 
-def router_query(h: Tensor, contexts: Projections, rows: Tensor, router: Router) -> Tensor:
-    """Query vectors of the query tokens `rows` of the active stream, normed states h [Na, d]."""
+def router_query(
+    h: Tensor, contexts: Projections, rows: Tensor, query_cu: Tensor, router: Router
+) -> tuple[Tensor, Tensor]:
+    """Query vectors and how many of them each context has (cumulative, [m+1]).
+
+    Of the query tokens `rows` of the active stream, packed by query_cu; normed states h [Na, d].
+    """
     rq = contexts.q[rows] if router.queries is None else router.queries(h[rows])
-    vectors = query_vectors(rq, contexts.k.shape[1], router.group.heads, router.settings)
-    return router.group.gather(vectors)
+    kv_heads, scoring = contexts.k.shape[1], router.settings.scoring
+    vectors, query_cu = scoring.query_vectors(rq, query_cu, kv_heads, router.group.heads)
+    return router.group.gather(vectors), query_cu
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the contexts of a router layer read: routing, and the states its indices point into."""
+class SelectedChunks:
+    """What the contexts of a router layer attend to: routing, and the states it points into."""
 
     routing: Routing
     k: Tensor  # [C, G, D]
     v: Tensor  # [C, G, D]
     bias: Tensor | None  # [S] the gate's addition to the attention logits
 
+    @classmethod
+    def of(cls, routing: Routing, k: Tensor, v: Tensor, router: Router) -> SelectedChunks:
+        """With the gate's bias (SPEC section 3, "The gate")."""
+        bias = None
+        if router.gate is not None:
+            bias = router.gate.sharpness * (routing.chunk_scores - router.gate.threshold)
+            bias = router.group.spread(bias)
+        return cls(routing, k, v, bias)
 
-def read_memory(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_cu: Tensor,
-    k_cu: Tensor,
-    memory_from: Tensor,
-    memory: Reading,
+
+def context_with_memory(
+    x: Projections, cu: Tensor, memory_from: Tensor, selected: SelectedChunks
 ) -> Tensor:
-    """Contexts attend to the selected chunks and to their own earlier tokens. [Nq, H, D]."""
-    routing, scale = memory.routing, q.shape[-1] ** -0.5
+    """Contexts attend to their selected chunks and to their own earlier tokens. [Na, H, D]."""
+    routing, scale = selected.routing, x.q.shape[-1] ** -0.5
     return context_attention(
-        q, k, v, q_cu, k_cu, memory.k, memory.v, routing.chunk_index, routing.index_cu,
-        memory.bias, memory_from, scale,
+        x.q, x.k, x.v, cu, cu, selected.k, selected.v, routing.chunk_index, routing.index_cu,
+        selected.bias, memory_from, scale,
     )  # fmt: skip
 
 
-def reading(routing: Routing, k: Tensor, v: Tensor, bank_sizes: Tensor, router: Router) -> Reading:
-    """A Reading with its gate bias; bank_sizes [m] documents in each context's bank."""
-    bias = None
-    if router.gate is not None:
-        scores, gate = routing.chunk_scores, router.gate
-        bias = gate_bias(
-            scores, routing.index_cu, gate.sharpness, gate.threshold, bank_sizes, router.settings
-        )
-        bias = router.group.spread(bias)
-    return Reading(routing, k, v, bias)
-
-
-def plain_layer(x: Projections, layout: StreamLayout) -> Tensor:
-    """Attention of a layer without router: documents alone, contexts alone. [N, H, D]."""
+def self_attention_layer(x: Projections, layout: StreamLayout) -> Tensor:
+    """Attention of a layer without router: each document and context to itself. [N, H, D]."""
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
-    return torch.cat([alone(documents, layout.doc_cu), alone(contexts, layout.ctx_cu)])
+    own = self_attention(documents, layout.doc_cu), self_attention(contexts, layout.ctx_cu)
+    return torch.cat(own)
 
 
-def alone(x: Projections, cu: Tensor) -> Tensor:
+def self_attention(x: Projections, cu: Tensor) -> Tensor:
     """Packed sequences attend causally to themselves. [N, H, D]."""
     if not len(x.q):
         return x.q
@@ -152,16 +154,16 @@ def alone(x: Projections, cu: Tensor) -> Tensor:
 def context_layer(
     h: Tensor, x: Projections, layout: StreamLayout, router: Router, pooled: Pooled
 ) -> tuple[Tensor, Routing]:
-    """Contexts [Na] of a router layer search and read pooled documents. [Na, H, D], routing."""
-    cu = layout.ctx_cu
-    query = router_query(h, x, layout.query_index, router)
+    """Contexts [Na] of a router layer search pooled documents and attend to the best.
+
+    Returns the attended states [Na, H, D] and the routing.
+    """
+    query = router_query(h, x, layout.query_index, layout.query_cu, router)
     routing = route(
-        query, layout.query_cu, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu,
-        router.settings,
-    )  # fmt: skip
-    bank_sizes = layout.bank_cu.diff()[layout.ctx_bank]
-    memory = reading(routing, pooled.k, pooled.v, bank_sizes, router)
-    return read_memory(x.q, x.k, x.v, cu, cu, layout.memory_from, memory), routing
+        *query, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router.settings
+    )
+    selected = SelectedChunks.of(routing, pooled.k, pooled.v, router)
+    return context_with_memory(x, layout.ctx_cu, layout.memory_from, selected), routing
 
 
 def router_layer(
@@ -175,7 +177,7 @@ def router_layer(
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
     pooled = pool_documents(h[:nd], documents, layout.doc_cu, router)
-    read, routing = context_layer(h[nd:], contexts, layout, router, pooled)
+    attended, routing = context_layer(h[nd:], contexts, layout, router, pooled)
     if contexts_only:
-        return read, routing, pooled
-    return torch.cat([alone(documents, layout.doc_cu), read]), routing, pooled
+        return attended, routing, pooled
+    return torch.cat([self_attention(documents, layout.doc_cu), attended]), routing, pooled

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import InitVar, dataclass, field
+from typing import Any, Literal, get_args
 
 from msa_train.errors import ConfigError
+from msa_train.model.architecture import ARCHITECTURES, Architecture
+from msa_train.model.scoring import Scoring, scoring_of
+
+GateKind = Literal["none", "threshold"]
+
+# Settings that are gone, and what switched them off: older YAML, checkpoints and exports have them.
+RETIRED = {"gate_growth": False, "gate_documents": 128}
 
 
 @dataclass(frozen=True)
@@ -17,14 +24,12 @@ class RouterConfig:
     chunk_size: document tokens per pooled key (P).
     decouple: own router projections; false: q and pooled k route.
     similarity: cosine normalises both sides; dot is serving as published.
-    gate: what is added to the attention logits of a selected chunk, per layer with a learned
-      sharpness g and a learned threshold theta: none (nothing, as published);
-      threshold: g (s_c - theta), which can say "nothing relevant here";
-      chunk: g (s_c - max s - theta);  document: the same with document scores.
-    gate_start, threshold_start: initial g and theta. Below what good chunks score (below 0 for the
-      relative forms), so that the few selected chunks are not drowned by the context's own tokens.
-    gate_growth: multiply g by max(1, ln n / ln gate_documents) for a bank of n documents.
-    gate_documents: bank size seen in training; only read with gate_growth.
+    gate: what is added to the attention logits of a selected chunk of score s_c:
+      none (nothing, as published), or
+      threshold: g (s_c - theta), which can say "nothing relevant here"; sharpness g and threshold
+      theta are learned per layer.
+    gate_start, threshold_start: initial g and theta; theta below what good chunks score, so that
+      the few selected chunks are not drowned by the context's own tokens.
     temperature: tau of the router loss, clamped to 0.001..0.5.
     loss: infonce_decoupled (each positive against the negatives only) or infonce.
     loss_layers: router layers that take the loss; published: upper_half.
@@ -38,45 +43,54 @@ class RouterConfig:
     head_reduce: Literal["mean", "max"] = "mean"
     query_reduce: Literal["max", "mean", "last"] = "max"
     chunk_reduce: Literal["max", "mean"] = "max"
-    gate: Literal["none", "chunk", "document", "threshold"] = "threshold"
+    gate: GateKind = "threshold"
     gate_start: float = 20.0
     threshold_start: float = 0.6
-    gate_growth: bool = False
-    gate_documents: int = 128
     temperature: float = 0.1
     loss: Literal["infonce_decoupled", "infonce"] = "infonce_decoupled"
     loss_layers: Literal["all", "upper_half"] = "all"
+    gate_growth: InitVar[Any] = RETIRED["gate_growth"]  # not a setting any more
+    gate_documents: InitVar[Any] = RETIRED["gate_documents"]
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, gate_growth: Any, gate_documents: Any) -> None:
+        for name, value in (("gate_growth", gate_growth), ("gate_documents", gate_documents)):
+            if value != RETIRED[name]:
+                raise ConfigError(
+                    f"model.router.{name} is {value!r}: gates that grow with the bank are gone; "
+                    "remove the key"
+                )
+        if self.gate not in get_args(GateKind):
+            raise ConfigError(
+                f"model.router.gate is {self.gate!r}: give {' or '.join(get_args(GateKind))}"
+            )
         _positive("model.router.top_k", self.top_k)
         _positive("model.router.chunk_size", self.chunk_size)
-        if self.gate != "none" and not self.single_product:
+        scores_chunks = self.scoring.scores_chunks
+        if self.gate != "none" and not scores_chunks:
             raise ConfigError(
                 f"model.router.gate is {self.gate!r} with head_reduce {self.head_reduce}, "
                 f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
                 "needs mean, max, max; use gate none to reproduce a published variant"
             )
-        if self.gate_growth and self.gate == "threshold":
-            raise ConfigError(
-                "model.router.gate_growth with gate threshold: it would multiply the whole weight "
-                "of the memory, not its contrast; use gate chunk or document"
-            )
-        if self.gate_growth and self.gate_documents < 2:
-            raise ConfigError(
-                f"model.router.gate_documents is {self.gate_documents}: gate_growth divides by "
-                "its logarithm; give the bank size of training (2 or more)"
-            )
 
     @property
-    def single_product(self) -> bool:
-        """Whether a chunk's score is one dot product (SPEC section 2, "Exact shortcut")."""
-        return (self.head_reduce, self.query_reduce, self.chunk_reduce) == ("mean", "max", "max")
+    def scoring(self) -> Scoring:
+        """How documents are scored. Raises ConfigError for reductions that no scoring handles."""
+        reductions = self.head_reduce, self.query_reduce, self.chunk_reduce
+        found = scoring_of(self.similarity, self.decouple, *reductions)
+        if found is None:
+            raise ConfigError(
+                "model.router has head_reduce {}, query_reduce {}, chunk_reduce {}: "
+                "no scoring handles these together".format(*reductions)
+            )
+        return found
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen3-style decoder (SPEC, "Symbols"): N layers, d hidden, H heads, G kv_heads, D head_dim.
+    """A decoder (SPEC, "Symbols"): N layers, d hidden, H heads, G kv_heads, D head_dim.
 
+    architecture: the family of its backbone, a name in architecture.py.
     embedding_std and linear_gain set the initial weights: embeddings N(0, embedding_std), linear
     layers N(0, linear_gain / sqrt(fan_in)). With tied embeddings the final norm starts at
     1 / (embedding_std sqrt(d)), so that logits start at unit scale.
@@ -99,8 +113,13 @@ class ModelConfig:
     linear_gain: float = 0.577
     copy_start: float = 4.0
     router: RouterConfig = field(default_factory=RouterConfig)
+    architecture: str = "qwen3"
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ConfigError(
+                f"model.architecture is {self.architecture!r}: give {', '.join(ARCHITECTURES)}"
+            )
         for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size"):
             _positive(f"model.{name}", getattr(self, name))
         if self.heads % self.kv_heads:
@@ -111,6 +130,24 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ConfigError(f"model.head_dim is {self.head_dim}: RoPE needs an even number")
         parse_router_layers(self.router.layers, self.layers)
+
+    @property
+    def shape(self) -> Architecture:
+        """What its layers have, whatever their sizes."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of weights by the names that architecture.py gives them."""
+        return {
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "vocab_size": self.vocab_size,
+            "head_dim": self.head_dim,
+            "queries": self.heads * self.head_dim,
+            "keys": self.kv_heads * self.head_dim,
+            "one": 1,
+        }
 
     @property
     def router_layers(self) -> tuple[int, ...]:
@@ -146,3 +183,13 @@ def parse_router_layers(text: str, layers: int) -> tuple[int, ...]:
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{name} is {value}: give a whole number of 1 or more")
+
+
+# Geometries known by name. 4b: Qwen3-4B-Instruct-2507 with routers in layers 18..35, the
+# publication's model.
+PRESETS = {
+    "4b": ModelConfig(
+        layers=36, hidden=2560, heads=32, kv_heads=8, head_dim=128, ffn=9728, vocab_size=151_936,
+        rope_theta=5e6, tie_embeddings=True, router=RouterConfig(top_k=16, chunk_size=64),
+    ),
+}  # fmt: skip

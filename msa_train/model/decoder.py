@@ -6,35 +6,38 @@ No Megatron, no DeepSpeed. `forward` runs a whole two-stream batch (tests, confo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from msa_kernels import document_attention, norm_rope
 from torch import Tensor, nn
 
+from msa_train.errors import CheckpointError
 from msa_train.model.attention import (
     Gate,
     HeadGroup,
     Pooled,
     Projections,
     Router,
-    plain_layer,
+    SelectedChunks,
+    context_with_memory,
     pool_documents,
-    read_memory,
-    reading,
     router_layer,
     router_query,
+    self_attention,
+    self_attention_layer,
 )
 from msa_train.model.batch import MemoryBatch, StreamLayout, positions_within, query_rows
-from msa_train.model.config import ModelConfig
+from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.kv_cache import KVCache, Prefill, Window
-from msa_train.model.liger import swiglu
-from msa_train.model.norm import RMSNorm
-from msa_train.model.rope import rotary_tables
-from msa_train.model.router import Routing
+from msa_train.model.ops import RMSNorm, rotary_tables, rotate_heads, swiglu
+from msa_train.model.router import Routing, route
+from msa_train.model.weights import weight_shapes
+
+# The published code keeps the router loss's temperature (not trained) among the weights.
+_NOT_WEIGHTS = {"temperature", "model.temperature"}
 
 
 @dataclass
@@ -43,9 +46,8 @@ class Output:
 
     hidden: Tensor  # [Na, d]
     doc_hidden: Tensor | None  # [Nd, d], when the batch asks for it
-    routings: dict[int, Routing] = field(default_factory=dict)
-    pooled: dict[int, Pooled] = field(default_factory=dict)
-    inputs: list[Tensor] = field(default_factory=list)  # [Nd+Na, d] into each layer
+    routings: dict[int, Routing]
+    pooled: dict[int, Pooled]
 
 
 class Memory(Protocol):
@@ -55,9 +57,24 @@ class Memory(Protocol):
         """For query vectors [Nq, V] of m contexts: routing, pooled K and V [C, G, D] its
         chunk_index points into."""
 
-    @property
-    def size(self) -> int:
-        """Documents in the memory."""
+
+class PooledMemory:
+    """The plainest Memory: pooled states as one model's pass left them, chunk_cu [n+1]."""
+
+    def __init__(self, pooled: Mapping[int, Pooled], chunk_cu: Tensor, router: RouterConfig):
+        self._pooled, self._chunk_cu, self._router = pooled, chunk_cu, router
+
+    def search(self, layer: int, query: Tensor, query_cu: Tensor) -> tuple[Routing, Tensor, Tensor]:
+        pooled = self._pooled[layer]
+        everything = query_cu.new_tensor([0, len(self._chunk_cu) - 1])
+        bank = query_cu.new_zeros(len(query_cu) - 1), everything
+        routing = route(query, query_cu, pooled.key, self._chunk_cu, *bank, self._router)
+        chunks, place = torch.unique(routing.chunk_index, return_inverse=True)
+        return routing.pointing_at(place), pooled.k[chunks], pooled.v[chunks]
+
+
+# What a layer's tokens attended to: (number of the layer, normed states, their projections).
+Attend = Callable[[int, Tensor, Projections], Tensor | None]
 
 
 class Attention(nn.Module):
@@ -69,12 +86,15 @@ class Attention(nn.Module):
             config.kv_heads * config.head_dim,
         )
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(d, wide, bias=False)
-        self.k_proj = nn.Linear(d, narrow, bias=False)
-        self.v_proj = nn.Linear(d, narrow, bias=False)
+        biased = config.shape.qkv_bias
+        self.q_proj = nn.Linear(d, wide, bias=biased)
+        self.k_proj = nn.Linear(d, narrow, bias=biased)
+        self.v_proj = nn.Linear(d, narrow, bias=biased)
         self.o_proj = nn.Linear(wide, d, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_eps, self.norms_heads = config.norm_eps, config.shape.qk_norm
+        if self.norms_heads:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.routes = layer in config.router_layers
         self.decoupled = self.routes and config.router.decouple
         if self.decoupled:  # Sequential: the published names end in `.0.weight`
@@ -87,8 +107,8 @@ class Attention(nn.Module):
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
         """Normed states [N, d] -> q, k, v."""
         q, k, v = (self._heads(p(h)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        weights = self.q_norm.weight, self.k_norm.weight
-        return Projections(*norm_rope(q, k, *weights, cos, sin, self.q_norm.eps), v)
+        norms = (self.q_norm.weight, self.k_norm.weight) if self.norms_heads else None
+        return Projections(*rotate_heads(q, k, cos, sin, norms, self.norm_eps), v)
 
     def router(self, config: ModelConfig) -> Router:
         queries = keys = None
@@ -149,51 +169,82 @@ class MSADecoder(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
 
+    def load_published(self, weights: dict[str, Tensor]) -> MSADecoder:
+        """Takes weights under the published names. Raises CheckpointError, naming what is wrong."""
+        shapes = weight_shapes(self.config)
+        weights = {name: w for name, w in weights.items() if name not in _NOT_WEIGHTS}
+        if self.config.tie_embeddings:
+            weights.pop("lm_head.weight", None)
+        missing = sorted(shapes.keys() - weights.keys())
+        unknown = sorted(weights.keys() - shapes.keys())
+        wrong = [
+            f"{name} is {tuple(w.shape)}, expected {shapes[name]}"
+            for name, w in weights.items()
+            if name in shapes and tuple(w.shape) != shapes[name]
+        ]
+        if missing or unknown or wrong:
+            raise CheckpointError(
+                f"weights do not fit the config: missing {missing[:4]} ({len(missing)} in all), "
+                f"unknown {unknown[:4]} ({len(unknown)} in all), of another shape {wrong[:4]}"
+            )
+        self.load_state_dict(weights)
+        return self
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, vocabulary] from final states [T, d]."""
         head = self.model.embed_tokens if self.config.tie_embeddings else self.lm_head
         return F.linear(hidden, head.weight)
 
+    def run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor | None:
+        """Packed tokens [N] through the layers -> final states after the last norm.
+
+        attend(layer, h, projections) says what every token attended to, given normed states h: all
+        N of them, or the last n, and the first ones go no further; None ends the run.
+        """
+        x = self.model.embed_tokens(tokens)
+        config = self.config
+        tables = rotary_tables(positions, config.head_dim, config.rope_theta)
+        for number, layer in enumerate(self.model.layers):
+            h = layer.input_layernorm(x)
+            attended = attend(number, h, layer.self_attn.project(h, *tables))
+            if attended is None:
+                return None
+            x = layer.finish(x[len(x) - len(attended) :], attended)
+        return self.model.norm(x)
+
+    def router(self, layer: int) -> Router | None:
+        """Of a router layer; None for any other."""
+        attention = self.model.layers[layer].self_attn
+        return attention.router(self.config) if attention.routes else None
+
     def forward(self, batch: MemoryBatch) -> Output:
         """Both streams of a batch at once: the training computation without Megatron."""
         layout = StreamLayout.of(batch, self.config.router.chunk_size)
-        nd = layout.doc_token_count
-        x = self.model.embed_tokens(torch.cat([batch.doc_tokens, batch.tokens]))
-        cos, sin = self._tables(layout.positions)
-        out = Output(x, None)
-        for number, layer in enumerate(self.model.layers):
-            out.inputs.append(x)
-            h = layer.input_layernorm(x)
-            projections = layer.self_attn.project(h, cos, sin)
-            last = number == self.config.layers - 1 and not layout.keep_documents
-            if layer.self_attn.routes:
-                router = layer.self_attn.router(self.config)
-                attended, out.routings[number], out.pooled[number] = router_layer(
-                    h, projections, layout, router, contexts_only=last
-                )
-            else:
-                attended = plain_layer(projections, layout)
-            x = layer.finish(x[len(x) - len(attended) :], attended)
-        x = self.model.norm(x)
-        out.hidden = x[len(x) - len(batch.tokens) :]
-        out.doc_hidden = x[:nd] if layout.keep_documents else None
-        return out
+        routings, pooled = {}, {}
+
+        def attend(layer: int, h: Tensor, x: Projections) -> Tensor:
+            router = self.router(layer)
+            if router is None:
+                return self_attention_layer(x, layout)
+            last = layer == self.config.layers - 1 and not layout.keep_documents
+            attended, routings[layer], pooled[layer] = router_layer(h, x, layout, router, last)
+            return attended
+
+        x = self.run(torch.cat([batch.doc_tokens, batch.tokens]), layout.positions, attend)
+        documents = x[: layout.doc_token_count] if layout.keep_documents else None
+        return Output(x[len(x) - len(batch.tokens) :], documents, routings, pooled)
 
     def encode(self, doc_tokens: Tensor, doc_cu: Tensor) -> dict[int, Pooled]:
         """Packed documents [Nd] -> what the memory keeps of them, per router layer."""
-        x = self.model.embed_tokens(doc_tokens)
-        cos, sin = self._tables(positions_within(doc_cu))
         pooled = {}
-        for number, layer in enumerate(self.model.layers):
-            h = layer.input_layernorm(x)
-            p = layer.self_attn.project(h, cos, sin)
-            if layer.self_attn.routes:
-                router = layer.self_attn.router(self.config)
-                pooled[number] = pool_documents(h, p, doc_cu, router)
-            if number == self.config.layers - 1:
-                break  # nothing reads a document's state after its last pooled keys
-            scale = self.config.head_dim**-0.5
-            x = layer.finish(x, document_attention(p.q, p.k, p.v, doc_cu, scale))
+
+        def attend(layer: int, h: Tensor, x: Projections) -> Tensor | None:
+            if (router := self.router(layer)) is not None:
+                pooled[layer] = pool_documents(h, x, doc_cu, router)
+            # Nothing reads a document's state after its last pooled keys.
+            return None if layer == self.config.layers - 1 else self_attention(x, doc_cu)
+
+        self.run(doc_tokens, positions_within(doc_cu), attend)
         return pooled
 
     def prefill(
@@ -209,72 +260,55 @@ class MSADecoder(nn.Module):
 
         Every context searches the whole memory, once per router layer (SPEC section 2).
         """
-        lengths = ctx_cu.diff()
         rows, query_cu = query_rows(is_query, ctx_cu)
-        keys, values, readings = [], [], {}
-        x = self.model.embed_tokens(tokens)
-        cos, sin = self._tables(positions)
-        for number, layer in enumerate(self.model.layers):
-            h = layer.input_layernorm(x)
-            p = layer.self_attn.project(h, cos, sin)
-            if layer.self_attn.routes:
-                router = layer.self_attn.router(self.config)
-                query = router_query(h, p, rows, router)
-                routing, k, v = memory.search(number, query, query_cu)
-                sizes = lengths.new_full((len(lengths),), memory.size)
-                readings[number] = reading(routing, k, v, sizes, router)
-                attended = read_memory(p.q, p.k, p.v, ctx_cu, ctx_cu, memory_from, readings[number])
-            else:
-                attended = document_attention(p.q, p.k, p.v, ctx_cu, self.config.head_dim**-0.5)
-            keys.append(p.k)
-            values.append(p.v)
-            x = layer.finish(x, attended)
-        following = positions[ctx_cu[1:] - 1] + 1
-        return Prefill(self.model.norm(x), ctx_cu, following, keys, values, readings)
+        keys, values, selected = [], [], {}
 
-    def decode(self, tokens: Tensor, slots: KVCache, window: Window) -> Tensor:
+        def attend(layer: int, h: Tensor, x: Projections) -> Tensor:
+            keys.append(x.k)
+            values.append(x.v)
+            router = self.router(layer)
+            if router is None:
+                return self_attention(x, ctx_cu)
+            query = router_query(h, x, rows, query_cu, router)
+            selected[layer] = SelectedChunks.of(*memory.search(layer, *query), router)
+            return context_with_memory(x, ctx_cu, memory_from, selected[layer])
+
+        hidden = self.run(tokens, positions, attend)
+        following = positions[ctx_cu[1:] - 1] + 1
+        return Prefill(hidden, ctx_cu, following, keys, values, selected)
+
+    def decode(self, tokens: Tensor, cache: KVCache, window: Window) -> Tensor:
         """One token [b] of each of the first rows -> final states [b, d]; no new routing.
 
-        window: of KVCache.begin, which says who is fed; the others' states are of no use.
+        window: of KVCache.begin_step, which says whose token counts; the others' states are of no
+        use.
         """
         count = len(tokens)
         row = torch.arange(count, device=tokens.device)
-        place = slots.length[:count].clone()
-        slots.open(row, place)
-        x = self.model.embed_tokens(tokens)
-        cos, sin = self._tables(slots.position[:count])
-        for number, layer in enumerate(self.model.layers):
-            p = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-            slots.write(number, row, place, p.k, p.v)
-            x = layer.finish(x, slots.read(number, p.q, window))
-        slots.end(count)
-        return self.model.norm(x)
+        place = cache.length[:count].clone()
+        cache.unmask(row, place)
 
-    def extend(self, tokens: Tensor, rows: list[int], counts: list[int], slots: KVCache) -> Tensor:
+        def attend(layer: int, h: Tensor, x: Projections) -> Tensor:
+            cache.write(layer, row, place, x.k, x.v)
+            return cache.attend(layer, x.q, window)
+
+        hidden = self.run(tokens, cache.position[:count], attend)
+        cache.end_step(count)
+        return hidden
+
+    def extend(self, tokens: Tensor, rows: list[int], counts: list[int], cache: KVCache) -> Tensor:
         """Several tokens at once, packed [T], counts of each row -> final states [T, d]."""
-        starts = torch.tensor([slots.lengths[row] for row in rows]).repeat_interleave(
-            torch.tensor(counts)
-        )
-        cu = F.pad(torch.tensor(counts).cumsum(0), (1, 0))
-        offset = positions_within(cu).to(tokens.device)
-        row = torch.tensor(rows).repeat_interleave(cu.diff()).to(tokens.device)
-        place, positions = starts.to(tokens.device) + offset, slots.position[row] + offset
-        slots.extend(rows, counts)
-        slots.open(row, place)
-        x = self.model.embed_tokens(tokens)
-        cos, sin = self._tables(positions)
-        for number, layer in enumerate(self.model.layers):
-            p = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-            slots.write(number, row, place, p.k, p.v)
-            parts = zip(rows, p.q.split(counts), strict=True)
-            attended = [slots.read_several(number, q, each) for each, q in parts]
-            x = layer.finish(x, torch.cat(attended))
-        return self.model.norm(x)
+        row, place, positions = cache.begin_several(rows, counts)
+        cache.unmask(row, place)
+
+        def attend(layer: int, h: Tensor, x: Projections) -> Tensor:
+            cache.write(layer, row, place, x.k, x.v)
+            parts = zip(rows, x.q.split(counts), strict=True)
+            return torch.cat([cache.attend_several(layer, q, each) for each, q in parts])
+
+        return self.run(tokens, positions, attend)
 
     def gates(self) -> Iterator[tuple[int, float]]:
         for number, layer in enumerate(self.model.layers):
             if layer.self_attn.gate is not None:
                 yield number, float(layer.self_attn.gate.sharpness.detach())
-
-    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import Routing, score_documents
+from msa_train.model.router import Routing
 
 
 class KeyQueue:
@@ -40,14 +40,13 @@ class KeyQueue:
         device = routing.query.device
         contexts = len(routing.query_cu) - 1
         chunk_cu = torch.nn.functional.pad(self._chunks.cumsum(0), (1, 0)).to(device)
-        scores = score_documents(
+        scores = router.scoring.document_scores(
             routing.query,
             routing.query_cu,
             self._keys[layer].to(device),
             chunk_cu,
             torch.zeros(contexts, dtype=torch.int64, device=device),
             torch.tensor([0, len(self)], device=device),
-            router,
         )
         return scores.masked_fill(torch.isin(self._ids.to(device), doc_ids), -math.inf)
 

@@ -1,9 +1,9 @@
-"""Where contexts live while they are decoded: keys and values in buffers that stay where they are.
+"""Keys and values of contexts while they are decoded, in buffers that are written in place.
 
-One buffer per layer [rows, E + T, G, D]. A row is a context: the chunks it reads end at column E,
-its own tokens begin there. So both are ONE stretch of columns, a decode step attends to a window of
-the buffer as it lies, and a new token is written in place. What a row does not use is closed by a
-mask, which also carries the gate's bias.
+One buffer per layer [rows, E + T, G, D]. A row is a context: the chunks it attends to end at column
+E, its own tokens begin there. So both are consecutive columns, and a decode step attends to a
+window of the buffer without copying it. A mask hides what a row does not use, and carries the
+gate's bias.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msa_train.model.attention import Reading
+from msa_train.model.attention import SelectedChunks
 from msa_train.model.batch import positions_within
 from msa_train.model.config import ModelConfig
 from msa_train.model.router import entry_contexts
 
 Window = tuple[int, int]  # columns before and after E that some row uses
-_ENTRIES = 64  # chunks a row has place for at first
+_CHUNKS = 64  # chunks a row has room for at first
 _CUDA_STEP = 64  # smallest window of a captured step
 
 
@@ -31,7 +31,7 @@ _CUDA_STEP = 64  # smallest window of a captured step
 class Prefill:
     """What a prefill of m contexts leaves, packed by ctx_cu [m+1].
 
-    hidden [Na, d] after the last norm; keys, values per layer [Na, G, D]; readings per router
+    hidden [Na, d] after the last norm; keys, values per layer [Na, G, D]; selected per router
     layer; next_positions [m] of the token that follows each context.
     """
 
@@ -40,7 +40,7 @@ class Prefill:
     next_positions: Tensor
     keys: list[Tensor]
     values: list[Tensor]
-    readings: dict[int, Reading]
+    selected: dict[int, SelectedChunks]
 
     @property
     def last(self) -> Tensor:
@@ -52,18 +52,18 @@ class KVCache:
     """Room for `rows` contexts of at most `limit` own tokens each.
 
     tokens: own tokens there is room for at first (default: limit, so that memory never grows with
-    them). Room for chunks doubles when a context reads more. like: a tensor of the model's dtype
-    and device.
+    them). Room for chunks doubles when a context attends to more. like: a tensor of the model's
+    dtype and device. version: counts how often the buffers were replaced by larger ones.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, limit: int, like: Tensor, tokens: int | None = None
     ):
         self.rows, self.limit = rows, limit
-        self.version = 0  # of the buffers: they are others when they have grown
-        self.entries, self.tokens = _ENTRIES, min(limit, tokens or limit)
+        self.version = 0
+        self.entries, self.tokens = _CHUNKS, min(limit, tokens or limit)
         self.lengths, self.chunks = [0] * rows, [0] * rows  # used by each row
-        self.length, self.position, self.fed = (
+        self.length, self.position, self.active = (
             torch.zeros(rows, dtype=torch.int64, device=like.device) for _ in range(3)
         )
         self._routes = [layer in config.router_layers for layer in range(config.layers)]
@@ -85,14 +85,13 @@ class KVCache:
         return len(self._routes)
 
     def room(self, row: int) -> int:
-        """Tokens that can still be fed to a row."""
+        """Tokens that a row can still take."""
         return self.limit - self.lengths[row]
 
     def admit(self, prefill: Prefill, contexts: Sequence[int], rows: Sequence[int]) -> None:
         """Puts contexts of a prefill into rows."""
-        readings = prefill.readings.values()
         held = [prefill.ctx_cu.diff().tolist()]
-        held += [reading.routing.index_cu.diff().tolist() for reading in readings]
+        held += [each.routing.index_cu.diff().tolist() for each in prefill.selected.values()]
         own, *chunks = ([each[context] for context in contexts] for each in held)
         most = [max(counts) for counts in zip(*chunks, strict=True)] or [0] * len(own)
         self._reserve(max(most), max(own))
@@ -106,18 +105,18 @@ class KVCache:
         )  # fmt: skip
         target = torch.full_like(lengths, -1)
         target[chosen] = places
-        for mask in (self._own, *(self.masks[layer] for layer in prefill.readings)):
+        for mask in (self._own, *(self.masks[layer] for layer in prefill.selected)):
             mask[places] = -torch.inf
         row = target.repeat_interleave(lengths)
         kept = (row >= 0).nonzero().squeeze(1)
         own = row[kept], positions_within(prefill.ctx_cu)[kept]
-        self.open(*own)
+        self.unmask(*own)
         for layer, (k, v) in enumerate(zip(prefill.keys, prefill.values, strict=True)):
             self.write(layer, *own, k[kept], v[kept])
-        for layer, reading in prefill.readings.items():
-            self._put_chunks(layer, reading, target)
+        for layer, selected in prefill.selected.items():
+            self._put_chunks(layer, selected, target)
 
-    def open(self, row: Tensor, place: Tensor) -> None:
+    def unmask(self, row: Tensor, place: Tensor) -> None:
         """Own tokens at row, place [N] may be attended to from now on."""
         nothing = self._own.new_zeros(())
         self._own.index_put_((row, place), nothing)
@@ -131,30 +130,30 @@ class KVCache:
         self.keys[layer].index_put_((row, column), k)
         self.values[layer].index_put_((row, column), v)
 
-    def begin(self, fed: Sequence[bool]) -> Window:
-        """Before a step feeds one token to those of the first rows that are `fed`.
+    def begin_step(self, active: Sequence[bool]) -> Window:
+        """Before a step that adds one token to those of the first rows that are active.
 
-        Returns the window of columns to attend to; with CUDA in few sizes, that each is captured
-        once.
+        Returns the window of columns to attend to; on a GPU in few sizes, as a graph is captured
+        for each.
         """
-        count = len(fed)
-        self.fed.zero_()
-        self.fed[:count] = torch.tensor(fed, dtype=torch.int64).to(self.fed.device)
+        count = len(active)
+        self.active.zero_()
+        self.active[:count] = torch.tensor(active, dtype=torch.int64).to(self.active.device)
         chunks, own = max(self.chunks[:count]), max(self.lengths[:count]) + 1
         self._reserve(chunks, own)
-        for row, feeds in enumerate(fed):
-            self.lengths[row] += feeds
+        for row, adds in enumerate(active):
+            self.lengths[row] += adds
         if self.length.is_cuda:
             chunks = min(self.entries, _doubled(_CUDA_STEP, chunks)) if chunks else 0
             own = min(self.tokens, _doubled(_CUDA_STEP, own))
         return chunks, own
 
-    def end(self, count: int) -> None:
-        """After the step: what was fed stays."""
-        self.length[:count] += self.fed[:count]
-        self.position[:count] += self.fed[:count]
+    def end_step(self, count: int) -> None:
+        """After the step: the tokens of active rows stay."""
+        self.length[:count] += self.active[:count]
+        self.position[:count] += self.active[:count]
 
-    def read(self, layer: int, q: Tensor, window: Window) -> Tensor:
+    def attend(self, layer: int, q: Tensor, window: Window) -> Tensor:
         """One token q [b, H, D] of each of the first rows attends to chunks and own tokens."""
         columns = self._columns(layer, window)
         k, v = (
@@ -166,17 +165,22 @@ class KVCache:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=self._scale)
         return out.flatten(1, 2)
 
-    def extend(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Before `counts` tokens are fed to each of `rows`, several at once."""
+    def begin_several(
+        self, rows: Sequence[int], counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Room for several more tokens of each of `rows`: row, place and position of each [T]."""
         self._reserve(0, max(self.lengths[row] + n for row, n in zip(rows, counts, strict=True)))
         for row, count in zip(rows, counts, strict=True):
             self.lengths[row] += count
-        places = torch.tensor(rows, device=self.length.device)
-        more = torch.tensor(counts, device=self.length.device)
-        self.length[places] += more
-        self.position[places] += more
+        chosen, more = (torch.tensor(each, device=self.length.device) for each in (rows, counts))
+        offset = positions_within(F.pad(more.cumsum(0), (1, 0)))
+        of_token = chosen.repeat_interleave(more)
+        place, position = self.length[of_token] + offset, self.position[of_token] + offset
+        self.length[chosen] += more
+        self.position[chosen] += more
+        return of_token, place, position
 
-    def read_several(self, layer: int, q: Tensor, row: int) -> Tensor:
+    def attend_several(self, layer: int, q: Tensor, row: int) -> Tensor:
         """The last tokens q [t, H, D] of a row attend to its chunks and, causally, to its own."""
         columns = self._columns(layer, (self.chunks[row], self.lengths[row]))
         k, v = (
@@ -190,7 +194,7 @@ class KVCache:
         return out[0].transpose(0, 1)
 
     def move(self, source: int, target: int) -> None:
-        """A context moves to another row; its own is free."""
+        """A context moves to another row; its old one is free."""
         for layer in range(len(self)):
             used = self._columns(layer, (self.chunks[source], self.lengths[source]))
             for kept in (self.keys[layer], self.values[layer]):
@@ -203,21 +207,22 @@ class KVCache:
         self.release(source)
 
     def release(self, row: int) -> None:
-        """A row is free. What lies in it stays finite: a step may run over it."""
+        """A row is free. Its values stay finite, since a step may still attend to them."""
         self.lengths[row] = self.chunks[row] = 0
         self.length[row] = self.position[row] = 0
 
-    def _put_chunks(self, layer: int, reading: Reading, target: Tensor) -> None:
-        routing = reading.routing
+    def _put_chunks(self, layer: int, selected: SelectedChunks, target: Tensor) -> None:
+        routing = selected.routing
         counts, context = routing.index_cu.diff(), entry_contexts(routing.index_cu)
         row = target[context]
         kept = (row >= 0).nonzero().squeeze(1)
         column = self.entries - counts[context] + positions_within(routing.index_cu)
         at = row[kept], column[kept]
-        for held, states in ((self.keys, reading.k), (self.values, reading.v)):
+        for held, states in ((self.keys, selected.k), (self.values, selected.v)):
             held[layer].index_put_(at, states[routing.chunk_index[kept]].to(held[layer].dtype))
         mask = self.masks[layer]
-        bias = mask.new_zeros(()) if reading.bias is None else reading.bias[kept].to(mask.dtype)
+        bias = selected.bias
+        bias = mask.new_zeros(()) if bias is None else bias[kept].to(mask.dtype)
         mask.index_put_(at, bias)
 
     def _reserve(self, entries: int, tokens: int) -> None:
@@ -237,7 +242,7 @@ class KVCache:
         self.entries, self.tokens = self.entries + left, self.tokens + right
 
     def _grow(self, left: int, right: int) -> None:
-        """All buffers, or none: where memory runs out, the rows are what they were."""
+        """All buffers or none: where memory runs out, nothing has changed."""
         self.version += 1
         done: list[tuple[list[Tensor], int, slice]] = []
         try:
@@ -253,7 +258,7 @@ class KVCache:
             raise
 
     def _grown(self, layer: int, kept: Tensor, left: int, right: int) -> Tensor:
-        """A larger buffer with what the rows hold; what they do not use stays untouched."""
+        """A larger buffer with what the rows use; pages they do not use are never touched."""
         grown = _zeros((kept.shape[0], left + kept.shape[1] + right, *kept.shape[2:]), kept)
         for row, used in enumerate(zip(self.chunks, self.lengths, strict=True)):
             columns = self._columns(layer, used)

@@ -1,32 +1,251 @@
 """The training module: a Megatron-core TransformerBlock of Memory Sparse Attention layers.
 
-Tensor parallelism shards heads, FFN and vocabulary (see megatron_layers.py).
+Both streams run through a layer as one [Nd+Na, 1, d] tensor; attention alone looks at the split.
+Tensor parallelism shards heads, FFN and vocabulary; the router's vectors are gathered before
+scoring, because the sum over heads must finish before the maximum over tokens (SPEC section 2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.parallel_state import get_tensor_model_parallel_rank as tensor_rank
 from megatron.core.parallel_state import get_tensor_model_parallel_world_size as tensor_size
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from msa_train.model.attention import Pooled
+from msa_train.model.attention import (
+    Gate,
+    HeadGroup,
+    Pooled,
+    Projections,
+    Router,
+    context_layer,
+    pool_documents,
+    router_layer,
+    self_attention,
+    self_attention_layer,
+)
 from msa_train.model.batch import IGNORE, MemoryBatch, PackedDocuments, StreamLayout
 from msa_train.model.config import ModelConfig
 from msa_train.model.key_queue import KeyQueue
-from msa_train.model.liger import linear_cross_entropy_sum, uses_liger
 from msa_train.model.losses import router_loss_sum, stale_loss_sum
-from msa_train.model.megatron_layers import TwoStreams, layer_spec, transformer_config
-from msa_train.model.rope import rotary_tables
-from msa_train.model.router import Routing, score_documents
-from msa_train.model.weights import Read, megatron_shard
+from msa_train.model.ops import (
+    RMSNorm,
+    linear_cross_entropy_sum,
+    rotary_tables,
+    rotate_heads,
+    swiglu,
+    uses_liger,
+)
+from msa_train.model.router import Routing
+from msa_train.model.weights import Read, megatron_shard, weight_maps
+
+
+@dataclass
+class TwoStreams(PackedSeqParams):
+    """What every layer needs of the batch; passes through the block as its packed_seq_params.
+
+    What the router layers do: read documents of the stream ("both"), read `pooled` documents that
+    are not in it ("read"), or only pool a stream of documents ("encode"). `pooled` and `routings`
+    hold what they pooled and chose.
+    """
+
+    layout: StreamLayout = None
+    cos: Tensor = None
+    sin: Tensor = None
+    work: Literal["both", "read", "encode"] = "both"
+    pooled: dict[int, Pooled] = field(default_factory=dict)
+    routings: dict[int, Routing] = field(default_factory=dict)  # filled by the router layers
+
+
+class HeadNorm(torch.nn.Module):
+    """Norm and rotation of query and key heads.
+
+    A module of its own, because ZeRO-3 gathers weights for the backward pass where a module's
+    output meets it, and pooled states leave the attention by another way than its output.
+    """
+
+    def __init__(self, model: ModelConfig):
+        super().__init__()
+        self.q_weight = torch.nn.Parameter(torch.empty(model.head_dim))
+        self.k_weight = torch.nn.Parameter(torch.empty(model.head_dim))
+        self.eps = model.norm_eps
+
+    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return rotate_heads(q, k, cos, sin, (self.q_weight, self.k_weight), self.eps)
+
+
+class MemoryAttention(SelfAttention):
+    """Self-attention over both streams; in a router layer with the router's projections."""
+
+    def __init__(self, *args, model: ModelConfig, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model = model
+        self.number = self.layer_number - 1
+        self.routes = self.number in model.router_layers
+        self.qk_norm = HeadNorm(model) if model.shape.qk_norm else rotate_heads
+        self.group = HeadGroup(
+            model.heads,
+            tensor_parallel.gather_from_tensor_model_parallel_region,
+            tensor_parallel.copy_to_tensor_model_parallel_region,
+        )
+        if self.routes and model.router.decouple:
+            self.router_q = self._router_projection(model.heads)
+            self.router_k = self._router_projection(model.kv_heads)
+        if self.routes and model.router.gate != "none":
+            self.router_gate = torch.nn.Parameter(torch.empty(1))
+            self.router_threshold = torch.nn.Parameter(torch.empty(1))
+
+    def _router_projection(self, heads: int) -> ColumnParallelLinear:
+        return ColumnParallelLinear(
+            self.config.hidden_size,
+            heads * self.model.head_dim,
+            config=self.config,
+            init_method=self.config.init_method,
+            bias=False,
+        )
+
+    def project(self, h: Tensor, streams: TwoStreams) -> Projections:
+        """Normed states [N, 1, d] -> this rank's heads."""
+        q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
+        return Projections(*self.qk_norm(q, k, streams.cos, streams.sin), v)
+
+    def forward(self, hidden_states: Tensor, streams: TwoStreams, last: bool) -> Tensor:
+        """[N, 1, d] -> [N, 1, d]; in the last layer without the documents, which nothing reads."""
+        projections = self.project(hidden_states, streams)
+        if self.routes:
+            attended = self._route(hidden_states.squeeze(1), projections, streams, last)
+        else:
+            attended = self_attention_layer(projections, streams.layout)
+        return self.linear_proj(attended.flatten(1)[:, None])[0]
+
+    def _route(self, h: Tensor, x: Projections, streams: TwoStreams, last: bool) -> Tensor:
+        layout, router, number = streams.layout, self._router(), self.number
+        if streams.work == "encode":
+            pooled = pool_documents(h, x, layout.doc_cu, router)
+            streams.pooled.setdefault(number, pooled)  # once: recomputation comes again
+            return x.q[:0] if last else self_attention(x, layout.doc_cu)
+        if streams.work == "read":
+            pooled = streams.pooled[number]
+            if router.keys is not None:
+                # Of no documents, but in the graph: ZeRO-3 adds the gradients of a later backward
+                # to the last step's unless every parameter takes part in the first one.
+                none = router.group.gather(router.keys(h[:0]).flatten(1)).to(pooled.key.dtype)
+                pooled = replace(pooled, key=torch.cat([pooled.key, none]))
+            attended, routing = context_layer(h, x, layout, router, pooled)
+        else:
+            attended, routing, pooled = router_layer(h, x, layout, router, contexts_only=last)
+            streams.pooled.setdefault(number, pooled)
+        streams.routings.setdefault(number, routing)
+        return attended
+
+    def _router(self) -> Router:
+        gate = queries = keys = None
+        if self.model.router.gate != "none":
+            gate = Gate(self.router_gate, self.router_threshold)
+        if self.model.router.decouple:
+            queries, keys = (
+                partial(self._heads, layer) for layer in (self.router_q, self.router_k)
+            )
+        return Router(self.model.router, self.group, gate, queries, keys)
+
+    def _heads(self, layer: ColumnParallelLinear, h: Tensor) -> Tensor:
+        """[T, d] -> [T, this rank's heads, D]."""
+        return layer(h[:, None])[0].squeeze(1).unflatten(1, (-1, self.model.head_dim))
+
+
+class _FusedMLP(MLP):
+    """Megatron's gated MLP with the product fused where it can be."""
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        gate, up = self.linear_fc1(hidden_states)[0].chunk(2, -1)
+        return self.linear_fc2(swiglu(gate, up))
+
+
+class MemoryLayer(TransformerLayer):
+    """A pre-norm layer that drops the documents' states where nothing reads them any more."""
+
+    def __init__(self, *args, recompute: bool, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recompute = recompute
+
+    def forward(
+        self, hidden_states: Tensor, packed_seq_params: TwoStreams, **_: object
+    ) -> tuple[Tensor, None]:
+        if self.recompute and self.training:
+            run = checkpoint(self._run, hidden_states, packed_seq_params, use_reentrant=False)
+        else:
+            run = self._run(hidden_states, packed_seq_params)
+        return run, None
+
+    def _run(self, x: Tensor, streams: TwoStreams) -> Tensor:
+        last = self.layer_number == self.config.num_layers and not streams.layout.keep_documents
+        attended = self.self_attention(
+            self.input_layernorm(x), streams, last and self.self_attention.routes
+        )
+        x = x[len(x) - len(attended) :] + attended
+        return x + self.mlp(self.pre_mlp_layernorm(x))[0]
+
+
+def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _MegatronNorm
+    spec.submodules.mlp.module = _FusedMLP
+    attention = spec.submodules.self_attention
+    attention.module = MemoryAttention
+    attention.params = {**attention.params, "model": model}
+    attention.submodules.core_attention = IdentityOp  # what it does is in msa_train.model.attention
+    spec.module = MemoryLayer
+    spec.params = {"recompute": recompute}
+    return spec
+
+
+class _MegatronNorm(RMSNorm):
+    """RMSNorm as Megatron builds one."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: object):
+        super().__init__(hidden_size, eps)
+
+
+def transformer_config(model: ModelConfig) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        ffn_hidden_size=model.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        add_bias_linear=False,
+        add_qkv_bias=model.shape.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=tensor_size(),
+        use_cpu_initialization=True,
+        perform_initialization=False,  # load_published fills every parameter
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+    )
 
 
 @dataclass
@@ -58,13 +277,14 @@ class MSAModel(MegatronModule):
 
     def load_published(self, read: Read) -> None:
         """Fill every parameter with this rank's part of the published weights that `read` gives."""
+        maps = {each.megatron: each for each in weight_maps(self.model)}
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                part = megatron_shard(name, read, self.model, tensor_rank(), tensor_size())
+                part = megatron_shard(maps[name], read, self.model, tensor_rank(), tensor_size())
                 parameter.copy_(part)
-                # Every matrix is sharded; gradient norms count a replicated weight once. Megatron
-                # sets this while it initialises, which is not done here.
-                parameter.tensor_model_parallel = parameter.dim() >= 2
+                # Gradient norms count a replicated weight once. Megatron sets this while it
+                # initialises, which is not done here.
+                parameter.tensor_model_parallel = maps[name].split != "whole"
 
     def hidden_states(self, batch: MemoryBatch) -> tuple[Tensor, TwoStreams]:
         """Final states [Na, d] ([Nd+Na, d] with document labels) and what was routed."""
@@ -150,9 +370,9 @@ class MSAModel(MegatronModule):
     def _stale_loss_sum(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
         """The queue's part of a layer's router loss; it trains the queries alone."""
         routing, layout = streams.routings[layer], streams.layout
-        scores = score_documents(
+        scores = self.model.router.scoring.document_scores(
             routing.query, routing.query_cu, streams.pooled[layer].key.detach(), layout.chunk_cu,
-            layout.ctx_bank, layout.bank_cu, self.model.router,
+            layout.ctx_bank, layout.bank_cu,
         )  # fmt: skip
         stale = self.queue.scores(layer, routing, batch.doc_ids, self.model.router)
         return stale_loss_sum(scores, stale, batch.positives, self.model.router)
@@ -162,5 +382,6 @@ class MSAModel(MegatronModule):
         return [
             weight
             for layer in self.decoder.layers
+            if self.model.shape.qk_norm
             for weight in layer.self_attention.qk_norm.parameters()
         ]

@@ -14,21 +14,21 @@ from starlette.staticfiles import StaticFiles
 
 from data_pipeline.errors import DataError
 from msa_train.errors import MSAError
-from msa_train.serving import chat_api, memory_api
-from msa_train.serving.access import allowed
-from msa_train.serving.failures import ApiError, bad_request, translated
+from msa_train.serving import chat, memory_api
+from msa_train.serving.access import requires
+from msa_train.serving.errors import ApiError, bad_request, to_api_error
 from msa_train.serving.metrics import CONTENT_TYPE
 from msa_train.serving.middleware import RequestGuard
-from msa_train.serving.service import Service
+from msa_train.serving.state import ServerState
 
 EXPLORER = Path(__file__).parent / "explorer"
 log = logging.getLogger("msa_train.serving")
 
 
-def create_app(service: Service) -> RequestGuard:
+def create_app(state: ServerState) -> RequestGuard:
     """The whole server as an ASGI application."""
     app = FastAPI(title="msa", docs_url=None, redoc_url=None, openapi_url=None)
-    for router in (_open_routes(service), chat_api.routes(service), *memory_api.routes(service)):
+    for router in (_page_and_health(state), chat.routes(state), *memory_api.routes(state)):
         app.include_router(router)
     if EXPLORER.is_dir():
         app.mount("/explorer", StaticFiles(directory=EXPLORER), name="explorer")
@@ -37,10 +37,10 @@ def create_app(service: Service) -> RequestGuard:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misread)
     app.add_exception_handler(Exception, _failed)
-    return RequestGuard(app, service)
+    return RequestGuard(app, state)
 
 
-def _open_routes(service: Service) -> APIRouter:
+def _page_and_health(state: ServerState) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/")
@@ -51,30 +51,31 @@ def _open_routes(service: Service) -> APIRouter:
         return FileResponse(index, headers={"Cache-Control": "no-cache"})
 
     @routes.get("/healthz")
-    async def health() -> JSONResponse:
-        state = {
-            "status": "draining" if service.draining else "ok",
-            "model": service.model.name,
-            "banks": [bank.name for bank in service.banks],
+    async def healthz() -> JSONResponse:
+        health = {
+            "status": "draining" if state.draining else "ok",
+            "model": state.model.name,
+            "banks": [bank.name for bank in state.banks],
         }
-        return JSONResponse(state, 503 if service.draining else 200)
+        return JSONResponse(health, 503 if state.draining else 200)
 
-    @routes.get("/metrics", dependencies=[allowed(service, "read")])
+    @routes.get("/metrics", dependencies=[requires(state.keys, "read")])
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(state.metrics.text(), media_type=CONTENT_TYPE)
 
     return routes
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    told = translated(error)
-    if told.status >= 500 and told.code != "internal_error":  # the gate logs that one, with a trace
+    api_error = to_api_error(error)
+    # RequestGuard logs an internal error itself, with its traceback.
+    if api_error.status >= 500 and api_error.code != "internal_error":
         log.error("a request failed: %s", error)
-    return told.response()
+    return api_error.response()
 
 
 async def _misread(_: Request, error: Exception) -> Response:
-    """A number in the path or the query that is none."""
+    """A path or query parameter of the wrong type or out of range."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()[:5]]
     return bad_request("; ".join(problems)).response()

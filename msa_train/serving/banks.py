@@ -1,4 +1,4 @@
-"""The banks that are served: opened under names, made, refreshed and dropped."""
+"""The banks of a server, by name: opened, made and dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.errors import BankError, ConfigError
+from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.manifest import MANIFEST
 from msa_train.memory.bank.snapshot import BankSnapshot
@@ -21,7 +21,7 @@ from msa_train.memory.bank.writer import BankWriter
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
-from msa_train.serving.failures import ApiError
+from msa_train.serving.errors import ApiError, to_api_error
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DROPPED = ".{name}.dropped-{nonce}"
@@ -29,7 +29,7 @@ _DROPPED = ".{name}.dropped-{nonce}"
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model with what its banks are made by."""
+    """A model under its name, with all that its banks are built with."""
 
     name: str
     model: MSADecoder
@@ -38,23 +38,23 @@ class ServedModel:
 
 
 class ServedBank:
-    """A bank under its name. droppable: it lies in the folder that the server may change."""
+    """A bank under its name. droppable: it is in the folder in which the server may drop banks."""
 
-    def __init__(self, name: str, path: Path, served: LiveBank, droppable: bool):
+    def __init__(self, name: str, path: Path, live: LiveBank, droppable: bool):
         self.name, self.path, self.droppable = name, path, droppable
-        self._served, self._writing = served, threading.Lock()
+        self._live, self._writing = live, threading.Lock()
         self.dropped = False
 
     @property
-    def stored(self) -> BankSnapshot:
-        """The documents of the newest snapshot that was opened."""
-        assert self._served.bank is not None
-        return self._served.bank
+    def snapshot(self) -> BankSnapshot:
+        """The newest snapshot that was opened."""
+        assert self._live.bank is not None
+        return self._live.bank
 
     def view(self) -> MemoryView:
-        """The newest committed state, another process's too. Blocks while it is opened."""
-        self._check_there()
-        return self._served.view
+        """The newest committed state, also of another process. Blocks while it is opened."""
+        self._check_not_dropped()
+        return self._live.view
 
     @contextlib.contextmanager
     def writing(self, timeout_s: float) -> Iterator[None]:
@@ -64,27 +64,40 @@ class ServedBank:
                 409, "writer_busy", f"bank {self.name!r} is being changed by other requests"
             )
         try:
-            self._check_there()
+            self._check_not_dropped()
             yield
         finally:
             self._writing.release()
 
     def info(self) -> dict[str, Any]:
-        """Of what is served: the newest state, or the last that could be opened."""
+        """Sizes of the newest state, or of the last one that could be opened."""
         with contextlib.suppress(BankError, ApiError):
             self.view()
-        return {**self.stored.info(), "name": self.name, "droppable": self.droppable}
+        return {**self.snapshot.info(), "name": self.name, "droppable": self.droppable}
+
+    @contextlib.contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """A bank's errors as a client is told them: with its name instead of its folder."""
+        try:
+            yield
+        except (BankError, RankError) as error:
+            told = to_api_error(error)
+            message = str(error).replace(str(self.path), f"bank {self.name!r}")
+            raise ApiError(told.status, told.code, message, told.headers) from error
+
+    def no_document(self, which: str) -> ApiError:
+        return ApiError(404, "document_not_found", f"bank {self.name!r} has no document {which}")
 
     def close(self) -> None:
-        self._served.close()
+        self._live.close()
 
-    def _check_there(self) -> None:
+    def _check_not_dropped(self) -> None:
         if self.dropped:
             raise ApiError(404, "bank_not_found", f"bank {self.name!r} was dropped")
 
 
 class Banks:
-    """Banks by name, in the order in which they came; the first answers who names none.
+    """Banks by name, in the order in which they came; the first is for requests that name none.
 
     open_bank: path -> LiveBank. folder: where banks may be made and dropped (None: nowhere).
     """
@@ -97,7 +110,7 @@ class Banks:
             self._open_folder(folder)
 
     def open(self, name: str, path: Path) -> None:
-        """Raises ConfigError for a name that is taken, BankError for no bank."""
+        """Raises ConfigError for a name that is taken, BankError where there is no bank."""
         check_name(name)
         if name in self._banks:
             raise ConfigError(f"--bank {name}={path}: there is a bank of this name already")
@@ -132,7 +145,7 @@ class Banks:
         return bank
 
     def drop(self, name: str, timeout_s: float) -> None:
-        """Moves a bank aside at once, then deletes it; answers under way keep what they mapped."""
+        """Renames a bank's folder, then deletes it; answers under way keep what they mapped."""
         bank = self[name]
         if not bank.droppable:
             raise ApiError(
@@ -160,13 +173,13 @@ class Banks:
             raise ConfigError(f"--banks-dir {folder}: {error.strerror}; give a folder") from error
         for path in paths:
             if re.fullmatch(re.escape(".") + _NAME.pattern + r"\.dropped-[0-9a-f]{8}", path.name):
-                files.remove(path)  # its server died before it was deleted
+                files.remove(path)  # dropped by a server that died before it was deleted
             elif _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
                 self._banks[path.name] = ServedBank(path.name, path, self._open(path), True)
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError for what is no name of a bank."""
+    """Raises ConfigError for an impossible name."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"a bank's name is {name[:80]!r}: give up to 64 letters, digits, - and _, not - first"

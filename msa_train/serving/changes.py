@@ -1,4 +1,5 @@
-"""Changing a served bank: documents in or out, one commit, visible to the next question."""
+"""Changes of a bank: documents added, updated or removed in one commit, which the next question
+sees."""
 
 from __future__ import annotations
 
@@ -6,13 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from threading import Event
 
 from data_pipeline.schema import Document
-from msa_train.errors import BankError, RankError
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.corpus import Splitting
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.writer import BankWriter
+from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.serving.banks import ServedBank, ServedModel
-from msa_train.serving.failures import ApiError, translated
+from msa_train.serving.errors import ApiError
 
 DOCUMENT_TOKENS = 2048  # longer ones are split, as `msa memory add` does
 
@@ -25,77 +25,50 @@ def put_documents(
     wait_s: float,
     abandoned: Event,
 ) -> list[int]:
-    """Encodes and commits; the new numbers, ascending (several for one that was split).
+    """Encodes and commits; returns the new numbers, ascending (several for one that was split).
 
-    Raises ApiError: 400 for an id that comes twice, 404 for one to update that is not there, 409
-    for one to add that is, or where another process writes. `abandoned` ends it without a change.
+    Raises ApiError: 400 for an id given twice, 404 for an update of an id that is not there, 409
+    for an added id that is, or where another process writes. Once `abandoned` is set, it ends
+    without a change.
     """
-    _check_once(documents, update)
-    taken = _Numbered(bank, update, abandoned)
+    _check_ids(documents, update)
+    numbered = _Numbered(bank, update, abandoned)
     splitting = Splitting(model.tokenizer, DOCUMENT_TOKENS)
-    with bank.writing(wait_s), named_errors(bank):
+    with bank.writing(wait_s), bank.named_errors():
         add_documents(
             bank.path,
             model.model,
             model.tokenizer,
-            taken(documents, splitting),
+            numbered(documents, splitting),
             model.fingerprint,
             update=update,
-            reuse=bank.stored,
+            reuse=bank.snapshot,
         )
         bank.view()
-    return list(range(taken.first, taken.first + taken.count))
+    return list(range(numbered.first, numbered.first + numbered.count))
 
 
 def remove_documents(
     bank: ServedBank, ids: Iterable[str], numbers: Iterable[int], wait_s: float
 ) -> list[int]:
-    """All or none; the numbers that went. Raises ApiError 404 for what is not there."""
+    """Removes all or none; returns the removed numbers. Raises ApiError 404 for unknown ones."""
     with (
         bank.writing(wait_s),
-        named_errors(bank),
-        BankWriter(bank.path, "remove", reuse=bank.stored) as writer,
+        bank.named_errors(),
+        BankWriter(bank.path, "remove", reuse=bank.snapshot) as writer,
     ):
-        gone = set()
-        for id in ids:
-            found = writer.bank.numbers_of(id)
-            if not found:
-                raise not_found(bank, f"of id {id!r}")
-            gone.update(found)
-        for number in numbers:
-            try:
-                gone.add(writer.bank[number].number)
-            except KeyError:
-                raise not_found(bank, str(number)) from None
+        try:
+            gone = writer.remove(numbers, ids)
+        except UnknownDocumentError as error:
+            raise bank.no_document(error.which) from None
         if gone:
-            writer.remove(gone)
             bank.view()
-    return sorted(gone)
-
-
-def not_found(bank: ServedBank, which: str) -> ApiError:
-    return ApiError(404, "document_not_found", f"bank {bank.name!r} has no document {which}")
-
-
-class named_errors:
-    """A bank's errors as a client is told them: its name, not its folder."""
-
-    def __init__(self, bank: ServedBank):
-        self._bank = bank
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, BankError | RankError):
-            return
-        told = translated(error)
-        message = str(error).replace(str(self._bank.path), f"bank {self._bank.name!r}")
-        raise ApiError(told.status, told.code, message, told.headers) from error
+    return gone
 
 
 class _Numbered:
-    """Passes documents on while the bank's lock is held: so `first` is the first number given."""
+    """Checks documents and passes them on while the writer holds the bank's lock: so `first` is the
+    first number that they are given."""
 
     def __init__(self, bank: ServedBank, update: bool, abandoned: Event):
         self._bank, self._update, self._abandoned = bank, update, abandoned
@@ -104,11 +77,11 @@ class _Numbered:
     def __call__(
         self, documents: Sequence[StoredDocument], splitting: Splitting
     ) -> Iterator[Document]:
-        self._bank.view()  # with what other processes wrote before they gave the lock back
-        stored = self._bank.stored
-        self.first = stored.manifest.next_number
+        self._bank.view()  # with what other processes committed before they released the lock
+        snapshot = self._bank.snapshot
+        self.first = snapshot.manifest.next_number
         for document in documents:
-            known = bool(document.id) and bool(stored.numbers_of(document.id))
+            known = bool(document.id) and bool(snapshot.numbers_of(document.id))
             if known and not self._update:
                 raise ApiError(
                     409,
@@ -117,7 +90,7 @@ class _Numbered:
                     "(PUT), or give another id",
                 )
             if self._update and not known:
-                raise not_found(self._bank, f"of id {document.id!r} to update")
+                raise self._bank.no_document(f"of id {document.id!r} to update")
         for document in splitting(documents):
             if self._abandoned.is_set():
                 raise ApiError(503, "abandoned", "nobody waits any more: nothing was changed")
@@ -125,7 +98,7 @@ class _Numbered:
             yield document
 
 
-def _check_once(documents: Sequence[StoredDocument], update: bool) -> None:
+def _check_ids(documents: Sequence[StoredDocument], update: bool) -> None:
     seen: set[str] = set()
     for place, document in enumerate(documents):
         if update and not document.id:

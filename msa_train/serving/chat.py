@@ -1,166 +1,229 @@
-"""A chat completion as it is asked for: OpenAI's request, checked, with the memory's extension."""
+"""OpenAI's endpoints: models, and chat completions, whole or as a stream of the engine's events.
+
+A chat request in reading order: the route, AnswerStream (its place, its memory, its events), and
+EventStream where the client asked for a stream. chat_request.py is what comes in, chat_response.py
+what goes out.
+"""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from threading import Event as Flag
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from msa_train.memory.engine.interleave import InterleaveLimits, Mode
-from msa_train.memory.engine.sampling import Sampling
-from msa_train.serving.failures import ApiError, bad_request
-from msa_train.serving.schemas import Filter, Strict, checked_text, parsed
+from msa_train.memory.engine import sequence
+from msa_train.memory.engine.engine_thread import Stream
+from msa_train.memory.engine.events import Event, Evidence, Finished, Routed, TextPiece
+from msa_train.memory.search.view import MemoryView
+from msa_train.serving.access import json_body, requires
+from msa_train.serving.banks import ServedBank
+from msa_train.serving.chat_request import ChatRequest, chat_request
+from msa_train.serving.chat_response import ChatResponse, sse
+from msa_train.serving.errors import ApiError, ClientGone, to_api_error
+from msa_train.serving.lookup import restricted
+from msa_train.serving.state import ServerState
+from msa_train.serving.threads import in_thread, iterated
 
-_MOST_TOKENS = 1 << 20  # more is no number that anybody means
-MOST_ROUNDS = 16
-_SYSTEM = ("system", "developer")
-# field -> the values that change nothing; any other would change what the answer means
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none",),
-    "function_call": ("none",),
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-}
+log = logging.getLogger("msa_train.serving")
+
+_IDLE_S = 10.0  # then a comment is sent: a client that vanished without a word is noticed
+T = TypeVar("T")
 
 
-_UNSUPPORTED_OF_MESSAGE = ("tool_calls", "function_call", "audio", "refusal")
+def routes(state: ServerState) -> APIRouter:
+    router = APIRouter(prefix="/v1", dependencies=[requires(state.keys, "read")])
+    model = {
+        "id": state.model.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "msa",
+    }
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @router.get("/models/{name}")
+    async def one_model(name: str) -> dict[str, Any]:
+        if name != model["id"]:
+            raise ApiError(404, "model_not_found", f"there is no model {name!r}")
+        return model
+
+    @router.post("/chat/completions")
+    async def chat(request: Request) -> Response:
+        asked = chat_request(await json_body(request), state.model.name)
+        state.check_length(asked.all_text)
+        answer = AnswerStream(state, asked, state.banks[asked.options.bank])
+        if asked.stream:
+            return EventStream(answer)
+        try:
+            return JSONResponse(await while_connected(request.receive, answer.whole()))
+        finally:
+            answer.close()
+
+    return router
 
 
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
+class AnswerStream:
+    """One answer on its way from the engine to a client. From `begin` until `close` it holds a
+    place among the running answers."""
 
+    def __init__(self, state: ServerState, asked: ChatRequest, bank: ServedBank):
+        self._state, self._asked, self._bank = state, asked, bank
+        self._arrived = self._round_began = time.perf_counter()
+        self._stream: Stream | None = None
+        self._entered = self._text_began = False
+        self._response = ChatResponse(state.model.name, bank.name)
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    async def begin(self) -> None:
+        """Waits for a place. Raises ApiError 429 where too many wait."""
+        await self._state.answering.enter()
+        self._entered = True
+        try:
+            view = await in_thread(self._view)
+            self._round_began = time.perf_counter()
+            self._stream = self._state.engine.submit(self._engine_request(view))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives the place back; an unfinished answer is cancelled."""
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+        if self._entered:
+            self._entered = False
+            self._state.answering.leave()
+
+    async def whole(self) -> dict[str, Any]:
+        """Begins, and waits for the whole answer: a chat.completion."""
+        await self.begin()
+        async for event in self._events():
+            if event is not None:
+                self._response.take(event)
+        return self._response.completion()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Events of a text/event-stream, [DONE] included; `begin` comes first."""
+        response = self._response
+        yield sse(response.chunk({"role": "assistant", "content": ""}, **self._usage))
+        async for event in self._events():
+            if event is None:
+                yield b": still at work\n\n"
+                continue
+            for part in response.take(event):
+                delta = {"content": part.pop("content")} if "content" in part else {}
+                yield sse(response.chunk(delta, **part, **self._usage))
+        yield sse(response.chunk({}, response.finish_reason, **self._usage))
+        if self._asked.includes_usage:
+            yield sse(response.usage_chunk())
+        yield sse("[DONE]")
 
     @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
+    def _usage(self) -> dict[str, None]:
+        """Where the last chunk has a usage, all others name the field too, as OpenAI's do."""
+        return {"usage": None} if self._asked.includes_usage else {}
 
+    async def _events(self) -> AsyncIterator[Event | None]:
+        """None whenever nothing came for a while. Raises ApiError for an answer cut off."""
+        assert self._stream is not None
+        finished = False
+        with self._bank.named_errors():
+            async for event in iterated(self._stream, _IDLE_S):
+                self._measure(event)
+                finished = finished or isinstance(event, Finished)
+                yield event
+        if not finished:
+            raise ApiError(500, "no_answer", "the answer ended before it was complete")
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-    include_usage: bool = False
+    def _measure(self, event: Event | None) -> None:
+        metrics, now = self._state.metrics, time.perf_counter()
+        if isinstance(event, Routed):
+            metrics.routing.observe(now - self._round_began)
+        elif isinstance(event, Evidence):
+            self._round_began = now
+        elif isinstance(event, TextPiece) and event.stage == "answer" and not self._text_began:
+            self._text_began = True
+            metrics.first_token.observe(now - self._arrived)
+        elif isinstance(event, Finished):
+            metrics.answer.observe(now - self._arrived)
+            metrics.tokens.inc(event.answer.tokens)
 
+    def _view(self, _: Flag) -> MemoryView:
+        with self._bank.named_errors():
+            return restricted(self._bank.view(), self._asked.options.filter)
 
-class MemoryOptions(Strict):
-    """rounds: of retrieval, at most."""
-
-    bank: str | None = None
-    retrieval: Mode = "generate"
-    filter: Filter | None = None
-    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] | None = None
-
-
-class ChatRequest(BaseModel):
-    """Fields that say nothing about the answer (user, store, ...) are taken and not used."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-    model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[str] | None = None
-    memory: MemoryOptions | None = None
-
-    @property
-    def question(self) -> str:
-        return self.messages[-1].text
-
-    @property
-    def all_text(self) -> str:
-        return "".join(each.text for each in self.messages)
-
-    @property
-    def instructions(self) -> str:
-        """System messages, wherever they stand, come before the question."""
-        return "\n".join(each.text for each in self.messages if each.role in _SYSTEM)
-
-    @property
-    def earlier(self) -> tuple[tuple[str, str], ...]:
-        """(role, text) of the turns before the question."""
-        turns = [each for each in self.messages[:-1] if each.role not in _SYSTEM]
-        return tuple((each.role, each.text) for each in turns)
-
-    @property
-    def options(self) -> MemoryOptions:
-        return self.memory or MemoryOptions()
-
-    def limits(self, answer_tokens: int) -> InterleaveLimits:
-        """answer_tokens: what an answer may have at most, whatever is asked for."""
-        asked = self.max_completion_tokens or self.max_tokens or InterleaveLimits.answer_tokens
-        given = {"answer_tokens": min(asked, answer_tokens), "rounds": self.options.rounds}
-        return InterleaveLimits(
-            **{name: value for name, value in given.items() if value is not None}
+    def _engine_request(self, view: MemoryView) -> sequence.Request:
+        asked = self._asked
+        return sequence.Request(
+            asked.question,
+            view,
+            asked.options.retrieval,
+            asked.limits(self._state.limits.answer_tokens),
+            asked.sampling,
+            asked.instructions,
+            asked.earlier,
+            asked.stops,
         )
 
-    @property
-    def sampling(self) -> Sampling:
-        """Greedy unless a temperature is given."""
-        top_p = 1.0 if self.top_p is None else self.top_p
-        return Sampling(self.temperature or 0.0, top_p, self._seed)
 
-    @property
-    def _seed(self) -> int:
-        """Without one, every request draws another text."""
-        return secrets.randbits(63) if self.seed is None else self.seed
+class EventStream(Response):
+    """The response that streams an answer. Until it has begun, an error is the response's status;
+    then it is the last event."""
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+    def __init__(self, answer: AnswerStream):
+        super().__init__()
+        self._stream = answer
 
-    @property
-    def includes_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._answer(send))
+        finally:
+            self._stream.close()
 
-
-def chat_request(body: bytes, model: str) -> ChatRequest:
-    """Raises ApiError 400 for what is wrong or not supported, 404 for another model's name."""
-    request = parsed(ChatRequest, body)
-    for field, value in (request.model_extra or {}).items():
-        if field in _UNSUPPORTED and value is not None and value not in _UNSUPPORTED[field]:
-            raise bad_request(f"{field} is not supported", "unsupported_parameter")
-    if request.model not in (None, model):
-        raise ApiError(
-            404, "model_not_found", f"there is no model {request.model!r}: it is {model!r}"
-        )
-    _check_messages(request.messages)
-    if len(request.stops) > 4 or not all(request.stops):
-        raise bad_request("stop: give one to four texts that are not empty")
-    if request.stream_options is not None and not request.stream:
-        raise bad_request("stream_options: only for stream: true")
-    return request
+    async def _answer(self, send: Send) -> None:
+        await self._stream.begin()
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        headers += [(b"x-accel-buffering", b"no")]  # or a proxy would hold back what should stream
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            async for chunk in self._stream.chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except Exception as error:
+            api_error = to_api_error(error)
+            log.log(
+                logging.ERROR if api_error.status >= 500 else logging.INFO,
+                "an answer failed: %s",
+                error,
+                exc_info=api_error.code == "internal_error",
+            )
+            last = sse(api_error.body)
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _check_messages(messages: Sequence[ChatMessage]) -> None:
-    for place, message in enumerate(messages):
-        for field in _UNSUPPORTED_OF_MESSAGE:
-            if (message.model_extra or {}).get(field):
-                problem = f"messages[{place}].{field} is not supported"
-                raise bad_request(problem, "unsupported_parameter")
-    if messages[-1].role != "user":
-        raise bad_request(f"messages: the last one is the {messages[-1].role}'s, not the user's")
-    checked_text(messages[-1].text, f"messages[{len(messages) - 1}].content")
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """`work`, cancelled when the client goes away. Raises ClientGone then."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

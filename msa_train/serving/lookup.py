@@ -1,33 +1,33 @@
-"""What is looked up in a served bank: documents by number or id, and by what routers choose."""
+"""Documents of a bank looked up: by number or id, with their chunks, and as the routers choose."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from data_pipeline.protocol import prompt_pieces
+from data_pipeline.protocol import document_pieces, prompt_pieces
+from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.sequence import too_long
 from msa_train.memory.search.view import MemoryView
 from msa_train.serving.banks import ServedBank, ServedModel
-from msa_train.serving.changes import named_errors, not_found
-from msa_train.serving.chunks import chunk_spans
-from msa_train.serving.schemas import Filter, Search, shown
+from msa_train.serving.schemas import Filter, Search, document_json
 
 
 def listed(bank: ServedBank, after: int, limit: int, id: str | None) -> dict[str, Any]:
-    """Documents numbered above `after`, ascending; `next`: what to give as `after` for more."""
+    """Documents with numbers above `after`, ascending; `next`: the next page's `after`, or None."""
     bank.view()
-    stored = bank.stored
-    with named_errors(bank):
+    snapshot = bank.snapshot
+    with bank.named_errors():
         if id is None:
-            start = int(torch.searchsorted(stored.numbers, after, right=True))
-            live = stored.live[start:].nonzero().squeeze(1)[: limit + 1] + start
-            found = [int(stored.numbers[place]) for place in live.tolist()]
+            start = int(torch.searchsorted(snapshot.numbers, after, right=True))
+            live = snapshot.live[start:].nonzero().squeeze(1)[: limit + 1] + start
+            found = [int(snapshot.numbers[place]) for place in live.tolist()]
         else:
-            found = [number for number in stored.numbers_of(id) if number > after][: limit + 1]
-        documents = [shown(stored[number]) for number in found[:limit]]
+            found = [number for number in snapshot.numbers_of(id) if number > after][: limit + 1]
+        documents = [document_json(snapshot[number]) for number in found[:limit]]
     return {"documents": documents, "next": found[limit - 1] if len(found) > limit else None}
 
 
@@ -35,16 +35,52 @@ def document(bank: ServedBank, model: ServedModel, number: int) -> dict[str, Any
     """A document with the character span of each of its chunks. Raises ApiError 404."""
     bank.view()
     try:
-        with named_errors(bank):
-            found = bank.stored[number]
+        with bank.named_errors():
+            found = bank.snapshot[number]
     except KeyError:
-        raise not_found(bank, str(number)) from None
-    size = bank.stored.manifest.form.chunk_size
-    return {**shown(found), "chunks": chunk_spans(model.tokenizer, number, found.text, size)}
+        raise bank.no_document(str(number)) from None
+    size = bank.snapshot.manifest.form.chunk_size
+    return {
+        **document_json(found),
+        "chunks": chunk_spans(model.tokenizer, number, found.text, size),
+    }
+
+
+def chunk_spans(
+    tokenizer: Tokenizer, number: int, text: str, chunk_size: int
+) -> list[tuple[int, int]]:
+    """[start, end) of each chunk of a document, in characters (code points) of its text.
+
+    The tokens around the text (number and control tokens) are no characters: a chunk of them alone
+    is empty. A character whose bytes are in two chunks belongs to both.
+    """
+    pieces = document_pieces(number, text)
+    ids = tokenizer.encode_pieces(pieces).tokens
+    texts = (tokenizer.token_bytes(i) for i in ids[1:-1])  # without the control tokens
+    lengths = np.array([0, *map(len, texts), 0])
+    bounds = np.concatenate([[0], lengths.cumsum()])
+    prefix, data = len(f"[{number}]. "), text.encode()
+    starts_before, complete_before = _characters(data)
+    spans = []
+    for first in range(0, len(ids), chunk_size):
+        last = min(first + chunk_size, len(ids))
+        start, end = np.clip(bounds[[first, last]] - prefix, 0, len(data))
+        spans.append((int(complete_before[start]), int(starts_before[end])))
+    return spans
+
+
+def _characters(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """[bytes + 1] each: characters that begin, and that are complete, before each byte offset."""
+    octets = np.frombuffer(data, dtype=np.uint8)
+    begins = (octets & 0xC0) != 0x80
+    started = np.concatenate([[0], begins.cumsum()])
+    inside = np.concatenate([~begins, [False]])  # the offset falls within a character
+    return started, started - inside
 
 
 def restricted(view: MemoryView, only: Filter | None) -> MemoryView:
-    """The view itself without a filter: questions to one view are searched together."""
+    """A view of the documents that a filter names. Without one it is the view itself, since
+    questions to the same view are searched together."""
     if only is None:
         return view
     return view.restricted(only.documents().allowed(view.documents))
@@ -53,15 +89,14 @@ def restricted(view: MemoryView, only: Filter | None) -> MemoryView:
 def search(
     bank: ServedBank, model: ServedModel, asked: Search, context_tokens: int
 ) -> list[dict[str, Any]]:
-    """What the routers choose for a text, best first; layers: the scores where it was chosen.
+    """What the routers choose for a text, best first; layers: its score in each that chose it.
 
-    Raises ConfigError for a text of more than context_tokens: its prefill would take what memory
-    there is.
+    Raises ConfigError for a text of more than context_tokens, whose prefill could take all memory.
     """
     tokens = len(model.tokenizer.encode_pieces(prompt_pieces(asked.query)).tokens)
     if tokens >= context_tokens:
         raise too_long(tokens, context_tokens)
-    with named_errors(bank):
+    with bank.named_errors():
         view = restricted(bank.view(), asked.filter)
         if not len(view):
             return []
@@ -73,7 +108,7 @@ def search(
         }
         return [
             {
-                **shown(view.documents[number]),
+                **document_json(view.documents[number]),
                 "score": score,
                 "layers": {
                     layer: scores[number] for layer, scores in by_layer.items() if number in scores

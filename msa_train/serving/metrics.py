@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""What a server counts and times, for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from msa_train.serving.admission import Admission
 from msa_train.serving.banks import Banks
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Metrics:
-    """requests: by route, method and status. first_token, routing: seconds. tokens: written."""
+class ServerMetrics:
+    """requests: by route, method and status. first_token, routing, answer: seconds. tokens: as many
+    as the model wrote."""
 
-    def __init__(self, banks: Banks, answers: Admission, changes: Admission):
-        disable_created_metrics()  # a time beside every number: nobody asks for it
+    def __init__(self, banks: Banks):
+        disable_created_metrics()  # no *_created series beside every counter
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # process_resident_memory_bytes and more
         self._registry.register(_BankSizes(banks))
@@ -45,10 +45,6 @@ class Metrics:
         self.tokens = Counter(
             "msa_tokens_written", "Tokens of answers and ids", registry=self._registry
         )
-        self._gauge("msa_answers_running", "Answers in flight", lambda: answers.running)
-        self._gauge("msa_answers_waiting", "Answers that wait", lambda: answers.waiting)
-        self._gauge("msa_changes_running", "Changes of banks in flight", lambda: changes.running)
-        self._gauge("msa_changes_waiting", "Changes that wait", lambda: changes.waiting)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -56,12 +52,13 @@ class Metrics:
     def _seconds(self, name: str, meaning: str) -> Histogram:
         return Histogram(name, meaning, buckets=_SECONDS, registry=self._registry)
 
-    def _gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
+    def gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
+        """A number that is read whenever the metrics are."""
         Gauge(name, meaning, registry=self._registry).set_function(value)
 
 
 class _BankSizes(Collector):
-    """Read when asked: banks come and go."""
+    """Read at every scrape: banks come and go."""
 
     def __init__(self, banks: Banks):
         self._banks = banks
@@ -70,5 +67,5 @@ class _BankSizes(Collector):
         for kind in ("documents", "removed", "chunks", "tokens", "bytes"):
             family = GaugeMetricFamily(f"msa_bank_{kind}", f"Of a bank: {kind}", labels=["bank"])
             for bank in self._banks:
-                family.add_metric([bank.name], bank.stored.info()[kind])
+                family.add_metric([bank.name], bank.snapshot.info()[kind])
             yield family

@@ -1,4 +1,5 @@
-"""What every request passes: who may come in, how much it may send, how long it may take."""
+"""What every request passes first: where it may come from, how much it may send, how long it may
+take; and the headers, the log line and the metrics of its answer."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msa_train.serving.failures import ApiError, translated
-from msa_train.serving.replies import sse
-from msa_train.serving.service import Service
+from msa_train.serving.chat_response import sse
+from msa_train.serving.errors import ApiError, to_api_error
+from msa_train.serving.state import ServerState
 
 log = logging.getLogger("msa_train.serving")
 
-# The page's own files and nothing else: no inline script, no frame, no other site.
+# The explorer page loads its own files and nothing else: no inline script, no frame, no other site.
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -30,17 +31,17 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_LAST_WORD_S = 2.0
-_BODIES = 16  # of the largest size that are held at once
+_LAST_WORD_S = 2.0  # for an error to reach the client
+_BODIES = 16  # of the largest size, held at once by all requests together
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _ALWAYS_ANSWERED = ("/healthz", "/metrics")
 
 
 class RequestGuard:
-    """An ASGI application around another."""
+    """The ASGI application around the routes."""
 
-    def __init__(self, app: ASGIApp, service: Service):
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, state: ServerState):
+        self._app, self._state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -51,42 +52,42 @@ class RequestGuard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _answer(self, scope: Scope, receive: Receive, send: _Sender) -> None:
-        service, task = self._service, asyncio.current_task()
+        state, task = self._state, asyncio.current_task()
         assert task is not None
         counted, began = scope["path"] not in _ALWAYS_ANSWERED, time.perf_counter()
         try:
             self._check(scope, counted)
             if counted:
-                service.requests.add(task)
-            async with asyncio.timeout(service.limits.timeout_s):
-                with contextlib.closing(_Body(receive, service)) as body:
+                state.requests.add(task)
+            async with asyncio.timeout(state.limits.timeout_s):
+                with contextlib.closing(_Body(receive, state)) as body:
                     await self._app(scope, body, send)
         except (ApiError, TimeoutError) as error:
-            await send.finish(translated(error), scope, receive)
-        except Exception as error:  # raised further, it would cost the connection too
+            await send.finish(to_api_error(error), scope, receive)
+        except Exception as error:  # raised further, it would close the connection too
             log.exception("a request failed: %s %s", scope["method"], scope["path"])
-            await send.finish(translated(error), scope, receive)
+            await send.finish(to_api_error(error), scope, receive)
         except asyncio.CancelledError:
-            if not service.stopping:
+            if not state.stopping:
                 raise
             task.uncancel()
             await send.finish(_stopped(), scope, receive)
         finally:
-            service.requests.discard(task)
+            state.requests.discard(task)
             self._report(scope, send.status or 499, time.perf_counter() - began)
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._service.metrics.requests.labels(route, method, str(status)).inc()
+        self._state.metrics.requests.labels(route, method, str(status)).inc()
         level = logging.DEBUG if route in _ALWAYS_ANSWERED else logging.INFO
         log.log(level, "%s %r %d %.0f ms", method, scope["path"], status, 1000 * seconds)
 
     def _check(self, scope: Scope, counted: bool) -> None:
-        """Raises ApiError for a request that is refused whatever it asks."""
+        """Raises ApiError for a request that is refused whatever it asks for."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if host not in self._service.hosts:
+        if host not in self._state.hosts:
             raise ApiError(
                 403,
                 "host_not_allowed",
@@ -95,28 +96,29 @@ class RequestGuard:
         origin = headers.get("origin")
         if origin is not None and _host_of(origin) != host.lower():
             raise ApiError(403, "origin_not_allowed", "pages of other sites may not ask")
-        if counted and self._service.draining:
+        if counted and self._state.draining:
             raise _stopped()
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._service.limits.body_bytes:
-            raise _too_large(self._service.limits.body_bytes)
+        if not length.isdecimal() or int(length) > self._state.limits.body_bytes:
+            raise _too_large(self._state.limits.body_bytes)
 
 
 class _Body:
-    """Counts what comes: a chunked body does not say its length, and many are held at once."""
+    """Counts the bytes that arrive: a chunked body does not declare its length, and the bodies of
+    all requests together are bounded too."""
 
-    def __init__(self, receive: Receive, service: Service):
-        self._receive, self._service, self._had = receive, service, 0
+    def __init__(self, receive: Receive, state: ServerState):
+        self._receive, self._state, self._had = receive, state, 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            size, most = len(message.get("body", b"")), self._service.limits.body_bytes
+            size, most = len(message.get("body", b"")), self._state.limits.body_bytes
             self._had += size
-            self._service.held_bytes += size
+            self._state.held_bytes += size
             if self._had > most:
                 raise _too_large(most)
-            if self._service.held_bytes > _BODIES * most:
+            if self._state.held_bytes > _BODIES * most:
                 raise ApiError(
                     429,
                     "too_many_requests",
@@ -127,11 +129,12 @@ class _Body:
 
     def close(self) -> None:
         """Its request has ended."""
-        self._service.held_bytes -= self._had
+        self._state.held_bytes -= self._had
 
 
 class _Sender:
-    """Adds the headers of every response, and knows what was sent. status: None before it was."""
+    """Adds the headers that every response has, and knows what was sent. status: None before the
+    response has begun."""
 
     def __init__(self, send: Send):
         self._send = send
@@ -153,12 +156,12 @@ class _Sender:
         await self._send(message)
 
     async def finish(self, error: ApiError, scope: Scope, receive: Receive) -> None:
-        """Answers with an error, or ends what has begun with one: of a client that does not read,
-        the connection is closed."""
+        """Answers with an error; a stream that has begun ends with it. The connection of a client
+        that does not read is closed."""
         if self._ended:
             return
         if self.status is not None and not self._streams:
-            raise error  # the connection is closed: that is how the client learns of it
+            raise error  # uvicorn closes the connection: that is how the client learns of it
         async with asyncio.timeout(_LAST_WORD_S):
             if self.status is None:
                 await error.response()(scope, receive, self)
@@ -168,7 +171,7 @@ class _Sender:
 
 
 def _host_of(origin: str) -> str:
-    """With its port; nothing for what is no address."""
+    """Host and port; empty for a malformed address."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:

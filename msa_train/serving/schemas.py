@@ -1,4 +1,4 @@
-"""Requests of the memory endpoints, checked; and documents as they are shown."""
+"""Requests of the memory's endpoints, checked; and documents as JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from data_pipeline.schema import Document
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.filters import DocumentFilter
-from msa_train.serving.failures import ApiError, bad_request
+from msa_train.serving.errors import ApiError, bad_request
 
-_LONGEST_NAME = 1000  # characters of an id or a title
-MOST_NUMBERS = 10**18  # of documents: an id as written has 18 digits at most
+_MAX_NAME = 1000  # characters of an id or a title
+NUMBERS_END = 10**18  # of documents: as text, a number has at most 18 digits
 
-Number = Annotated[int, Field(ge=0, lt=MOST_NUMBERS)]
+Number = Annotated[int, Field(ge=0, lt=NUMBERS_END)]
 Time = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Name = Annotated[str, Field(max_length=_LONGEST_NAME)]
-Form = TypeVar("Form", bound=BaseModel)
+Name = Annotated[str, Field(max_length=_MAX_NAME)]
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """What is unknown or of another type is refused, not guessed."""
+    """Unknown fields and values of another type are refused, not guessed at."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -37,7 +37,7 @@ class NewDocument(Strict):
     @field_validator("metadata")
     @classmethod
     def _is_json(cls, value: JsonValue) -> JsonValue:
-        """NaN and infinity are Python's, not JSON's."""
+        """Python's json reads NaN and infinity, which JSON does not have."""
         json.dumps(value, allow_nan=False)
         return value
 
@@ -56,7 +56,7 @@ class NewBank(Strict):
 
 
 class Filter(Strict):
-    """Only documents for which all given parts hold. added_*: milliseconds since 1970, UTC."""
+    """The documents for which all that is given holds. added_*: milliseconds since 1970, UTC."""
 
     ids: list[Name] | None = None
     numbers: list[Number] | None = None
@@ -74,48 +74,48 @@ class Search(Strict):
     filter: Filter | None = None
 
 
-def parsed(form: type[Form], body: bytes) -> Form:
-    """Raises ApiError 400 that names every field that is wrong."""
+def parsed(schema: type[Schema], body: bytes) -> Schema:
+    """A body, checked. Raises ApiError 400 that names every wrong field (the first five)."""
     try:
-        return form.model_validate_json(body)
+        return schema.model_validate_json(body)
     except ValidationError as error:
         problems = [_problem(each) for each in error.errors(include_url=False)[:5]]
         raise bad_request("; ".join(problems)) from None
 
 
-def stored_documents(form: NewDocuments, most: int) -> list[StoredDocument]:
+def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:
     """Documents to encode, without numbers yet. Raises ApiError 400 and 413."""
-    if len(form.documents) > most:
+    if len(new.documents) > most:
         raise ApiError(
             413,
             "too_many_documents",
-            f"{len(form.documents)} documents in one request: send {most} at most",
+            f"{len(new.documents)} documents in one request: send {most} at most",
         )
     now = time.time_ns() // 1_000_000
-    for place, each in enumerate(form.documents):
+    for place, each in enumerate(new.documents):
         if not each.text.strip():
             raise bad_request(f"documents[{place}].text is blank")
     return [
         StoredDocument(0, each.text, each.id, each.title, each.metadata, added=now)
-        for each in form.documents
+        for each in new.documents
     ]
 
 
-def shown(document: Document) -> dict[str, Any]:
+def document_json(document: Document) -> dict[str, Any]:
     """A document as JSON."""
-    form = {
+    fields = {
         "number": document.number,
         "id": document.id,
         "title": document.title,
         "text": document.text,
     }
     if isinstance(document, StoredDocument):
-        form |= {
+        fields |= {
             "metadata": document.metadata,
             "part": document.part,
             "added": document.added,
         }
-    return form
+    return fields
 
 
 def checked_text(value: str, field: str) -> str:

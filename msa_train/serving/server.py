@@ -1,4 +1,4 @@
-"""A server from its first socket to its last answer."""
+"""A server from its socket to its last answer: start, signals, draining."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import uvicorn
 
 from msa_train.errors import ConfigError
 from msa_train.serving.api import create_app
-from msa_train.serving.service import Service
+from msa_train.serving.state import ServerState
 from msa_train.serving.threads import join_all
 
 log = logging.getLogger("msa_train.serving")
-_CONNECTIONS_S = 5  # for connections to close, when every request has ended
-_THREADS_S = 5  # for work that was cancelled to notice it
+_CONNECTIONS_S = 5  # for connections to close once every request has ended
+_THREADS_S = 5  # for cancelled work to notice
 
 
 class Server(uvicorn.Server):
-    """First signal: no new requests, and what runs may finish until the deadline. Second: ends
-    at once (what it may have been writing is as safe as the bank's promise says)."""
+    """First signal: new requests are refused, and running ones may finish until the deadline.
+    Second: it ends at once; a bank that was being written stays at its last commit."""
 
-    def __init__(self, service: Service, host: str, port: int):
+    def __init__(self, state: ServerState, host: str, port: int):
         config = uvicorn.Config(
-            create_app(service),
+            create_app(state),
             host=host,
             port=port,
             log_config=None,
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
             ws="none",
         )
         super().__init__(config)
-        self._service, self._told = service, False
+        self._state, self._signalled = state, False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task | None = None
 
@@ -52,17 +52,17 @@ class Server(uvicorn.Server):
         for each in sockets or []:
             host, port = each.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"serving {self._service.model.name} at http://{shown}:{port}/", flush=True)
+            print(f"serving {self._state.model.name} at http://{shown}:{port}/", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._told:
+        if self._signalled:
             os._exit(128 + sig)
         log.info("%s: no new requests; what runs is finished", signal.Signals(sig).name)
         self.stop()
 
     def stop(self) -> None:
-        """Begins the end; from any thread."""
-        self._told = True
+        """Begins to drain, as the first signal does; from any thread."""
+        self._signalled = True
         if self._loop is None:
             self.should_exit = True
             return
@@ -74,14 +74,14 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         try:
-            if late := await self._service.drain():
+            if late := await self._state.drain():
                 log.warning("%d requests took too long and were cancelled", late)
         finally:
             self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises ConfigError where the address cannot be had."""
+    """Raises ConfigError for an address that is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         found = socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
@@ -92,13 +92,13 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(service: Service, host: str, port: int) -> None:
-    """Serves until a signal; returns when everything has ended."""
+def run(state: ServerState, host: str, port: int) -> None:
+    """Serves until a signal; returns when all has ended."""
     try:
         with listen(host, port) as listening:
-            Server(service, host, port).run([listening])
+            Server(state, host, port).run([listening])
     finally:
-        service.answers.stop()
-        service.banks.close()
+        state.engine.stop()
+        state.banks.close()
     if left := join_all(_THREADS_S):
         log.warning("%d threads have not ended: the process ends without them", left)

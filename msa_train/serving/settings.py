@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from msa_train.errors import ConfigError
 
-_FLAGS = {  # of `msa serve`
-    "body_mb": "--max-body-mb",
-    "batch": "--max-batch",
-    "concurrent": "--max-concurrent",
-    "waiting": "--queue",
-    "context_tokens": "--context-tokens",
-    "timeout_s": "--timeout-s",
-    "drain_s": "--drain-s",
-}
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def _limit(default: Any, flag: str, help: str) -> Any:
+    return field(default=default, metadata={"flag": flag, "help": help})
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """body_mb: of a request. batch: documents in one request. concurrent: answers at once; waiting:
-    those that wait for one of them to end. context_tokens: of a conversation with all that is read
-    for it. timeout_s: for a request from its first byte to its last. drain_s: how long running
-    requests may take after a signal to stop."""
+    """How much at once, how large and how long. A request's time counts from its first byte to its
+    last. The metadata are the flags of `msa serve`."""
 
-    body_mb: float = 16.0
-    batch: int = 256
-    concurrent: int = 32
-    waiting: int = 128
-    context_tokens: int = 4096
-    timeout_s: float = 300.0
-    drain_s: float = 30.0
+    concurrent: int = _limit(32, "--max-concurrent", "answers at once")
+    context_tokens: int = _limit(
+        4096, "--context-tokens", "of a conversation with all that is read for it"
+    )
+    waiting: int = _limit(128, "--queue", "answers that wait; more are refused with 429")
+    body_mb: float = _limit(16.0, "--max-body-mb", "of a request")
+    batch: int = _limit(256, "--max-batch", "documents in one request")
+    timeout_s: float = _limit(300.0, "--timeout-s", "for a request")
+    drain_s: float = _limit(
+        30.0, "--drain-s", "for running requests when the server is told to stop"
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "waiting" else 1e-3
+        for each in fields(self):
+            value, least = getattr(self, each.name), 0 if each.name == "waiting" else 1e-3
             if not least <= value <= 1e9:
-                flag, remedy = _FLAGS[field.name], "above 0" if least else "from 0"
+                flag, remedy = each.metadata["flag"], "above 0" if least else "from 0"
                 raise ConfigError(f"{flag} is {value}: give a number {remedy} (to 1e9)")
 
     @property
     def answer_tokens(self) -> int:
-        """Of an answer, at most: the rest of the context is for what it is made from."""
+        """Of an answer, at most: the rest of the context is for the question and what is read."""
         return self.context_tokens // 4
 
     @property
@@ -60,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_host(host: str, has_keys: bool) -> None:
-    """Raises ConfigError for a host that others reach while nobody needs a key."""
+    """Raises ConfigError for a host that other machines reach, where no key is needed."""
     if not is_loopback(host) and not has_keys:
         raise ConfigError(
             f"--host {host} can be reached from other machines, and without keys everybody there "
@@ -70,8 +68,8 @@ def check_host(host: str, has_keys: bool) -> None:
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """Which `Host` a request may name: a page of another site that had its name resolve to this
-    machine (DNS rebinding) names its own. Addresses cannot be rebound."""
+    """Which `Host` a request may name. A page whose site's name was made to resolve to this machine
+    (DNS rebinding) names its own host; an address cannot be rebound."""
 
     names: frozenset[str]
     addresses: bool

@@ -1,4 +1,5 @@
-"""Blocking work beside the event loop: never waited for at exit, and told when nobody waits."""
+"""Blocking work in threads beside the event loop. A thread is told when nobody waits for it any
+more, and the process ends without it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _running: set[threading.Thread] = set()
 async def in_thread(work: Callable[[threading.Event], T]) -> T:
     """`work(abandoned)` in a thread of its own; `abandoned` is set when nobody waits any more.
 
-    Python runs no code of ours while its interpreter ends, so the threads are daemons: whatever
-    they write survives their death at any moment (the bank's promise).
+    The threads are daemons, which the interpreter's end stops anywhere: what they write must
+    survive that at any moment, and a bank does.
     """
     abandoned, results = threading.Event(), _Mailbox()
 
@@ -67,7 +68,7 @@ async def iterated(source: Iterable[T], idle_s: float) -> AsyncIterator[T | None
 
 
 def join_all(seconds: float) -> int:
-    """Waits for what still runs; how many threads do afterwards."""
+    """Waits for the threads that still run; how many do afterwards."""
     end = time.monotonic() + seconds
     for thread in list(_running):
         thread.join(max(end - time.monotonic(), 0))
@@ -87,13 +88,13 @@ def _start(run: Callable[[], None]) -> None:
 
 
 class _Mailbox:
-    """From any thread to the loop's."""
+    """Hands items from any thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
     def put(self, item: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     async def get(self) -> Any:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.reader import ShardReader
 from data_pipeline.schema import Sample
+from data_pipeline.shards.reader import ShardReader
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.megatron import Losses
 from msa_train.parallel.groups import DeepSpeedGroups

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msa_train.config import Config
 from msa_train.errors import CheckpointError
+from msa_train.model.architecture import GEOMETRY, read_geometry
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import (
     Read,
@@ -19,13 +20,8 @@ from msa_train.model.weights import (
     weight_shapes,
 )
 
-# What weights cannot tell, and would be computed wrongly: key of config.json -> model.*
-_SAME = {
-    "num_attention_heads": "heads",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-}
+# What the weights' shapes cannot tell, and would be computed wrongly.
+_COMPARED = ("architecture", "heads", "rope_theta", "norm_eps", "tie_embeddings")
 
 
 def starting_weights(config: Config) -> Read:
@@ -60,11 +56,16 @@ def _check_config(folder: Path, model: ModelConfig) -> None:
             f"training.start_from is {folder}, which has no readable config.json ({error}): "
             "give an export, or a backbone's folder"
         ) from error
-    for key, ours in _SAME.items():
-        if key in raw and raw[key] != getattr(model, ours):
+    keys = {field: key for key, field in GEOMETRY.items()} | {"architecture": "model_type"}
+    try:
+        found = read_geometry(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"training.start_from is {folder}, whose {error}") from error
+    for ours in _COMPARED:
+        if ours in found and found[ours] != getattr(model, ours):
             raise CheckpointError(
-                f"model.{ours} is {getattr(model, ours)}, but {folder}/config.json says {key} "
-                f"{raw[key]}: set model.{ours} to that"
+                f"model.{ours} is {getattr(model, ours)}, but {folder}/config.json says "
+                f"{keys[ours]} {found[ours]}: set model.{ours} to that"
             )
 
 

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from data_pipeline.shard_manifest import ShardManifest
+from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import RankError

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from data_pipeline.reader import ShardReader
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.training.collate import Collate
@@ -35,7 +35,7 @@ def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
             f"has {tokenizer.vocab_size} tokens: set model.vocab_size to that"
         )
     start = config.training.start_from
-    expected = None if start is None else Tokenizer.load(start).fingerprint
+    expected = None if start is None else load_tokenizer(start).fingerprint
     if expected not in (None, tokenizer.fingerprint):
         raise ConfigError(
             f"training.start_from is {start}, whose tokenizer is not that of {config.shards}: set "

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.loader import ShardLoader
+from data_pipeline.shards.loader import ShardLoader
 from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError

@@ -4,8 +4,8 @@ import pytest
 
 from msa_train.bench.serve import measure
 from msa_train.errors import ConfigError
-from tests.serving.served import running, wait_for
-from tests.serving.slow import SlowAnswers
+from tests.serving.running import running, wait_for
+from tests.serving.slow_engine import SlowEngine
 
 
 def test_clients_are_answered_without_error_or_growth(served):
@@ -15,11 +15,11 @@ def test_clients_are_answered_without_error_or_growth(served):
     assert report["answers"] >= 8 and 3 <= report["seconds"] < 60
     assert 0 < report["first_text_ms"]["p50"] <= report["answer_ms"]["p95"]
     assert report["rss_growth_mb"] < 50
-    wait_for(lambda: server._service.answering.running == 0)
+    wait_for(lambda: server._state.answering.running == 0)
 
 
 def test_errors_are_counted_by_what_they_say(tmp_path):
-    answers = SlowAnswers()
+    answers = SlowEngine()
     answers.go.set()
     with running(tmp_path, answers, concurrent=1, waiting=0) as (client, _):
         report = measure(url=str(client.base_url), clients=4, seconds=0.5)

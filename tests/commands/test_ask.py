@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.schema import Document
 from msa_train.cli import main
 from msa_train.commands.ask import show_stream
+from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.engine.events import Evidence, TextPiece
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
@@ -15,9 +16,9 @@ from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_toke
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys):
     """ask(argument, ...) -> exit code, standard output, standard error."""
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
-    build_bank(tmp_path / "bank", *loaded[::2], tiny_documents(), FINGERPRINT)
+    build_bank(tmp_path / "bank", loaded.model, loaded.tokenizer, tiny_documents(), FINGERPRINT)
 
     def run(*arguments):
         begun = ["ask", "export", str(tmp_path / "bank"), "Who sleeps?", "--retrieval", "memory"]

@@ -7,13 +7,14 @@ import pytest
 
 from data_pipeline.sources.pydocs import Entry, PydocsSource
 from msa_train.cli import main
+from msa_train.interop.export import LoadedModel
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
 def memory(tmp_path, monkeypatch, capsys):
     """memory(action, ...) -> exit code, JSON of standard output, standard error."""
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.chdir(tmp_path)
 

@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
 
-from data_pipeline.builder import SampleBuilder
-from data_pipeline.mixture import CorpusStage, StageData, TrainingCorpus
-from data_pipeline.settings import BanksConfig, DataConfig, TokenizerConfig
-from data_pipeline.shards import build_shards
+from data_pipeline.settings import (
+    BanksConfig,
+    CorpusStage,
+    DataConfig,
+    StageData,
+    TokenizerConfig,
+    TrainingCorpus,
+)
+from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.sources.base import BankConfig
 from data_pipeline.sources.niah import NiahSource
 from data_pipeline.sources.pydocs import PydocsSource

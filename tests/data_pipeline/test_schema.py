@@ -53,3 +53,9 @@ def test_bytes_that_are_no_sample_are_refused(data):
 def test_what_cannot_be_is_refused(make, words):
     with pytest.raises(DataError, match=words):
         make()
+
+
+def test_public_names():
+    import data_pipeline
+
+    assert all(hasattr(data_pipeline, name) for name in data_pipeline.__all__)

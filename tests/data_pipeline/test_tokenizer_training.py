@@ -3,13 +3,12 @@ from dataclasses import replace
 import pytest
 
 from data_pipeline.protocol import END_OF_RETRIEVE
-from data_pipeline.sources.needles import Needles
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.sources.niah import Needles
+from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer_training import (
     corpus_texts,
     corpus_tokenizer,
     template_phrases,
-    used_sources,
 )
 
 
@@ -36,7 +35,7 @@ def train(corpus):
 
 
 def test_only_sources_in_use_are_read(corpus):
-    assert used_sources(corpus) == ("niah", "pydocs")
+    assert corpus.used_sources == ("niah", "pydocs")
     texts = "".join(corpus_texts(corpus.data, ("pydocs",)))
     assert "json.dumps(obj" in texts and "json.dumps" not in "".join(
         corpus_texts(corpus.data, ("niah",))
@@ -46,7 +45,7 @@ def test_only_sources_in_use_are_read(corpus):
 def test_the_tokenizer_is_deterministic_and_may_be_given(config, train, tokenizer, tmp_path):
     assert train().fingerprint == tokenizer.fingerprint
     tokenizer.save(tmp_path)
-    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
     assert train(path=str(tmp_path), vocab_size=999).fingerprint == tokenizer.fingerprint
     assert tokenizer.vocab_size == config.tokenizer.vocab_size
 

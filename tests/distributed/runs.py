@@ -94,7 +94,7 @@ def _hidden_states(trainer):
 
 
 def example_batch(config):
-    from data_pipeline.reader import ShardReader
+    from data_pipeline.shards.reader import ShardReader
     from msa_train.training.collate import Collate
 
     reader = ShardReader(config.shards)

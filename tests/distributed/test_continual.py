@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.dataset import Passage, Question, write_dataset
-from data_pipeline.reader import ShardReader
-from data_pipeline.shards import build_shards
+from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.reader import ShardReader
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import CheckpointError

@@ -8,7 +8,7 @@ import time
 
 import psutil
 
-from data_pipeline.shards import build_shards
+from data_pipeline.shards.build import build_shards
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from tests.distributed.runs import logged, settings

@@ -88,8 +88,8 @@ def test_losses_do_not_depend_on_the_layout(trained, name):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_trained_weights_do_not_depend_on_the_layout(exported, name):
-    expected = load_export(exported / "alone")[0].state_dict()
-    for key, weight in load_export(exported / name)[0].state_dict().items():
+    expected = load_export(exported / "alone").model.state_dict()
+    for key, weight in load_export(exported / name).model.state_dict().items():
         torch.testing.assert_close(weight, expected[key], rtol=1e-3, atol=2e-4, msg=key)
 
 
@@ -103,8 +103,8 @@ def test_trained_weights_do_not_depend_on_the_layout(exported, name):
 )
 def test_a_stopped_run_continues_bit_for_bit(trained, exported, stopped, whole):
     assert trained[stopped][1]["codes"] == [143, 0]
-    expected = load_export(exported / whole)[0].state_dict()
-    for key, weight in load_export(exported / stopped)[0].state_dict().items():
+    expected = load_export(exported / whole).model.state_dict()
+    for key, weight in load_export(exported / stopped).model.state_dict().items():
         assert torch.equal(weight, expected[key]), key
     losses = [[step["loss/lm"] for step in logged(trained[name][0])] for name in (stopped, whole)]
     assert losses[0] == losses[1]
@@ -144,8 +144,8 @@ def test_half_precision_follows_single_and_keeps_its_master_weights(trained, exp
     for a, b in zip(ours, expected, strict=True):
         assert a["loss/lm"] == pytest.approx(b["loss/lm"], rel=0.02), a["step"]
         assert a["loss/router"] == pytest.approx(b["loss/router"], rel=0.05), a["step"]
-    expected = load_export(exported / "alone")[0].state_dict()
-    for key, weight in load_export(exported / name)[0].state_dict().items():
+    expected = load_export(exported / "alone").model.state_dict()
+    for key, weight in load_export(exported / name).model.state_dict().items():
         moved = float((weight - expected[key]).norm() / expected[key].norm())
         assert moved < 0.05, (key, moved)
         rounded = weight.bfloat16().float()
@@ -155,7 +155,7 @@ def test_half_precision_follows_single_and_keeps_its_master_weights(trained, exp
 @pytest.mark.parametrize("name", ["alone", "zero0", "zero1", "zero2", "tensor"])
 def test_the_export_computes_what_was_trained(trained, exported, shards, name):
     folder, result = trained[name]
-    model, *_ = load_export(exported / name)
+    model = load_export(exported / name).model
     with torch.no_grad():
         ours = model(example_batch(load_config(settings(folder, training__shards=shards)))).hidden
     np.testing.assert_allclose(ours.numpy(), result["hidden"], rtol=1e-5, atol=1e-5)

@@ -1,17 +1,22 @@
 """A tiny untrained model, a tokenizer, and a way to put words into the model's mouth."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from data_pipeline import protocol
+from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.schema import Query
 from data_pipeline.settings import DataConfig
-from data_pipeline.sources.needles import NiahConfig
-from data_pipeline.sources.niah import needle_texts
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.sources.base import SourceInputs
+from data_pipeline.sources.dataset_config import DatasetConfig
+from data_pipeline.sources.niah import NiahConfig, NiahSource, needle_texts
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.config import Config, EvaluationConfig
+from msa_train.evaluation.asking import Asker
+from msa_train.evaluation.encoded_bank import EncodedBank
 from msa_train.memory.engine import scheduler
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.decoder import MSADecoder
@@ -24,6 +29,7 @@ SETTINGS = EvaluationConfig(
     resamples=50,
     batch_contexts=4,
 )
+VERBS = ("parse", "join", "split", "encode", "decode", "open", "close", "read", "write", "seek")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +56,45 @@ def config(model):
     return Config(model=model.config, data=replace(DataConfig(), niah=niah), evaluation=SETTINGS)
 
 
+@pytest.fixture(scope="session")
+def held_out_needles(config, tokenizer):
+    inputs = SourceInputs("niah", tokenizer, config.data.numbers, Path("unused"))
+    return NiahSource.held_out_bank(config.data.niah, inputs, config.evaluation)
+
+
+@pytest.fixture(scope="session")
+def needles(held_out_needles):
+    return held_out_needles.bank
+
+
+@pytest.fixture(scope="session")
+def memory(model, tokenizer, needles):
+    return EncodedBank.encode(model, tokenizer, needles.documents)
+
+
+@pytest.fixture
+def asker(model, tokenizer):
+    return Asker(model, tokenizer, 4)
+
+
+@pytest.fixture(scope="session")
+def verbs(tmp_path_factory):
+    """A dataset of ten questions in each split and thirty passages: every text stands thrice."""
+    folder = tmp_path_factory.mktemp("sets") / "verbs"
+    passages = [
+        Passage(f"{w}{i}", w, f"How to {w} is told here, at length.")
+        for i in range(3)
+        for w in VERBS
+    ]
+    questions = [
+        (split, Question(f"{split}-{w}", f"How do I {w}?", (f"to {w}",), (f"{w}0",)))
+        for split in ("train", "dev")
+        for w in VERBS
+    ]
+    write_dataset(folder, passages, questions)
+    return DatasetConfig(str(folder), held_out_split="dev", document_tokens=128)
+
+
 @pytest.fixture
 def oracle(monkeypatch):
     """The model's greedy choice becomes what a perfect model writes, for the given queries."""
@@ -57,15 +102,15 @@ def oracle(monkeypatch):
     def install(queries: list[Query], tokenizer) -> None:
         by_question = {query.question: query for query in queries}
 
-        class Oracle(scheduler.Asked):
-            def routed(self, chosen):
-                self.script = _script(self._talk.context, by_question, tokenizer)
-                return super().routed(chosen)
+        class Oracle(scheduler.Sequence):
+            def prefilled(self, chosen):
+                self.script = _script(self._interleave.context, by_question, tokenizer)
+                return super().prefilled(chosen)
 
             def choose(self, likeliest, logits):
                 return self.script.pop(0) if self.script else 0
 
-        monkeypatch.setattr(scheduler, "Asked", Oracle)
+        monkeypatch.setattr(scheduler, "Sequence", Oracle)
 
     return install
 

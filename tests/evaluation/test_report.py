@@ -1,20 +1,11 @@
 import io
 import json
 import math
-import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipeline.errors import DataError
-from msa_train.evaluation.plots import (
-    PANELS,
-    plot_memory,
-    plot_pydocs,
-    plot_training,
-    spoken_name,
-)
 from msa_train.evaluation.report import machine, relative_losses, summarise, tables, write_report
 
 LENGTHS = (16384, 1048576)
@@ -87,48 +78,3 @@ def test_tables_show_every_length_and_the_loss(report):
         assert shown in text
     assert f"{section['answer_memory']:.3f}" in text
     assert max(map(len, text.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("draw", [plot_memory, plot_pydocs])
-def test_plots_are_pictures(report, tmp_path, draw):
-    path = tmp_path / "plots" / "a.png"
-    draw(report, path)
-    assert_drawn(path)
-
-
-def test_training_curves(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    rows = [
-        {"step": s, "loss/lm": 4 / s, "router/layer_2_recall@1": 1 - 1 / s} for s in range(1, 20)
-    ]
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot_training(metrics, tmp_path / "training.png")
-    assert_drawn(tmp_path / "training.png")
-
-
-def test_curves_carry_the_names_of_what_they_show():
-    keys = {"router/layer_2_recall@1": "layer 2", "held_out/nq/recall@1": "nq", "loss/lm": "lm"}
-    assert {key: spoken_name(key) for key in keys} == keys
-    panels = {key: [t for t, pattern in PANELS.items() if re.search(pattern, key)] for key in keys}
-    assert all(len(titles) == 1 for titles in panels.values()), "each in a panel of its own kind"
-
-
-def test_a_run_without_metrics_is_refused(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text('{"step": 1, "lr": 0.1}\n')
-    with pytest.raises(DataError, match="nothing to draw"):
-        plot_training(metrics, tmp_path / "training.png")
-    metrics.write_text('{"step": 1, "lm_lo')
-    with pytest.raises(DataError, match="line 1"):
-        plot_training(metrics, tmp_path / "training.png")
-
-
-def assert_drawn(path):
-    from matplotlib.image import imread
-
-    picture = imread(path)[..., :3]
-    assert picture.shape[1] > 800
-    picture = picture[::5, ::5]
-    colours = np.unique((picture.reshape(-1, 3) * 255).astype(np.uint8), axis=0)
-    assert len(colours) > 30, "an empty canvas has a handful"
-    assert (picture < 0.5).any(2).mean() > 0.01

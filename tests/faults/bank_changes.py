@@ -4,8 +4,7 @@ import functools
 import os
 from dataclasses import dataclass
 
-from msa_train.memory.bank.blocks import BlockSize
-from msa_train.memory.bank.encode import encode_documents
+from msa_train.memory.bank.encode import BlockSize, encode_documents
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
 from msa_train.memory.bank.writer import BankWriter

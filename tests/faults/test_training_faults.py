@@ -31,7 +31,7 @@ def arguments(output, zero_stage):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    from data_pipeline.shards import build_shards
+    from data_pipeline.shards.build import build_shards
     from msa_train.config import load_config
 
     folder = tmp_path_factory.mktemp("data") / "shards"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from msa_train.errors import ConformanceError
-from msa_train.interop.conformance import find_cases, run_case
+from msa_train.interop.conformance.cases import find_cases, run_case
 from tests.interop.published_cases import write_serving, write_training
 from tests.interop.published_variants import (
     SERVING,

@@ -3,15 +3,18 @@
 import os
 from functools import partial
 
-from msa_train.memory.bank.blocks import BlockEncoder, BlockSize
+import torch
+
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.encode import BlockEncoder, BlockSize
 from msa_train.memory.bank.manifest import BankManifest
 from msa_train.memory.ranks.encoding import EncodingRanks
-from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 BLOCKS = BlockSize(documents=3)
 BUDGET = 60
+FILES = ["documents.arrow", "ids.u64", "layer-2.k", "layer-3.v", "layer-3.key", "layer-2.crc"]
 
 
 def document(number, text=None):
@@ -31,6 +34,21 @@ def contents(path):
     """Everything of a bank but when it was created: names, counts and SHA-256 of its files."""
     manifest = BankManifest.load(path)
     return manifest.segments, manifest.next_number, manifest.generation
+
+
+def tiny_bank(path, documents=None, **settings):
+    """A bank of the tiny documents, or of others, in one segment."""
+    documents = tiny_documents() if documents is None else documents
+    settings = {"fingerprint": FINGERPRINT, "dtype": "float32", "token_budget": 50} | settings
+    build_bank(path, tiny_model(), tiny_tokenizer(), documents, **settings)
+
+
+def search(view, layer=3):
+    """What three contexts find, the second of which asks nothing."""
+    gen = torch.Generator().manual_seed(5)
+    config = tiny_model().config
+    query = torch.randn(12, config.kv_heads * config.head_dim, generator=gen)
+    return view.memory.search(layer, query, torch.tensor([0, 4, 4, 12]))
 
 
 class Stopped(Exception):

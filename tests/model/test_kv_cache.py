@@ -5,7 +5,7 @@ import torch
 from msa_kernels import context_attention
 
 from msa_train.model import kv_cache as module
-from msa_train.model.attention import Reading
+from msa_train.model.attention import SelectedChunks
 from msa_train.model.kv_cache import KVCache, Prefill
 from msa_train.model.router import Routing
 from tests.batches import tiny_config
@@ -23,21 +23,21 @@ def random_prefill(config, lengths, counts, gate=True, seed=0):
 
     cu = torch.tensor([0, *lengths]).cumsum(0)
     index_cu = torch.tensor([0, *counts]).cumsum(0)
-    readings = {}
+    selected = {}
     for layer in config.router_layers:
         index = torch.randint(0, CHUNKS, (int(index_cu[-1]),), generator=random)
         none = torch.zeros(len(lengths), 0, dtype=torch.int64)
         routing = Routing(None, None, none, none, index, index_cu, None)
         bias = -torch.rand(len(index), generator=random) * 9 if gate else None
-        readings[layer] = Reading(routing, states(CHUNKS), states(CHUNKS), bias)
+        selected[layer] = SelectedChunks(routing, states(CHUNKS), states(CHUNKS), bias)
     kept = [[states(int(cu[-1])) for _ in range(config.layers)] for _ in range(2)]
-    return Prefill(torch.zeros(int(cu[-1]), config.hidden), cu, cu.diff() + 3, *kept, readings)
+    return Prefill(torch.zeros(int(cu[-1]), config.hidden), cu, cu.diff() + 3, *kept, selected)
 
 
 def expected(config, prefill, layer, context, k, v, q):
     """Attention of the last tokens q of one context whose own keys are k, v."""
     cus = torch.tensor([0, len(q)]), torch.tensor([0, len(k)])
-    reading = prefill.readings.get(layer)
+    reading = prefill.selected.get(layer)
     if reading is None:
         nothing = torch.zeros(0, dtype=torch.int64)
         memory = k[:0], v[:0], nothing, torch.zeros(2, dtype=torch.int64), None
@@ -52,12 +52,12 @@ def expected(config, prefill, layer, context, k, v, q):
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("tokens", [None, 4])  # all allocated at once, or grown
 def test_steps_over_buffers_equal_the_kernels(tokens, gate):
-    config = tiny_config("chunk")
+    config = tiny_config()
     lengths, counts = [5, 9, 1, 7], [70, 0, 3, 12]
     prefill = random_prefill(config, lengths, counts, gate)
-    slots = KVCache(config, 6, 30, prefill.hidden, tokens)
-    slots.admit(prefill, [0, 1], [0, 1])
-    slots.admit(prefill, [3, 2], [2, 3])  # another order than theirs
+    cache = KVCache(config, 6, 30, prefill.hidden, tokens)
+    cache.admit(prefill, [0, 1], [0, 1])
+    cache.admit(prefill, [3, 2], [2, 3])  # another order than theirs
     order, random = [0, 1, 3, 2], torch.Generator().manual_seed(1)
     own = {
         (layer, c): [
@@ -75,64 +75,65 @@ def test_steps_over_buffers_equal_the_kernels(tokens, gate):
 
     for step in range(3):
         feeds = [step != 1 or row != 2 for row in range(len(order))]  # one waits once
-        window = slots.begin(feeds)
-        row, place = torch.arange(len(order)), slots.length[: len(order)].clone()
-        slots.open(row, place)
+        window = cache.begin_step(feeds)
+        row, place = torch.arange(len(order)), cache.length[: len(order)].clone()
+        cache.unmask(row, place)
         for layer in range(config.layers):
             q = torch.randn(len(order), config.heads, WIDTH, generator=random)
             k, v = (torch.randn(len(order), GROUPS, WIDTH, generator=random) for _ in range(2))
-            slots.write(layer, row, place, k, v)
-            ours = slots.read(layer, q, window)
+            cache.write(layer, row, place, k, v)
+            ours = cache.attend(layer, q, window)
             for r, context in enumerate(order):
                 if feeds[r]:
                     fed(layer, context, k[r : r + 1], v[r : r + 1])
                     states = *own[layer, context], q[r : r + 1]
                     theirs = expected(config, prefill, layer, context, *states)
                     torch.testing.assert_close(ours[r : r + 1], theirs, rtol=1e-5, atol=1e-6)
-        slots.end(len(order))
+        cache.end_step(len(order))
         if step == 1:  # the second context ends, the last one takes its place
-            slots.move(3, 1)
+            cache.move(3, 1)
             order = [0, 2, 3]
-    slots.extend([1], [4])
-    place = slots.length[1] - 4 + torch.arange(4)
-    slots.open(torch.tensor([1] * 4), place)
+    row, place, position = cache.begin_several([1], [4])
+    assert row.tolist() == [1] * 4 and place.tolist() == [4, 5, 6, 7]
+    assert position.tolist() == (place + 3).tolist()  # as random_prefill counts them
+    cache.unmask(row, place)
     for layer in range(config.layers):
         q = torch.randn(4, config.heads, WIDTH, generator=random)
         k, v = (torch.randn(4, GROUPS, WIDTH, generator=random) for _ in range(2))
-        slots.write(layer, torch.tensor([1] * 4), place, k, v)
+        cache.write(layer, row, place, k, v)
         fed(layer, 2, k, v)
         theirs = expected(config, prefill, layer, 2, *own[layer, 2], q)
-        torch.testing.assert_close(slots.read_several(layer, q, 1), theirs, rtol=1e-5, atol=1e-6)
-    assert slots.length.tolist() == [8, 8, 9, 0, 0, 0] and slots.lengths == slots.length.tolist()
+        torch.testing.assert_close(cache.attend_several(layer, q, 1), theirs, rtol=1e-5, atol=1e-6)
+    assert cache.length.tolist() == [8, 8, 9, 0, 0, 0] and cache.lengths == cache.length.tolist()
 
 
 def test_a_step_touches_no_buffer_but_in_place():
-    config = tiny_config("chunk")
+    config = tiny_config()
     prefill = random_prefill(config, [5, 9], [4, 0])
-    slots = KVCache(config, 3, 32, prefill.hidden)
-    slots.admit(prefill, [0, 1], [0, 1])
-    kept = [*slots.keys, *slots.values, *slots.masks]
+    cache = KVCache(config, 3, 32, prefill.hidden)
+    cache.admit(prefill, [0, 1], [0, 1])
+    kept = [*cache.keys, *cache.values, *cache.masks]
     addresses = [each.data_ptr() for each in kept]
     for _ in range(10):
-        slots.begin([True, True])
-        slots.end(2)
-    assert addresses == [each.data_ptr() for each in [*slots.keys, *slots.values, *slots.masks]]
+        cache.begin_step([True, True])
+        cache.end_step(2)
+    assert addresses == [each.data_ptr() for each in [*cache.keys, *cache.values, *cache.masks]]
 
 
 def test_a_free_row_has_no_influence_and_stays_finite():
-    config = tiny_config("chunk")
+    config = tiny_config()
     prefill = random_prefill(config, [5, 9], [4, 2])
-    slots = KVCache(config, 3, 32, prefill.hidden)
-    slots.admit(prefill, [0, 1], [0, 1])
-    slots.release(1)
-    window = slots.begin([True])
-    row, place = torch.arange(3), slots.length.clone()  # a captured step runs over free rows too
-    slots.open(row, place)
+    cache = KVCache(config, 3, 32, prefill.hidden)
+    cache.admit(prefill, [0, 1], [0, 1])
+    cache.release(1)
+    window = cache.begin_step([True])
+    row, place = torch.arange(3), cache.length.clone()  # a captured step runs over free rows too
+    cache.unmask(row, place)
     for layer in range(config.layers):
         q = torch.randn(3, config.heads, WIDTH)
         k, v = torch.randn(2, 3, GROUPS, WIDTH)
-        slots.write(layer, row, place, k, v)
-        assert slots.read(layer, q, window).isfinite().all()
+        cache.write(layer, row, place, k, v)
+        assert cache.attend(layer, q, window).isfinite().all()
 
 
 def test_room_that_nobody_uses_takes_no_memory():
@@ -142,29 +143,29 @@ def test_room_that_nobody_uses_takes_no_memory():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 
-    config = tiny_config("chunk")
+    config = tiny_config()
     prefill = random_prefill(config, [5, 9], [4, 90])
     before = resident()
-    slots = KVCache(config, 64, 32768, prefill.hidden)
-    slots.admit(prefill, [0, 1], [0, 1])  # more chunks than there was room for
-    assert sum(x.nbytes for x in (*slots.keys, *slots.values)) > 1e9
+    cache = KVCache(config, 64, 32768, prefill.hidden)
+    cache.admit(prefill, [0, 1], [0, 1])  # more chunks than there was room for
+    assert sum(x.nbytes for x in (*cache.keys, *cache.values)) > 1e9
     assert resident() - before < 2e8
 
 
 @pytest.mark.parametrize("fails", range(8))
 def test_where_memory_runs_out_the_rows_are_what_they_were(fails, monkeypatch):
-    config = tiny_config("chunk")
+    config = tiny_config()
     assert config.layers == 4  # keys and values of each are allocated: eight times
     prefill = random_prefill(config, [5, 9], [4, 2])
-    slots = KVCache(config, 3, 32, prefill.hidden, 16)
-    slots.admit(prefill, [0], [0])
+    cache = KVCache(config, 3, 32, prefill.hidden, 16)
+    cache.admit(prefill, [0], [0])
 
     def read():
         gen = torch.Generator().manual_seed(3)
         q = torch.randn(1, config.heads, WIDTH, generator=gen)
-        return [slots.read(layer, q, (4, 5)) for layer in range(config.layers)]
+        return [cache.attend(layer, q, (4, 5)) for layer in range(config.layers)]
 
-    before, version, calls = read(), slots.version, iter(range(8))
+    before, version, calls = read(), cache.version, iter(range(8))
 
     def zeros(shape, like, real=module._zeros):
         if next(calls) == fails:
@@ -174,9 +175,9 @@ def test_where_memory_runs_out_the_rows_are_what_they_were(fails, monkeypatch):
     monkeypatch.setattr(module, "_zeros", zeros)
     greedy = random_prefill(config, [20], [70])
     with pytest.raises(torch.OutOfMemoryError):
-        slots.admit(greedy, [0], [1])
+        cache.admit(greedy, [0], [1])
     assert all(map(torch.equal, read(), before))
-    assert slots.version > version or not fails  # other buffers: captured steps are void
+    assert cache.version > version or not fails  # other buffers: captured steps are void
     monkeypatch.undo()
-    slots.admit(greedy, [0], [1])
+    cache.admit(greedy, [0], [1])
     assert all(map(torch.equal, read(), before))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serving.served import running
+from tests.serving.running import running
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from msa_train.errors import RankError
-from tests.serving.served import running
+from tests.serving.running import running
 
 QUESTION = {"role": "user", "content": "What is the code of the harbour?"}
 FROM_MEMORY = {"retrieval": "memory"}

@@ -11,8 +11,8 @@ from data_pipeline.schema import Document
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.writer import BankWriter
 from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
-from tests.serving.served import running
-from tests.serving.slow import SlowAnswers
+from tests.serving.running import running
+from tests.serving.slow_engine import SlowEngine
 
 BANKS = "/v1/memory/banks"
 NOTES = f"{BANKS}/notes"
@@ -258,7 +258,7 @@ def test_writers_of_one_bank_take_turns(own):
 
 
 def test_a_conversation_under_way_keeps_its_snapshot(tmp_path):
-    answers = SlowAnswers()
+    answers = SlowEngine()
     with running(tmp_path, answers) as (client, _):
         ask = {"messages": [{"role": "user", "content": "x"}], "stream": True}
         with client.stream("POST", "/v1/chat/completions", json=ask) as response:

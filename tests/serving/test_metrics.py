@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.served import running
+from tests.serving.running import running
 
 ASK = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 

@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from data_pipeline.protocol import context_pieces, document_pieces
-from data_pipeline.samples import answer_memory_context, answer_text_context, retrieve_context
 from data_pipeline.schema import Document, Query, Sample
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.shards.contexts import (
+    answer_memory_context,
+    answer_text_context,
+    retrieve_context,
+)
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.model.batch import IGNORE
 from msa_train.training.collate import Collate
 

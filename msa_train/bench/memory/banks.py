@@ -163,7 +163,7 @@ def layer_queries(
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """What the router layers search for when a question is asked: query vectors, query_cu."""
     prefill = prefill_pieces(model, tokenizer, view.memory, [prompt_pieces(question)])
-    routings = {layer: reading.routing for layer, reading in prefill.readings.items()}
+    routings = {layer: reading.routing for layer, reading in prefill.selected.items()}
     return {layer: (routing.query, routing.query_cu) for layer, routing in routings.items()}
 
 

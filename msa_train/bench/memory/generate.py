@@ -18,15 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from data_pipeline.sources.needles import NiahConfig
-from data_pipeline.sources.niah import NiahSource
+from data_pipeline.sources.niah import NiahConfig, NiahSource
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.bank.build import bank_form
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.encode import EncodedBatch, encode_documents
+from msa_train.memory.bank.encode import encode_documents
+from msa_train.memory.bank.segment import STATES, EncodedBatch
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.memory.search.in_memory import joined
-from msa_train.memory.search.view import STATES
 from msa_train.model.attention import Pooled
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder

@@ -17,7 +17,7 @@ import torch
 
 from data_pipeline.settings import DataConfig
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_sentencepiece import train_sentencepiece
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from data_pipeline.tokenizer_training import corpus_texts
 from msa_train.bench.memory import banks, layer, peers
 from msa_train.bench.memory.banks import Load
@@ -25,7 +25,6 @@ from msa_train.bench.memory.sizes import FULL, QUICK, Sizes
 from msa_train.bench.train import MODEL
 from msa_train.errors import ConfigError
 from msa_train.interop.export import load_export
-from msa_train.interop.weights import load_published
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_reader, weight_shapes
 
@@ -90,14 +89,14 @@ def measure_parts(
 
 
 def _exported(export: Path) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
-    model, _, tokenizer, fingerprint = load_export(export)
-    return model, tokenizer, fingerprint
+    loaded = load_export(export)
+    return loaded.model, loaded.tokenizer, loaded.fingerprint
 
 
 def _untrained(tokenizer: Tokenizer | None) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
     read = initial_reader(MODEL, seed=0)
     weights = {name: read(name) for name in weight_shapes(MODEL)}
-    model = load_published(MSADecoder(MODEL), weights)
+    model = MSADecoder(MODEL).load_published(weights)
     return model.eval().requires_grad_(False), tokenizer, {"weights": "untrained"}
 
 

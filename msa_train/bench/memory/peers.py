@@ -23,7 +23,7 @@ from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.search.live import LiveBank
 from msa_train.model.batch import positions_within
 from msa_train.model.decoder import MSADecoder
-from msa_train.model.rope import rotary_tables
+from msa_train.model.ops import rotary_tables
 
 _TOKENS, _TOP_K, _WIDTH, _HEADS = 32, 16, 64, 2
 

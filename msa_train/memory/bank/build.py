@@ -1,22 +1,31 @@
-"""Building a memory bank and adding to it: documents in, one commit out."""
+"""Building a memory bank, and adding to one: documents in, one commit out."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data_pipeline import files
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
-from msa_train.memory.bank.blocks import BLOCKS, BlockEncoder, BlockSize, Encoding, blocks_of
-from msa_train.memory.bank.encode import TOKEN_BUDGET
-from msa_train.memory.bank.manifest import BankForm
+from msa_train.memory.bank.encode import (
+    BLOCKS,
+    TOKEN_BUDGET,
+    BlockEncoder,
+    BlockSize,
+    Encoding,
+    blocks_of,
+)
+from msa_train.memory.bank.lock import BusyError, WriterLock
+from msa_train.memory.bank.manifest import BankForm, SegmentEntry, building_name
 from msa_train.memory.bank.progress import EncodingProgress
+from msa_train.memory.bank.segment import Target, changed_files
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.bank.unfinished import UnfinishedBank
-from msa_train.memory.bank.writer import BankWriter
+from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -25,6 +34,12 @@ Expected = Callable[[], int | None]
 
 def _unknown() -> None:
     return None
+
+
+def bank_form(config: ModelConfig, fingerprint: Mapping[str, str], dtype: str) -> BankForm:
+    """The form of the banks that a model builds."""
+    geometry = config.router_layers, config.kv_heads, config.head_dim, config.router.chunk_size
+    return BankForm(dtype, *geometry, dict(fingerprint))
 
 
 def build_bank(
@@ -41,12 +56,12 @@ def build_bank(
 ) -> None:
     """Encodes documents (ascending number) into a new bank at `path`.
 
-    fingerprint: names of what the states depend on (model, config, tokenizer) -> hash; opening
-    compares them. dtype: float16 (default), bfloat16 or float32, of the stored states. ranks:
-    processes that encode with models of their own (EncodingRanks) instead of this one. expected:
-    how many documents come, as far as is known now.
+    fingerprint: a hash for each thing that the states depend on (model, config, tokenizer), by
+    name; they are compared when the bank is opened. dtype of the stored states: float16 (default),
+    bfloat16 or float32. ranks: processes that encode with models of their own (EncodingRanks)
+    instead of this one. expected: how many documents will come, as far as is known at the moment.
 
-    An interrupted build that is started again with the same form goes on where it stopped: blocks
+    An interrupted build that is started again with the same form continues where it stopped: blocks
     (of `size`) whose documents are still the same are not encoded again. Raises BankError where
     `path` exists, a setting is impossible, or writing fails; then no bank exists, but the finished
     blocks are kept.
@@ -59,7 +74,7 @@ def build_bank(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with UnfinishedBank(path, form) as bank, EncodingProgress(expected) as progress:
-            fresh = _without_finished(blocks_of(map(_named, documents), size), bank, progress)
+            fresh = _unencoded(blocks_of(map(_with_id, documents), size), bank, progress)
             with contextlib.closing(
                 encoding.segments(fresh, bank.target, bank.lock, progress.encoded)
             ) as sealed:
@@ -70,14 +85,132 @@ def build_bank(
         raise BankError(f"the bank {path} cannot be written: {error}") from error
 
 
-def _without_finished(
+def _unencoded(
     blocks: Iterable[list[Document]], bank: UnfinishedBank, progress: EncodingProgress
 ) -> Iterator[list[Document]]:
+    """The blocks that no earlier build has finished."""
     for block in blocks:
         if bank.has(block):
             progress.found(len(block))
         else:
             yield block
+
+
+def _with_id(document: Document) -> Document:
+    """With its number as its id, if it has none."""
+    return document if document.id else replace(document, id=str(document.number))
+
+
+class UnfinishedBank:
+    """The writer of a bank that is being built; resumes an interrupted build of the same form.
+
+    The bank lies beside its name, see building_name. Each finished block is a segment of its
+    manifest, whose generation stays 0; the last commit and a rename make it the bank.
+
+    Raises BusyError while another build is running. Leaving it without `finish` keeps the finished
+    blocks, and says so; where there are none, nothing is left.
+    """
+
+    def __init__(self, path: Path, form: BankForm):
+        self.path, self._folder = path, building_name(path)
+        self._writer = self._resumed(form) or self._new(form)
+        self._left = {each.entry.first: each for each in self._writer.bank.segments}
+        self._used: list[SegmentEntry] = []
+        self._finished = False
+
+    @property
+    def target(self) -> Target:
+        return self._writer.target
+
+    @property
+    def lock(self) -> WriterLock:
+        return self._writer.lock
+
+    def has(self, block: Sequence[Document]) -> bool:
+        """Whether an earlier build finished this block: compares its documents and every byte."""
+        segment = self._left.pop(block[0].number, None)
+        if segment is None:
+            return False
+        if not segment.documents.holds(block):
+            problem = f"{segment.folder} holds other documents"
+        elif problems := changed_files(segment.folder.parent, segment.entry):
+            problem = problems[0]
+        else:
+            self._used.append(segment.entry)
+            return True
+        _say(f"{problem}: encoded anew")
+        self._writer.forget(segment.entry)
+        return False
+
+    def put(self, entry: SegmentEntry) -> None:
+        """Records a finished block, which then need not be encoded again."""
+        self._writer.keep(entry)
+        self._used.append(entry)
+
+    def finish(self) -> None:
+        """Makes it the bank. Raises BankError where one appeared meanwhile."""
+        if self.path.exists():
+            raise BankError(f"{self.path} appeared while its documents were encoded: left alone")
+        if self._used or self._writer.manifest.segments:
+            self._writer.complete(self._used)
+        files.rename(self._folder, self.path)
+        self._finished = True
+
+    def __enter__(self) -> UnfinishedBank:
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            # Where the rename succeeded but its sync failed, the bank is there under its name.
+            if not self._finished and self._folder.exists():
+                with contextlib.suppress(OSError):
+                    self._leave()
+        finally:
+            self._writer.close()
+
+    def _leave(self) -> None:
+        segments = self._writer.manifest.segments
+        if not segments:
+            files.remove(self._folder)
+            return
+        documents = sum(entry.documents for entry in segments)
+        _say(
+            f"{documents:,} encoded documents are kept in {self._folder}: build again to go on, "
+            "or remove it"
+        )
+        self._writer.clear()
+
+    def _resumed(self, form: BankForm) -> BankWriter | None:
+        if not self._folder.exists():
+            return None
+        try:
+            writer = BankWriter(self._folder, "build", form.fingerprint)
+        except BusyError:
+            raise
+        except BankError as error:
+            problem = str(error)
+        else:
+            if writer.manifest.form == form:
+                if found := len(writer.bank):
+                    _say(f"{self._folder}: {found:,} documents are encoded already")
+                writer.keep()  # back to generation 0, if it was complete but for its name
+                return writer
+            writer.close()
+            problem = f"{self._folder} holds states of another form ({writer.manifest.form.dtype})"
+        _say(f"{problem}; building anew")
+        return None
+
+    def _new(self, form: BankForm) -> BankWriter:
+        if self._folder.exists():
+            lock = WriterLock(self._folder, "build")  # refuses to remove what another build writes
+            files.remove(self._folder)
+            lock.release()
+        create_bank(self._folder, form)
+        return BankWriter(self._folder, "build")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def add_documents(
@@ -95,10 +228,10 @@ def add_documents(
 ) -> int:
     """Adds documents to a bank under new numbers, in one commit; returns how many.
 
-    With `update` each takes the place of those with its id, whose numbers never come back. Raises
-    BankError for an id that is in the bank already (or, updating, is not), and for an id that
-    comes twice as a whole document. reuse: a snapshot of the bank, see BankWriter; the other
-    settings are those of build_bank. Interrupted, nothing is added and it starts again.
+    With `update`, each replaces the documents that have its id, whose numbers are never reused.
+    Raises BankError for an id that is in the bank already (or, updating, is not), and for a whole
+    document whose id comes twice. reuse: a snapshot of the bank, see BankWriter; the other settings
+    are those of build_bank. An interrupted call adds nothing, and has to start again.
     """
     operation = "update" if update else "add"
     encoding = ranks or BlockEncoder(model, tokenizer, token_budget)
@@ -112,12 +245,14 @@ def add_documents(
         return writer.add_segments(sealed, replaced)
 
 
-def _numbered(documents: Iterable[Document], bank: BankSnapshot, update: bool, replaced: set[int]):
+def _numbered(
+    documents: Iterable[Document], bank: BankSnapshot, update: bool, replaced: set[int]
+) -> Iterator[Document]:
     """Documents under the bank's next numbers; `replaced` collects the numbers they replace."""
     seen: set[tuple[str, int]] = set()
     for number, document in enumerate(documents, bank.manifest.next_number):
         if not document.id and not update:
-            yield _named(replace(document, number=number))
+            yield _with_id(replace(document, number=number))
             continue
         key = document.id, getattr(document, "part", 0)
         if key in seen:
@@ -130,14 +265,3 @@ def _numbered(documents: Iterable[Document], bank: BankSnapshot, update: bool, r
             raise BankError(f"document id {document.id!r} {problem} {bank.path}: {remedy} instead")
         replaced.update(known)
         yield replace(document, number=number)
-
-
-def _named(document: Document) -> Document:
-    """With its number for an id, if it has none."""
-    return document if document.id else replace(document, id=str(document.number))
-
-
-def bank_form(config: ModelConfig, fingerprint: Mapping[str, str], dtype: str) -> BankForm:
-    """What a model's banks are made of."""
-    geometry = config.router_layers, config.kv_heads, config.head_dim, config.router.chunk_size
-    return BankForm(dtype, *geometry, dict(fingerprint))

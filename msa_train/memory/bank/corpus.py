@@ -1,4 +1,4 @@
-"""Reading what a memory is made of: JSON lines, one document each, plain or gzipped."""
+"""Reading the documents of a memory: JSON lines, one document each, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.documents import StoredDocument
 
 _WIDE_NUMBER = 999_999_999
-_WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # bytes, and control tokens
+_WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # in bytes; the 4 are control tokens
 
 
 class CorpusFile:
     """Documents of a .jsonl or .jsonl.gz file, or of standard input (`-`), in their order.
 
-    `text` is required; `id` (a bank gives its number to one without), `title`, `metadata` (any
-    JSON), `added` (milliseconds since 1970; else now) and `part` (of a split document, as
-    `msa memory texts` writes them) are optional; other keys are ignored; empty lines are skipped.
-    Lazy: one line at a time. Raises DataError, naming file and line.
+    `text` is required. Optional: `id` (default: its number), `title`, `metadata` (any JSON),
+    `added` (milliseconds since 1970; default: now) and `part` (of a split document, as
+    `msa memory texts` writes it). Other keys are ignored, empty lines skipped. Lines are read one
+    at a time. Raises DataError, naming file and line.
     """
 
     def __init__(self, path: Path | str):
@@ -40,7 +40,7 @@ class CorpusFile:
                 f"corpus {path}: no such file; give a .jsonl or .jsonl.gz file, or - for standard "
                 "input"
             )
-        self._read = 0.0  # share of the file
+        self._read = 0.0  # of the file, 0 to 1
 
     def documents(self, first_number: int = 0) -> Iterator[StoredDocument]:
         """Numbered first_number, +1, ..."""
@@ -60,7 +60,7 @@ class CorpusFile:
             )
 
     def share_read(self) -> float | None:
-        """0 to 1; None where that is not known."""
+        """How much of the file is read, 0 to 1; None where its size is not known."""
         return None if self.standard_input else self._read
 
     def _lines(self) -> Iterator[tuple[str, bytes]]:
@@ -80,7 +80,7 @@ class CorpusFile:
 
 
 def pydocs(tokenizer: Tokenizer) -> tuple[Iterator[StoredDocument], Callable[[], float]]:
-    """The standard library's documentation as a corpus, and the share of it that is read."""
+    """The documentation of Python's standard library as a corpus, and how much of it is read."""
     now = time.time_ns() // 1_000_000
     entries = PydocsSource(PydocsConfig(), tokenizer).entries
     read = 0
@@ -111,7 +111,7 @@ def _encodable(text: str, key: str, where: str) -> str:
 
 
 def _metadata(data: dict[str, Any], where: str) -> Any:
-    """NaN and infinity are Python's, not JSON's: a server could not show them."""
+    """Refuses NaN and infinity, which are not JSON: a server could not return them."""
     value = data.get("metadata")
     try:
         json.dumps(value, allow_nan=False)
@@ -129,10 +129,10 @@ def _count(data: dict[str, Any], key: str, default: int, below: int, where: str)
 
 @dataclass
 class Splitting:
-    """Long documents in parts, by the rule of data_pipeline/splitting.py; counts what it did.
+    """Splits documents of more than `limit` tokens, by the rule of data_pipeline/splitting.py.
 
-    A part is a document of its own under the id of the whole; numbers are counted from 0 anew.
-    made: documents passed on so far.
+    A part is a document of its own under the id of the whole; all are numbered anew from 0.
+    split: how many were split, into how many parts; made: documents passed on so far.
     """
 
     tokenizer: Tokenizer
@@ -159,13 +159,13 @@ class Splitting:
                 self.made += 1
 
     def expected(self, share_read: Callable[[], float | None]) -> int | None:
-        """How many documents it will have made, judged by what is read."""
+        """How many documents it will have made, judged by how much is read."""
         share = share_read()
         return round(self.made / share) if share else None
 
     def _texts(self, text: str) -> list[str]:
         if len(text.encode("utf-8", "surrogatepass")) + _WRAPPER <= self.limit:
-            return [text]  # a token has a byte at least
+            return [text]  # a token has at least one byte
         texts = split_text(text, self.limit, self._length)
         if len(texts) > 1:
             self.split += 1
@@ -173,5 +173,5 @@ class Splitting:
         return texts
 
     def _length(self, text: str) -> int:
-        """Tokens with the wrapper of a wide number."""
+        """Tokens of the text in the wrapper of the longest document number."""
         return len(self.tokenizer.encode_pieces(document_pieces(_WIDE_NUMBER, text)).tokens)

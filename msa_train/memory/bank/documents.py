@@ -1,4 +1,4 @@
-"""The documents of a segment as an Arrow IPC file: written in batches, read memory-mapped."""
+"""Documents as a bank keeps them: an Arrow IPC file per segment, read memory-mapped."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ SCHEMA = pa.schema(
         ("added", pa.int64()),
         ("tokens", pa.int64()),
         ("chunks", pa.int64()),
-        ("crc", pa.uint32()),  # of all that stands before it
+        ("crc", pa.uint32()),  # of the columns before it
     ]
 )
 COUNTS = ("number", "tokens", "chunks")
 _ROWS = 4096  # documents per record batch
-# What makes two documents the same; when one was added, and what follows from its text, does not.
+# Two documents are the same where these agree. Left out: the time of adding, and what follows from
+# the text.
 GIVEN = ("number", "id", "title", "text", "metadata", "part")
 _metadata = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
@@ -43,8 +44,8 @@ _metadata = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 class StoredDocument(Document):
     """A document as a bank keeps it.
 
-    metadata: any JSON. part: 0 for a whole document, 1, 2, ... for the parts of one that was split;
-    they share its id. added: milliseconds since 1970, UTC.
+    metadata: any JSON. part: 0 for a whole document; 1, 2, ... for the parts of a split one, which
+    share its id. added: milliseconds since 1970, UTC.
     """
 
     metadata: Any = field(default=None, hash=False)
@@ -52,7 +53,7 @@ class StoredDocument(Document):
     added: int = 0
 
     def to_line(self) -> dict[str, Any]:
-        """As a corpus has it, with its number."""
+        """As a line of a corpus, with its number."""
         kept = {"id": self.id, "title": self.title, "text": self.text, "number": self.number}
         if self.part:
             kept["part"] = self.part
@@ -103,7 +104,7 @@ def given_of(document: Document) -> tuple[int, str, str, str, str, int]:
 
 
 def _crc(row: tuple) -> int:
-    """Of the row as a JSON list (written out here: json.dumps takes three times as long)."""
+    """Checksum of the row as a JSON list (formatted here: json.dumps takes three times as long)."""
     number, id, title, text, metadata, *rest = row
     strings = f"{quoted(id)}, {quoted(title)}, {quoted(text)}, {quoted(metadata)}"
     line = f"[{number}, {strings}, {', '.join(map(str, rest))}]"
@@ -111,7 +112,7 @@ def _crc(row: tuple) -> int:
 
 
 def counts_crc(columns: dict[str, np.ndarray]) -> int:
-    """Of the columns that are read when a bank is opened."""
+    """Checksum of the columns that are read when a bank is opened."""
     crc = 0
     for name in COUNTS:
         crc = zlib.crc32(np.ascontiguousarray(columns[name], dtype="<i8").tobytes(), crc)
@@ -119,9 +120,9 @@ def counts_crc(columns: dict[str, np.ndarray]) -> int:
 
 
 class DocumentTable:
-    """Documents by row, read from the mapped file when asked for.
+    """Documents by row, read from the mapped file and compared with their checksums when used.
 
-    numbers, tokens, chunks [n] int64 arrays. Every document is compared with its checksum.
+    numbers, tokens, chunks [n] int64 arrays. Raises BankError for what is damaged.
     """
 
     def __init__(self, path: Path, expected_crc: int):
@@ -131,7 +132,7 @@ class DocumentTable:
             if self._table.schema != SCHEMA:
                 names = self._table.schema.names
                 raise BankError(f"{path} has columns {names}, not {SCHEMA.names}")
-            self._table.validate()  # or lengths that were changed would lead out of the file
+            self._table.validate()  # changed lengths could point outside the file
             columns = {name: self._table[name].to_numpy().copy() for name in COUNTS}
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise BankError(f"{path} is no readable Arrow file: {error}; restore it") from error
@@ -156,7 +157,7 @@ class DocumentTable:
         return StoredDocument(number, text, id, title, parsed, piece, added)
 
     def damaged(self) -> list[str]:
-        """Every document compared with its checksum: what is wrong."""
+        """Compares every document with its checksum; one message per damaged document."""
         problems = []
         for start in range(0, len(self), _ROWS):
             part = self._table.slice(start, _ROWS)
@@ -167,7 +168,7 @@ class DocumentTable:
                 whole = [_crc(row[:-1]) == row[-1] for row in rows]
                 suspects = [row for row, good in zip(suspects, whole, strict=True) if not good]
             except (pa.ArrowException, UnicodeDecodeError):
-                pass  # one of them: looked at one by one
+                pass  # at least one row is damaged: look at each
             for row in suspects:
                 try:
                     self[row]
@@ -176,7 +177,7 @@ class DocumentTable:
         return problems
 
     def holds(self, documents: Sequence[Document]) -> bool:
-        """Whether these are the documents, apart from when they were added."""
+        """Whether it holds just these documents, apart from when they were added."""
         if len(documents) != len(self):
             return False
         columns = zip(*map(given_of, documents), strict=True)
@@ -186,7 +187,7 @@ class DocumentTable:
         )
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column as it lies in the file: compare the file with its checksum before use."""
+        """A whole column, unchecked: see Segment.check_documents."""
         return self._table[name]
 
     def _damaged(self, row: int, why: str) -> BankError:

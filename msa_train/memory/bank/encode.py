@@ -1,41 +1,36 @@
-"""Documents -> what the memory keeps of them: pooled states per router layer (SPEC section 2)."""
+"""Documents -> what a memory keeps of them: pooled states per router layer (SPEC section 2).
+
+A bank is encoded in blocks. A block is encoded, written and, after an interruption, reused as a
+whole. Where blocks end depends on the documents alone, and no batch crosses an end: the segments of
+a bank are the same whoever encoded which of them, and however often the work was interrupted.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from msa_kernels import chunk_offsets
-from torch import Tensor
 
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
+from msa_train.memory.bank.lock import WriterLock
+from msa_train.memory.bank.manifest import SegmentEntry
+from msa_train.memory.bank.segment import EncodedBatch, Target
 from msa_train.model.attention import Pooled
 from msa_train.model.decoder import MSADecoder
 
-# Measured with the quickstart model: 2,048 to 4,096 tokens stay in the cache of a core; 16,384 cost
-# a third more time. A large model on an accelerator wants more.
+# Measured with the quickstart model: 2,048 to 4,096 tokens fit in the cache of a core; 16,384 take
+# a third longer. A large model on an accelerator wants more.
 TOKEN_BUDGET = 4096
 
 Batch = tuple[list[Document], list[list[int]]]  # documents and the tokens of each
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """Consecutive documents and their pooled states.
-
-    tokens, chunks [n] count of each document; pooled: router layer -> states of all its chunks.
-    """
-
-    documents: list[Document]
-    tokens: Tensor
-    chunks: Tensor
-    pooled: dict[int, Pooled]
 
 
 def encode_documents(
@@ -47,9 +42,9 @@ def encode_documents(
 ) -> Iterator[EncodedBatch]:
     """Encodes documents of ascending number in batches of about `token_budget` packed tokens.
 
-    dtype: what the states are kept in; the arithmetic is the model's. A document does not depend on
-    what it is batched with. About a batch per thread is held. Raises BankError where numbers
-    do not ascend.
+    dtype: of the states returned; the arithmetic is done in the model's. A document's states do not
+    depend on what it is batched with. About one batch per thread is held in memory. Raises
+    BankError where numbers do not ascend.
     """
     batches = _batches(tokenizer, documents, token_budget)
 
@@ -66,8 +61,8 @@ def encode_documents(
 def _in_parallel(
     encode: Callable[[Batch], EncodedBatch], batches: Iterable[Batch], threads: int
 ) -> Iterator[EncodedBatch]:
-    """A batch per thread, in order: small operations gain little from threads that share each one,
-    and lose much (measured: a factor of five) where other processes want the same cores."""
+    """One batch per thread, in order. Threads that share each small operation gain little, and lose
+    a factor of five (measured) where other processes compete for the cores."""
     try:
         with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:
             ahead: deque[Future[EncodedBatch]] = deque()
@@ -78,7 +73,7 @@ def _in_parallel(
             while ahead:
                 yield ahead.popleft().result()
     finally:
-        torch.set_num_threads(threads)  # a thread's setting is also the default of later ones
+        torch.set_num_threads(threads)  # the threads' setting became the default
 
 
 def _batches(
@@ -119,3 +114,75 @@ def _encode(
     }
     chunks = chunk_offsets(doc_cu, model.config.router.chunk_size).diff()
     return EncodedBatch(documents, lengths, chunks, pooled)
+
+
+OnBatch = Callable[[int, int], None]  # called with the documents and tokens of a batch
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """A block ends before it would have more documents, or more characters of text, than this.
+
+    An interruption costs at most one block per process, and each process holds one in memory.
+    """
+
+    documents: int = 1 << 14
+    text: int = 8 << 20
+
+
+BLOCKS = BlockSize()
+
+
+def blocks_of(documents: Iterable[Document], size: BlockSize = BLOCKS) -> Iterator[list[Document]]:
+    """Consecutive documents, at least one in each block."""
+    block: list[Document] = []
+    text = 0
+    for document in documents:
+        full = len(block) == size.documents or text + len(document.text) > size.text
+        if block and full:
+            yield block
+            block, text = [], 0
+        block.append(document)
+        text += len(document.text)
+    if block:
+        yield block
+
+
+class Encoding(Protocol):
+    """What turns blocks into segments: BlockEncoder here, or other processes."""
+
+    def segments(
+        self, blocks: Iterable[list[Document]], target: Target, lock: WriterLock, encoded: OnBatch
+    ) -> Generator[SegmentEntry, None, None]:
+        """A sealed segment in `target` for every block, in any order; `lock` is held meanwhile."""
+
+
+@dataclass(frozen=True)
+class BlockEncoder:
+    """Encodes blocks in this process, one after another."""
+
+    model: MSADecoder
+    tokenizer: Tokenizer
+    token_budget: int = TOKEN_BUDGET
+
+    def segments(
+        self, blocks: Iterable[list[Document]], target: Target, lock: WriterLock, encoded: OnBatch
+    ) -> Generator[SegmentEntry, None, None]:
+        """As Encoding; in order."""
+        for block in blocks:
+            yield self.segment(block, target, encoded)
+
+    def segment(self, block: list[Document], target: Target, encoded: OnBatch) -> SegmentEntry:
+        """The sealed segment of a block."""
+        dtype = target.form.torch_dtype
+        writer = target.segment(block[0].number)
+        try:
+            for batch in encode_documents(
+                self.model, self.tokenizer, block, self.token_budget, dtype
+            ):
+                writer.append(batch)
+                encoded(len(batch.documents), int(batch.tokens.sum()))
+            return writer.seal()
+        except BaseException:
+            writer.abandon()
+            raise

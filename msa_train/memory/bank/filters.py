@@ -19,19 +19,19 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 
-_KEPT = 32  # answers per segment: segments never change
-_answers: WeakKeyDictionary[Segment, dict[bytes, np.ndarray]] = WeakKeyDictionary()
-_PATTERNS = 8  # looked for one by one; where there are more, the key alone is looked for
-_EXACT = 1e15  # integers below have one decimal form, whether they are stored as 7 or as 7.0
+_KEPT = 32  # results per segment, which stay valid: segments never change
+_results: WeakKeyDictionary[Segment, dict[bytes, np.ndarray]] = WeakKeyDictionary()
+_PATTERNS = 8  # searched one by one; where there are more, only the key is searched
+_EXACT = 1e15  # below it a number has one decimal form, whether it is stored as 7 or as 7.0
 
 
 @dataclass(frozen=True)
 class DocumentFilter:
-    """All given parts must hold; without any, every document passes.
+    """Conditions, which must all hold; without any, every document passes.
 
-    ids, numbers: one of these. metadata: (key, alternatives): the value under the key is one of
-    them; a dotted key that is no key of its own leads into nested objects. Numbers are equal by
-    value, all else as JSON. added_after, added_before: milliseconds since 1970, exclusive.
+    ids, numbers: the document's is one of these. metadata: pairs of a key and the values allowed
+    under it; a dotted key that is not itself a key leads into nested objects. Numbers are compared
+    by value, all else as JSON. added_after, added_before: milliseconds since 1970, exclusive.
     """
 
     ids: tuple[str, ...] | None = None
@@ -42,7 +42,7 @@ class DocumentFilter:
 
     @classmethod
     def from_json(cls, data: Any) -> DocumentFilter:
-        """Of the form of a request. Raises BankError naming what is unknown or of a wrong type."""
+        """As a request gives it. Raises BankError naming what is unknown or of a wrong type."""
         if not isinstance(data, Mapping):
             raise BankError(f"filter is {_shown(data)}: give an object")
         known = ("ids", "numbers", "metadata", "added_after", "added_before")
@@ -58,10 +58,10 @@ class DocumentFilter:
         )
 
     def allowed(self, bank: BankSnapshot) -> Tensor:
-        """[n] bool over bank.numbers, false for removed documents.
+        """[n] bool over bank.numbers, False for removed documents.
 
-        Numbers and ids are looked up; metadata and times read the documents' columns, once for each
-        segment and condition. Raises BankError where those were changed.
+        Metadata and times are read from the documents' columns, once per segment and condition.
+        Raises BankError where those were changed on disk.
         """
         found = bank.live.clone()
         if self.numbers is not None:
@@ -81,7 +81,7 @@ class DocumentFilter:
         return bool(self.metadata) or self.added_after is not None or self.added_before is not None
 
     def _in_segment(self, segment: Segment) -> np.ndarray:
-        """[n] bool of a segment's documents."""
+        """[n] bool over the documents of a segment."""
         found = np.ones(segment.entry.documents, dtype=bool)
         if self.ids is not None:
             found[:] = False
@@ -100,23 +100,23 @@ class DocumentFilter:
 
 
 def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
-    answers = _answers.setdefault(segment, {})
-    # Its digest: a condition can be as large as a request may be, and 32 of each segment are kept.
-    form = json.dumps([key, alternatives], sort_keys=True)
-    condition = hashlib.sha256(form.encode()).digest()
-    found = answers.get(condition)
+    results = _results.setdefault(segment, {})
+    # A digest, because a condition can be as large as a request.
+    text = json.dumps([key, alternatives], sort_keys=True)
+    condition = hashlib.sha256(text.encode()).digest()
+    found = results.get(condition)
     if found is None:
         found = _matching(segment.documents.column("metadata"), key, alternatives)
-        while len(answers) >= _KEPT:
-            answers.pop(next(iter(answers)), None)
-        answers[condition] = found
+        while len(results) >= _KEPT:
+            results.pop(next(iter(results)), None)
+        results[condition] = found
     return found
 
 
 def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
-    """[n] bool. Only metadata in which a pattern occurs is parsed, each different one once."""
+    """[n] bool. Parses only metadata in which a pattern occurs, and each distinct text once."""
     candidates = None
-    wanted = set(map(_form, alternatives))
+    wanted = set(map(_comparable, alternatives))
     patterns = {p for value in alternatives for p in _patterns(key, value)}
     if len(patterns) > _PATTERNS:
         patterns = set(_patterns(key, _NOTHING))
@@ -128,14 +128,14 @@ def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) 
     rows = np.flatnonzero(candidates.combine_chunks().to_numpy(zero_copy_only=False))
     texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
     parsed = (json.loads(text) for text in texts.dictionary.to_pylist())
-    good = np.fromiter((_form(_at(each, key)) in wanted for each in parsed), bool)
+    good = np.fromiter((_comparable(_at(each, key)) in wanted for each in parsed), bool)
     found = np.zeros(len(column), dtype=bool)
     found[rows[good[texts.indices.to_numpy()]]] = True
     return found
 
 
 def _patterns(key: str, value: Any) -> Iterator[str]:
-    """Of which one stands in all metadata that has the value (and in some that has not)."""
+    """Substrings: one of them occurs in any metadata that has the value (and in some others)."""
     if isinstance(value, str):
         text = json.dumps(value, ensure_ascii=False)
     elif value is None or isinstance(value, bool):
@@ -149,7 +149,7 @@ def _patterns(key: str, value: Any) -> Iterator[str]:
 
 
 def _stored(text: str) -> bool:
-    """Whether a document can have it: no half surrogate pairs are stored."""
+    """Whether a document can contain it: half surrogate pairs are never stored."""
     return text.isascii() or text == text.encode(errors="replace").decode()
 
 
@@ -168,7 +168,7 @@ def _at(metadata: Any, key: str) -> Any:
     return metadata
 
 
-def _form(value: Any) -> tuple[str, Any]:
+def _comparable(value: Any) -> tuple[str, Any]:
     """The same for equal values: numbers by value, all else as JSON."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number", value

@@ -20,9 +20,10 @@ class BusyError(BankError):
 
 
 class WriterLock:
-    """Holds BANK/writer.lock, in which the writer stands. `dead`: who died while holding it.
+    """Holds BANK/writer.lock, which names its writer. Raises BusyError where another one holds it.
 
-    A process that inherits `descriptor` holds it too, until both have ended. Raises BusyError.
+    dead: the writer that died while it held the lock, if one did. A process that inherits
+    `descriptor` holds the lock too, until both have ended.
     """
 
     def __init__(self, bank: Path, operation: str):
@@ -57,7 +58,7 @@ class WriterLock:
     def release(self) -> None:
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)  # an empty file: the writer ended in order
+                os.ftruncate(self._descriptor, 0)  # empty: the writer did not die
             os.close(self._descriptor)
             self._descriptor = -1
 

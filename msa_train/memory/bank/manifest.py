@@ -1,9 +1,9 @@
-"""The manifest: the one file that says what a bank holds; its replacement IS the commit.
+"""The manifest: the one file that says what a bank holds. Replacing it IS the commit.
 
 BANK/manifest.json               format, form, generation, segments with sizes and checksums
-BANK/segments/<name>/            immutable, see segments.py
-BANK/removed-<generation>.i64    numbers of removed documents, ascending (none: no file)
-BANK/writer.lock                 who writes, see lock.py
+BANK/segments/<name>/            immutable, see segment.py
+BANK/removed-<generation>.i64    numbers of removed documents, ascending (no file where none are)
+BANK/writer.lock                 names the writer, see lock.py
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 @dataclass(frozen=True)
 class BankForm:
-    """What the states of a bank are, the same in all its segments.
+    """Shape, dtype and origin of a bank's states, the same in all its segments.
 
-    dtype of the stored states: float16 unless asked otherwise; bfloat16 is as small, but its router
-    scores are eight times as coarse, and the gate multiplies their differences by 30 and more.
-    fingerprint: names of what the states depend on (model, config, tokenizer) -> hash.
+    dtype: float16 by default. bfloat16 is as small, but its router scores are eight times as
+    coarse, and the gate multiplies their differences by 30 and more. fingerprint: a hash for each
+    thing that the states depend on (model, config, tokenizer), by name.
     """
 
     dtype: str
@@ -52,7 +52,7 @@ class BankForm:
 
     @property
     def width(self) -> int:
-        """Values of a chunk in one layer's K, V or router keys."""
+        """Numbers per chunk in the K, V or router keys of one layer."""
         return self.kv_heads * self.head_dim
 
 
@@ -72,7 +72,7 @@ class SegmentEntry:
     documents: int
     chunks: int
     tokens: int
-    counts_crc: int  # of the numbers, token and chunk counts, which are read when a bank is opened
+    counts_crc: int  # of document numbers, token and chunk counts, which opening a bank reads
     files: dict[str, StoredFile]
 
     @property
@@ -87,7 +87,7 @@ class SegmentEntry:
 
 @dataclass(frozen=True)
 class Removed:
-    """The file of removed numbers of segments that are still there."""
+    """The file of the numbers that were removed from the listed segments."""
 
     name: str
     count: int
@@ -96,7 +96,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class BankManifest:
-    """One committed state of a bank. next_number: given to the next document, never twice."""
+    """One committed state of a bank. next_number: of the next document; never given twice."""
 
     form: BankForm
     created: str
@@ -110,13 +110,13 @@ class BankManifest:
 
     def save(self, bank: Path) -> None:
         body = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
-        # The digest is a line of its own, so that it is of the very bytes before it.
+        # A line of its own, so that it covers exactly the bytes before it.
         digest = hashlib.sha256(body.encode()).hexdigest()
         files.replace_file(bank / MANIFEST, f"{body}\n{digest}\n".encode())
 
     @classmethod
     def load(cls, bank: Path) -> BankManifest:
-        """Raises BankError for what is missing, of another format, or damaged."""
+        """Raises BankError where it is missing, of another format, or damaged."""
         file = bank / MANIFEST
         try:
             text = file.read_text()
@@ -153,7 +153,7 @@ class BankManifest:
 
 
 def _check_version(file: Path, text: str, whole: bool) -> None:
-    """Another version may keep its digest elsewhere: it is named before damage is."""
+    """Names another version before damage: it may keep its digest elsewhere."""
     try:
         found, _ = json.JSONDecoder().raw_decode(text)
     except ValueError:
@@ -180,5 +180,5 @@ def _why_missing(path: Path) -> str:
 
 
 def building_name(path: Path) -> Path:
-    """Where the bank `path` lies until its first build is complete."""
+    """Where the bank `path` lies while it is being built."""
     return path.with_name(f".{path.name}.building")

@@ -1,4 +1,4 @@
-"""A progress line on standard error: tokens per second and time left; quiet elsewhere."""
+"""The progress bar of an encoding: tokens per second and time left, on a terminal only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from msa_train.memory.bank.encode import EncodedBatch
 
 
 class EncodingProgress:
-    """How far an encoding is, for as long as the block lasts; nothing unless on a terminal.
+    """A bar on standard error while the `with` block lasts, if that is a terminal.
 
-    expected: how many documents there will be, asked again and again (None: not known).
+    expected: how many documents there will be (None: not known), asked after every batch.
     """
 
     def __init__(self, expected: Callable[[], int | None]):
@@ -30,7 +30,7 @@ class EncodingProgress:
         self._began, self._tokens = time.monotonic(), 0
 
     def encoded(self, documents: int, tokens: int) -> None:
-        """So many more documents are done."""
+        """Counts documents that were encoded."""
         self._tokens += tokens
         self._bar.update(
             self._task,
@@ -41,7 +41,7 @@ class EncodingProgress:
         )
 
     def found(self, documents: int) -> None:
-        """So many documents need not be encoded: an earlier build did it."""
+        """Counts documents that an earlier build encoded."""
         self._bar.update(self._task, advance=documents, total=self._expected())
 
     def __enter__(self) -> EncodingProgress:

@@ -1,7 +1,7 @@
-"""A segment: consecutive documents and their pooled states, written once, never changed.
+"""A segment: documents of ascending number and their pooled states, written once, never changed.
 
 documents.arrow     number, id, title, text, metadata, part, added, tokens, chunks, checksum
-ids.u64             [n, 2] digest of each id and its row, ascending: ids are found unread
+ids.u64             [n, 2] digest of each id and its row, ascending: finds ids without the texts
 layer-<l>.k, .v     [C, G, D] pooled keys and values, raw, in ascending number
 layer-<l>.key       [C, G*D] router key vectors
 layer-<l>.crc       [n] checksum of each document's rows of k and v
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from data_pipeline import files
 from data_pipeline.files import NewFile
+from data_pipeline.schema import Document
 from msa_train.errors import BankError
 from msa_train.memory.bank.documents import (
     DOCUMENTS,
@@ -32,16 +33,28 @@ from msa_train.memory.bank.documents import (
     DocumentWriter,
     counts_crc,
 )
-from msa_train.memory.bank.encode import EncodedBatch
 from msa_train.memory.bank.manifest import BankForm, SegmentEntry, StoredFile
-from msa_train.memory.search.view import STATES
 from msa_train.model.attention import Pooled
 
 IDS = "ids.u64"
+STATES = ("k", "v", "key")  # the fields of Pooled
 
 
 def id_digest(id: str) -> int:
     return int.from_bytes(blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Documents of ascending number and their pooled states, as a segment is written.
+
+    tokens, chunks [n]: how many each document has; pooled: router layer -> states of all chunks.
+    """
+
+    documents: list[Document]
+    tokens: Tensor
+    chunks: Tensor
+    pooled: dict[int, Pooled]
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ class SegmentWriter:
             self._files[self._state(layer, "crc")].write(checksums)
 
     def seal(self) -> SegmentEntry:
-        """On the disk under its name; part of a bank once a manifest lists it."""
+        """Syncs and renames it; it is part of a bank once a manifest lists it."""
         numbers, tokens, chunks = np.concatenate(self._counts, axis=1)
         ids = np.array(self._ids, dtype="<u8")
         order = np.argsort(ids, kind="stable")
@@ -118,7 +131,7 @@ class SegmentWriter:
         )
 
     def abandon(self) -> None:
-        """Nothing more is written; what was lies there until the bank's next writer."""
+        """Closes its files, which the bank's next writer removes."""
         for file in (self._documents.file, *self._files.values()):
             with contextlib.suppress(OSError):
                 file.close()
@@ -156,9 +169,9 @@ def rows_crc(k: memoryview, v: memoryview, bounds: np.ndarray) -> np.ndarray:
 
 
 class Segment:
-    """An opened segment: nothing of its states is read until it is asked for.
+    """An opened segment. States are read when they are used.
 
-    Every file is mapped: a writer that removes the segment takes nothing away.
+    Every file stays mapped, so a reader is not disturbed when a writer removes the segment.
 
     pooled: router layer -> states, memory-mapped; chunk_cu [n+1] of its documents.
     """
@@ -176,20 +189,20 @@ class Segment:
             for layer in form.layers
         }
         self._documents_checked = False
-        self._checked: dict[int, np.ndarray] = {}  # layer -> documents whose states were compared
+        self._checked: dict[int, np.ndarray] = {}  # layer -> [n] documents already compared
 
     @cached_property
     def identity(self) -> str:
-        """Of what it holds, wherever it was opened."""
+        """The same for the same content at the same place, whoever opened it."""
         digests = [file.sha256 for _, file in sorted(self.entry.files.items())]
         return f"{self.folder.resolve()}:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
 
     @cached_property
     def ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n] digests, ascending, and their rows; checked, for a wrong row would go unnoticed."""
+        """[n] digests, ascending, and their rows; checked: a wrong row would go unnoticed."""
         self._check(IDS, self._raw_ids)
         digests, rows = self._raw_ids.view("<u8").reshape(-1, 2).T
-        return np.ascontiguousarray(digests), rows  # else every search would copy them
+        return np.ascontiguousarray(digests), rows  # or every search would copy them
 
     def rows_of(self, id: str) -> list[int]:
         """Rows of the documents with this id, ascending (the parts of one that was split)."""
@@ -208,16 +221,16 @@ class Segment:
         return found
 
     def check_documents(self) -> None:
-        """Reads the documents' file, once while this is open. Raises BankError if it was changed.
+        """Reads the whole documents' file, the first time only. Raises BankError if it was changed.
 
-        Before a column is used as a whole: single documents have checksums of their own.
+        Needed before a column is used as a whole: single documents have checksums of their own.
         """
         if not self._documents_checked:
             self._check(DOCUMENTS, np.memmap(self.folder / DOCUMENTS, np.uint8, "r"))
             self._documents_checked = True
 
     def check_keys(self, layer: int) -> None:
-        """Reads the router keys of a layer. Raises BankError where they were changed."""
+        """Reads all router keys of a layer. Raises BankError if they were changed."""
         self._check(state_file(layer, "key"), raw_bytes(self.pooled[layer].key))
 
     def _check(self, name: str, data: memoryview | np.ndarray) -> None:
@@ -225,7 +238,7 @@ class Segment:
             raise BankError(f"{self.folder / name} was changed: restore it, or build again")
 
     def check_states(self, layer: int, rows: Tensor) -> None:
-        """Compares K and V of some documents with their checksums, once while this is open.
+        """Compares K and V of some documents with their checksums, each document once.
 
         Raises BankError for a document whose states were changed.
         """

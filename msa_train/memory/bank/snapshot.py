@@ -16,16 +16,21 @@ from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.manifest import SEGMENTS, BankManifest
 from msa_train.memory.bank.segment import Segment
 
-_NO_NUMBER = (1 << 63) - 1  # as large as the numbers' type allows
-_TRIES = 5  # a writer may remove segments between the manifest's reading and theirs
+_NO_NUMBER = (1 << 63) - 1  # the largest int64
+_TRIES = 5  # a writer may remove segments after the manifest was read
+
+
+class GenerationGoneError(BankError):
+    """A process cannot open a generation that the bank no longer has: open the bank again."""
 
 
 class BankSnapshot:
-    """An opened bank: the state of its manifest's generation. States are memory-mapped.
+    """An opened bank, at the generation of its manifest. States are memory-mapped.
 
-    numbers [n] of all stored documents, ascending; live [n]: those that were not removed; starts:
-    the place of each segment's first document. reuse: a snapshot of the same bank, whose segments
-    are taken over where they are in this one too.
+    Documents have a number, which is theirs for ever, and a place 0..n-1 among those that this
+    snapshot stores, in ascending number. numbers [n]; live [n]: False for those that were removed;
+    removed: their numbers; starts: the place of each segment's first document, and n. reuse: a
+    snapshot of the same bank, whose open segments are shared where they are in this one too.
     """
 
     def __init__(self, path: Path, manifest: BankManifest, reuse: BankSnapshot | None = None):
@@ -53,12 +58,11 @@ class BankSnapshot:
         fingerprint: Mapping[str, str] | None = None,
         reuse: BankSnapshot | None = None,
     ) -> BankSnapshot:
-        """The bank at `path`; `fingerprint` of the model that will read it (None: just to look).
+        """The newest state of the bank at `path`.
 
-        reuse: an older snapshot of it, so that only what changed is opened.
-
-        Raises BankError for what is missing, unfinished, of a newer format, truncated, damaged, or
-        built by other weights.
+        fingerprint: of the model that will read it (None: no model will). reuse: an older snapshot,
+        so that only what changed is opened. Raises BankError for what is missing, unfinished, of a
+        newer format, truncated, damaged, or built by other weights.
         """
         path = Path(path)
         for attempt in range(_TRIES):
@@ -78,13 +82,13 @@ class BankSnapshot:
         return int(self.live.sum())
 
     def __getitem__(self, number: int) -> StoredDocument:
-        """Raises KeyError for a number that is not in the bank (any more)."""
+        """By number. Raises KeyError for one that is not in the bank, or was removed."""
         if (place := self.place_of(number)) is None:
             raise KeyError(number)
         return self.at(place)
 
     def place_of(self, number: int) -> int | None:
-        """None for a number that is not in the bank (any more)."""
+        """None for a number that is not in the bank, or was removed."""
         place = int(np.searchsorted(self.numbers.numpy(), min(max(number, -1), _NO_NUMBER)))
         known = place < len(self.numbers) and int(self.numbers[place]) == number
         return place if known and self.live[place] else None
@@ -113,7 +117,7 @@ class BankSnapshot:
         return found
 
     def router_keys(self, layer: int) -> Tensor:
-        """[C, G*D] of a router layer, those of removed documents among them."""
+        """[C, G*D] of a router layer, including those of removed documents."""
         keys = [segment.pooled[layer].key for segment in self.segments]
         return keys[0] if len(keys) == 1 else torch.cat(keys)
 
@@ -125,7 +129,7 @@ class BankSnapshot:
         return torch.cat([nothing, *counts]).cumsum(0)
 
     def info(self) -> dict[str, Any]:
-        """What the manifest says, as plain data; sizes in bytes."""
+        """Counts, sizes in bytes, and origin, as plain data."""
         manifest, form = self.manifest, self.manifest.form
         return {
             "path": str(self.path),

@@ -1,4 +1,4 @@
-"""Reading a whole bank to see whether every byte is what was written."""
+"""Reads a whole bank and compares every byte with what was written."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from msa_train.memory.bank.writer import unlisted
 
 
 def verify_bank(path: Path | str) -> dict[str, Any]:
-    """What was found: `problems` (empty: the bank is whole), counts, and bytes of no use.
+    """A report: `problems` (none: the bank is whole), counts, and files that no manifest lists.
 
-    A bank that a writer changes meanwhile is read again. Raises BankError only where there is no
-    readable manifest.
+    A bank that changes meanwhile is read again. Raises BankError only where there is no readable
+    manifest.
     """
     path = Path(path)
     while True:
@@ -66,7 +66,7 @@ def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
 
 
 def _segment_problems(segment: Segment) -> list[str]:
-    """Counts that do not agree with one another, and documents that differ from their checksums."""
+    """Counts that do not agree, and documents and states that differ from their checksums."""
     entry, documents, problems = segment.entry, segment.documents, []
     counts = (
         len(documents), int(documents.chunks.sum()), int(documents.tokens.sum()),
@@ -87,7 +87,7 @@ def _segment_problems(segment: Segment) -> list[str]:
 
 
 def _id_problems(segment: Segment) -> list[str]:
-    """Ids that would not be found by their digests."""
+    """Problems with the digests by which documents are found by id."""
     try:
         digests, rows = segment.ids
     except BankError as error:

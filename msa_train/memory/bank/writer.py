@@ -1,7 +1,8 @@
 """Changing a bank: one writer at a time, every change one replacement of the manifest.
 
-What a change needs is written first, beside what is there; the manifest then makes it the bank's
-state. Whoever dies before that leaves the bank as it was, and files that the next writer removes.
+The files of a change are written first, beside those in use; then the new manifest makes them part
+of the bank. A writer that dies before that leaves the bank as it was, and files that the next
+writer removes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import torch
 
 from data_pipeline import files
 from msa_train.errors import BankError
-from msa_train.memory.bank.encode import EncodedBatch
 from msa_train.memory.bank.lock import LOCK, WriterLock
 from msa_train.memory.bank.manifest import (
     MANIFEST,
@@ -28,12 +28,20 @@ from msa_train.memory.bank.manifest import (
     Removed,
     SegmentEntry,
 )
-from msa_train.memory.bank.segment import Segment, SegmentWriter, Target
+from msa_train.memory.bank.segment import EncodedBatch, Segment, SegmentWriter, Target
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.model.attention import Pooled
 
-SEGMENT_DOCUMENTS = 1 << 17  # of a segment, at most
-_COPIED = 1024  # documents that compaction holds at once
+SEGMENT_DOCUMENTS = 1 << 17  # in a segment, at most
+_COPIED = 1024  # documents that compaction holds in memory
+
+
+class UnknownDocumentError(BankError):
+    """A document that was to be removed is not there. which: "of id 'x'", or its number."""
+
+    def __init__(self, bank: Path, which: str, consequence: str):
+        super().__init__(f"{bank} has no document {which}: {consequence}")
+        self.which = which
 
 
 def create_bank(path: Path, form: BankForm) -> None:
@@ -45,9 +53,9 @@ def create_bank(path: Path, form: BankForm) -> None:
 
 
 class BankWriter:
-    """The writer of a bank, until it is closed. Raises BusyError where another one is at work.
+    """Writes to a bank until it is closed. Raises BusyError where another writer is open.
 
-    reuse: an older snapshot of the bank, so that only what changed is opened.
+    bank: the newest snapshot. reuse: an older one, so that only what changed is opened.
     """
 
     def __init__(
@@ -60,7 +68,7 @@ class BankWriter:
     ):
         self.path, self._operation = Path(path), operation
         self._segment_documents = segment_documents
-        BankManifest.load(self.path)  # before a lock appears in what is no bank
+        BankManifest.load(self.path)  # or a lock would be left in a folder that is no bank
         self._lock = WriterLock(self.path, operation)
         try:
             self.bank = BankSnapshot.open(self.path, fingerprint, reuse)
@@ -80,14 +88,14 @@ class BankWriter:
     def add(self, batches: Iterable[EncodedBatch], replaced: Iterable[int] = ()) -> int:
         """Adds encoded documents, numbered from manifest.next_number on, and removes `replaced`.
 
-        One commit; returns the number of documents. On any error the bank is as it was.
+        In one commit; returns how many were added. On any error the bank is as it was.
         """
         return self.add_segments(self._write(batches), replaced)
 
     def add_segments(
         self, sealed: Generator[SegmentEntry, None, None], replaced: Iterable[int] = ()
     ) -> int:
-        """As add, of segments that are sealed in `target` as they are asked for, in any order."""
+        """As add; the iterator seals segments in `target`, in any order."""
         with self._reported(), contextlib.closing(sealed):
             before = self.manifest
             entries = tuple(sorted(sealed, key=lambda entry: entry.first))
@@ -100,18 +108,29 @@ class BankWriter:
             )
             return sum(entry.documents for entry in entries)
 
-    def remove(self, numbers: Iterable[int]) -> None:
-        """Removes documents; their numbers never come back. Raises BankError for unknown ones."""
-        gone = set(numbers)
-        for number in sorted(gone):
+    def remove(self, numbers: Iterable[int] = (), ids: Iterable[str] = ()) -> list[int]:
+        """Removes documents by number, and all that have one of `ids`; returns their numbers.
+
+        The numbers are never given again. Raises UnknownDocumentError, and removes nothing, where
+        one of them is not there.
+        """
+        gone: set[int] = set()
+        for id in ids:
+            if not (found := self.bank.numbers_of(id)):
+                raise UnknownDocumentError(self.path, f"of id {id!r}", "none was removed")
+            gone.update(found)
+        for number in numbers:
             if self.bank.place_of(number) is None:
-                raise BankError(f"{self.path} has no document {number}: nothing was removed")
-        with self._reported():
-            segments, following = self.manifest.segments, self.manifest.next_number
-            self._commit(segments, {*self.bank.removed.tolist(), *gone}, following)
+                raise UnknownDocumentError(self.path, str(number), "nothing was removed")
+            gone.add(number)
+        if gone:
+            with self._reported():
+                segments, following = self.manifest.segments, self.manifest.next_number
+                self._commit(segments, {*self.bank.removed.tolist(), *gone}, following)
+        return sorted(gone)
 
     def compact(self) -> None:
-        """Rewrites segments that hold removed documents, and small neighbours as one."""
+        """Rewrites segments that hold removed documents, and joins small neighbours."""
         with self._reported():
             kept: list[SegmentEntry] = []
             for group in self._groups():
@@ -121,9 +140,9 @@ class BankWriter:
                 self._commit(tuple(kept), set(), self.manifest.next_number)
 
     def keep(self, entry: SegmentEntry | None = None) -> None:
-        """Notes a finished segment of a bank that is being built, in the place of what overlaps it.
+        """Lists a finished segment of a bank that is being built, instead of those it overlaps.
 
-        The generation stays 0: only `complete` makes it a state of the bank.
+        The generation stays 0 until `complete`.
         """
         kept = list(self.manifest.segments)
         if entry is not None:
@@ -135,13 +154,13 @@ class BankWriter:
             self._save(changed)
 
     def forget(self, entry: SegmentEntry) -> None:
-        """The opposite of keep."""
+        """Drops a segment of a bank that is being built, and removes its files."""
         kept = tuple(each for each in self.manifest.segments if each != entry)
         self._save(replace(self.manifest, segments=kept))
         files.remove(self.path / SEGMENTS / entry.name)
 
     def complete(self, entries: Iterable[SegmentEntry]) -> None:
-        """The first commit of a bank that is being built: it has these segments."""
+        """Commits a bank that is being built: these are its segments."""
         ordered = sorted(entries, key=lambda entry: entry.first)
         self._commit(tuple(ordered), set(), ordered[-1].last + 1 if ordered else 0)
 
@@ -164,7 +183,7 @@ class BankWriter:
         self.close()
 
     def _groups(self) -> Iterator[list[Segment]]:
-        """Neighbours that fit in one segment together."""
+        """Neighbours that fit in one segment."""
         group: list[Segment] = []
         held = 0
         for segment in self.bank.segments:
@@ -189,7 +208,7 @@ class BankWriter:
                 yield _batch(segment, live[start : start + _COPIED])
 
     def _write(self, batches: Iterable[EncodedBatch]) -> Generator[SegmentEntry, None, None]:
-        """Sealed segments, which no manifest lists yet."""
+        """Seals segments, which no manifest lists yet."""
         writer: SegmentWriter | None = None
         try:
             for batch in batches:
@@ -229,7 +248,7 @@ class BankWriter:
         return Removed(name, len(gone), file.sha256)
 
     def clear(self) -> None:
-        """Removes what the manifest on the disk, whoever wrote it, does not list."""
+        """Removes the files that the manifest on disk (read again) does not list."""
         for path in unlisted(self.path, BankManifest.load(self.path)):
             files.remove(path)
 
@@ -266,7 +285,7 @@ def unlisted(path: Path, manifest: BankManifest) -> list[Path]:
 
 
 def _batch(segment: Segment, rows: np.ndarray) -> EncodedBatch:
-    """Documents of a segment with their states, as they were encoded."""
+    """The documents in some rows of a segment, as they were encoded."""
     places = torch.from_numpy(rows)
     cu = segment.chunk_cu
     counts = cu.diff()[places]

@@ -2,6 +2,5 @@
 
 from msa_train.memory.ranks.ranks import Ranks
 from msa_train.memory.ranks.searcher import DistributedSearcher
-from msa_train.memory.ranks.snapshot import GenerationGoneError
 
-__all__ = ["DistributedSearcher", "GenerationGoneError", "Ranks"]
+__all__ = ["DistributedSearcher", "Ranks"]

@@ -20,7 +20,7 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from msa_train.errors import MSAError, RankError
-from msa_train.memory.bank.blocks import BlockEncoder, OnBatch
+from msa_train.memory.bank.encode import BlockEncoder, OnBatch
 from msa_train.memory.bank.lock import WriterLock
 from msa_train.memory.bank.manifest import SegmentEntry
 from msa_train.memory.bank.segment import Target
@@ -47,7 +47,7 @@ class EncodingRanks:
     def segments(
         self, blocks: Iterable[list[Document]], target: Target, lock: WriterLock, encoded: OnBatch
     ) -> Generator[SegmentEntry, None, None]:
-        """As msa_train.memory.bank.blocks.Encoding."""
+        """As msa_train.memory.bank.encode.Encoding."""
         ranks = [_Rank(rank, self.load, target, lock) for rank in range(self.count)]
         try:
             yield from self._all(ranks, iter(blocks), encoded)

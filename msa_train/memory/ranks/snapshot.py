@@ -15,11 +15,7 @@ from msa_train import errors
 from msa_train.errors import BankError, MSAError
 from msa_train.memory.bank.manifest import SEGMENTS, BankForm, BankManifest, SegmentEntry
 from msa_train.memory.bank.segment import Segment
-from msa_train.memory.bank.snapshot import BankSnapshot
-
-
-class GenerationGoneError(BankError):
-    """A rank cannot open a generation, because the bank has another by now: open the bank again."""
+from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from msa_kernels import chunk_scores
 from torch import Tensor
 
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import score_documents
 
 _BYTES = 32 << 20  # of keys that are scored at once
 
@@ -37,13 +35,14 @@ def pair_scores(
     cu = F.pad(counts.cumsum(0), (1, 0))
     wide = keys[rows_of(documents, chunk_cu)].to(device).double()
     query, query_cu = query.double(), query_cu.to(device)
-    if not router.single_product:
+    if not router.scoring.scores_chunks:
         bank = query_cu.new_zeros(contexts), query_cu.new_tensor([0, len(documents)])
-        scores = score_documents(query, query_cu, wide, cu.to(device), *bank, router)
+        scores = router.scoring.document_scores(query, query_cu, wide, cu.to(device), *bank)
         return scores.cpu()[context, which].float()
     entries = counts.new_zeros(contexts).index_add_(0, context, counts[which])
     entry_cu = F.pad(entries.cumsum(0), (1, 0)).to(device)
-    scores = chunk_scores(query, query_cu, wide, rows_of(which, cu).to(device), entry_cu).cpu()
+    chunks = rows_of(which, cu).to(device)
+    scores = router.scoring.chunk_scores(query, query_cu, wide, chunks, entry_cu).cpu()
     pair = torch.arange(len(row)).repeat_interleave(counts[which])
     best = scores.new_full((len(row),), -math.inf)
     return best.scatter_reduce_(0, pair, scores, "amax").float()

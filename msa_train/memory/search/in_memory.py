@@ -11,12 +11,13 @@ from torch import Tensor
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
-from msa_train.memory.bank.encode import TOKEN_BUDGET, EncodedBatch, encode_documents
+from msa_train.memory.bank.encode import TOKEN_BUDGET, encode_documents
+from msa_train.memory.bank.segment import STATES, EncodedBatch
 from msa_train.memory.search.exact import rows_of
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.shard import Part, Shard
 from msa_train.memory.search.tiered import TieredMemory
-from msa_train.memory.search.view import STATES, MemoryView
+from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from msa_kernels import (
@@ -22,11 +21,9 @@ from msa_kernels import (
 from torch import Tensor
 
 from msa_train.errors import ConfigError
+from msa_train.memory.search.settings import KeyForm
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import score_documents
 
-KeyForm = Literal["stored", "float32", "bfloat16", "int8", "fp8"]
-KEY_FORMS: tuple[KeyForm, ...] = get_args(KeyForm)
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BLOCK = 1 << 16  # chunks that are converted at once
 
@@ -50,16 +47,15 @@ class LayerKeys:
         device: torch.device | str = "cpu",
     ):
         narrower = form in _FLOATS and _eps(_FLOATS[form]) > _eps(full.dtype)
-        if not router.single_product and (narrower or form in ("int8", "fp8")):
+        if not router.scoring.certifiable and (narrower or form in ("int8", "fp8")):
             raise ConfigError(
                 f"keys are {form}, but this router's score is no single dot product: use stored"
             )
         self.full, self.chunk_cu, self._router = full, chunk_cu.to(device), router
         self.error: Tensor | float = 0.0
         # Heads of unit length, a little more once they were rounded to be stored.
-        self.norm = math.sqrt(heads) * 1.001
-        if router.similarity != "cosine":
-            self.norm = _longest(full) * 1.001
+        longest = router.scoring.longest_key(heads)
+        self.norm = 1.001 * (_longest(full) if longest is None else longest)
         self._searched: Tensor | QuantisedKeys
         if form == "stored":
             self._searched = full.to(device)
@@ -73,7 +69,7 @@ class LayerKeys:
                 self.chunk_cu.diff()
             )
             self.error = worst.scatter_reduce_(0, document, self._searched.error, "amax")
-        on_cpu = torch.device(device).type == "cpu" and router.single_product
+        on_cpu = torch.device(device).type == "cpu" and router.scoring.certifiable
         self.prepared = PreparedKeys(self._searched, self.chunk_cu) if on_cpu else None
 
     def scores(self, query: Tensor, query_cu: Tensor) -> Tensor:
@@ -84,7 +80,7 @@ class LayerKeys:
         bank = query_cu.new_zeros(len(query_cu) - 1)
         whole = query_cu.new_tensor([0, len(self.chunk_cu) - 1])
         given = query, query_cu, self._searched, self.chunk_cu, bank, whole
-        return score_documents(*given, self._router)
+        return self._router.scoring.document_scores(*given)
 
     @property
     def searched_bytes(self) -> int:

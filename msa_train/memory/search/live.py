@@ -10,8 +10,7 @@ from typing import Protocol
 
 from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import MANIFEST
-from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.ranks.snapshot import GenerationGoneError
+from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
 from msa_train.memory.search.tiered import Searcher
 from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
 from msa_train.memory.search.view import MemoryView

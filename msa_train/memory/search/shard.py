@@ -100,7 +100,7 @@ class Shard:
             gone = ~(allowed & self._live)[self._places]
         keys = [part.keys[layer] for part in self.parts]
         rough = rough_scores(keys, query, query_cu, gone)
-        if not self._router.single_product:  # full keys were scored, head by head
+        if not self._router.scoring.certifiable:  # full keys were scored
             scores, row = top_documents(rough.scores.cpu(), k)
             return Found(self._places[row].masked_fill(row < 0, -1), scores)
         doubts = Doubts.of(query, query_cu, self._error(layer), max(each.norm for each in keys))

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from msa_kernels import chunk_scores, select_chunks
+from msa_kernels import select_chunks
 from torch import Tensor
 
 from msa_train.memory.search.shard import Found
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import Routing, entry_contexts
+from msa_train.model.router import Routing
 
 
 class Searcher(Protocol):
@@ -65,9 +65,9 @@ class TieredMemory:
         cu = F.pad(self.chunk_counts[places].cumsum(0), (1, 0))
         index, index_cu = (x.to(query.device) for x in select_chunks(local, cu))
         states = self._states(layer, places, query)
-        own = None
-        if self._router.single_product:
-            own = chunk_scores(query, query_cu, states.key.to(query.dtype), index, index_cu)
+        own = self._router.scoring.chunk_scores(
+            query, query_cu, states.key.to(query.dtype), index, index_cu
+        )
         routing = Routing(
             query,
             query_cu,
@@ -75,7 +75,7 @@ class TieredMemory:
             found.scores.to(query.device),
             index,
             index_cu,
-            self._gating(own, found, local, cu, index, index_cu),
+            None if self._router.gate == "none" else own,
             best_chunks=None if own is None else _best_chunks(own, local, cu),
         )
         return routing, states.k, states.v
@@ -90,18 +90,6 @@ class TieredMemory:
             return Pooled(*(x.to(query.device) for x in (states.k, states.v, states.key)))
         empty = query.new_empty(0, *self._width)
         return Pooled(empty, empty, empty.flatten(1))
-
-    def _gating(
-        self, own: Tensor | None, found: Found, local: Tensor, cu: Tensor, index: Tensor,
-        index_cu: Tensor,
-    ) -> Tensor | None:  # fmt: skip
-        """[S] what the gate weighs: each chunk's score, or its document's."""
-        if self._router.gate != "document":
-            return None if self._router.gate == "none" else own
-        document = torch.searchsorted(cu, index.cpu(), right=True) - 1
-        context = entry_contexts(index_cu.cpu())
-        column = (local[context] == document[:, None]).int().argmax(1)
-        return found.scores[context, column].to(index.device)
 
 
 def _numbered(places: Tensor) -> tuple[Tensor, Tensor]:

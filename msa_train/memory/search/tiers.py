@@ -12,51 +12,24 @@ fetched ahead, while those layers compute.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from msa_train.errors import ConfigError
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
-from msa_train.memory.search.keys import KEY_FORMS, KeyForm, LayerKeys
+from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.shard import Part, Shard
 from msa_train.memory.search.tiered import Searcher, TieredMemory
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
-
-States = Literal["mapped", "host"]
-
-
-@dataclass(frozen=True)
-class TierSettings:
-    """keys: form in which router keys are searched; answers are full precision's in every form.
-
-    states: where pooled K and V lie. hot_mb: of documents' states kept on the device (0: none).
-    prefetch: fetch the winners of a layer for the layers above it.
-    """
-
-    keys: KeyForm = "stored"
-    states: States = "mapped"
-    hot_mb: float = 256.0
-    prefetch: bool = True
-
-    def __post_init__(self) -> None:
-        for name, known in (("keys", KEY_FORMS), ("states", get_args(States))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}: give one of {', '.join(known)}"
-                )
-        if not 0 <= self.hot_mb < math.inf:
-            raise ConfigError(f"hot_mb is {self.hot_mb}: give 0 or more")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from torch import Tensor
 from data_pipeline.schema import Document
 from msa_train.memory.search.tiered import TieredMemory
 
-STATES = ("k", "v", "key")  # fields of Pooled
-
 
 class DocumentTexts(Protocol):
     """Texts by document number."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.shard_manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER, ShardManifest
+from data_pipeline.shards.manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER, ShardManifest
 
 
 def shards_artifact(folder: Path) -> Any:

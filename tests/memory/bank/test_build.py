@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from msa_train.errors import BankError, RankError
-from msa_train.memory.bank.blocks import BlockEncoder, BlockSize, blocks_of
 from msa_train.memory.bank.build import add_documents
+from msa_train.memory.bank.encode import BlockEncoder, BlockSize
 from msa_train.memory.bank.lock import BusyError
 from msa_train.memory.bank.manifest import BankManifest, building_name
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
+from tests.faults.bank_changes import texts
 from tests.memory.building import (
     BLOCKS,
     BUDGET,
@@ -30,9 +31,10 @@ from tests.memory.building import (
     full,
     ranks,
     signalled,
+    tiny_bank,
     until,
 )
-from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 COUNT = 14  # five blocks, the last of two documents
 
@@ -57,16 +59,18 @@ def encoded(monkeypatch):
     return seen
 
 
+def named(id, number, text=None):
+    return replace(document(number, text), id=id)
+
+
+def put(path, documents, update=False):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    return add_documents(path, model, tokenizer, documents, FINGERPRINT, update)
+
+
 def stopped(path, at):
     with pytest.raises(Stopped):
         build(path, until(at, COUNT))
-
-
-def test_blocks_end_where_the_documents_say():
-    given = [document(n, "x" * length) for n, length in enumerate([5, 5, 5, 1, 1, 1, 20, 1])]
-    blocks = [[d.number for d in block] for block in blocks_of(given, BlockSize(3, 10))]
-    assert blocks == [[0, 1], [2, 3, 4], [5], [6], [7]]
-    assert list(blocks_of([], BLOCKS)) == []
 
 
 def test_segments_are_blocks(whole):
@@ -187,6 +191,66 @@ def test_a_second_build_is_refused_and_told_of_the_first(tmp_path):
     with pytest.raises(Stopped):
         build(tmp_path / "bank", until(5, COUNT, second))
     assert len(BankSnapshot.open(building_name(tmp_path / "bank"))) == 3
+
+
+def test_an_existing_target_is_left_alone(tmp_path):
+    (tmp_path / "bank").mkdir()
+    with pytest.raises(BankError, match="exists"):
+        tiny_bank(tmp_path / "bank")
+    assert not any((tmp_path / "bank").iterdir())
+
+
+def test_a_failing_corpus_leaves_nothing(tmp_path):
+    def documents():
+        yield from tiny_documents()[:4]
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError):
+        tiny_bank(tmp_path / "bank", documents())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_build_leaves_no_bank_but_says_what_it_left(tmp_path, capfd):
+    code = """
+        import os, signal
+        from tests.memory.building import tiny_bank
+        from tests.memory.tiny import tiny_documents
+        def documents():
+            yield from tiny_documents()[:5]
+            os.kill(os.getpid(), signal.SIGKILL)
+        tiny_bank({path!r}, documents())
+    """
+    code = textwrap.dedent(code).format(path=str(tmp_path / "bank"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    left = tmp_path / ".bank.building"
+    assert left.is_dir()
+    with pytest.raises(BankError, match=r"its build is not finished .*\.bank\.building"):
+        BankSnapshot.open(tmp_path / "bank")
+    tiny_bank(tmp_path / "bank")
+    err = capfd.readouterr().err
+    assert "process" in err and "did not finish" in err
+    assert len(BankSnapshot.open(tmp_path / "bank", FINGERPRINT)) == 7
+    assert not left.exists()
+
+
+def test_ids_are_given_once(bank):
+    put(bank, [named("fresh", 0, "new one")])
+    assert BankSnapshot.open(bank).numbers_of("fresh") == [14]
+    with pytest.raises(BankError, match=r"'fresh' is in .*: update it instead"):
+        put(bank, [named("fresh", 0)])
+    with pytest.raises(BankError, match=r"'other' is not in .*: add it instead"):
+        put(bank, [named("other", 0)], update=True)
+    with pytest.raises(BankError, match="'twice' comes twice"):
+        put(bank, [named("twice", 0)] * 2)
+    put(bank, [named("fresh", 0, "newer")], update=True)
+    assert BankSnapshot.open(bank).numbers_of("fresh") == [15]
+    assert texts(bank)[15] == "newer" and 14 not in texts(bank)
+
+
+def test_documents_without_id_are_named_by_their_number(bank):
+    assert put(bank, [named("", 0), named("", 0)]) == 2
+    assert [BankSnapshot.open(bank)[number].id for number in (14, 15)] == ["14", "15"]
 
 
 # Several ranks: each starts an interpreter, which is most of the time these take.

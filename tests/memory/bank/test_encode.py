@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from msa_train.errors import BankError
-from msa_train.memory.bank.encode import encode_documents
-from msa_train.memory.search.in_memory import encode_in_memory
-from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
+from msa_train.memory.bank.build import bank_form
+from msa_train.memory.bank.encode import BlockEncoder, BlockSize, blocks_of, encode_documents
+from msa_train.memory.bank.segment import Target
+from tests.memory.building import BLOCKS, document
+from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 
 def encode(documents, **settings):
@@ -36,9 +38,9 @@ def test_documents_are_read_as_they_are_encoded(threads):
     taken = []
 
     def documents():
-        for document in tiny_documents():
-            taken.append(document.number)
-            yield document
+        for each in tiny_documents():
+            taken.append(each.number)
+            yield each
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -90,6 +92,22 @@ def test_half_precision_keeps_scores_eight_times_finer_than_bfloat16():
     assert error[torch.bfloat16] > 4 * error[torch.float16]
 
 
-def test_no_documents_no_memory():
-    with pytest.raises(BankError, match="at least one document"):
-        encode_in_memory(tiny_model(), tiny_tokenizer(), [])
+def test_blocks_end_where_the_documents_say():
+    given = [document(n, "x" * length) for n, length in enumerate([5, 5, 5, 1, 1, 1, 20, 1])]
+    blocks = [[d.number for d in block] for block in blocks_of(given, BlockSize(3, 10))]
+    assert blocks == [[0, 1], [2, 3, 4], [5], [6], [7]]
+    assert list(blocks_of([], BLOCKS)) == []
+
+
+def test_an_encoder_makes_a_sealed_segment_of_every_block(tmp_path):
+    model, batches = tiny_model(), []
+    target = Target(tmp_path, bank_form(model.config, FINGERPRINT, "float32"), 4)
+    encoder = BlockEncoder(model, tiny_tokenizer(), 40)
+    blocks = [tiny_documents()[:2], tiny_documents()[2:]]
+    entries = list(encoder.segments(blocks, target, None, lambda *done: batches.append(done)))
+    assert [(e.name, e.documents) for e in entries] == [
+        ("000004-000000000002", 2), ("000004-000000000017", 5),
+    ]  # fmt: skip
+    assert sum(documents for documents, _ in batches) == 7 and len(batches) > 2
+    assert sum(tokens for _, tokens in batches) == sum(entry.tokens for entry in entries)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [entry.name for entry in entries]

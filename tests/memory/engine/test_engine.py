@@ -27,11 +27,11 @@ QUESTIONS = [
 SHORT = InterleaveLimits(rounds=2, retrieval_characters=12, answer_tokens=6)
 
 
-def view_of(gate="chunk", count=7):
+def view_of(gate="threshold", count=7):
     return encode_in_memory(tiny_model(gate), tiny_tokenizer(), tiny_documents()[:count])
 
 
-def engine_of(gate="chunk", count=7, **settings):
+def engine_of(gate="threshold", count=7, **settings):
     return MemoryEngine(tiny_model(gate), tiny_tokenizer(), view_of(gate, count), **settings)
 
 
@@ -66,7 +66,7 @@ def batch_of(documents, contexts, config):
 
 
 @pytest.mark.parametrize("count", [7, 2, 1])  # fewer documents than top_k = 3
-@pytest.mark.parametrize("gate", ["chunk", "none", "document", "threshold"])
+@pytest.mark.parametrize("gate", ["none", "threshold"])
 def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
     """Prefill, then tokens fed unevenly, give the states of the whole two-stream batch."""
     model, tokenizer, documents = tiny_model(gate), tiny_tokenizer(), tiny_documents()[:count]
@@ -108,7 +108,7 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
         expected = model(whole)
     last = expected.hidden[whole.ctx_cu[1:] - 1]
     torch.testing.assert_close(batch.last[: batch.count], last, rtol=1e-5, atol=1e-5)
-    for layer, reading in prefill.readings.items():
+    for layer, reading in prefill.selected.items():
         assert torch.equal(reading.routing.documents, expected.routings[layer].documents)
         assert reading.routing.documents.shape[1] == min(count, 3)
 

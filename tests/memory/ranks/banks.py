@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from data_pipeline.schema import Document
 from msa_train.memory.bank.build import bank_form
-from msa_train.memory.bank.encode import EncodedBatch
+from msa_train.memory.bank.segment import EncodedBatch
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.model.attention import Pooled

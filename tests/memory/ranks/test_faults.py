@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from msa_train.errors import BankError, RankError
-from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.ranks import GenerationGoneError, Ranks, processes
+from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
+from msa_train.memory.ranks import Ranks, processes
 from msa_train.memory.ranks import ranks as driver
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.tiers import BankLoader, TierSettings

@@ -117,7 +117,7 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
                 tokens, torch.tensor([0, 10, 24]), torch.cat([torch.arange(10), torch.arange(14)]),
                 is_query, torch.tensor([2, 2]), view.memory,
             )  # fmt: skip
-            outputs.append((model.logits(prefill.hidden), prefill.readings))
+            outputs.append((model.logits(prefill.hidden), prefill.selected))
     (ours, our_reading), (theirs, their_reading) = outputs
     assert torch.equal(ours, theirs)
     for layer, reading in our_reading.items():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from msa_train.errors import BankError
 from msa_train.memory.bank.encode import encode_documents
 from msa_train.memory.search.in_memory import encode_in_memory, joined, view_of
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
@@ -64,3 +65,8 @@ def test_consecutive_parts_copy_nothing():
     for layer, keys in part.keys.items():
         ours, theirs = keys.full.untyped_storage(), pooled[layer].key.untyped_storage()
         assert ours.data_ptr() == theirs.data_ptr()
+
+
+def test_no_documents_no_memory():
+    with pytest.raises(BankError, match="at least one document"):
+        encode_in_memory(tiny_model(), tiny_tokenizer(), [])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_train.errors import ConfigError
-from msa_train.memory.search.keys import KEY_FORMS, LayerKeys
+from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.settings import KEY_FORMS
 from msa_train.memory.search.shard import Part, Shard, best_of
 from msa_train.memory.search.tiers import Share
 from msa_train.model.attention import Pooled

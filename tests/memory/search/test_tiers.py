@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from msa_train.errors import BankError, ConfigError
+from msa_train.errors import BankError
 from msa_train.memory.bank.build import add_documents, build_bank
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.snapshot import BankSnapshot
@@ -15,7 +15,8 @@ from msa_train.memory.bank.writer import BankWriter
 from msa_train.memory.engine.interleave import Interleave
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.search.live import LiveBank
-from msa_train.memory.search.tiers import BankLoader, TierSettings, bank_view
+from msa_train.memory.search.settings import TierSettings
+from msa_train.memory.search.tiers import BankLoader, bank_view
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?"]
@@ -33,7 +34,7 @@ def read(view):
     """Final states of some prompts, and what was selected."""
     prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
     prefill = prefill_pieces(tiny_model(), tiny_tokenizer(), view.memory, prompts)
-    chosen = [reading.routing.documents for reading in prefill.readings.values()]
+    chosen = [reading.routing.documents for reading in prefill.selected.values()]
     return prefill.last, torch.cat(chosen, 1)
 
 
@@ -145,9 +146,3 @@ def test_a_served_bank_shows_commits_to_the_next_question_and_keeps_old_views(pa
     assert torch.equal(again, states) and torch.equal(same, documents)
     assert before.knows(2) and before.documents[2].text.startswith("The code of the harbour")
     served.close()
-
-
-def test_wrong_settings_are_refused_by_name():
-    for settings in ({"keys": "int4"}, {"states": "tape"}, {"hot_mb": -1}):
-        with pytest.raises(ConfigError, match=next(iter(settings))):
-            TierSettings(**settings)

@@ -1,0 +1,262 @@
+"""Build standard WebDataset shards: the same bytes for the same settings and tokenizer.
+
+Shards are built by any number of processes, in a hidden folder that is renamed at the end: a folder
+with a manifest is complete. An interrupted build is taken up again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.processes import InterruptedBuild, progress_bar, workers_of
+from data_pipeline.protocol import context_pieces, document_pieces
+from data_pipeline.schema import Sample
+from data_pipeline.settings import TrainingCorpus
+from data_pipeline.shards.manifest import (
+    INDEX_DTYPE,
+    INDEX_FILE,
+    TOKENIZER_FOLDER,
+    ShardManifest,
+    StageCounts,
+    shard_name,
+)
+from data_pipeline.shards.sampling import SampleBuilder, preparations
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_training import corpus_tokenizer
+
+_TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
+_BUILD = "build.json"  # what an unfinished build builds
+_MEASURED_EVERY = 32  # tokenising a sample costs more than building it
+
+
+def build_shards(
+    corpus: TrainingCorpus,
+    out_dir: Path | str,
+    workers: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    held_out: bool = False,
+) -> ShardManifest:
+    """Build the shards of a corpus into out_dir, which must not exist yet (or be empty).
+
+    A build that was interrupted is taken up where it stopped, if corpus and tokenizer are the same.
+    workers: processes (None: data.workers). tokenizer: None takes the one of data.tokenizer; either
+    way it is saved with the shards. held_out: what training does not see.
+    Raises DataError when out_dir is in use, or when the settings cannot be met.
+    """
+    out = Path(out_dir).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not empty: remove it, or give another folder for the shards")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial"
+    with _owned(partial):
+        tokenizer = tokenizer or corpus_tokenizer(corpus)
+        _take_up(partial, corpus, tokenizer, held_out)
+        workers = workers or corpus.data.workers
+        prepared = out.parent / "prepared"
+        _prepare_all(preparations(corpus, tokenizer, prepared, held_out), workers)
+        builder = SampleBuilder(corpus, tokenizer, prepared, held_out)
+        built = _build_all(partial, builder, workers)
+        np.save(partial / INDEX_FILE, np.concatenate([shard.index for shard in built]))
+        totals = sum(shard.totals for shard in built)
+        manifest = ShardManifest(
+            corpus.settings(),
+            tokenizer.fingerprint,
+            len(builder),
+            tuple(shard.size for shard in built),
+            tuple(map(_stage_counts, totals, (stage.epochs for stage in corpus.stages))),
+            corpus.batch_samples,
+        )
+        manifest.save(partial)
+        for note in (*partial.glob("*.npz"), partial / _BUILD):
+            note.unlink()
+        os.replace(partial, out)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What building a shard tells: its bytes, index rows, and _TOTALS for each stage."""
+
+    size: int
+    index: np.ndarray  # [samples of the shard], INDEX_DTYPE
+    totals: np.ndarray  # [stages, len(_TOTALS)]
+
+
+def _prepare_all(calls: list[Callable[[], Any]], workers: int) -> None:
+    """Make what the sources need on disk; what is there is kept."""
+    if workers == 1 or len(calls) < 2:
+        for call in calls:
+            call()
+        return
+    with progress_bar() as progress, workers_of(min(workers, len(calls))) as pool:
+        task = progress.add_task("preparing datasets", total=len(calls))
+        for future in as_completed(map(pool.submit, calls)):
+            future.result()
+            progress.update(task, advance=1)
+
+
+def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shard]:
+    shard_samples = builder.corpus.data.shard_samples
+    count = -(-len(builder) // shard_samples)
+    built = {shard: found for shard in range(count) if (found := _built(folder, shard)) is not None}
+    missing = [shard for shard in range(count) if shard not in built]
+    with progress_bar() as progress:
+        task = progress.add_task("building shards", total=len(builder))
+        progress.update(task, advance=sum(len(shard.index) for shard in built.values()))
+        if workers == 1:
+            for shard in missing:
+                built[shard] = _build_shard(folder, builder, shard)
+                progress.update(task, advance=len(built[shard].index))
+            return [built[shard] for shard in range(count)]
+        with workers_of(min(workers, count), _start_worker, (folder, builder)) as pool:
+            futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
+            for future in as_completed(futures):
+                built[futures[future]] = future.result()
+                progress.update(task, advance=len(future.result().index))
+            return [built[shard] for shard in range(count)]
+
+
+_worker: tuple[Path, SampleBuilder]
+
+
+def _start_worker(folder: Path, builder: SampleBuilder) -> None:
+    global _worker
+    _worker = folder, builder
+
+
+def _build_in_worker(shard: int) -> _Shard:
+    return _build_shard(*_worker, shard)
+
+
+def _build_shard(folder: Path, builder: SampleBuilder, shard: int) -> _Shard:
+    from webdataset import ShardWriter
+
+    size = builder.corpus.data.shard_samples
+    first, last = shard * size, min((shard + 1) * size, len(builder))
+    path, partial = folder / shard_name(shard), folder / f"partial-{shard_name(shard)}"
+    totals = np.zeros((len(builder.corpus.stages), len(_TOTALS)))
+    # One file exactly, so no limit of size; mtime 0 and no encoder, so equal bytes every time.
+    with ShardWriter(
+        str(folder).replace("%", "%%") + "/partial-shard-%06d.tar",
+        maxcount=size,
+        maxsize=float("inf"),
+        start_shard=shard,
+        verbose=0,
+        mtime=0,
+        encoder=False,
+    ) as writer:
+        for i in range(first, last):
+            sample = builder.build(i)
+            writer.write({"__key__": f"{i:09d}", "json": sample.to_bytes()})
+            measured = i % _MEASURED_EVERY == 0 or i == first
+            totals[builder.stage(i)] += _count(sample, builder.tokenizer if measured else None)
+    stages = [builder.stage(i) for i in range(first, last)]
+    index = _index(partial, shard, stages)
+    partial.rename(path)
+    np.savez(_note(folder, shard), index=index, totals=totals)  # last: now the shard is done
+    return _Shard(path.stat().st_size, index, totals)
+
+
+def _note(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:06d}.npz"
+
+
+def _built(folder: Path, shard: int) -> _Shard | None:
+    """A shard that an interrupted build had finished."""
+    path, note = folder / shard_name(shard), _note(folder, shard)
+    try:
+        with np.load(note) as found:
+            index, totals = found["index"], found["totals"]
+        size = path.stat().st_size
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return _Shard(size, index, totals)
+
+
+def _index(path: Path, shard: int, stages: list[int]) -> np.ndarray:
+    """Where each sample lies in the finished tar, read back from the tar itself."""
+    index = np.zeros(len(stages), INDEX_DTYPE)
+    with tarfile.open(path) as tar, open(path, "rb") as file:
+        for row, (member, stage) in enumerate(zip(tar, stages, strict=True)):
+            file.seek(member.offset_data)
+            crc = zlib.crc32(file.read(member.size))
+            index[row] = shard, stage, member.offset_data, member.size, crc
+    return index
+
+
+def _count(sample: Sample, tokenizer: Tokenizer | None) -> np.ndarray:
+    """_TOTALS of one sample; tokens are counted where a tokenizer is given."""
+    counts = [1, len(sample.documents), len(sample.contexts), 0, 0, 0]
+    if tokenizer is not None:
+        documents = (document_pieces(d.number, d.text) for d in sample.documents)
+        contexts = map(context_pieces, sample.contexts)
+        counts[3:] = (
+            1,
+            *(
+                sum(len(tokenizer.encode_pieces(pieces).tokens) for pieces in group)
+                for group in (documents, contexts)
+            ),
+        )
+    return np.array(counts, dtype=np.float64)
+
+
+def _stage_counts(totals: np.ndarray, epochs: int) -> StageCounts:
+    samples, documents, contexts, measured, document_tokens, context_tokens = totals.tolist()
+    return StageCounts(
+        int(samples),
+        epochs,
+        int(documents),
+        int(contexts),
+        int(measured),
+        document_tokens / max(measured, 1),
+        context_tokens / max(measured, 1),
+    )
+
+
+@contextmanager
+def _owned(partial: Path) -> Iterator[None]:
+    """The folder of an unfinished build, for this process alone.
+
+    What was built stays when a build is interrupted; impossible settings leave nothing.
+    """
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise DataError(f"another process builds {partial}: wait for it, or stop it") from error
+    try:
+        yield
+    except InterruptedBuild:
+        raise
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_out: bool) -> None:
+    """Keep what an interrupted build of this very corpus left, and nothing else."""
+    build = json.dumps([corpus.settings(), tokenizer.fingerprint, held_out])
+    if not (partial / _BUILD).exists() or (partial / _BUILD).read_text() != build:
+        for path in partial.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        tokenizer.save(partial / TOKENIZER_FOLDER)
+        (partial / _BUILD).write_text(build)

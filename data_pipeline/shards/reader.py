@@ -1,0 +1,113 @@
+"""Random access to the samples of a shard set, in a folder or behind a URL."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.schema import Sample
+from data_pipeline.shards.manifest import TOKENIZER_FOLDER, ShardManifest, load_index, shard_name
+from data_pipeline.shards.remote import LocalFiles, RemoteFiles, is_url
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+
+
+class ShardReader:
+    """Samples by number, each checked by its CRC-32.
+
+    location: a folder, or a URL (http://, s3://, ... what fsspec knows), whose files are kept in
+    `cache` as they are read, up to cache_gb.
+    skip_damaged: what cannot be read is said, counted in `skipped`, and another sample of its stage
+    is read in its place; otherwise it is an error. Every shard's size is looked at now, so that
+    what is missing, empty or cut short is known before training begins.
+    """
+
+    def __init__(
+        self,
+        location: Path | str,
+        *,
+        skip_damaged: bool = False,
+        cache: Path | None = None,
+        cache_gb: float = 10.0,
+    ):
+        if is_url(location):
+            assert cache is not None, "a URL needs a cache"
+            self._files = RemoteFiles(str(location), cache, cache_gb)
+        else:
+            self._files = LocalFiles(Path(location))
+        self.directory = self._files.folder
+        self.manifest = ShardManifest.load(self.directory)
+        self.index = load_index(self.directory, self.manifest)
+        self._skips = skip_damaged
+        self.skipped = 0
+        self._check_shards()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the corpus. Raises DataError when it is not the one it was built by."""
+        tokenizer = load_tokenizer(self.directory / TOKENIZER_FOLDER)
+        if tokenizer.fingerprint != self.manifest.tokenizer:
+            raise DataError(
+                f"{self.directory / TOKENIZER_FOLDER} is not the tokenizer that these shards "
+                "were built with: build the shards again"
+            )
+        return tokenizer
+
+    def __getitem__(self, sample: int) -> Sample:
+        """Raises DataError naming shard and sample when the file is missing, short or damaged."""
+        stage, tried = self.index["stage"][sample], sample
+        first, last = (int(self.index["stage"].searchsorted(stage + i)) for i in (0, 1))
+        while True:
+            try:
+                return self._read(tried)
+            except DataError as error:
+                tried = tried + 1 if tried + 1 < last else first
+                if not self._skips or tried == sample:  # all of the stage was tried
+                    raise
+                self.skipped += 1
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _read(self, sample: int) -> Sample:
+        row = self.index[sample]
+        name, size = shard_name(int(row["shard"])), int(row["size"])
+        where = f"sample {sample} of {self._files.place}/{name}"
+        try:
+            data = self._files.read(name, int(row["offset"]), size)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(
+                f"{where} cannot be read ({reason}): copy or build the shard again"
+            ) from error
+        if len(data) < size:
+            raise DataError(f"{where} is cut short: the shard is truncated; copy or build it again")
+        if zlib.crc32(data) != int(row["crc32"]):
+            raise DataError(f"{where} is damaged (CRC-32 differs): copy or build the shard again")
+        return Sample.from_bytes(data)
+
+    def _check_shards(self) -> None:
+        """Sizes of all shards against the manifest."""
+        wrong = []
+        for shard, size in enumerate(self.manifest.shards):
+            name = shard_name(shard)
+            found = self._files.size(name)
+            if found is None:
+                wrong.append(f"{name} is missing")
+            elif found != size:
+                wrong.append(
+                    f"{name} is empty" if not found else f"{name} has {found} bytes, not {size}"
+                )
+        if wrong:
+            what = f"{self._files.place}: {'; '.join(wrong[:5])}" + (
+                f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            )
+            if not self._skips:
+                raise DataError(
+                    f"{what}: copy or build the shards again, or set training.damaged_samples skip"
+                )
+            print(f"{what}: their samples will be skipped", file=sys.stderr, flush=True)

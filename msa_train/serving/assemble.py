@@ -1,0 +1,120 @@
+"""A server put together: whether its banks fit this machine, the processes that search them, the
+banks and the scheduler over a model, and a first answer that warms all of it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from msa_train.errors import ConfigError
+from msa_train.memory.bank.manifest import MANIFEST, BankManifest
+from msa_train.memory.engine.engine_thread import EngineThread
+from msa_train.memory.engine.events import Failed
+from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.engine.sequence import Request
+from msa_train.memory.planner import hardware, plan
+from msa_train.memory.ranks import Ranks
+from msa_train.memory.search.live import LiveBank
+from msa_train.memory.search.settings import TierSettings
+from msa_train.model.decoder import MSADecoder
+from msa_train.serving.access import ApiKeys
+from msa_train.serving.banks import Banks, ServedModel
+from msa_train.serving.settings import AllowedHosts, ServerLimits
+from msa_train.serving.state import ServerState
+
+NamedPath = tuple[str, Path]
+
+
+def assemble(
+    model: ServedModel,
+    named: Sequence[NamedPath],
+    folder: Path | None,
+    ranks: Ranks | None,
+    tiers: TierSettings,
+    limits: ServerLimits,
+    keys: ApiKeys,
+    hosts: AllowedHosts,
+) -> ServerState:
+    """All that a server needs, running and warm. model: on its device. named: banks under their
+    names, the default first. folder: where banks may be made and dropped."""
+
+    def open_bank(path: Path) -> LiveBank:
+        return LiveBank.open(path, model.model, model.fingerprint, tiers, ranks)
+
+    banks = Banks(open_bank, folder)
+    for name, path in reversed(named):
+        banks.open(name, path)
+    scheduler = Scheduler(model.model, model.tokenizer, limits.concurrent, limits.context_tokens)
+    _warm_up(scheduler, banks)
+    return ServerState(model, banks, EngineThread(scheduler), keys, limits, hosts)
+
+
+@contextmanager
+def search_ranks(
+    count: int, tiers: TierSettings, timeout_s: float, device: str
+) -> Iterator[Ranks | None]:
+    """The processes that search with this one, until the context ends; None for one alone.
+
+    device: cpu or cuda. Raises ConfigError for impossible settings.
+    """
+    if count < 1:
+        raise ConfigError(f"--ranks {count}: give 1 or more")
+    if not timeout_s > 0:
+        raise ConfigError(f"--rank-timeout-s {timeout_s:g}: give more than 0")
+    if count == 1:
+        yield None
+        return
+    ranks = Ranks.start(count, tiers=tiers, timeout_s=timeout_s, device=device.partition(":")[0])
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
+def check_fits(
+    decoder: MSADecoder,
+    paths: Sequence[Path],
+    folder: Path | None,
+    tiers: TierSettings,
+    limits: ServerLimits,
+    device: str,
+    ranks: int,
+) -> None:
+    """Raises ConfigError, with the numbers and what would fit, for banks that this machine cannot
+    serve: better now than out of memory in an hour.
+
+    paths: of named banks; those in `folder` count too. device: this process's; on GPUs each of the
+    `ranks` has its own.
+    """
+    paths = list(paths)
+    if folder is not None and folder.is_dir():
+        paths += [each.parent for each in folder.glob(f"*/{MANIFEST}")]
+    sizes = [plan.BankSize.of_manifest(BankManifest.load(path)) for path in paths]
+    if not any(each.documents for each in sizes):
+        return
+    counts = (sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens"))
+    bank = plan.BankSize(*counts, sizes[0].dtype)
+    compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    serving = plan.Serving(
+        keys=tiers.keys, states=tiers.states, hot_mb=tiers.hot_mb * len(sizes),
+        slots=limits.concurrent, slot_tokens=limits.context_tokens, compute=compute,
+    )  # fmt: skip
+    cards = [device] if ranks == 1 else [f"cuda:{rank}" for rank in range(ranks)]
+    if not device.startswith("cuda"):
+        cards = []
+    plan.plan(decoder.config, bank, hardware.this_machine(cards), serving).check()
+
+
+def _warm_up(scheduler: Scheduler, banks: Banks) -> None:
+    """A first answer before anybody waits for one: it loads and compiles what all others use
+    (measured: 5 s on a CPU)."""
+    for bank in banks:
+        limits = InterleaveLimits(answer_tokens=2)
+        scheduler.submit(Request("Is anything there?", bank.view(), "memory", limits))
+        while scheduler.busy:
+            for _, event in scheduler.step():
+                if isinstance(event, Failed):
+                    raise event.error
+        return

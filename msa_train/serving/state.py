@@ -1,0 +1,115 @@
+"""What a server holds while it runs, shared by its endpoints; and how it drains at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from msa_train.memory.engine.engine_thread import EngineThread
+from msa_train.serving.access import ApiKeys
+from msa_train.serving.banks import Banks, ServedModel
+from msa_train.serving.errors import ApiError, bad_request
+from msa_train.serving.metrics import ServerMetrics
+from msa_train.serving.settings import AllowedHosts, ServerLimits
+
+_RETRY_AFTER_S = 2
+_CHANGES = 4  # at once, of different banks: each encodes, beside the answers
+_LOOKUPS = 16  # at once: each has a thread
+
+
+class Admission:
+    """Lets `concurrent` in; up to `waiting` more wait, in order; the rest is refused with 429."""
+
+    def __init__(self, what: str, concurrent: int, waiting: int):
+        self._what, self._places, self._most = what, asyncio.Semaphore(concurrent), waiting
+        self.running = self.waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        await self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    async def enter(self) -> None:
+        """Each `enter` that returns is followed by one `leave`."""
+        if self._places.locked() and self.waiting >= self._most:
+            raise ApiError(
+                429,
+                "too_many_requests",
+                f"{self.running} {self._what} run and {self.waiting} wait: ask again later",
+                {"Retry-After": str(_RETRY_AFTER_S)},
+            )
+        self.waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+
+    def leave(self) -> None:
+        self.running -= 1
+        self._places.release()
+
+
+class ServerState:
+    """Belongs to one event loop. draining: new requests are refused. stopping: what still runs is
+    cancelled."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        banks: Banks,
+        engine: EngineThread,
+        keys: ApiKeys,
+        limits: ServerLimits,
+        hosts: AllowedHosts,
+    ):
+        self.model, self.banks, self.engine = model, banks, engine
+        self.keys, self.limits, self.hosts = keys, limits, hosts
+        self.answering = Admission("answers", limits.concurrent, limits.waiting)
+        self.changing = Admission("changes", _CHANGES, limits.waiting)
+        self.looking = Admission("look-ups", _LOOKUPS, limits.waiting)
+        self.metrics = ServerMetrics(banks)
+        for name, meaning, value in (
+            ("msa_answers_running", "Answers in flight", lambda: self.answering.running),
+            ("msa_answers_waiting", "Answers that wait", lambda: self.answering.waiting),
+            ("msa_changes_running", "Changes of banks in flight", lambda: self.changing.running),
+            ("msa_changes_waiting", "Changes that wait", lambda: self.changing.waiting),
+        ):
+            self.metrics.gauge(name, meaning, value)
+        self.draining = self.stopping = False
+        self.requests: set[asyncio.Task] = set()
+        self.held_bytes = 0  # bodies of the requests under way
+        self._text_bytes = limits.context_tokens * _longest_token(model)
+
+    def check_length(self, text: str) -> None:
+        """Raises ApiError 400 for text that no context can hold. Its bytes tell, before it is
+        tokenized: that would keep others waiting."""
+        size = len(text.encode())
+        if size > self._text_bytes:
+            raise bad_request(
+                f"the text has {size:,} bytes, and a context has room for "
+                f"{self.limits.context_tokens:,} tokens (--context-tokens): ask with less text"
+            )
+
+    async def drain(self) -> int:
+        """Waits for running requests, then cancels them; how many were cancelled."""
+        self.draining = True
+        if self.requests:
+            await asyncio.wait(self.requests, timeout=self.limits.drain_s)
+        self.stopping = True
+        late = list(self.requests)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=5)
+        return len(late)
+
+
+def _longest_token(model: ServedModel) -> int:
+    """In bytes."""
+    tokenizer = model.tokenizer
+    return max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))

@@ -1,0 +1,164 @@
+import threading
+from dataclasses import replace
+from itertools import islice
+from shutil import copytree
+
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.loader import GlobalOrder, ShardLoader
+from data_pipeline.shards.manifest import ShardManifest
+from data_pipeline.shards.reader import ShardReader
+
+SAMPLES = 24
+
+
+@pytest.fixture
+def place(samples):
+    """Sample -> its place in the corpus."""
+    known = {sample.to_bytes(): i for i, sample in enumerate(samples)}
+    return lambda sample: known[sample.to_bytes()]
+
+
+def loader_of(folder, **settings):
+    return ShardLoader(ShardReader(folder), **settings)
+
+
+@pytest.fixture
+def twice(shards, tmp_path):
+    """The same shards, every stage read twice."""
+    copy = copytree(shards, tmp_path / "twice")
+    manifest = ShardManifest.load(copy)
+    stages = tuple(replace(stage, epochs=2) for stage in manifest.stages)
+    replace(manifest, stages=stages).save(copy)
+    return copy
+
+
+def read(folder, count, transform, **settings):
+    loader = loader_of(folder, transform=transform, **settings)
+    try:
+        return list(islice(loader, count)), loader.state_dict()
+    finally:
+        loader.close()
+
+
+def test_stages_come_in_sequence_and_are_permuted_inside(shards, place):
+    order, _ = read(shards, SAMPLES, place)
+    assert sorted(order[:6]) == list(range(6)) and sorted(order[6:12]) == list(range(6, 12))
+    assert sorted(order[12:]) == list(range(12, 24)) and order[12:] != sorted(order[12:])
+
+
+def test_every_epoch_of_a_stage_has_another_order_of_its_samples(twice, place):
+    order, state = read(twice, 2 * SAMPLES, place)
+    first, second = order[:6], order[6:12]
+    assert sorted(first) == sorted(second) == list(range(6))
+    first, second = order[24:36], order[36:]
+    assert sorted(first) == sorted(second) == list(range(12, 24)) and first != second
+    assert state == {"consumed": 2 * SAMPLES}
+
+
+def test_the_last_stage_ends(shards, place):
+    loader = loader_of(shards, transform=place)
+    assert len(loader) == SAMPLES == len(list(loader))
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(loader)
+    loader.close()
+
+
+def test_the_order_depends_on_the_seed_alone(twice, place):
+    assert read(twice, 40, place, seed=3) == read(twice, 40, place, seed=3, prefetch=1)
+    assert read(twice, 40, place, seed=3) != read(twice, 40, place, seed=4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_any_number_of_ranks_reads_the_same_global_order(twice, place, world_size):
+    expected, _ = read(twice, 48, place)
+    ranks = [
+        read(twice, 48 // world_size, place, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    together = [
+        sample for step in zip(*(order for order, _ in ranks), strict=True) for sample in step
+    ]
+    assert together == expected
+    assert {state["consumed"] for _, state in ranks} == {48}
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 3), (3, 1)])
+def test_a_run_resumes_mid_epoch_with_another_number_of_ranks(twice, place, before, after):
+    expected, _ = read(twice, 30, place)
+    _, state = read(twice, 6 // before, place, rank=before - 1, world_size=before)
+    assert state == {"consumed": 6}
+    orders = []
+    for rank in range(after):
+        loader = loader_of(twice, rank=rank, world_size=after, transform=place)
+        loader.load_state_dict(state)
+        orders.append(list(islice(loader, 24 // after)))
+        loader.close()
+    assert [s for step in zip(*orders, strict=True) for s in step] == expected[6:]
+
+
+def test_what_was_prefetched_but_not_taken_is_not_consumed(shards, place):
+    loader = loader_of(shards, transform=place, prefetch=8)
+    first = [next(loader) for _ in range(3)]
+    state = loader.state_dict()
+    rest = [next(loader) for _ in range(5)]
+    loader.load_state_dict(state)
+    assert [next(loader) for _ in range(5)] == rest
+    loader.load_state_dict({"consumed": 0})
+    assert [next(loader) for _ in range(3)] == first
+    loader.close()
+
+
+def test_a_loader_leaves_no_thread_behind(shards, place):
+    before = threading.active_count()
+    read(shards, 3, place, prefetch=1)
+    assert threading.active_count() == before
+
+
+def test_without_a_transform_samples_come_as_they_are(shards):
+    loader = loader_of(shards)
+    assert len(loader) == SAMPLES
+    assert len(next(loader).documents) in (8, 16)
+    loader.close()
+
+
+def test_large_orders_are_permutations():
+    order = GlobalOrder((5, 995), (1, 2), seed=0)
+    drawn = [order[place] for place in range(len(order))]
+    assert len(drawn) == 1995 and sorted(drawn[:5]) == list(range(5))
+    assert sorted(drawn[5:1000]) == sorted(drawn[1000:]) == list(range(5, 1000))
+    assert drawn[5:1000] != drawn[1000:]
+    with pytest.raises(IndexError):
+        order[1995]
+
+
+def test_an_error_reaches_the_reader_and_stays(shards, tmp_path):
+    folder = copytree(shards, tmp_path / "copy")
+    loader = loader_of(folder)
+    (folder / "shard-000001.tar").unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match="shard-000001"):
+            list(islice(loader, SAMPLES))
+    loader.close()
+
+    def fail(sample):
+        raise ZeroDivisionError
+
+    loader = loader_of(shards, transform=fail)
+    with pytest.raises(ZeroDivisionError):
+        next(loader)
+    loader.close()
+
+
+def test_impossible_settings_are_refused(shards, tmp_path):
+    with pytest.raises(DataError, match="rank 2 of world_size 2"):
+        loader_of(shards, rank=2, world_size=2)
+    with pytest.raises(DataError, match="prefetch is 0"):
+        loader_of(shards, prefetch=0)
+    with pytest.raises(DataError, match="no shards in"):
+        ShardReader(tmp_path)
+    for state in ({}, {"consumed": -1}, {"consumed": "3"}):
+        with pytest.raises(DataError, match="the loader's state"):
+            loader_of(shards).load_state_dict(state)

@@ -1,0 +1,91 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from msa_train.evaluation.plots import (
+    PANELS,
+    plot_growth,
+    plot_recall,
+    plot_training,
+    spoken_name,
+)
+from msa_train.evaluation.report import machine, relative_losses, summarise
+
+LENGTHS = (16384, 1048576)
+
+
+def columns(share, n=200):
+    rng = np.random.default_rng(0)
+
+    def column():
+        return (rng.random(n) < share).astype(float)
+
+    names = [
+        f"{prefix}recall@{k}" for k in (1, 5, 16) for prefix in ("", "layer2/", "layer3/", "bm25_")
+    ]
+    return {name: column() for name in (*names, "answer_memory", "answer_text", "ids_f1")}
+
+
+@pytest.fixture
+def report():
+    short, long = columns(0.95), columns(0.8)
+    sections = {
+        str(length): summarise(chosen, 200, 0) | {"questions": 200, "documents": length // 62}
+        for length, chosen in zip(LENGTHS, (short, long), strict=True)
+    }
+    return {
+        "niah": {"single": sections, "multi_value": sections},
+        "niah_loss": dict.fromkeys(("single", "multi_value"), relative_losses(short, long, 200, 0)),
+        "niah_controls": {"single": {"no_memory": {"answer_memory": 0.004}}},
+        "pydocs": summarise(columns(0.7), 200, 0) | {"questions": 200, "documents": 5000},
+        "machine": machine(),
+    }
+
+
+def test_plots_are_pictures(report, tmp_path):
+    path = tmp_path / "plots" / "a.png"
+    plot_growth("Needles", report["niah"], path)
+    assert_drawn(path)
+    plot_recall("Documentation", report["pydocs"], path)
+    assert_drawn(path)
+
+
+def test_training_curves(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": s, "loss/lm": 4 / s, "router/layer_2_recall@1": 1 - 1 / s} for s in range(1, 20)
+    ]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_training(metrics, tmp_path / "training.png")
+    assert_drawn(tmp_path / "training.png")
+
+
+def test_curves_carry_the_names_of_what_they_show():
+    keys = {"router/layer_2_recall@1": "layer 2", "held_out/nq/recall@1": "nq", "loss/lm": "lm"}
+    assert {key: spoken_name(key) for key in keys} == keys
+    panels = {key: [t for t, pattern in PANELS.items() if re.search(pattern, key)] for key in keys}
+    assert all(len(titles) == 1 for titles in panels.values()), "each in a panel of its own kind"
+
+
+def test_a_run_without_metrics_is_refused(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "lr": 0.1}\n')
+    with pytest.raises(DataError, match="nothing to draw"):
+        plot_training(metrics, tmp_path / "training.png")
+    metrics.write_text('{"step": 1, "lm_lo')
+    with pytest.raises(DataError, match="line 1"):
+        plot_training(metrics, tmp_path / "training.png")
+
+
+def assert_drawn(path):
+    from matplotlib.image import imread
+
+    picture = imread(path)[..., :3]
+    assert picture.shape[1] > 800
+    picture = picture[::5, ::5]
+    colours = np.unique((picture.reshape(-1, 3) * 255).astype(np.uint8), axis=0)
+    assert len(colours) > 30, "an empty canvas has a handful"
+    assert (picture < 0.5).any(2).mean() > 0.01
