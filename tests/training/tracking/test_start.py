@@ -1,4 +1,5 @@
-"""W&B online, against a stand-in server: what is sent, resume, sync, and a server that fails.
+"""How a run starts: its code and mode; and online, against a stand-in server: what is sent, resume,
+sync, and a server that fails.
 
 The real server is not here: docs/tracking.md lists what that leaves untested.
 """
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.wandb_files import segments
-from tests.training.wandb_server import stand_in
+from msa_train import __version__
+from msa_train.config import load_config
+from msa_train.training.tracking.start import _mode, code_version, git_root, log_export
+from tests.training.tracking.runs import load, save_checkpoint, save_export
+from tests.training.tracking.wandb_files import segments
+from tests.training.tracking.wandb_server import stand_in
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 60
 RUN = """
 import sys
@@ -168,3 +173,67 @@ def test_a_server_that_stops_answering_ends_no_run_late(server, environment, tmp
         stop(process)
     assert time.monotonic() - began < 40
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_export_of_an_untracked_run_or_a_broken_record_is_no_error(tmp_path, capsys):
+    config = load(tmp_path)
+    folder = save_checkpoint(config.path, 500, None, config)
+    log_export(folder, save_export(config.path))
+    assert segments(config.path) == []
+    assert capsys.readouterr().err == ""
+    (folder / "state.json").write_text("{")
+    log_export(folder, config.path / "export")
+    assert "not recorded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "mode"),
+    [
+        ({}, "", "offline"),
+        ({"WANDB_API_KEY": "k"}, "", "online"),
+        ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "", "offline"),
+        ({"WANDB_MODE": "disabled"}, "", "off"),
+        ({}, "machine api.wandb.ai login user password k", "online"),
+        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine api.wandb.ai", "offline"),
+        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine w.example.org", "online"),
+    ],
+)
+def test_auto_is_online_when_logged_in(environment, netrc, mode, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text(netrc)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _mode(load_config([]).training.wandb) == mode
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
+
+
+def package(folder):
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    return folder
+
+
+def test_a_checkout_has_a_commit_and_may_be_dirty(tmp_path):
+    ours = package(tmp_path / "ours")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    clean = code_version(ours)
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    assert clean["package"] == __version__
+    (ours / "__init__.py").write_text("changed = 1\n")
+    assert code_version(ours) == clean | {"dirty": True}
+    assert git_root(ours) == str(tmp_path)
+
+
+def test_an_installed_package_has_none(tmp_path, monkeypatch):
+    nothing = {"package": __version__, "commit": None, "dirty": None}
+    assert code_version(package(tmp_path / "plain")) == nothing
+    git(tmp_path, "init")  # a repository around an environment with the package is another's
+    assert code_version(tmp_path / "plain") == nothing
+    monkeypatch.setenv("PATH", "")
+    assert code_version(tmp_path / "plain") == nothing

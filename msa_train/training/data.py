@@ -1,4 +1,5 @@
-"""Samples (text) -> MemoryBatch (tensors). Runs in the loader's prefetch thread."""
+"""A run's samples: its shards and tokenizer, checked against the settings, and each sample as a
+batch of tensors."""
 
 from __future__ import annotations
 
@@ -9,14 +10,64 @@ import torch
 
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Role, Sample
-from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.tokenizer import TokenizedPieces, Tokenizer, load_tokenizer
+from msa_train.config import Config
+from msa_train.errors import ConfigError
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 
 
-class Collate:
-    """Tokenises samples and packs them into one batch, a bank per sample.
+def open_shards(config: Config) -> ShardReader:
+    """The run's shards. Raises ConfigError for shards built from other settings."""
+    reader = ShardReader(
+        config.shards,
+        skip_damaged=config.training.damaged_samples == "skip",
+        cache=config.path / "shard-cache",
+        cache_gb=config.training.cache_gb,
+    )
+    if not reader.manifest.matches(config.corpus):
+        raise ConfigError(
+            f"{config.shards} was built from other settings of data or stages than this config's: "
+            "build them again (msa data build), or set another output"
+        )
+    return reader
 
-    top_k shifts the positions of what follows the template head (SPEC section 1).
+
+def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
+    """The shards' tokenizer. Raises ConfigError where the model, or what it starts from, does not
+    know it."""
+    tokenizer = reader.tokenizer()
+    if tokenizer.vocab_size > config.model.vocab_size:  # backbones have rows to spare
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {config.shards} "
+            f"has {tokenizer.vocab_size} tokens: set model.vocab_size to that"
+        )
+    start = config.training.start_from
+    expected = None if start is None else load_tokenizer(start).fingerprint
+    if expected not in (None, tokenizer.fingerprint):
+        raise ConfigError(
+            f"training.start_from is {start}, whose tokenizer is not that of {config.shards}: set "
+            f"data.tokenizer.path to {start} and build the shards again"
+        )
+    return tokenizer
+
+
+def samples_per_rank(config: Config, ranks: int) -> int:
+    """Samples of a step that each of `ranks` data-parallel ranks reads."""
+    share, rest = divmod(config.training.batch_samples, ranks)
+    if rest:
+        raise ConfigError(
+            f"training.batch_samples is {config.training.batch_samples}, which {ranks} data-"
+            "parallel ranks cannot share: give a multiple"
+        )
+    return share
+
+
+class Collate:
+    """Tokenizes samples (text) and packs them into one MemoryBatch (tensors), a bank per sample.
+
+    top_k shifts the positions of what follows the template head (SPEC section 1). Runs in the
+    loader's prefetch thread.
     """
 
     def __init__(self, tokenizer: Tokenizer, top_k: int):

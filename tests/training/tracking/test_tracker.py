@@ -8,56 +8,11 @@ import pytest
 from msa_train.config import load_config
 from msa_train.training.reporter import Reporter
 from msa_train.training.tracking import start, tracker
-from tests.training.wandb_files import segments
+from tests.training.tracking.runs import load, save_checkpoint, save_export, save_shards
+from tests.training.tracking.wandb_files import segments
 
 LAYER = "router/layer_2_recall@1"
 NUMBERS = {"loss/lm": 1.5, "loss/router": 0.5, "lr": 1e-3, "step_ms": 10.0, LAYER: 0.25}
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    """No key, no cache and no time limit of the machine's user has a part in these tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
-
-
-def load(tmp_path, *settings):
-    output = tmp_path / "needles"
-    output.mkdir(exist_ok=True)
-    return load_config(
-        ["--output", str(output), "--training.wandb.mode", "offline",
-         "--training.wandb.finish_timeout_s", "120", "--model.layers", "3",
-         "--model.router.layers", "2", *settings]
-    )  # fmt: skip
-
-
-def save_checkpoint(output, step, run_id, config):
-    folder = output / "checkpoints" / f"step-{step:09d}"
-    folder.mkdir(parents=True)
-    (folder / "weights-tp0.safetensors").write_bytes(bytes([step % 256]) * 99)
-    (folder / "state.json").write_text(json.dumps({"step": step, "wandb_id": run_id}))
-    config.save(folder / "config.yaml")
-    return folder
-
-
-def save_export(output):
-    folder = output / "export"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"w" * 50)
-    (folder / "fingerprint.json").write_text('{"weights": "1234"}')
-    return folder
-
-
-def save_shards(output):
-    folder = output / "shards"
-    (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(b"t")
-    (folder / "index.npy").write_bytes(b"i")
-    manifest = {"format": "msa-shards-2", "batch_samples": 2, "settings": {}, "tokenizer": "abcd",
-                "samples": 7, "shards": [10, 20], "stages": []}  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_run_is_described_and_its_numbers_have_steps(tmp_path):
@@ -181,37 +136,6 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path):
     before, after = segments(config.path)
     assert before.run.run_id == after.run.run_id == second.wandb_id
     assert (list(before.history), list(after.history)) == ([10, 20], [20, 30])
-
-
-def test_an_export_of_an_untracked_run_or_a_broken_record_is_no_error(tmp_path, capsys):
-    config = load(tmp_path)
-    folder = save_checkpoint(config.path, 500, None, config)
-    start.log_export(folder, save_export(config.path))
-    assert segments(config.path) == []
-    assert capsys.readouterr().err == ""
-    (folder / "state.json").write_text("{")
-    start.log_export(folder, config.path / "export")
-    assert "not recorded" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("environment", "netrc", "mode"),
-    [
-        ({}, "", "offline"),
-        ({"WANDB_API_KEY": "k"}, "", "online"),
-        ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "", "offline"),
-        ({"WANDB_MODE": "disabled"}, "", "off"),
-        ({}, "machine api.wandb.ai login user password k", "online"),
-        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine api.wandb.ai", "offline"),
-        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine w.example.org", "online"),
-    ],
-)
-def test_auto_is_online_when_logged_in(environment, netrc, mode, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".netrc").write_text(netrc)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert start._mode(load_config([]).training.wandb) == mode
 
 
 class Stuck:

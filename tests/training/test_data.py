@@ -1,4 +1,4 @@
-"""Text to tensors: positions, classes, shifted labels, positives."""
+"""A run's samples: shards and tokenizer checked; text to tensors, positions, labels, positives."""
 
 import pytest
 import torch
@@ -11,8 +11,11 @@ from data_pipeline.shards.contexts import (
     retrieve_context,
 )
 from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
+from msa_train.config import load_config
+from msa_train.errors import ConfigError
 from msa_train.model.batch import IGNORE
-from msa_train.training.collate import Collate
+from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
+from tests.distributed.runs import settings
 
 TOP_K = 5
 DOCUMENTS = (Document(3, "the red door is open"), Document(41, "a blue door"), Document(77, "tea"))
@@ -73,3 +76,33 @@ def test_positives_are_columns_of_the_own_bank(batch):
     assert torch.equal(batch.positives, expected)
     assert batch.ctx_bank.tolist() == [0, 0, 0, 1]
     assert batch.routed_context_count == 3
+
+
+@pytest.fixture
+def run(shards, tmp_path):
+    """Makes the config of a run on the tiny shards."""
+    return lambda **overrides: load_config(
+        settings(tmp_path / "run", training__shards=shards, **overrides)
+    )
+
+
+def test_shards_of_other_settings_are_refused(run):
+    assert len(open_shards(run())) > 0
+    with pytest.raises(ConfigError, match="built from other settings"):
+        open_shards(run(data__niah__adjectives=25))
+
+
+def test_a_tokenizer_that_the_model_does_not_know_is_refused(run, tokenizer, tmp_path):
+    reader = open_shards(run())
+    assert checked_tokenizer(run(), reader).vocab_size <= 1200
+    with pytest.raises(ConfigError, match=r"model\.vocab_size is 1100"):
+        checked_tokenizer(run(model__vocab_size=1100), reader)
+    tokenizer.save(tmp_path / "backbone")
+    with pytest.raises(ConfigError, match="whose tokenizer is not that of"):
+        checked_tokenizer(run(training__start_from=tmp_path / "backbone"), reader)
+
+
+def test_every_rank_reads_equally_many_samples(run):
+    assert samples_per_rank(run(), 2) == 1
+    with pytest.raises(ConfigError, match="2, which 3 data-parallel ranks cannot share"):
+        samples_per_rank(run(), 3)

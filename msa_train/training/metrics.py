@@ -1,6 +1,8 @@
-"""What a logged step measures over all its micro-batches and ranks: losses, tokens, recall."""
+"""Metrics of a logged step over all its micro-batches and ranks: losses, tokens, router recall."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -8,13 +10,14 @@ from torch import Tensor
 
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.megatron import Losses
-from msa_train.training.reporter import Numbers
+
+Numbers = dict[str, float]  # of a logged step, by name
 
 
-class StepMeasurement:
-    """Collects a step's micro-batches. labels, contexts: the step's global counts.
+class StepMetrics:
+    """Sums over a step's micro-batches. labels, contexts: the step's global counts.
 
-    Router recall counts the contexts that have positives, per router layer.
+    The router's recall is over the contexts that have positives, per router layer.
     """
 
     def __init__(
@@ -28,7 +31,6 @@ class StepMeasurement:
         self._layers, self._group = layers, group
         self._labels, self._contexts = max(1.0, labels), max(1.0, contexts)
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
-        # For each layer hits at 1 and recall at K, summed over contexts; their number at the end.
         self._recalls = torch.zeros(2 * len(layers) + 1, dtype=torch.float64, device=device)
 
     def add(self, batch: MemoryBatch, losses: Losses) -> None:
@@ -41,16 +43,10 @@ class StepMeasurement:
                 *map(lm.new_tensor, tokens),
             ]
         )
-        asked = batch.positives.any(1)
-        positives = batch.positives[asked]
-        recalls = []
-        for layer in self._layers:
-            found = found_positives(losses.routings[layer].documents[asked], positives)
-            recalls += [found[:, :1].sum(), (found.sum(1) / positives.sum(1)).sum()]
-        self._recalls += torch.stack([*recalls, asked.sum()])
+        self._recalls += recall_sums(batch, losses, self._layers)
 
     def result(self) -> Numbers:
-        """Every data-parallel rank must ask."""
+        """Every data-parallel rank must call."""
         both = torch.cat([self._sums, self._recalls])
         dist.all_reduce(both, group=self._group)
         lm, router, memory_tokens, active_tokens, *recalls, asked = both.tolist()
@@ -65,6 +61,18 @@ class StepMeasurement:
             numbers[f"router/layer_{layer}_recall@1"] = at_1 / max(1.0, asked)
             numbers[f"router/layer_{layer}_recall@k"] = at_k / max(1.0, asked)
         return numbers
+
+
+def recall_sums(batch: MemoryBatch, losses: Losses, layers: Sequence[int]) -> Tensor:
+    """[2 layers + 1] over the contexts that have positives: for each layer the sums of hits at 1
+    and of recall at K; last the number of those contexts."""
+    asked = batch.positives.any(1)
+    positives = batch.positives[asked]
+    sums = []
+    for layer in layers:
+        found = found_positives(losses.routings[layer].documents[asked], positives)
+        sums += [found[:, :1].sum(), (found.sum(1) / positives.sum(1)).sum()]
+    return torch.stack([*sums, asked.sum()])
 
 
 def found_positives(documents: Tensor, positives: Tensor) -> Tensor:
