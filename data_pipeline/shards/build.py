@@ -90,7 +90,7 @@ def build_shards(
 
 @dataclass(frozen=True)
 class _Shard:
-    """What building a shard tells: its bytes, index rows, and _TOTALS for each stage."""
+    """A finished shard: its size in bytes, its index rows, and _TOTALS for each stage."""
 
     size: int
     index: np.ndarray  # [samples of the shard], INDEX_DTYPE

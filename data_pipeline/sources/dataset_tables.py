@@ -28,9 +28,8 @@ from data_pipeline.dataset import (
 )
 from data_pipeline.errors import DataError
 from data_pipeline.jsonl import read_objects
-from data_pipeline.protocol import document_pieces
 from data_pipeline.sources.dataset_config import DatasetConfig
-from data_pipeline.splitting import split_text
+from data_pipeline.splitting import document_length, split_text
 from data_pipeline.tokenizer import Tokenizer
 
 PASSAGES, QUESTIONS = "passages.arrow", "questions.arrow"
@@ -168,12 +167,6 @@ def _split(
     for text in split_text(passage.text.strip(), limit, length):
         if text:
             yield {"id": passage.id, "title": title, "text": text}
-
-
-def document_length(tokenizer: Tokenizer, text: str, number: int = 999_999) -> int:
-    """Tokens of a document with its wrapper and a wide number."""
-    _, body, _ = document_pieces(number, text)
-    return 2 + len(tokenizer.encode_text(body.text))
 
 
 class _QuestionRows:

@@ -31,7 +31,7 @@ class TokenizerConfig:
         (`[12`, `34`, `5]`), so that a bag of tokens, which pooled memory is, holds a number of up
         to six digits whole; otherwise every digit is one token.
     needle_texts: needle documents to train on. word_repeats: how often each word of the needle
-        lists is repeated, so that it becomes one token. passages: at most so many of each dataset.
+        lists is repeated, so that it becomes one token. passages: of each dataset, at most.
     path: take the tokenizer of this folder (of an export or a shard set) instead; the other
         settings are then ignored.
     """

@@ -22,7 +22,7 @@ from msa_train.evaluation.progress import Progress
 
 @dataclass(frozen=True)
 class Job:
-    """part: what a person is told; questions: how many `run` asks."""
+    """part: its name for the progress bar; questions: how many `run` asks."""
 
     part: str
     questions: int
