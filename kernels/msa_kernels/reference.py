@@ -1,7 +1,7 @@
 """The torch truth of every operation: shapes, formula and empty cases, written once.
 
-Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. The fast
-paths of pool.py, route.py and attend.py take the same arguments and are tested against these.
+Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. The public
+functions take the same arguments and are tested against these.
 
 Shape letters: N tokens, n documents, C chunks, m contexts, b banks, H query heads, G key/value
 heads, D head dim, V = G*D, S selected chunk entries (ragged over contexts). `*_cu` are cumulative
@@ -38,18 +38,6 @@ def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
         for start in range(begin, end, chunk_size)
     ]
     return (torch.stack(means) if means else wide[:0]).to(x.dtype)
-
-
-def pool_states(
-    k: Tensor, v: Tensor, router_key: Tensor, cu_seqlens: Tensor, chunk_size: int, unit: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Chunk means of k, v, router_key [N, G, D]; each head of the last a unit vector if `unit`."""
-    wide = router_key.to(accumulation_dtype(router_key))
-    keys = chunk_mean(wide, cu_seqlens, chunk_size)
-    if unit:
-        keys = keys / keys.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    pooled = (chunk_mean(x, cu_seqlens, chunk_size) for x in (k, v))
-    return *pooled, keys.to(router_key.dtype)
 
 
 def norm_rope(

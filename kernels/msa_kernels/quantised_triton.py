@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNKS = 32
+CHUNKS = 32  # of a tile
 
 
 @triton.jit(do_not_specialize=["chunks"])
@@ -37,7 +37,9 @@ def quantise_heads(
     tl.store(lengths + own, tl.sum(key * key, 1), mask=real)
 
 
-def quantise(keys: Tensor, heads: int, dtype: torch.dtype, largest: float):
+def quantise(
+    keys: Tensor, heads: int, dtype: torch.dtype, largest: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """keys [C, V] -> values [C, V], scales, squared errors and squared norms [C, heads]."""
     chunks, head_dim = len(keys), keys.shape[1] // heads
     values = torch.empty(keys.shape, dtype=dtype, device=keys.device)

@@ -1,7 +1,7 @@
 """Query and key heads normalised and rotated in one pass, forward and backward.
 
-One program per (tile of tokens, head); heads of queries come first. The two halves of a head are
-read as two tiles, because the rotation mixes them.
+One program per (tile of tokens, head); query heads come first. The two halves of a head are read as
+two tiles, because the rotation mixes them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 32
+ROWS = 32  # tokens of a tile
 
 
 @triton.jit
