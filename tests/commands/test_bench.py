@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.schema import Document
 from msa_train.cli import main
 from msa_train.commands.bench import _rows
+from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.build import build_bank
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
@@ -83,10 +84,10 @@ def test_rows_are_lines_and_begin_with_their_part():
 
 
 def test_candidates_are_counted_for_a_bank_and_its_questions(tmp_path, monkeypatch, capsys):
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     documents = [Document(n, f"Text {n}.", id=str(n)) for n in range(20)]
-    build_bank(tmp_path / "bank", *loaded[::2], documents, FINGERPRINT)
+    build_bank(tmp_path / "bank", loaded.model, loaded.tokenizer, documents, FINGERPRINT)
     questions = tmp_path / "questions.dev.jsonl"
     questions.write_text(
         json.dumps({"question": "Which?", "answers": ["a"], "documents": ["1"]}) + "\n"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from msa_train.cli import main
+from msa_train.interop.export import LoadedModel
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
 
@@ -12,7 +13,7 @@ from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 def evaluated(monkeypatch):
     """Folders that reports went to."""
     found = []
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.setattr(
         "msa_train.evaluation.evaluate.evaluate",

@@ -11,6 +11,7 @@ from msa_train.cli import build_parser
 from msa_train.commands import quickstart
 from msa_train.config import load_config
 from msa_train.errors import ConfigError
+from msa_train.interop.export import LoadedModel
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
 
@@ -61,7 +62,7 @@ def test_everything_is_run_in_order_and_reported(options, tmp_path, monkeypatch,
 
 
 def test_needles_are_written_with_a_question_of_each_kind(tmp_path, monkeypatch):
-    loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     held_out = SimpleNamespace(queries=[SimpleNamespace(question="What does len do?")])
     monkeypatch.setattr(PydocsSource, "__init__", lambda self, *_: None)

@@ -53,7 +53,6 @@ from msa_train.bench.runner import in_process, log
 from msa_train.errors import ConfigError
 from msa_train.model.attention import HeadGroup, Projections, Router, pool_documents
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import key_vectors
 
 REPEATS = 7
 TOP_K = 16
@@ -215,12 +214,11 @@ def _pool(tokens: int, dtype: torch.dtype) -> Iterator[Case]:
     weight = draw(WIDTH, HIDDEN, dtype=dtype) * HIDDEN**-0.5
     documents = every(tokens // (8 * CHUNK), 8 * CHUNK)
     token_cu = chunk_token_offsets(documents, CHUNK)
-    settings = RouterConfig(chunk_size=CHUNK)
 
     def project(states: Tensor) -> Tensor:
         return F.linear(states, weight).unflatten(1, (KV_HEADS, HEAD_DIM))
 
-    router = Router(settings, HeadGroup(HEADS), None, None, project)
+    router = Router(RouterConfig(chunk_size=CHUNK), HeadGroup(HEADS), None, None, project)
 
     def ours() -> tuple[Tensor, ...]:
         pooled = pool_documents(h, Projections(k[:0], k, v), documents, router)  # no queries here
@@ -234,7 +232,7 @@ def _pool(tokens: int, dtype: torch.dtype) -> Iterator[Case]:
         return k_mean, v_mean, F.normalize(key.unflatten(1, (KV_HEADS, -1)), dim=-1)
 
     def pooled_first(mean: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        return mean(k), mean(v), key_vectors(project(mean(h)), settings)
+        return mean(k), mean(v), F.normalize(project(mean(h)), dim=-1)
 
     def running_sums(x: Tensor) -> Tensor:
         return baselines.published_chunk_means(x.flatten(1), token_cu).unflatten(1, x.shape[1:])
