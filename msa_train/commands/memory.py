@@ -78,7 +78,7 @@ def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argum
         type=float,
         default=600.0,
         metavar="SECONDS",
-        help="a rank that says nothing for so long fails the encoding (default 600)",
+        help="an encoding fails when a rank is silent for longer (default 600)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""A W&B sweep starts `msa train` with settings that exist, each run with its own output."""
+"""`msa train` starts the launcher; a W&B sweep starts it with settings that exist."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from msa_train.cli import build_parser
+from msa_train.cli import build_parser, main
 from msa_train.config import load_config, to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,3 +76,17 @@ def test_the_command_of_a_sweep_starts_a_run_of_its_own(tmp_path):
     assert config.path == base / "sweeps" / "ab12"
     assert config.model.router.top_k == 8 and config.training.betas == (0.9, 0.95)
     assert Path(config.shards) == (base / "shards").resolve()
+
+
+def test_settings_reach_the_launcher(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "msa_train.training.launch.launch", lambda *options: given.append(options) or 3
+    )
+    run = ["train", "--config", "a.yaml", "--training.steps", "2", "--ranks", "2", "--resume"]
+    assert main(run) == 3
+    assert main(["train", "--config", "a.yaml"]) == 3
+    assert given == [
+        (["--config", "a.yaml", "--training.steps", "2"], 2, True),
+        (["--config", "a.yaml"], 1, False),
+    ]

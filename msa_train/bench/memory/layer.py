@@ -26,7 +26,7 @@ from msa_train.model.config import RouterConfig
 FORMS = ("float32", "bfloat16", "int8")
 TOP_K = 16
 _BLOCK = 1 << 16
-_GEMM_ROWS = 1 << 17  # of a product that stands for one of all chunks: more than caches hold
+_GEMM_ROWS = 1 << 17  # of the matrix that stands for all chunks: more than caches hold
 LAYER = 0
 
 
@@ -96,7 +96,7 @@ def _rank(share: Rank) -> Callable[[str, int], Any]:
 
 
 def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
-    """What a rank can be asked to do, for each number of question tokens."""
+    """What a rank does when it is asked, by name and number of question tokens."""
     full = unit_keys(rank)
     cu = torch.arange(rank.chunks + 1)
     # Float keys are searched as they lie; 8-bit ones beside full ones, for documents in doubt.
@@ -131,7 +131,7 @@ def layer_shard(
 
 
 def _search(shard: Shard, query: Tensor) -> Callable[[], tuple[list, list]]:
-    """The best documents as plain numbers, which pass through a pipe."""
+    """The best documents as plain numbers, which are sent through a pipe."""
     query_cu = torch.tensor([0, len(query)])
 
     def run() -> tuple[list, list]:
@@ -142,7 +142,7 @@ def _search(shard: Shard, query: Tensor) -> Callable[[], tuple[list, list]]:
 
 
 def unit_keys(rank: Rank) -> Tensor:
-    """[chunks, V] random keys with heads of length 1, made where they lie, a block at a time."""
+    """[chunks, V] random keys with heads of length 1, written block by block."""
     generator = torch.Generator().manual_seed(rank.first)
     dtype = torch.float32 if rank.form == "float32" else torch.bfloat16
     out = torch.empty(rank.chunks, rank.width, dtype=dtype)
@@ -153,7 +153,7 @@ def unit_keys(rank: Rank) -> Tensor:
 
 
 def unit_query(tokens: int, rank: Rank) -> Tensor:
-    """[T, V] as a router's: sums of unit vectors of a group's heads, over the number of heads."""
+    """[T, V] query vectors as a router makes them: unit heads, divided by their number."""
     generator = torch.Generator().manual_seed(tokens)
     drawn = torch.randn(tokens, rank.heads, rank.width // rank.heads, generator=generator)
     return F.normalize(drawn, dim=2).flatten(1) / rank.heads

@@ -1,4 +1,4 @@
-"""Beside what others do on the same machine: FAISS's flat index, and attention over everything."""
+"""What others do on the same machine: FAISS's flat index, and attention over all tokens."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _by_max(scores: Any, places: Any) -> list[int]:
 
 
 def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
-    """Time to the first token: attention over all tokens, beside a memory of as many."""
+    """Time to the first token: attention over all tokens, beside a memory of the same size."""
     rows = []
     for tokens in sizes.dense:
         log(f"memory: dense attention over {tokens:,} tokens")
@@ -106,14 +106,14 @@ def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
 def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     generate_bank(model, tokenizer, fingerprint, path, tokens, sizes.planted, sizes.sample)
-    served = LiveBank.open(path, model, fingerprint)
+    live = LiveBank.open(path, model, fingerprint)
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
-        model.logits(prefill_pieces(model, tokenizer, served.view, [question]).last).argmax()
+        model.logits(prefill_pieces(model, tokenizer, live.view, [question]).last).argmax()
 
     times = in_turns({"first": first}, sizes.repeats)["first"]
-    served.close()
+    live.close()
     return {
         "ours_s": round(statistics.median(times) / 1e3, 5),
         "ours_rss_gb": process_gb()["resident"],
