@@ -20,8 +20,8 @@ def test_the_best_chunk_and_its_gate(gate):
     prefill = prefill_pieces(model, tokenizer, view, prompts)
     found = selections(prefill.selected, view)
     several = 0
-    for layer, reading in prefill.selected.items():
-        start = reading.routing.index_cu.tolist()
+    for layer, chunks in prefill.selected.items():
+        start = chunks.routing.index_cu.tolist()
         for context, selection in enumerate(found):
             entry = start[context]
             for each in sorted(selection.layers[layer]):  # chunks are read by ascending number
@@ -32,7 +32,7 @@ def test_the_best_chunk_and_its_gate(gate):
                 if gate == "none":
                     assert each.gate is None
                 else:
-                    gates = reading.bias[entry : entry + count].tolist()
+                    gates = chunks.bias[entry : entry + count].tolist()
                     assert each.gate == gates[each.chunk] == max(gates)
                 entry += count
             assert entry == start[context + 1]
