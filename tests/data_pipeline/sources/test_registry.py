@@ -1,4 +1,4 @@
-"""A source of one's own is one file: docs/extending*.md shows it, and here it is done."""
+"""A source of one's own is one file: docs/extending.md shows it, and here it is done."""
 
 import json
 import re
