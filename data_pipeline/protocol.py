@@ -219,11 +219,6 @@ def parse_ids(text: str, known: Callable[[int], bool]) -> list[int]:
     return sorted({number for digits in _ID.findall(text) if known(number := int(digits))})
 
 
-def retrieval_ended(text: str) -> bool:
-    """Whether the text written since the prompt ends retrieval, by itself or by force."""
-    return END_OF_RETRIEVE in text or len(text) > RETRIEVAL_LIMIT
-
-
 def parse_answer(text: str) -> str:
     """The answer in text like `The answer to the question is: ...<|im_end|>`, stripped.
 

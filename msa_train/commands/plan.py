@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
+from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, print_json
+from msa_train.memory.planner.hardware import Card, Machine, parse_bytes, parse_cards, parse_count
+from msa_train.memory.planner.plan import BankSize, Plan, Serving, gb, plan, would_fit
+from msa_train.model.config import ModelConfig
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -22,16 +25,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     memory.add_argument(
         "--host-ram", required=True, help="such as 512GiB, or 24GiB@30GB/s with its bandwidth"
     )
-    memory.add_argument(
-        "--keys", default=None,
-        help="router keys: float32, bfloat16, int8, fp8; default: as the bank stores them",
-    )  # fmt: skip
-    memory.add_argument("--states", default="mapped", help="pooled K and V: mapped (disk), host")
     memory.add_argument("--dtype", default="bfloat16", help="of the bank (default bfloat16)")
-    memory.add_argument("--hot-mb", type=float, default=256.0, help="of hot documents")
-    memory.add_argument("--slots", type=int, default=32, help="contexts that decode at once")
-    memory.add_argument("--slot-tokens", type=int, default=4096, help="length of each")
-    memory.add_argument("--question-tokens", type=int, default=32, help="T of the floor")
+    add_flags(memory, Serving)
     memory.add_argument(
         "--compute", help="dtype of the weights: bfloat16 (default on GPUs), float32 (on a CPU)"
     )
@@ -49,19 +44,14 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def _memory(options: argparse.Namespace) -> int:
     from msa_train.errors import ConfigError
-    from msa_train.memory.planner.hardware import parse_cards, parse_count
-    from msa_train.memory.planner.plan import BankSize, Serving, plan
 
     config, cards = _model(options.model), parse_cards(options.gpus)
     bank = BankSize.of_tokens(
         parse_count(options.tokens, "tokens"), config.router.chunk_size,
         options.document_tokens, options.chunks_per_1k, options.dtype,
     )  # fmt: skip
-    serving = Serving(
-        options.keys or "stored", options.states, options.hot_mb, options.slots,
-        options.slot_tokens, options.question_tokens,
-        options.compute or ("bfloat16" if cards else "float32"),
-    )  # fmt: skip
+    compute = options.compute or ("bfloat16" if cards else "float32")
+    serving = from_flags(Serving, options, compute=compute)
     found = plan(config, bank, _machine(cards, options.host_ram), serving)
     if options.json:
         print_json(found.to_json())
@@ -70,7 +60,7 @@ def _memory(options: argparse.Namespace) -> int:
     return 0 if found.fits else ConfigError.exit_code
 
 
-def _model(name: str) -> Any:
+def _model(name: str) -> ModelConfig:
     from msa_train.errors import CheckpointError
     from msa_train.interop.published_config import from_published
     from msa_train.model.presets import PRESETS
@@ -86,21 +76,15 @@ def _model(name: str) -> Any:
     return from_published(raw, "serving")
 
 
-def _machine(cards: tuple, host_ram: str) -> Any:
-    from msa_train.memory.planner.hardware import parse_bytes
-    from msa_train.memory.planner.plan import Machine
-
+def _machine(cards: tuple[Card, ...], host_ram: str) -> Machine:
     size, _, speed = host_ram.partition("@")
     bandwidth = parse_bytes(speed.removesuffix("/s"), "bandwidth in host-ram") if speed else 0
     return Machine(cards, parse_bytes(size, "host-ram"), float(bandwidth))
 
 
-def _print(found: Any) -> None:
+def _print(found: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    from msa_train.memory.planner.plan import gb
-    from msa_train.memory.planner.plan_advice import would_fit
 
     bank, cards = found.bank, found.machine.cards
     console = Console(width=100, highlight=False)
@@ -127,18 +111,14 @@ def _print(found: Any) -> None:
         console.print(would_fit(found) or "No setting would fit: take a smaller memory.")
 
 
-def _verdict(found: Any, place: str) -> str:
-    from msa_train.memory.planner.plan import gb
-
+def _verdict(found: Plan, place: str) -> str:
     have = found.have(place)
     if have is None:
         return "needed"
     return f"needed of {gb(have)}: {'DOES NOT FIT' if place in found.lacking else 'fits'}"
 
 
-def _floor_line(found: Any) -> str:
-    from msa_train.memory.planner.plan import gb
-
+def _floor_line(found: Plan) -> str:
     if found.floor is None:
         return "Floor per query: unknown without a bandwidth; give --host-ram SIZE@BANDWIDTH"
     floor = found.floor

@@ -12,7 +12,7 @@ from data_pipeline.schema import Query
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.evaluation.metrics import Columns, answer_columns, id_columns, recall_columns
 from msa_train.memory.engine.engine import MemoryEngine
-from msa_train.memory.engine.events import Answer, Chosen
+from msa_train.memory.engine.events import Answer, Selection
 from msa_train.memory.engine.interleave import InterleaveLimits
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
@@ -83,7 +83,7 @@ def _written(answer: Answer) -> list[int]:
     return parse_ids("".join(each.written for each in answer.rounds), known=lambda number: True)
 
 
-def _recalls(chosen: Sequence[Chosen], queries: Sequence[Query]) -> Columns:
+def _recalls(chosen: Sequence[Selection], queries: Sequence[Query]) -> Columns:
     columns = recall_columns([_numbers(each.voted) for each in chosen], queries)
     for layer in chosen[0].layers:
         ranked = [_numbers(each.layers[layer]) for each in chosen]

@@ -12,8 +12,9 @@ from msa_train.memory.bank.manifest import MANIFEST, BankManifest
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.memory.engine.events import Failed
 from msa_train.memory.engine.interleave import InterleaveLimits
-from msa_train.memory.engine.scheduler import Request, Scheduler
-from msa_train.memory.planner import machine, plan
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.engine.sequence import Request
+from msa_train.memory.planner import hardware, plan
 from msa_train.memory.ranks import Ranks
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.settings import TierSettings
@@ -97,13 +98,13 @@ def check_fits(
     bank = plan.BankSize(*counts, sizes[0].dtype)
     compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     serving = plan.Serving(
-        tiers.keys, tiers.states, tiers.hot_mb * len(sizes), limits.concurrent,
-        limits.context_tokens, compute=compute,
+        keys=tiers.keys, states=tiers.states, hot_mb=tiers.hot_mb * len(sizes),
+        slots=limits.concurrent, slot_tokens=limits.context_tokens, compute=compute,
     )  # fmt: skip
     cards = [device] if ranks == 1 else [f"cuda:{rank}" for rank in range(ranks)]
     if not device.startswith("cuda"):
         cards = []
-    plan.plan(decoder.config, bank, machine.this_machine(cards), serving).check()
+    plan.plan(decoder.config, bank, hardware.this_machine(cards), serving).check()
 
 
 def _warm_up(scheduler: Scheduler, banks: Banks) -> None:

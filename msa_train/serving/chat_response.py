@@ -11,11 +11,11 @@ from typing import Any
 from data_pipeline.protocol import ANSWER
 from msa_train.memory.engine.events import (
     Answer,
-    Chosen,
     Event,
     Evidence,
     Finished,
     Routed,
+    Selection,
     TextPiece,
 )
 
@@ -146,7 +146,7 @@ class ChatResponse:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def chosen_json(chosen: Chosen) -> dict[str, Any]:
+def chosen_json(chosen: Selection) -> dict[str, Any]:
     return {
         "layers": {
             str(layer): [each._asdict() for each in ranking]

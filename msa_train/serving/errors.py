@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from data_pipeline.errors import DataError
 from msa_train.errors import BankError, ConfigError, MSAError, RankError
 from msa_train.memory.bank.lock import BusyError
-from msa_train.memory.engine.engine_thread import AnswersEnded
+from msa_train.memory.engine.engine_thread import EngineStopped
 
 _TYPES = {
     400: "invalid_request_error",
@@ -60,7 +60,7 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, ConfigError | DataError):
         return bad_request(str(error))
-    if isinstance(error, RankError | AnswersEnded):
+    if isinstance(error, RankError | EngineStopped):
         code = "rank_failed" if isinstance(error, RankError) else "engine_stopped"
         return ApiError(503, code, str(error), {"Retry-After": "5"})
     if isinstance(error, BusyError):

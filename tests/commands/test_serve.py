@@ -58,14 +58,15 @@ def test_no_export_is_named(tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
-    from msa_train.memory.planner.plan_given import Machine
+    from msa_train.memory.planner.hardware import Machine
     from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
     from tests.serving.running import tiny_bank
 
     loaded = tiny_model(), tiny_model().config, tiny_tokenizer(), FINGERPRINT
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.setattr(
-        "msa_train.memory.planner.machine.this_machine", lambda devices=(): Machine((), 100 * 10**6)
+        "msa_train.memory.planner.hardware.this_machine",
+        lambda devices=(): Machine((), 100 * 10**6),
     )
     bank = tiny_bank(tmp_path / "bank")
     assert main(["serve", "export", "--bank", f"a={bank}"]) == 2

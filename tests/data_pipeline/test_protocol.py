@@ -4,7 +4,6 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import (
-    RETRIEVAL_LIMIT,
     Round,
     answer_pieces,
     answer_request_pieces,
@@ -17,7 +16,6 @@ from data_pipeline.protocol import (
     parse_answer,
     parse_ids,
     prompt_pieces,
-    retrieval_ended,
     retrieval_pieces,
     rounds_pieces,
     tail_pieces,
@@ -142,13 +140,6 @@ def test_training_and_serving_agree_on_the_second_round():
 )
 def test_ids_are_known_ones_once_ascending(generated, ids):
     assert parse_ids(generated, {4, 7}.__contains__) == ids
-
-
-def test_retrieval_ends_by_the_model_or_by_force():
-    assert not retrieval_ended("[4][7]")
-    assert retrieval_ended("[4]<End-of-Retrieve>")
-    assert not retrieval_ended("1" * RETRIEVAL_LIMIT)
-    assert retrieval_ended("1" * (RETRIEVAL_LIMIT + 1))
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,15 @@ def oracle(monkeypatch):
     def install(queries: list[Query], tokenizer) -> None:
         by_question = {query.question: query for query in queries}
 
-        class Oracle(scheduler.Asked):
-            def routed(self, chosen):
-                self.script = _script(self._talk.context, by_question, tokenizer)
-                return super().routed(chosen)
+        class Oracle(scheduler.Sequence):
+            def prefilled(self, chosen):
+                self.script = _script(self._interleave.context, by_question, tokenizer)
+                return super().prefilled(chosen)
 
             def choose(self, likeliest, logits):
                 return self.script.pop(0) if self.script else 0
 
-        monkeypatch.setattr(scheduler, "Asked", Oracle)
+        monkeypatch.setattr(scheduler, "Sequence", Oracle)
 
     return install
 

@@ -6,7 +6,7 @@ from msa_train.memory.engine.events import Answer, Finished, TextPiece
 
 
 class SlowEngine:
-    """An AnswerService whose answers each write a word, wait for `go`, and end."""
+    """An EngineThread whose answers each write a word, wait for `go`, and end."""
 
     def __init__(self):
         self.go = threading.Event()

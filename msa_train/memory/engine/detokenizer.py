@@ -1,4 +1,4 @@
-"""Text as it is written, token by token: whole characters, stop strings, control tokens."""
+"""The text of tokens as they are written: whole characters, stop strings, control tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
-    """What a model writes between two turns of the engine.
+    """Turns the tokens of one stage (ids, or an answer) into text, one at a time.
 
-    text: its complete characters. stops: strings that end it; text ends before the first one.
-    opening: no stop string is looked for in it, where the text begins with it. tokens: how many
-    were written. control: the control token that ended it, if one did.
+    text: its complete characters. tokens: how many were written. control: the control token that
+    ended it, if one did. stops: strings that end it; text ends before the first one. opening: where
+    the text begins with it, no stop string is looked for in it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), opening: str = ""):
@@ -25,8 +25,13 @@ class Detokenizer:
         self.stopped = False
         self._tokenizer, self._stops, self._opening = tokenizer, tuple(stops), opening
         self._names = {tokenizer.control_id(name): name for name in CONTROL_TOKENS}
-        self._decoder = _DECODER("replace")  # holds back bytes of a character that is incomplete
-        self._shown = 0
+        self._decoder = _DECODER("replace")  # holds back the bytes of an incomplete character
+        self._handed_out = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether a control token or a stop string was written."""
+        return self.stopped or self.control is not None
 
     def append(self, token: int) -> None:
         self.control = self._names.get(token)
@@ -41,17 +46,18 @@ class Detokenizer:
     def new_text(self, ended: bool) -> str:
         """Text not handed out yet; until it has `ended`, without what may begin a stop string."""
         end = len(self.text) - (0 if ended else self._held())
-        piece, self._shown = self.text[self._shown : end], max(self._shown, end)
+        piece = self.text[self._handed_out : end]
+        self._handed_out = max(self._handed_out, end)
         return piece
 
     def _begin(self) -> int:
-        """Where stop strings are looked for from."""
+        """Where the search for stop strings begins."""
         if self.text.startswith(self._opening):
             return len(self._opening)
         return len(self.text) if self._opening.startswith(self.text) else 0
 
     def _held(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+        """How many of the last characters may be the beginning of a stop string."""
         begin = 0 if self._opening.startswith(self.text) else self._begin()
         longest = max(map(len, self._stops), default=0)
         for count in range(min(longest - 1, len(self.text) - begin), 0, -1):

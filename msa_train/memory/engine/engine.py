@@ -1,7 +1,7 @@
-"""The memory engine: questions in, routed documents and answers out, many at a time.
+"""The memory engine: questions in, selected documents and answers out, many at a time.
 
-A Scheduler in the caller's thread serves a thousand questions of an evaluation as well as one that
-is streamed to a person. A server wants service.py instead.
+Runs a Scheduler in the caller's thread, for the thousand questions of an evaluation or for one that
+is streamed to a person. A server, whose requests come from many threads, uses engine_thread.py.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ from collections.abc import Iterator, Sequence
 
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.memory.engine.events import Answer, Chosen, Event, Failed, Finished
+from msa_train.memory.engine.events import (
+    Answer,
+    Event,
+    Failed,
+    Finished,
+    Selection,
+    selections,
+)
 from msa_train.memory.engine.interleave import InterleaveLimits, Mode
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.engine.sampling import Sampling
-from msa_train.memory.engine.scheduler import Request, Scheduler, chosen_of
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.engine.sequence import Request
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 
 BATCH_CONTEXTS = 64
-CONTEXT_TOKENS = 32768  # of one context; its memory is taken when it is needed
+CONTEXT_TOKENS = 32768  # of one context; memory is taken as it is needed
 PREFILL_TOKENS = 1 << 16
 
 
 class MemoryEngine:
     """Asks a model questions about the documents of a view (a bank, or a part of one).
 
-    batch_contexts: questions served at once. Equal questions, equal answers: greedily, or with the
-    seed that is given.
+    batch_contexts: questions served at once; answers do not depend on it.
     """
 
     def __init__(
@@ -40,15 +47,15 @@ class MemoryEngine:
         self._model, self._tokenizer, self._view = model.eval(), tokenizer, view
         self._batch_contexts = batch_contexts
 
-    def route(self, questions: Sequence[str]) -> list[Chosen]:
+    def route(self, questions: Sequence[str]) -> list[Selection]:
         """What the first round of each question selects, without decoding."""
-        chosen = []
+        found = []
         for start in range(0, len(questions), self._batch_contexts):
-            asked = questions[start : start + self._batch_contexts]
-            prompts = [prompt_pieces(question) for question in asked]
+            batch = questions[start : start + self._batch_contexts]
+            prompts = [prompt_pieces(question) for question in batch]
             prefill = prefill_pieces(self._model, self._tokenizer, self._view, prompts)
-            chosen += chosen_of(prefill, self._view)
-        return chosen
+            found += selections(prefill.readings, self._view)
+        return found
 
     def ask(
         self,
@@ -57,7 +64,7 @@ class MemoryEngine:
         limits: InterleaveLimits | None = None,
         sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """An answer per question, in order. Raises what went wrong with the first that failed."""
+        """An answer per question, in order. Raises the error of the first that fails."""
         answers: dict[int, Answer] = {}
         for ticket, event in self._events(questions, mode, limits, sampling):
             if isinstance(event, Finished):
@@ -71,9 +78,9 @@ class MemoryEngine:
         limits: InterleaveLimits | None = None,
         sampling: Sampling | None = None,
     ) -> Iterator[Event]:
-        """One question, as it is answered: Routed, TextPiece, Evidence, ..., at last Finished.
+        """The events of one question: Routed, TextPiece, Evidence, ..., at last Finished.
 
-        Raises what went wrong.
+        Raises its error where it fails.
         """
         for _, event in self._events([question], mode, limits, sampling):
             yield event

@@ -10,28 +10,29 @@ from collections.abc import Iterator
 
 from msa_train.errors import MSAError
 from msa_train.memory.engine.events import Event, Failed, Finished
-from msa_train.memory.engine.scheduler import Request, Scheduler
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.engine.sequence import Request
 
 log = logging.getLogger(__name__)
 
 EVENT_TIMEOUT_S = 600.0
-_STEP_S = 30.0  # what a step may take after the service was told to end
+_STEP_S = 30.0  # how long a step may take after the thread was told to stop
 
 
-class AnswersEnded(MSAError):
-    """The service takes no more requests: it was stopped, or an error ended it."""
+class EngineStopped(MSAError):
+    """The engine takes no more requests: it was stopped, or an error ended it."""
 
 
 class Stream:
     """The events of one request, for one reader. Closing it cancels the request."""
 
-    def __init__(self, service: EngineThread, timeout_s: float):
-        self._service, self._timeout_s = service, timeout_s
+    def __init__(self, engine: EngineThread, timeout_s: float):
+        self._engine, self._timeout_s = engine, timeout_s
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
     def events(self, timeout_s: float | None = None) -> Iterator[Event]:
         """Until Finished or Failed, or until it is cancelled. timeout_s: the longest wait for an
-        event (default: the service's). Raises TimeoutError; the request goes on."""
+        event (default: the engine's). Raises TimeoutError; the request goes on."""
         wait = self._timeout_s if timeout_s is None else timeout_s
         while True:
             try:
@@ -45,15 +46,15 @@ class Stream:
                 return
 
     def __iter__(self) -> Iterator[Event]:
-        """As `events`; what failed is raised."""
+        """As `events`, but the error of Failed is raised."""
         for event in self.events():
             if isinstance(event, Failed):
                 raise event.error
             yield event
 
     def cancel(self) -> None:
-        """The request ends, and so do its events; nothing where it has ended."""
-        self._service._order(None, self)
+        """Ends the request and its events; does nothing where it has ended."""
+        self._engine._put(None, self)
         self._events.put(None)
 
     close = cancel
@@ -67,29 +68,29 @@ class Stream:
 
 class EngineThread:
     """Runs a scheduler in a thread. An error of one request ends that request; an error of the
-    scheduler itself ends all of them, each with Failed and the reason. How many requests may wait
-    is the caller's business."""
+    scheduler itself ends all of them, each with Failed and the reason. Any number of requests may
+    wait: the caller limits them."""
 
     def __init__(self, scheduler: Scheduler, event_timeout_s: float = EVENT_TIMEOUT_S):
         self._scheduler, self._timeout_s = scheduler, event_timeout_s
         self._changed = threading.Condition()
-        self._orders: list[tuple[Request | None, Stream]] = []  # None: cancel
+        self._inbox: list[tuple[Request | None, Stream]] = []  # None: cancel
         self._streams: dict[int, Stream] = {}
-        self._end_by: float | None = None  # told to stop, at the latest then
+        self._end_by: float | None = None  # once it was told to stop
         self._ended: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Stream:
-        """Raises AnswersEnded where the service takes no more requests."""
+        """Raises EngineStopped where the engine takes no more requests."""
         stream = Stream(self, self._timeout_s)
-        self._order(request, stream)
+        self._put(request, stream)
         return stream
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Takes no more requests; those that run have drain_s seconds to end, then they fail.
 
-        Comes back when the thread has ended, or logs that it does not.
+        Returns when the thread has ended, or logs that it does not end.
         """
         with self._changed:
             self._end_by = time.monotonic() + drain_s
@@ -97,20 +98,20 @@ class EngineThread:
         self._thread.join(drain_s + _STEP_S)
         if self._thread.is_alive():
             log.error("a step of the scheduler has not ended within %g s", _STEP_S)
-            self._fail_all(AnswersEnded("the service was stopped while a step did not end"))
+            self._fail_all(EngineStopped("the service was stopped while a step did not end"))
 
-    def _order(self, request: Request | None, stream: Stream) -> None:
+    def _put(self, request: Request | None, stream: Stream) -> None:
         with self._changed:
             if request is not None and (self._ended or self._end_by is not None):
                 reason = self._ended or "it was stopped"
-                raise AnswersEnded(f"the service takes no more requests: {reason}")
+                raise EngineStopped(f"the service takes no more requests: {reason}")
             if self._ended:
-                return  # nothing runs that could be cancelled, and nobody would take the order
-            self._orders.append((request, stream))
+                return  # nothing runs that could be cancelled
+            self._inbox.append((request, stream))
             self._changed.notify()
 
     def _run(self) -> None:
-        reason: Exception = AnswersEnded("the service was stopped before the answer was complete")
+        reason: Exception = EngineStopped("the service was stopped before the answer was complete")
         try:
             while self._step():
                 pass
@@ -121,49 +122,48 @@ class EngineThread:
             self._fail_all(reason)
 
     def _step(self) -> bool:
-        """Orders, then a step. A call of its own: an idle thread holds no request, no snapshot."""
-        orders = self._next_orders()
-        if orders is None:
+        """Whether to go on. A function of its own: an idle thread holds no request, no snapshot."""
+        messages = self._next_messages()
+        if messages is None:
             return False
-        for request, stream in orders:
-            self._carry_out(request, stream)
+        for request, stream in messages:
+            if request is None:
+                self._cancel(stream)
+            else:
+                self._start(request, stream)
         for ticket, event in self._scheduler.step():
-            self._tell(ticket, event)
+            self._streams[ticket]._events.put(event)
+            if isinstance(event, Finished | Failed):
+                del self._streams[ticket]
         return True
 
-    def _next_orders(self) -> list[tuple[Request | None, Stream]] | None:
-        """What was ordered since; waits while there is nothing to do. None: it is time to end."""
+    def _next_messages(self) -> list[tuple[Request | None, Stream]] | None:
+        """What came since; waits while there is nothing to do. None: it is time to end."""
         with self._changed:
-            while not (self._orders or self._scheduler.busy or self._end_by is not None):
+            while not (self._inbox or self._scheduler.busy or self._end_by is not None):
                 self._changed.wait()
-            orders, self._orders = self._orders, []
             if self._end_by is not None:
-                idle = not orders and not self._scheduler.busy
+                idle = not self._inbox and not self._scheduler.busy
                 if idle or time.monotonic() >= self._end_by:
-                    self._orders = orders
                     return None
-            return orders
+            messages, self._inbox = self._inbox, []
+            return messages
 
-    def _carry_out(self, request: Request | None, stream: Stream) -> None:
-        if request is None:
-            for ticket in [t for t, each in self._streams.items() if each is stream]:
-                self._scheduler.cancel(ticket)
-                del self._streams[ticket]
-            return
+    def _start(self, request: Request, stream: Stream) -> None:
         try:
             self._streams[self._scheduler.submit(request)] = stream
-        except Exception as error:  # of this request: text that is none, say
+        except Exception as error:  # its alone: a question that is not valid text, for example
             stream._events.put(Failed(error))
 
-    def _tell(self, ticket: int, event: Event) -> None:
-        self._streams[ticket]._events.put(event)
-        if isinstance(event, Finished | Failed):
+    def _cancel(self, stream: Stream) -> None:
+        for ticket in [ticket for ticket, each in self._streams.items() if each is stream]:
+            self._scheduler.cancel(ticket)
             del self._streams[ticket]
 
     def _fail_all(self, reason: Exception) -> None:
         with self._changed:
             self._ended = reason
-            waiting = [stream for request, stream in self._orders if request is not None]
-            running, self._orders = list(self._streams.values()), []
+            waiting = [stream for request, stream in self._inbox if request is not None]
+            running, self._inbox = list(self._streams.values()), []
         for stream in (*running, *waiting):
             stream._events.put(Failed(reason))

@@ -1,4 +1,4 @@
-"""What the engine reports: routing, rounds, events while it works, and the answer."""
+"""What the engine reports while it works, and at the end: selections, rounds, the answer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from msa_train.model.attention import Reading
 Ranking = list[tuple[int, float]]  # (document number, score), best first
 
 
-class Selected(NamedTuple):
+class SelectedDocument(NamedTuple):
     """A document that a router layer selected.
 
-    chunk: which of its chunks (from 0) it was found by, None where scores are no single products.
-    gate: what the gate adds to the attention logits of that chunk, None without gate.
+    chunk: which of its chunks (from 0) scored best, None where scores are no single products.
+    gate: what the gate adds to the attention logits of that chunk, None without a gate.
     """
 
     number: int
@@ -31,19 +31,19 @@ class Selected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What one context's routing chose.
+class Selection:
+    """What the routing of one context selected.
 
     layers: router layer -> its selected documents, best first. voted: the union of the layers'
     selections, ranked by the mean over router layers of the document score (SPEC section 2).
     """
 
-    layers: dict[int, list[Selected]]
+    layers: dict[int, list[SelectedDocument]]
     voted: Ranking
 
 
-def chosen_documents(readings: Mapping[int, Reading], view: MemoryView) -> list[Chosen]:
-    """A Chosen per context, of what a prefill read in each router layer."""
+def selections(readings: Mapping[int, Reading], view: MemoryView) -> list[Selection]:
+    """A Selection per context, from what a prefill read in each router layer."""
     routings = {layer: reading.routing for layer, reading in readings.items()}
     union = [
         torch.cat(rows).unique()
@@ -58,7 +58,7 @@ def chosen_documents(readings: Mapping[int, Reading], view: MemoryView) -> list[
     numbers = _numbers(view, places.gather(1, order))
     layers = {layer: _selected(reading, view) for layer, reading in readings.items()}
     return [
-        Chosen(
+        Selection(
             {layer: rows[context] for layer, rows in layers.items()},
             [(n, s) for n, s in zip(numbers[context], row, strict=True) if n >= 0],
         )
@@ -66,8 +66,8 @@ def chosen_documents(readings: Mapping[int, Reading], view: MemoryView) -> list[
     ]
 
 
-def _selected(reading: Reading, view: MemoryView) -> list[list[Selected]]:
-    """Each context's selected documents of one layer."""
+def _selected(reading: Reading, view: MemoryView) -> list[list[SelectedDocument]]:
+    """Each context's selected documents in one layer."""
     routing = reading.routing
     numbers = _numbers(view, routing.documents.cpu())
     chunks = gates = None
@@ -76,7 +76,7 @@ def _selected(reading: Reading, view: MemoryView) -> list[list[Selected]]:
         gates = None if reading.bias is None else _gates(reading, view).tolist()
     return [
         [
-            Selected(
+            SelectedDocument(
                 number,
                 score,
                 None if chunks is None else chunks[row][column],
@@ -90,19 +90,19 @@ def _selected(reading: Reading, view: MemoryView) -> list[list[Selected]]:
 
 
 def _gates(reading: Reading, view: MemoryView) -> Tensor:
-    """[m, k] the gate's addition for the best chunk of each selected document."""
+    """[m, k] what the gate adds for the best chunk of each selected document."""
     routing = reading.routing
     documents, chunks = routing.documents.cpu(), routing.best_chunks.clamp(min=0)
     ordered, order = documents.sort(1)
     counts = view.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
     begin = counts.cumsum(1) - counts + routing.index_cu.cpu()[:-1, None]
     first = torch.empty_like(begin).scatter_(1, order, begin)
-    bias = torch.nn.functional.pad(reading.bias.detach().float().cpu(), (0, 1))  # of no document
+    bias = torch.nn.functional.pad(reading.bias.detach().float().cpu(), (0, 1))  # for no document
     return bias[(first + chunks).masked_fill(documents < 0, len(bias) - 1)]
 
 
 def _numbers(view: MemoryView, places: Tensor) -> list[list[int]]:
-    """Document numbers, -1 for none."""
+    """Document numbers of places in the view, -1 for none."""
     if not len(view.numbers):
         return torch.full_like(places, -1).tolist()
     return view.numbers[places.clamp(min=0)].masked_fill(places < 0, -1).tolist()
@@ -110,20 +110,23 @@ def _numbers(view: MemoryView, places: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """A prefill and what followed: what was routed, the ids written, the evidence appended."""
+    """A prefill and what followed: the selection, the ids written, the documents appended."""
 
-    chosen: Chosen
+    chosen: Selection
     written: str = ""
     evidence: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """rounds: one per prefill; the last one is the answer's. forced: why the engine ended a stage
-    by itself, if it did. text: the answer as written; answer: without the phrase before it.
-    seconds: from the call until this answer was complete (shared with what was asked with it).
-    cut: it is not complete, for its limit or for want of room. prompt_tokens: of the first prompt.
-    tokens: all that the model wrote; answer_tokens: those of the answer."""
+    """A finished answer.
+
+    answer: the text without the phrase before it. text: as written. rounds: one per prefill; the
+    last one is the answer's. forced: why the engine ended a stage, if it did. seconds: from the
+    request to this answer. cut: it is incomplete, because of a limit or for lack of room.
+    prompt_tokens: of the first prompt. tokens: all that the model wrote; answer_tokens: those of
+    the answer.
+    """
 
     question: str
     mode: str
@@ -148,10 +151,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Routed:
-    """A round begins: its documents were chosen."""
+    """A round begins: its documents are selected."""
 
     round: int
-    chosen: Chosen
+    chosen: Selection
 
 
 @dataclass(frozen=True)
@@ -164,19 +167,21 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The engine appended these documents, in this order (none: no known id was written)."""
+    """The engine appended these documents, in this order (empty: no known id was written)."""
 
     documents: tuple[Document, ...]
 
 
 @dataclass(frozen=True)
 class Finished:
+    """The last event of an answer."""
+
     answer: Answer
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The question ends without an answer; nobody else's does."""
+    """The last event of a request that ends without an answer; others go on."""
 
     error: Exception
 

@@ -1,6 +1,6 @@
-"""Memory Interleave: what follows what in a conversation with the memory (SPEC section 4).
+"""Memory Interleave: the rounds between a model and its memory (SPEC section 4).
 
-Pure state: strings in, decisions out. No tokens, no tensors; engine.py generates.
+Strings in, decisions out: no tokens, no tensors. sequence.py carries the decisions out.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from msa_train.memory.search.view import MemoryView
 
 Mode = Literal["generate", "router", "memory"]
 WritingStage = Literal["ids", "answer"]
-_ANSWER_TOKENS = 512  # evidence leaves room for an answer of so many tokens, if one may be as long
+_RESERVED_TOKENS = 512  # evidence leaves room for an answer of this length, if one may be as long
 
 
 @dataclass(frozen=True)
 class InterleaveLimits:
-    """Where a conversation ends by force.
+    """Where the engine ends a stage by force.
 
-    rounds: retrieval rounds. retrieval_characters: of ids written in all rounds (published: 1,000).
-    answer_tokens: of the answer. documents: how many voted ones mode "router" reads.
-    evidence_tokens: of the texts appended in all rounds; a document that would pass it is left out.
+    rounds: retrieval rounds. retrieval_characters: of the ids written in all rounds. answer_tokens:
+    of the answer. documents: how many voted ones mode "router" reads. evidence_tokens: of the texts
+    appended in all rounds; a document that would exceed it is left out.
     """
 
     rounds: int = 6
@@ -56,8 +56,14 @@ class InterleaveLimits:
                 raise ConfigError(f"{name} is {value}: give 1 or more")
 
 
+def check_mode(mode: str) -> None:
+    """Raises ConfigError for what is no Mode."""
+    if mode not in get_args(Mode):
+        raise ConfigError(f"retrieval is {mode!r}: give one of {', '.join(get_args(Mode))}")
+
+
 class Next(Enum):
-    """What the generator has to do after a token."""
+    """What has to be done after a token."""
 
     WRITE = "one more token"
     APPEND = "feed `appended` to the context as it stands: no new routing"
@@ -67,12 +73,13 @@ class Next(Enum):
 
 @dataclass
 class Interleave:
-    """One question on its way to an answer.
+    """The state of one question on its way to an answer.
 
     mode generate: the model writes ids and reads the texts, round by round, until it asks for the
-    answer (the paper). router: one round with the router's voted documents in place of written ids.
-    memory: the answer comes from pooled memory alone. instructions, earlier: see protocol.py.
-    count: tokens of a text. room: how many the context can still take, None: not limited.
+    answer (the paper). router: one round with the documents that the router layers vote for in
+    place of written ids. memory: the answer comes from pooled memory alone. instructions, earlier:
+    see data_pipeline/protocol.py. count: the number of tokens of a text. room: how many tokens the
+    context can still take (None: not limited).
     """
 
     question: str
@@ -91,50 +98,49 @@ class Interleave:
     _evidence_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ConfigError(
-                f"retrieval is {self.mode!r}: give one of {', '.join(get_args(Mode))}"
-            )
+        check_mode(self.mode)
         if self.mode == "memory":
             self.stage = "answer"
 
     @property
     def awaits_vote(self) -> bool:
-        """Whether the next prefill is for its routing alone: `choose` says what comes of it."""
+        """Whether the next prefill is for its routing alone; `choose` takes the result."""
         return self.mode == "router" and not self.rounds
 
     @property
     def context(self) -> list[Piece]:
         """All pieces to prefill now."""
-        said = rounds_pieces(self.question, self.rounds, self.instructions, self.earlier)
-        return said if self.stage == "ids" else [*said, *memory_answer_pieces(self.question)]
+        pieces = rounds_pieces(self.question, self.rounds, self.instructions, self.earlier)
+        return pieces if self.stage == "ids" else [*pieces, *memory_answer_pieces(self.question)]
 
     @property
     def answer(self) -> str:
         return parse_answer(self.answer_text)
 
     def choose(self, ranking: list[int]) -> Next:
-        """Mode router: the voted document numbers, best first, stand in for written ids."""
+        """Mode router: the voted document numbers, best first, take the place of written ids."""
         numbers = ranking[: self.limits.documents]
         self._close_round(written_ids(numbers), numbers)
         self.stage = "answer"
         return Next.PREFILL
 
-    def wrote(self, text: str, tokens: int, control: str | None = None) -> Next:
-        """After each token: `text` and number of `tokens` written since the engine's last turn.
+    def advance(self, text: str, tokens: int, control: str | None = None) -> Next:
+        """To be called after each token of the model.
 
-        control: the control token that was just written, not part of text.
+        text: all that it wrote in this stage or round so far, in `tokens` tokens. control: the
+        control token that it wrote just now, not part of the text.
         """
-        return self._wrote_ids(text, control) if self.stage == "ids" else self._wrote_answer(
-            text, tokens, control
-        )  # fmt: skip
+        if self.stage == "ids":
+            return self._advance_ids(text, control)
+        return self._advance_answer(text, tokens, control)
 
-    def _wrote_ids(self, text: str, control: str | None) -> Next:
+    def _advance_ids(self, text: str, control: str | None) -> Next:
         if END_OF_RETRIEVE in text:
             return self._request_answer()
         if control not in (None, REF_END):
             return self._request_answer(f"{control} instead of ids")
-        if self._characters + len(text) > self.limits.retrieval_characters:
+        earlier = sum(len(past.written) for past in self.rounds)
+        if earlier + len(text) > self.limits.retrieval_characters:
             return self._request_answer(
                 f"more than {self.limits.retrieval_characters} characters of ids"
             )
@@ -146,7 +152,7 @@ class Interleave:
             self.stage = "answer"
         return Next.PREFILL
 
-    def _wrote_answer(self, text: str, tokens: int, control: str | None) -> Next:
+    def _advance_answer(self, text: str, tokens: int, control: str | None) -> Next:
         self.answer_text = text
         if control is None and tokens < self.limits.answer_tokens:
             return Next.WRITE
@@ -157,7 +163,7 @@ class Interleave:
         return Next.STOP
 
     def _request_answer(self, forced: str | None = None) -> Next:
-        """The end of retrieval: as written, or by force as if it had been written."""
+        """Ends retrieval: the model wrote its end, or it is appended as if the model had."""
         self.stage = "answer"
         self.appended = answer_request_pieces(self.question)
         if forced is not None:
@@ -167,24 +173,20 @@ class Interleave:
 
     def _close_round(self, written: str, numbers: list[int]) -> None:
         """numbers: the documents to append, in the order in which they may fill the room."""
-        taken, left_out = [], []
+        appended, left_out = [], []
         room = self.limits.evidence_tokens - self._evidence_tokens
         if self.room is not None:
-            room = min(room, self.room - min(self.limits.answer_tokens, _ANSWER_TOKENS))
+            room = min(room, self.room - min(self.limits.answer_tokens, _RESERVED_TOKENS))
         for number in numbers:
             document = self.view.documents[number]
             tokens = self.count(evidence_text(document))
             if tokens > room:
                 left_out.append(number)
                 continue
-            taken.append(document)
+            appended.append(document)
             room -= tokens
             self._evidence_tokens += tokens
-        taken.sort(key=lambda document: document.number)
-        self.rounds.append(Round(written, tuple(taken)))
+        appended.sort(key=lambda document: document.number)
+        self.rounds.append(Round(written, tuple(appended)))
         if left_out:
             self.forced.append(f"no room for the texts of {written_ids(left_out)}")
-
-    @property
-    def _characters(self) -> int:
-        return sum(len(past.written) for past in self.rounds)

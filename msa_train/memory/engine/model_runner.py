@@ -1,4 +1,4 @@
-"""Many contexts at once through the serving module: packed prefill, one token each per step."""
+"""Many contexts through the model at once: packed prefill, then one token of each per step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from msa_train.model.cuda_graphs import DecodeGraphs
 from msa_train.model.decoder import Memory, MSADecoder
 from msa_train.model.kv_cache import KVCache, Prefill
 
+_FIRST_TOKENS = 512  # a row has room for so many own tokens at first, where memory may grow
+
 
 def prefill_pieces(
     model: MSADecoder, tokenizer: Tokenizer, memory: Memory, contexts: Sequence[Sequence[Piece]]
 ) -> Prefill:
-    """Prefills contexts, given as pieces, against one memory: see prefill_encoded."""
+    """As prefill_encoded, of contexts given as pieces."""
     encoded = [tokenizer.encode_pieces(pieces) for pieces in contexts]
     return prefill_encoded(model, memory, encoded)
 
@@ -28,7 +30,7 @@ def prefill_pieces(
 def prefill_encoded(
     model: MSADecoder, memory: Memory, contexts: Sequence[TokenizedPieces]
 ) -> Prefill:
-    """Prefills contexts against one memory, packed: routing them is one search per router layer."""
+    """Prefills contexts of one memory, packed: routing them is one search per router layer."""
     device = model.model.embed_tokens.weight.device
     top_k = model.config.router.top_k
 
@@ -47,58 +49,60 @@ def prefill_encoded(
 
 
 class ModelRunner:
-    """Prefilled contexts that grow token by token, in the first rows of static buffers.
+    """Runs the model on prefilled contexts that grow token by token, one per row of a KV cache.
 
-    They may come from different memories and be of any length up to `limit` tokens; each goes on at
-    its own pace. preallocate: all memory is taken at once (a server); else it grows with need.
+    They may come from different memories and have any length up to `limit` tokens; each grows at
+    its own pace. preallocate: take all memory at once (a server), else as it is needed.
     """
 
     def __init__(self, model: MSADecoder, rows: int, limit: int, preallocate: bool = True):
         weight = model.model.embed_tokens.weight
         with torch.inference_mode():
-            self._slots = KVCache(
+            self._cache = KVCache(
                 model.config, rows, limit, weight, limit if preallocate else _FIRST_TOKENS
             )
-            self.last = weight.new_zeros(rows, model.config.hidden)  # what the next token follows
+            self.last = weight.new_zeros(
+                rows, model.config.hidden
+            )  # hidden states [rows, d] after the last token
         self._model = model
-        self._graphs = DecodeGraphs(model, self._slots) if weight.is_cuda else None
-        self.count = 0  # contexts, in rows 0..count-1
+        self._graphs = DecodeGraphs(model, self._cache) if weight.is_cuda else None
+        self.count = 0  # contexts; they are in rows 0..count-1
 
     @property
     def free(self) -> int:
-        return self._slots.rows - self.count
+        return self._cache.rows - self.count
 
     def room(self, row: int) -> int:
         """Tokens that can still be fed to a row."""
-        return self._slots.room(row)
+        return self._cache.room(row)
 
     @torch.inference_mode()
     def admit(self, prefill: Prefill, contexts: Sequence[int]) -> None:
-        """Takes contexts of a prefill into the next rows, in order."""
+        """Puts contexts of a prefill into the next free rows, in order."""
         if contexts:
             rows = range(self.count, self.count + len(contexts))
-            self._slots.admit(prefill, contexts, rows)
+            self._cache.admit(prefill, contexts, rows)
             self.last[rows.start : rows.stop] = prefill.last[list(contexts)]
             self.count = rows.stop
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:
-        """Ends a context. The last one moves to its row."""
+        """Ends a context; the last one moves to its row."""
         self.count -= 1
         if row != self.count:
-            self._slots.move(self.count, row)
+            self._cache.move(self.count, row)
             self.last[row] = self.last[self.count]
         else:
-            self._slots.release(row)
+            self._cache.release(row)
 
     @torch.inference_mode()
     def logits(self, vocabulary: int) -> Tensor:
-        """[count, vocabulary] of each context's next token (an embedding may be padded beyond)."""
+        """[count, vocabulary] of each context's next token (an embedding may have padding)."""
         return self._model.logits(self.last[: self.count])[:, :vocabulary]
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[Sequence[int]]) -> None:
-        """More tokens of each context: one as a rule, several after the engine's turn, or none."""
+        """More tokens of each context: usually one, several where text was appended, or none."""
         single = [len(each) == 1 for each in tokens]
         if any(single):
             self._decode(
@@ -110,21 +114,18 @@ class ModelRunner:
             packed = torch.tensor(
                 [token for row in several for token in tokens[row]], device=self.last.device
             )
-            hidden = self._model.extend(packed, several, counts, self._slots)
+            hidden = self._model.extend(packed, several, counts, self._cache)
             self.last[several] = hidden[torch.tensor(counts).cumsum(0).to(hidden.device) - 1]
 
     def _decode(self, tokens: list[int], fed: list[bool]) -> None:
-        window = self._slots.begin(fed)
+        window = self._cache.begin(fed)
         given = torch.tensor(tokens, device=self.last.device)
         if self._graphs is not None:
             hidden = self._graphs.decode(given, window)
         else:
-            hidden = self._model.decode(given, self._slots, window)
+            hidden = self._model.decode(given, self._cache, window)
         if all(fed):
             self.last[: len(fed)] = hidden
         else:
             rows = torch.tensor(fed, device=hidden.device)
             self.last[: len(fed)][rows] = hidden[rows]
-
-
-_FIRST_TOKENS = 512  # own tokens a row has room for at first, where memory may grow

@@ -13,8 +13,8 @@ from msa_train.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0: the likeliest token, always. top_p: drawn from the likeliest tokens that
-    together have this probability. seed: the same one draws the same text, whoever else is served.
+    """temperature 0: always the likeliest token. top_p: draw from the likeliest tokens of at least
+    this probability together. seed: the same seed draws the same text, whatever else is served.
     """
 
     temperature: float = 0.0
@@ -31,7 +31,7 @@ class Sampling:
 
 
 class Sampler:
-    """Draws the tokens of one request, from a generator of its own."""
+    """Draws the tokens of one request from a random generator of its own."""
 
     def __init__(self, sampling: Sampling):
         self._sampling = sampling
@@ -52,7 +52,7 @@ class Sampler:
 
     @staticmethod
     def _at(shares: Tensor, drawn: Tensor) -> int:
-        """The place in which a number drawn from 0..1 falls."""
+        """The place at which the cumulative shares pass a number drawn from 0..1."""
         reached = shares.cumsum(0)
         return min(
             int(torch.searchsorted(reached, drawn * reached[-1], right=True)), len(shares) - 1

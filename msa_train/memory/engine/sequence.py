@@ -1,10 +1,9 @@
-"""A request on its way: its conversation, what is written of it, what is reported of it."""
+"""A request, and the sequence that it becomes while it is served."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import get_args
 
 from torch import Tensor
 
@@ -14,20 +13,26 @@ from msa_train.errors import ConfigError
 from msa_train.memory.engine.detokenizer import Detokenizer
 from msa_train.memory.engine.events import (
     Answer,
-    Chosen,
     Event,
     Evidence,
     Finished,
     RoundReport,
     Routed,
+    Selection,
     TextPiece,
 )
-from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Mode, Next
+from msa_train.memory.engine.interleave import (
+    Interleave,
+    InterleaveLimits,
+    Mode,
+    Next,
+    check_mode,
+)
 from msa_train.memory.engine.sampling import Sampler, Sampling
 from msa_train.memory.search.view import MemoryView
 
 _ID_TOKENS = 20  # more than `[number]` can have
-_LATER = 64  # tokens that evidence leaves for the ids of another round
+_SPARE_TOKENS = 64  # that evidence leaves for the ids of another round
 
 
 @dataclass(frozen=True)
@@ -48,28 +53,29 @@ class Request:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ConfigError(
-                f"retrieval is {self.mode!r}: give one of {', '.join(get_args(Mode))}"
-            )
+        check_mode(self.mode)
         if not all(self.stop):
             raise ConfigError("stop: an empty string ends every answer, give at least a character")
 
 
 class Sequence:
-    """A request while it is served. fed: the tokens to feed next; writing: it decodes."""
+    """A request while it is served: its rounds, its text so far, and what it reports.
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, room: int):
-        """room: tokens a context may have in all."""
+    limit: tokens that a context may have in all. decoding: it has a row of the KV cache and writes.
+    pending: tokens to feed before the next one is chosen.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, limit: int):
         self.request, self.view = request, request.view
-        self.writing = self.finished = False
-        self.fed: list[int] = []
-        self._tokenizer, self._room = tokenizer, room
+        self.decoding = self.finished = False
+        self.pending: list[int] = []
+        self._tokenizer, self._limit = tokenizer, limit
         self._began = time.perf_counter()
         self._reports: list[RoundReport] = []
         self._sampler = Sampler(request.sampling) if request.sampling.temperature else None
-        self._encoded: TokenizedPieces | None = None
-        self._talk = Interleave(
+        self._detokenizer = Detokenizer(tokenizer)
+        self._context: TokenizedPieces | None = None
+        self._interleave = Interleave(
             request.question,
             request.view,
             request.mode,
@@ -78,32 +84,33 @@ class Sequence:
             request.earlier,
             lambda text: len(tokenizer.encode_text(text)),
         )
-        asks = tokenizer.encode_pieces(answer_request_pieces(request.question))
-        self._request_tokens = len(asks.tokens)
+        answer_request = tokenizer.encode_pieces(answer_request_pieces(request.question))
+        self._answer_request_tokens = len(answer_request.tokens)
         self._prompt_tokens = self._tokens = 0
 
     @property
     def awaits_vote(self) -> bool:
-        return self._talk.awaits_vote
+        return self._interleave.awaits_vote
 
     def context(self) -> TokenizedPieces:
-        """What to prefill. Raises ConfigError where it has no place."""
-        if self._encoded is None:
-            self._encoded = self._tokenizer.encode_pieces(self._talk.context)
-            if len(self._encoded.tokens) >= self._room:
-                raise too_long(len(self._encoded.tokens), self._room)
-        return self._encoded
+        """What to prefill. Raises ConfigError where it is longer than the limit."""
+        if self._context is None:
+            self._context = self._tokenizer.encode_pieces(self._interleave.context)
+            if len(self._context.tokens) >= self._limit:
+                raise too_long(len(self._context.tokens), self._limit)
+        return self._context
 
-    def routed(self, chosen: Chosen) -> list[Event]:
-        """A prefill is done; the model writes on, or the vote decides at once."""
+    def prefilled(self, chosen: Selection) -> list[Event]:
+        """After a prefill: the model writes on, or the vote decides at once."""
         self._reports.append(RoundReport(chosen))
         events: list[Event] = [Routed(len(self._reports), chosen)]
-        self.writing, self._stretch = not self.awaits_vote, self._new_stretch()
-        held, self._encoded = len(self.context().tokens), None
-        self._prompt_tokens = self._prompt_tokens or held
+        self.decoding, self._detokenizer = not self.awaits_vote, self._new_detokenizer()
+        length, self._context = len(self.context().tokens), None
+        self._prompt_tokens = self._prompt_tokens or length
         if self.awaits_vote:
-            self._talk.room = self._left(held + _ID_TOKENS * self.request.limits.documents)
-            self._talk.choose([number for number, _ in chosen.voted])
+            ids = _ID_TOKENS * self.request.limits.documents
+            self._interleave.room = self._evidence_room(length + ids)
+            self._interleave.choose([number for number, _ in chosen.voted])
             events.append(self._evidence())
         return events
 
@@ -111,63 +118,65 @@ class Sequence:
         """The next token from its logits [vocabulary]."""
         return likeliest if self._sampler is None else self._sampler.choose(logits)
 
-    def write(self, token: int, room: int) -> list[Event]:
-        """One more token; room: how many the context can still take. Raises ConfigError when
-        what is to be fed does not fit, and what reading the evidence raises."""
-        talk, stretch, stage = self._talk, self._stretch, self._talk.stage
-        stretch.append(token)
+    def append(self, token: int, room: int) -> list[Event]:
+        """One more token; room: how many the context can still take.
+
+        Raises ConfigError where what is to be fed does not fit, and what reading the evidence
+        raises.
+        """
+        interleave, written, stage = self._interleave, self._detokenizer, self._interleave.stage
+        written.append(token)
         self._tokens += 1
-        talk.room = self._left(self._room - room)
-        control = IM_END if stretch.stopped else stretch.control
-        follows = talk.wrote(stretch.text, stretch.tokens, control)
+        interleave.room = self._evidence_room(self._limit - room)
+        control = IM_END if written.stopped else written.control
+        follows = interleave.advance(written.text, written.tokens, control)
         if follows is Next.WRITE and stage == "answer" and not room:
-            talk.forced.append("the context is full")
+            interleave.forced.append("the context is full")
             follows = Next.STOP
-        piece = stretch.new_text(ended=follows is not Next.WRITE)
+        piece = written.new_text(ended=follows is not Next.WRITE)
         events: list[Event] = [TextPiece(stage, piece)] if piece else []
-        self.fed = [token] if stretch.control is None else []
+        self.pending = [token] if written.control is None else []
         if follows is Next.APPEND:
-            self._stretch = self._new_stretch()
-            self.fed += self._tokenizer.encode_pieces(talk.appended).tokens
+            self._detokenizer = self._new_detokenizer()
+            self.pending += self._tokenizer.encode_pieces(interleave.appended).tokens
         elif follows is not Next.WRITE:
-            self.writing, self.fed = False, []
+            self.decoding, self.pending = False, []
             events.append(self._evidence() if follows is Next.PREFILL else self._finish())
-        if len(self.fed) > room:
-            raise too_long(self._room - room + len(self.fed), self._room)
+        if len(self.pending) > room:
+            raise too_long(self._limit - room + len(self.pending), self._limit)
         return events
 
-    def _left(self, held: int) -> int:
-        """Room for evidence and an answer."""
-        return self._room - held - self._request_tokens - _LATER
+    def _evidence_room(self, length: int) -> int:
+        """Tokens left for evidence and an answer in a context of this length."""
+        return self._limit - length - self._answer_request_tokens - _SPARE_TOKENS
 
-    def _new_stretch(self) -> Detokenizer:
-        if self._talk.stage == "ids":
+    def _new_detokenizer(self) -> Detokenizer:
+        if self._interleave.stage == "ids":
             return Detokenizer(self._tokenizer)
         return Detokenizer(self._tokenizer, self.request.stop, ANSWER)
 
     def _evidence(self) -> Evidence:
-        past = self._talk.rounds[-1]
+        past = self._interleave.rounds[-1]
         numbers = tuple(document.number for document in past.evidence)
         self._reports[-1] = RoundReport(self._reports[-1].chosen, past.written, numbers)
         return Evidence(past.evidence)
 
     def _finish(self) -> Finished:
         self.finished = True
-        talk, seconds = self._talk, time.perf_counter() - self._began
-        ended = self._stretch.control is not None or self._stretch.stopped
+        interleave = self._interleave
         return Finished(
             Answer(
-                talk.question,
-                talk.mode,
-                talk.answer,
-                talk.answer_text,
+                interleave.question,
+                interleave.mode,
+                interleave.answer,
+                interleave.answer_text,
                 tuple(self._reports),
-                tuple(talk.forced),
-                seconds,
-                not ended,
+                tuple(interleave.forced),
+                time.perf_counter() - self._began,
+                not self._detokenizer.ended,
                 self._prompt_tokens,
                 self._tokens,
-                self._stretch.tokens,
+                self._detokenizer.tokens,
             )
         )
 

@@ -1,23 +1,38 @@
-"""Memory and speed of GPUs, as their makers print them; sizes and rates as a person types them."""
+"""What computes: memory and speed of GPUs as their makers print them, and this machine.
+
+Sizes and rates are read as a person types them ("512GiB", "864GB/s").
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from msa_train.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Card:
-    """bytes: of its memory. bandwidth: bytes per second (0: unknown). flops: bfloat16 products per
-    second on dense matrices (0: unknown). source: where the numbers stand."""
+    """bytes: of its memory. bandwidth: bytes per second (0: unknown). flops: dense bfloat16
+    operations per second (0: unknown). source: where the numbers are from."""
 
     name: str
     bytes: int
     bandwidth: float = 0.0
     flops: float = 0.0
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """cards: one per rank (none: a CPU computes, in host memory). host: bytes of memory that may be
+    used; host_bandwidth: bytes per second (0: unknown)."""
+
+    cards: tuple[Card, ...]
+    host: int
+    host_bandwidth: float = 0.0
 
 
 def _card(name: str, gb: int, gb_per_s: float, tflops: float, source: str) -> Card:
@@ -45,6 +60,12 @@ CARDS = {
     )
 }
 
+_MEMINFO, _STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
+_GROUP = Path("/sys/fs/cgroup")
+_GROUP_FILES = (  # limit, use, statistics: version 2 of control groups, and version 1
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?|)(B?)", re.IGNORECASE)
@@ -109,3 +130,61 @@ def _described(name: str, text: str) -> Card:
     if not peak:
         raise ConfigError(f"gpus has the peak {parts[2]!r} in {text!r}: give it as 362TFLOPS")
     return replace(card, flops=float(peak[1]) * 1e12)
+
+
+def this_machine(devices: Iterable[str] = ()) -> Machine:
+    """devices: those that compute, one per rank, such as "cuda:0" ("cpu" is left out).
+
+    Memory: what is free, within the limit of a container, and what this process holds already (a
+    loaded model), since a plan counts all of it. Speeds are the table's where it has the device's
+    name. Raises ConfigError for a device that is not there.
+    """
+    cards = tuple(_card_of(name) for name in devices if name != "cpu")
+    return Machine(cards, available_memory() + own_memory())
+
+
+def available_memory(meminfo: Path = _MEMINFO, group: Path = _GROUP) -> int:
+    """Bytes of host memory that can still be taken; the page cache gives way."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit, used, stat in _GROUP_FILES:
+        most, taken = _number(group / limit), _number(group / used)
+        if most is not None and taken is not None:
+            free = min(free, most - taken + _page_cache(group / stat))
+    return max(0, free)
+
+
+def own_memory(status: Path = _STATUS) -> int:
+    """Bytes that this process holds, without pages of files."""
+    for line in status.read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no such file, or the word max
+        return None
+
+
+def _page_cache(file: Path) -> int:
+    """Pages of files that the group can give up."""
+    try:
+        lines = dict(line.split() for line in file.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))
+
+
+def _card_of(device: str) -> Card:
+    import torch
+
+    try:
+        name = torch.cuda.get_device_name(device)
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"device {device!r} cannot be used: {error}") from error
+    known = named_as(name)
+    return Card(name, free, *((known.bandwidth, known.flops, known.source) if known else ()))

@@ -1,7 +1,7 @@
 """Where every byte of a served memory goes, whether it fits, and the least time of a query.
 
-Pure arithmetic (SPEC section 5); nothing is allocated. `msa plan memory` prints it, and the engine
-checks it at start with the real bank and the real machine (memory/planner/machine.py).
+Pure arithmetic (SPEC section 5); nothing is allocated. `msa plan memory` prints it, and `msa serve`
+checks it at its start with the real bank and the real machine (hardware.py).
 
 L router layers, C chunks, n documents, V = kv_heads x head_dim values of a key.
 """
@@ -11,12 +11,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from msa_train.errors import ConfigError
-from msa_train.memory.planner.plan_given import BankSize, Machine, Serving
+from msa_train.memory.planner.hardware import Machine
+from msa_train.memory.search.settings import TierSettings
 from msa_train.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from msa_train.memory.bank.manifest import BankManifest
 
 Place = Literal["device", "host", "disk"]
 KEY_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
@@ -24,14 +28,99 @@ PROCESS = 600 * 10**6  # of a serving process beside its model (measured on a CP
 RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, activations (unmeasured)
 # Bytes per context and document while a layer is searched: scores, bounds, a mask; maxima on a GPU.
 _SEARCH_BYTES, _PACKED_BYTES = 4 + 8 + 1, 8
-_DOCUMENT_BYTES = 64  # numbers, token and chunk counts, offsets, of a document in a process
+_DOCUMENT_BYTES = 64  # of a document in a process: numbers, token and chunk counts, offsets
 _BOUND_BYTES = 8  # chunk_cu, for every layer
+_MOST_CARDS = 64  # that would_fit tries
+STORED = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class BankSize:
+    """documents, chunks, tokens in all; dtype of the stored states."""
+
+    documents: int
+    chunks: int
+    tokens: int
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORED:
+            raise ConfigError(f"dtype is {self.dtype!r}: give {', '.join(STORED)}")
+        if not 0 <= self.documents <= self.chunks <= self.tokens:
+            raise ConfigError(
+                f"a memory of {self.tokens:,} tokens, {self.chunks:,} chunks and "
+                f"{self.documents:,} documents: every document has a chunk, every chunk a token"
+            )
+
+    @classmethod
+    def of_manifest(cls, manifest: BankManifest) -> BankSize:
+        """What a bank holds, including removed documents."""
+        counts = (
+            sum(getattr(entry, name) for entry in manifest.segments)
+            for name in ("documents", "chunks", "tokens")
+        )
+        return cls(*counts, manifest.form.dtype)
+
+    @classmethod
+    def of_tokens(
+        cls,
+        tokens: int,
+        chunk_size: int,
+        document_tokens: int | None = None,
+        chunks_per_1k: float | None = None,
+        dtype: str = "bfloat16",
+    ) -> BankSize:
+        """document_tokens: of every document (None: one full chunk each). chunks_per_1k: chunks in
+        1,000 tokens, where lengths vary and last chunks are short (`msa memory info` of a similar
+        bank gives both counts)."""
+        length = chunk_size if document_tokens is None else document_tokens
+        if length < 1:
+            raise ConfigError(f"document-tokens is {length}: give 1 or more")
+        documents = math.ceil(tokens / length)
+        chunks = math.ceil(tokens / length * math.ceil(length / chunk_size))
+        if chunks_per_1k is not None:
+            if not 1000 / chunk_size <= chunks_per_1k <= 1000:
+                raise ConfigError(
+                    f"chunks-per-1k is {chunks_per_1k}: chunks of up to {chunk_size} tokens are "
+                    f"{1000 / chunk_size:.4g} (all full) to 1000 of 1,000 tokens"
+                )
+            chunks = math.ceil(tokens * chunks_per_1k / 1000)
+            documents = min(documents, chunks)
+        return cls(documents, chunks, tokens, dtype)
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving(TierSettings):
+    """How a memory is served: its tiers, and the model beside it. slots: rows of the KV cache;
+    question_tokens: T of the floor; compute: dtype of weights and KV cache. The metadata are the
+    flags of `msa plan memory`."""
+
+    slots: int = _flag(32, "contexts that decode at once")
+    slot_tokens: int = _flag(4096, "length of each")
+    question_tokens: int = _flag(32, "T of the floor")
+    compute: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compute not in STORED:
+            raise ConfigError(f"compute is {self.compute!r}: give {', '.join(STORED)}")
+        for name in ("slots", "slot_tokens", "question_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Without `prefetch`, which takes no bytes of its own."""
+        return {name: value for name, value in asdict(self).items() if name != "prefetch"}
 
 
 @dataclass(frozen=True)
 class Item:
-    """Bytes in one place: on each device, or in all of host memory or disk. per_layer: of them, in
-    one router layer (0: not divided by layers). needed: false for mapped files, which give way."""
+    """Bytes in one place: on each device, or in all of host memory or disk. per_layer: those of one
+    router layer (0: not per layer). needed: false for mapped files, which can be evicted."""
 
     what: str
     place: Place
@@ -42,8 +131,8 @@ class Item:
 
 @dataclass(frozen=True)
 class SearchFloor:
-    """No query takes less: `bytes` of keys each device reads, `flops` it multiplies; limit says
-    which of them decides."""
+    """The least time of a query: each device reads `bytes` of keys and computes `flops`; limit says
+    which of the two takes longer."""
 
     bytes: int
     flops: int
@@ -72,7 +161,7 @@ class Plan:
 
     @property
     def lacking(self) -> tuple[Place, ...]:
-        """Places that do not hold what they must."""
+        """Places that are too small for what they must hold."""
         places: tuple[Place, ...] = ("device", "host")
         return tuple(p for p in places if (self.have(p) or 0) < self.need(p))
 
@@ -82,7 +171,7 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What fits and will be slow."""
+        """What fits but will be slow."""
         mapped = sum(i.bytes for i in self.items if i.place == "host" and not i.needed)
         room = self.machine.host - self.need("host")
         if self.machine.cards or mapped <= room:
@@ -94,8 +183,6 @@ class Plan:
 
     def check(self) -> None:
         """Raises ConfigError with what is needed, what there is, and what would fit."""
-        from msa_train.memory.planner.plan_advice import would_fit
-
         if self.fits:
             return
         problems = [
@@ -109,13 +196,11 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        from msa_train.memory.planner.plan_advice import would_fit
-
         places: tuple[Place, ...] = ("device", "host", "disk")
         return {
             "bank": asdict(self.bank),
             "devices": [card.name for card in self.machine.cards],
-            "serving": asdict(self.serving),
+            "serving": self.serving.to_json(),
             "items": [asdict(item) for item in self.items],
             "need": {place: self.need(place) for place in places},
             "have": {place: self.have(place) for place in places},
@@ -240,6 +325,68 @@ def gb(size: float) -> str:
     return f"{size:,.0f} B"
 
 
-def with_serving(found: Plan, **changes: Any) -> Plan:
-    """The same plan with other settings."""
-    return plan(found.config, found.bank, found.machine, replace(found.serving, **changes))
+def would_fit(found: Plan) -> str | None:
+    """Other settings that a memory which does not fit would fit with, as a sentence: the least
+    change of each kind, and how many cards of the same kind."""
+    smaller = _first(found, _smaller(found))
+    few_slots = smaller is None or "slots" in smaller
+    narrower = _first(found, _narrower(found)) if few_slots else None
+    ways = [way for way in (smaller, narrower, _cards(found)) if way]
+    return f"What would fit: {', or '.join(ways)}" if ways else None
+
+
+def _first(found: Plan, candidates: Iterator[dict[str, Any]]) -> str | None:
+    for changes in candidates:
+        if _fits(found, found.machine, changes):
+            return _flags(changes)
+    return None
+
+
+def _fits(found: Plan, machine: Machine, changes: dict[str, Any]) -> bool:
+    return plan(found.config, found.bank, machine, replace(found.serving, **changes)).fits
+
+
+def _flags(changes: dict[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
+
+
+def _smaller(found: Plan) -> Iterator[dict[str, Any]]:
+    """Changes other than of the keys: K and V left on disk, no hot documents, fewer slots."""
+    serving = found.serving
+    mapped = [{}] if serving.states == "mapped" else [{}, {"states": "mapped"}]
+    cold = [{}, {"hot_mb": 0}] if serving.hot_mb else [{}]
+    fewer = [serving.slots >> shift for shift in range(1, serving.slots.bit_length())]
+    for slots in ({}, *({"slots": count} for count in fewer)):
+        for hot in cold:
+            for states in mapped:
+                yield {**states, **hot, **slots}
+
+
+def _narrower(found: Plan) -> Iterator[dict[str, Any]]:
+    """Keys that take less than those now searched, with the least other changes first."""
+    for keys in _forms(found):
+        for others in _smaller(found):
+            yield {"keys": keys, **others}
+
+
+def _forms(found: Plan) -> list[str]:
+    serving, mapped = found.serving, not found.machine.cards
+    now = found.bank.dtype if serving.keys == "stored" else serving.keys
+    forms = ["bfloat16"]
+    if found.config.router.scoring.certifiable and KEY_BYTES[now] > 1:
+        forms.append("int8")
+    forms = [form for form in forms if KEY_BYTES[form] < KEY_BYTES[now]]
+    # On a CPU the bank's own keys are mapped, and give way.
+    return ["stored"] if mapped and serving.keys != "stored" else forms
+
+
+def _cards(found: Plan) -> str | None:
+    cards = found.machine.cards
+    if not cards or "device" not in found.lacking:
+        return None
+    for changes in _smaller(found):
+        for count in range(len(cards) + 1, _MOST_CARDS + 1):
+            if _fits(found, replace(found.machine, cards=(cards[0],) * count), changes):
+                settings = _flags(changes) or "the settings as they are"
+                return f"{count} of {cards[0].name} with {settings}"
+    return None

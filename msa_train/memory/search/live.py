@@ -24,7 +24,7 @@ _TRIES = 5  # a writer may compact the bank between its opening in two processes
 class SearchRanks(Protocol):
     """Several processes that divide the documents of snapshots among them."""
 
-    def shards(self, bank: BankSnapshot, router: RouterConfig) -> Searcher:
+    def searcher(self, bank: BankSnapshot, router: RouterConfig) -> Searcher:
         """Raises GenerationGoneError where the bank was compacted before all had opened it."""
 
 
@@ -103,7 +103,7 @@ class LiveBank:
 
     def _searcher_of(self, bank: BankSnapshot) -> Searcher:
         if not isinstance(self._searchers, BankLoader):
-            return self._searchers.shards(bank, self._router)
+            return self._searchers.searcher(bank, self._router)
         shard = self._searchers.shard(bank)
         self._searchers.keep_only([bank])
         return shard

@@ -12,13 +12,13 @@ TOKENIZER = tiny_tokenizer()
 BYTES = {TOKENIZER.token_bytes(i): i for i in range(TOKENIZER.vocab_size)}
 
 
-def written(stretch, tokens):
+def written(detokenizer, tokens):
     """Pieces handed out while `tokens` are written, one at a time."""
     pieces = []
     for token in tokens:
-        stretch.append(token)
-        ended = stretch.control is not None or stretch.stopped
-        pieces.append(stretch.new_text(ended))
+        detokenizer.append(token)
+        ended = detokenizer.control is not None or detokenizer.stopped
+        pieces.append(detokenizer.new_text(ended))
         if ended:
             break
     return pieces
@@ -34,15 +34,17 @@ def test_characters_come_whole():
 
 def test_bytes_that_are_no_text_are_replaced_and_do_not_hold_up_the_rest():
     tokens = [BYTES[bytes([byte])] for byte in b"a\xff\xe6\xe6\x9d\xb1b\xe6\x9d"]
-    stretch = Detokenizer(TOKENIZER)
-    assert "".join(written(stretch, tokens)) == "a\ufffd\ufffd東b"  # the last one stays incomplete
-    assert stretch.text == "a\ufffd\ufffd東b" and stretch.tokens == 9
+    detokenizer = Detokenizer(TOKENIZER)
+    assert (
+        "".join(written(detokenizer, tokens)) == "a\ufffd\ufffd東b"
+    )  # the last one stays incomplete
+    assert detokenizer.text == "a\ufffd\ufffd東b" and detokenizer.tokens == 9
 
 
 def test_a_control_token_is_no_text():
-    stretch = Detokenizer(TOKENIZER)
-    written(stretch, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_id(IM_END)])
-    assert (stretch.text, stretch.control) == ("Rain.", IM_END)
+    detokenizer = Detokenizer(TOKENIZER)
+    written(detokenizer, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_id(IM_END)])
+    assert (detokenizer.text, detokenizer.control) == ("Rain.", IM_END)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -51,19 +53,19 @@ def test_text_ends_before_the_first_stop_string(seed):
     rng = random.Random(seed)
     text = "".join(rng.choice("abc") for _ in range(40))
     stops = ["".join(rng.choice("abc") for _ in range(rng.randint(1, 4))) for _ in range(2)]
-    stretch = Detokenizer(TOKENIZER, stops)
-    pieces = written(stretch, TOKENIZER.encode_text(text))
+    detokenizer = Detokenizer(TOKENIZER, stops)
+    pieces = written(detokenizer, TOKENIZER.encode_text(text))
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
     expected = text[: min(found)] if found else text
-    assert stretch.text == expected and stretch.stopped == bool(found)
-    rest = stretch.new_text(ended=True)
+    assert detokenizer.text == expected and detokenizer.stopped == bool(found)
+    rest = detokenizer.new_text(ended=True)
     assert "".join(pieces) + rest == expected
 
 
 def test_a_stop_string_is_not_looked_for_in_the_opening():
-    stretch = Detokenizer(TOKENIZER, [" is", "answer", "7"], ANSWER)
-    pieces = written(stretch, TOKENIZER.encode_text(f"{ANSWER}it is 4711"))
-    assert "".join(pieces) == stretch.text == f"{ANSWER}it"
+    detokenizer = Detokenizer(TOKENIZER, [" is", "answer", "7"], ANSWER)
+    pieces = written(detokenizer, TOKENIZER.encode_text(f"{ANSWER}it is 4711"))
+    assert "".join(pieces) == detokenizer.text == f"{ANSWER}it"
     other = Detokenizer(TOKENIZER, [" is"], ANSWER)  # a model that forgot the opening
     written(other, TOKENIZER.encode_text("The code is 4711"))
     assert other.text == "The code"

@@ -10,9 +10,11 @@ from dataclasses import replace
 import pytest
 
 from msa_train.memory.engine.engine import MemoryEngine
-from msa_train.memory.engine.engine_thread import AnswersEnded, EngineThread
+from msa_train.memory.engine.engine_thread import EngineStopped, EngineThread
 from msa_train.memory.engine.events import Failed, Finished, Routed
-from msa_train.memory.engine.scheduler import InterleaveLimits, Request, Scheduler
+from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.engine.sequence import Request
 from msa_train.memory.search.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
@@ -37,7 +39,7 @@ def service():
 def endless(view, monkeypatch):
     """A request that writes for as long as it may."""
     monkeypatch.setattr(
-        "msa_train.memory.engine.sequence.Asked.choose", lambda self, best, logits: 40
+        "msa_train.memory.engine.sequence.Sequence.choose", lambda self, best, logits: 40
     )
     return Request("?", view, "memory", ENDLESS)
 
@@ -101,7 +103,7 @@ def test_all_fail_with_the_reason_when_the_scheduler_does(view, monkeypatch):
         *_, last = stream.events()
         assert isinstance(last, Failed) and isinstance(last.error, ZeroDivisionError)
     service._thread.join(30)
-    with pytest.raises(AnswersEnded, match="division by zero"):
+    with pytest.raises(EngineStopped, match="division by zero"):
         service.submit(Request("?", view))
     service.stop()
 
@@ -111,7 +113,7 @@ def test_stopping_lets_answers_finish_within_the_time_given(view):
     streams = [service.submit(Request(q, view, "memory", LIMITS)) for q in QUESTIONS]
     service.stop(drain_s=60)
     assert all(isinstance(list(stream)[-1], Finished) for stream in streams)
-    with pytest.raises(AnswersEnded, match="stopped"):
+    with pytest.raises(EngineStopped, match="stopped"):
         service.submit(Request("?", view))
 
 
@@ -125,7 +127,7 @@ def test_stopping_fails_what_does_not_finish(view, monkeypatch):
     assert time.monotonic() - began < 20
     for stream in streams:
         *_, last = stream.events()
-        assert isinstance(last, Failed) and isinstance(last.error, AnswersEnded)
+        assert isinstance(last, Failed) and isinstance(last.error, EngineStopped)
 
 
 def test_a_snapshot_is_let_go_of_once_its_answers_are_given(view, service):
@@ -146,4 +148,4 @@ def test_streams_closed_after_the_end_leave_nothing_behind(view):
     service.stop(drain_s=60)
     for _ in range(3):
         stream.close()
-    assert not service._orders
+    assert not service._inbox

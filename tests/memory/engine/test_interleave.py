@@ -1,4 +1,4 @@
-"""The protocol's turns with a scripted writer: what is appended when, and when it ends."""
+"""The protocol with a scripted model: what is appended when, and when it ends."""
 
 import pytest
 
@@ -31,31 +31,31 @@ def text_of(pieces):
     return "".join(piece.text for piece in pieces)
 
 
-def write(talk, text, control=None):
+def write(state, text, control=None):
     """Writes `text` character by character, then the control token: the first turn but WRITE."""
     for count in range(1, len(text) + 1):
-        if (follows := talk.wrote(text[:count], count)) is not Next.WRITE:
+        if (follows := state.advance(text[:count], count)) is not Next.WRITE:
             return follows, text[:count]
-    follows = talk.wrote(text, len(text) + 1, control) if control else Next.WRITE
+    follows = state.advance(text, len(text) + 1, control) if control else Next.WRITE
     return follows, text
 
 
 def test_two_rounds_then_the_answer(view):
-    talk = Interleave(QUESTION, view)
-    assert talk.context == prompt_pieces(QUESTION)
-    assert write(talk, "[41][2]", REF_END) == (Next.PREFILL, "[41][2]")
+    state = Interleave(QUESTION, view)
+    assert state.context == prompt_pieces(QUESTION)
+    assert write(state, "[41][2]", REF_END) == (Next.PREFILL, "[41][2]")
     first = f"[2]. {DOCUMENTS[2].text}\n[41]. {DOCUMENTS[41].text}\n"
-    assert text_of(talk.context).endswith(f"{IM_START}[41][2]{REF_END}{first}{REF_END}")
-    assert write(talk, "[17]", REF_END)[0] is Next.PREFILL
+    assert text_of(state.context).endswith(f"{IM_START}[41][2]{REF_END}{first}{REF_END}")
+    assert write(state, "[17]", REF_END)[0] is Next.PREFILL
     second = f"[17]. {DOCUMENTS[17].text}\n"
-    assert text_of(talk.context).endswith(f"{first}{REF_END}[17]{REF_END}{second}{REF_END}")
-    routing = [piece.text for piece in talk.context if piece.role == Role.QUERY]
+    assert text_of(state.context).endswith(f"{first}{REF_END}[17]{REF_END}{second}{REF_END}")
+    routing = [piece.text for piece in state.context if piece.role == Role.QUERY]
     assert routing[-1] == second and first not in routing  # only the LATEST evidence routes
-    assert write(talk, END_OF_RETRIEVE + "x") == (Next.APPEND, END_OF_RETRIEVE)
-    assert talk.appended == answer_request_pieces(QUESTION)
-    assert write(talk, "The answer to the question is: 4711", IM_END)[0] is Next.STOP
-    assert talk.answer == "4711"
-    assert talk.forced == []
+    assert write(state, END_OF_RETRIEVE + "x") == (Next.APPEND, END_OF_RETRIEVE)
+    assert state.appended == answer_request_pieces(QUESTION)
+    assert write(state, "The answer to the question is: 4711", IM_END)[0] is Next.STOP
+    assert state.answer == "4711"
+    assert state.forced == []
 
 
 @pytest.mark.parametrize(
@@ -69,76 +69,76 @@ def test_two_rounds_then_the_answer(view):
     ],
 )
 def test_unknown_ids_and_doubles_are_dropped(view, written, evidence):
-    talk = Interleave(QUESTION, view)
-    assert talk.wrote(written, 1, REF_END) is Next.PREFILL
-    assert tuple(document.number for document in talk.rounds[0].evidence) == evidence
-    assert talk.rounds[0].written == written
+    state = Interleave(QUESTION, view)
+    assert state.advance(written, 1, REF_END) is Next.PREFILL
+    assert tuple(document.number for document in state.rounds[0].evidence) == evidence
+    assert state.rounds[0].written == written
     if not evidence:
-        assert text_of(talk.context).endswith(f"{written}{REF_END}{REF_END}")
+        assert text_of(state.context).endswith(f"{written}{REF_END}{REF_END}")
 
 
 def test_too_many_characters_end_retrieval_as_if_the_model_had(view):
-    talk = Interleave(QUESTION, view, limits=InterleaveLimits(retrieval_characters=20))
-    assert write(talk, "[2][17]", REF_END)[0] is Next.PREFILL  # 7 characters
-    follows, written = write(talk, "[40]" * 10)
+    state = Interleave(QUESTION, view, limits=InterleaveLimits(retrieval_characters=20))
+    assert write(state, "[2][17]", REF_END)[0] is Next.PREFILL  # 7 characters
+    follows, written = write(state, "[40]" * 10)
     assert (follows, len(written)) == (Next.APPEND, 14)
-    assert text_of(talk.appended).startswith(f"{END_OF_RETRIEVE}{IM_START}The user's question is")
-    assert talk.forced == ["more than 20 characters of ids"]
-    assert talk.stage == "answer"
+    assert text_of(state.appended).startswith(f"{END_OF_RETRIEVE}{IM_START}The user's question is")
+    assert state.forced == ["more than 20 characters of ids"]
+    assert state.stage == "answer"
 
 
 def test_the_published_limit_is_a_thousand_characters(view):
-    talk = Interleave(QUESTION, view)
-    assert len(write(talk, "[2]" * 400)[1]) == 1001
+    state = Interleave(QUESTION, view)
+    assert len(write(state, "[2]" * 400)[1]) == 1001
 
 
 @pytest.mark.parametrize("control", [IM_END, IM_START])
 def test_another_control_token_ends_retrieval(view, control):
-    talk = Interleave(QUESTION, view)
-    assert write(talk, "[2]", control)[0] is Next.APPEND
-    assert talk.forced == [f"{control} instead of ids"]
-    assert not talk.rounds
+    state = Interleave(QUESTION, view)
+    assert write(state, "[2]", control)[0] is Next.APPEND
+    assert state.forced == [f"{control} instead of ids"]
+    assert not state.rounds
 
 
 def test_too_many_rounds_end_retrieval_within_the_last_prefill(view):
-    talk = Interleave(QUESTION, view, limits=InterleaveLimits(rounds=2))
+    state = Interleave(QUESTION, view, limits=InterleaveLimits(rounds=2))
     for _ in range(2):
-        assert write(talk, "[2]", REF_END)[0] is Next.PREFILL
-    assert talk.forced == ["2 rounds"]
+        assert write(state, "[2]", REF_END)[0] is Next.PREFILL
+    assert state.forced == ["2 rounds"]
     end = f"{REF_END}{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
-    assert text_of(talk.context).endswith(end)
-    assert write(talk, "4711", IM_END)[0] is Next.STOP
-    assert talk.answer == "4711"
+    assert text_of(state.context).endswith(end)
+    assert write(state, "4711", IM_END)[0] is Next.STOP
+    assert state.answer == "4711"
 
 
 def test_a_long_answer_is_cut(view):
-    talk = Interleave(QUESTION, view, "memory", InterleaveLimits(answer_tokens=5))
-    assert write(talk, "abcdefgh") == (Next.STOP, "abcde")
-    assert talk.forced == ["5 tokens of answer"]
+    state = Interleave(QUESTION, view, "memory", InterleaveLimits(answer_tokens=5))
+    assert write(state, "abcdefgh") == (Next.STOP, "abcde")
+    assert state.forced == ["5 tokens of answer"]
 
 
 def test_the_router_may_choose(view):
-    talk = Interleave(QUESTION, view, "router", InterleaveLimits(documents=2))
-    assert talk.awaits_vote
-    assert talk.context == prompt_pieces(QUESTION)
-    assert talk.choose([41, 2, 17]) is Next.PREFILL
-    assert not talk.awaits_vote
+    state = Interleave(QUESTION, view, "router", InterleaveLimits(documents=2))
+    assert state.awaits_vote
+    assert state.context == prompt_pieces(QUESTION)
+    assert state.choose([41, 2, 17]) is Next.PREFILL
+    assert not state.awaits_vote
     past = Round("[2][41]", (DOCUMENTS[2], DOCUMENTS[41]))
     prompt = rounds_pieces(QUESTION, [past])
-    assert talk.context[: len(prompt)] == prompt
+    assert state.context[: len(prompt)] == prompt
     request = f"{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
-    assert text_of(talk.context[len(prompt) :]) == request
+    assert text_of(state.context[len(prompt) :]) == request
 
 
 def test_pooled_memory_alone(view):
-    talk = Interleave(QUESTION, view, "memory")
-    assert not talk.awaits_vote
+    state = Interleave(QUESTION, view, "memory")
+    assert not state.awaits_vote
     request = f"{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
-    assert text_of(talk.context) == text_of(prompt_pieces(QUESTION)) + request
-    routing = "".join(piece.text for piece in talk.context if piece.role == Role.QUERY)
+    assert text_of(state.context) == text_of(prompt_pieces(QUESTION)) + request
+    routing = "".join(piece.text for piece in state.context if piece.role == Role.QUERY)
     assert routing.endswith("related to the question\n")  # first round: with its newline
-    assert write(talk, "The answer to the question is: it", IM_END)[0] is Next.STOP
-    assert talk.answer == "it"
+    assert write(state, "The answer to the question is: it", IM_END)[0] is Next.STOP
+    assert state.answer == "it"
 
 
 def test_impossible_settings_are_refused(view):

@@ -1,4 +1,4 @@
-"""ModelRunner in slots: they grow, end and move without touching one another."""
+"""Contexts in rows of the cache: they grow, end and move without touching one another."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from msa_train.memory.search.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
-ASKED = ("Rain?", "Who sleeps standing?", "東京", "What is the code of the harbour? " * 4)
+QUESTIONS = ("Rain?", "Who sleeps standing?", "東京", "What is the code of the harbour? " * 4)
 
 
 @pytest.fixture(scope="module")
 def prefill():
     view = encode_in_memory(tiny_model(), tiny_tokenizer(), tiny_documents())
-    prompts = [Interleave(question, view, "memory").context for question in ASKED]
+    prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
     return prefill_pieces(tiny_model(), tiny_tokenizer(), view, prompts)
 
 
@@ -23,26 +23,26 @@ def test_a_step_over_free_rows_and_a_wider_window_is_the_same_step(prefill):
     plain, captured = (ModelRunner(tiny_model(), 8, 1024) for _ in range(2))
 
     def padded(tokens, fed):
-        slots = captured._slots
-        slots.begin(fed)
+        cache = captured._cache
+        cache.begin(fed)
         given = torch.tensor([*tokens, *[7] * (8 - len(tokens))])
         with torch.inference_mode():
-            hidden = tiny_model().decode(given, slots, (slots.entries, slots.tokens))
+            hidden = tiny_model().decode(given, cache, (cache.entries, cache.tokens))
         captured.last[: len(tokens)] = hidden[: len(tokens)]
 
     captured._decode = padded
-    for contexts in (plain, captured):
-        contexts.admit(prefill, [0, 1, 2])
+    for runner in (plain, captured):
+        runner.admit(prefill, [0, 1, 2])
     for step in range(12):
-        for contexts in (plain, captured):
-            contexts.feed([[20 + step + row] for row in range(contexts.count)])
-        ours, theirs = (contexts.last[: plain.count] for contexts in (captured, plain))
+        for runner in (plain, captured):
+            runner.feed([[20 + step + row] for row in range(runner.count)])
+        ours, theirs = (runner.last[: plain.count] for runner in (captured, plain))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        for contexts in (plain, captured):
+        for runner in (plain, captured):
             if step == 4:
-                contexts.remove(0)
+                runner.remove(0)
             if step == 7:
-                contexts.admit(prefill, [3])
+                runner.admit(prefill, [3])
 
 
 def test_contexts_that_end_leave_the_others_as_they_are(prefill):

@@ -10,8 +10,10 @@ from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory.engine import scheduler as scheduling
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.events import Evidence, Failed, Finished, Routed, TextPiece
-from msa_train.memory.engine.scheduler import InterleaveLimits, Request, Sampling, Scheduler
-from msa_train.memory.engine.sequence import Sequence
+from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.sampling import Sampling
+from msa_train.memory.engine.scheduler import Scheduler
+from msa_train.memory.engine.sequence import Request, Sequence
 from msa_train.memory.search.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
@@ -120,14 +122,14 @@ def test_a_long_queue_of_prompts_does_not_hold_up_those_who_write(views, monkeyp
     scheduler = scheduler_of(slots=64, prefill_tokens=300)
     first = scheduler.submit(Request(QUESTIONS[0], views[0], "memory", SHORT))
     scheduler.step()
-    wrote = scheduler._asked[first]._stretch.tokens
+    wrote = scheduler._sequences[first]._detokenizer.tokens
     for _ in range(20):
         scheduler.submit(Request(QUESTIONS[0], views[0], "memory", SHORT))
     for steps in range(1, 6):
         before = len(sizes)
         scheduler.step()
         assert sum(sizes[before:]) <= 300 and len(sizes) > before
-        assert scheduler._asked[first]._stretch.tokens == wrote + steps
+        assert scheduler._sequences[first]._detokenizer.tokens == wrote + steps
     run(scheduler)
 
 
@@ -302,10 +304,3 @@ def test_an_error_of_a_decode_step_is_raised(views, monkeypatch):
     monkeypatch.setattr(type(MODEL), "decode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(scheduler)
-
-
-def test_impossible_requests_are_refused(views):
-    with pytest.raises(ConfigError, match="retrieval is 'guess'"):
-        Request("?", views[0], "guess")
-    with pytest.raises(ConfigError, match="stop: an empty string"):
-        Request("?", views[0], stop=("",))
