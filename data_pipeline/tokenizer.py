@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS, IM_END
 from data_pipeline.schema import Piece, Role
@@ -123,7 +124,7 @@ class Tokenizer(ABC):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files().items():
-            (folder / name).write_bytes(data)
+            files.replace_file(folder / name, data)
 
     @classmethod
     def load(cls, directory: Path | str) -> Tokenizer:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -114,16 +117,24 @@ def _texts(options: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(out: Path | None) -> AbstractContextManager[TextIO]:
+@contextmanager
+def _opened(out: Path | None) -> Iterator[TextIO]:
     """A new file, or standard output."""
+    from data_pipeline import files
     from msa_train.errors import ConfigError
 
     if out is None:
-        return nullcontext(sys.stdout)
-    try:
-        return out.open("x", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; give a file to make") from error
+        yield sys.stdout
+        return
+    with ExitStack() as stack:
+        try:
+            if out.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            partial = stack.enter_context(files.whole(out))
+            file = stack.enter_context(partial.open("x", encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}; give a file to make") from error
+        yield file
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from msa_train.config import Config
 from msa_train.training.tracking.spikes import SpikeWatch
 from msa_train.training.tracking.start import start
@@ -120,6 +121,4 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # the line that was being written
             break
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    files.replace_file(path, "".join(kept))
