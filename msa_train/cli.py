@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from msa_train import __version__
 from msa_train.commands import (
     ask,
+    bench,
+    conformance,
     data,
     doctor,
     evaluate,
     export,
-    measure,
     memory,
     plan,
     quickstart,
@@ -27,7 +28,9 @@ from msa_train.commands import (
     train,
 )
 
-COMMANDS = (doctor, quickstart, data, train, export, memory, ask, plan, serve, evaluate, measure)
+COMMANDS = (
+    doctor, quickstart, data, train, export, memory, ask, plan, serve, evaluate, conformance, bench,
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = build_parser().parse_known_args(arguments)
     options.overrides = overrides
+    options.main = main  # quickstart runs other commands
     if overrides and not getattr(options, "takes_overrides", False):
         print(f"msa: unknown arguments {' '.join(overrides)} (see --help)", file=sys.stderr)
         return 2

@@ -1,16 +1,52 @@
-"""What no search of these keys can beat here: reading them once, multiplying them once."""
+"""What nothing can beat here: reading all bytes once, multiplying everything once."""
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from msa_train.bench.runner import in_turns
+
+_FLOOR_BYTES = 1 << 28  # of the tensor that is read: more than any cache holds
+_FLOOR_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices that are multiplied
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What this device reaches: bytes per ms of a plain read, FLOPs per ms of a plain GEMM."""
+
+    bytes_per_ms: float
+    flops_per_ms: float
+
+    @classmethod
+    @functools.cache
+    def measured(cls, dtype: torch.dtype) -> Floor:
+        """Of large tensors, products in `dtype`; the best of nine runs each."""
+        where = "cuda" if torch.cuda.is_available() else "cpu"
+        flat = torch.ones(_FLOOR_BYTES // 4, device=where)
+        side = _FLOOR_SIDE[where]
+        a, b = (torch.randn(side, side, device=where, dtype=dtype) for _ in range(2))
+        times = in_turns({"read": read_all([flat]), "gemm": lambda: a @ b}, 9)
+        return cls(_FLOOR_BYTES / min(times["read"]), 2 * side**3 / min(times["gemm"]))
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Floor:
+        """For tensors of a dtype: products of 8 bits are as fast as bfloat16's (or faster); the
+        torch paths compute in float32."""
+        if not torch.cuda.is_available():
+            return cls.measured(torch.float32)
+        return cls.measured(dtype if dtype.itemsize > 1 else torch.bfloat16)
+
+    def ms(self, size: float, flops: float) -> float:
+        """No less than this, for `size` bytes moved and `flops`."""
+        return max(size / self.bytes_per_ms, flops / self.flops_per_ms)
 
 
 def read_all(keys: Sequence[Tensor]) -> Callable[[], Any]:
@@ -20,14 +56,13 @@ def read_all(keys: Sequence[Tensor]) -> Callable[[], Any]:
 
 
 def multiply(
-    keys: Sequence[Tensor], query: Tensor, at_once: int = 0, wide: Tensor | None = None
+    keys: Sequence[Tensor], query: Tensor, wide: Tensor | None = None
 ) -> Callable[[], Any]:
-    """One plain float32 product [C, V] x [V, T] of the sizes of `keys`, written where memory is
-    ready. What is multiplied does not matter: `wide`, or random rows (at_once of them; 0: as many
-    as all keys have), stand for all."""
+    """One plain float32 product [C, V] x [V, T] of the sizes of `keys`, into memory that is there.
+    The numbers do not matter: rows of `wide` (None: as many random ones as keys) stand for all."""
     chunks = sum(len(x) for x in keys)
     if wide is None:
-        wide = torch.empty(min(chunks, at_once or chunks), query.shape[1]).normal_()
+        wide = torch.empty(chunks, query.shape[1]).normal_()
     rows = len(wide)
     out, turned = torch.empty(rows, len(query)), query.float().T.contiguous()
 
@@ -37,18 +72,6 @@ def multiply(
             torch.mm(wide[:n], turned, out=out[:n])
 
     return run
-
-
-def in_turns(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every run; every round runs each side once, after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, run in sides.items():
-            began = time.perf_counter()
-            run()
-            if turn:
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return times
 
 
 def against_floor(times: dict[str, list[float]], layers: int = 1) -> dict[str, Any]:

@@ -8,15 +8,13 @@ published: every question of a step brings a bank of its own, as the publication
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from multiprocessing import get_context
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from msa_train.bench.runner import in_process, log
 from msa_train.bench.train import MODEL, single_rank_engine
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.training.gradient_cache import GradientCache
@@ -40,18 +38,16 @@ def measure(
     test_banks: int = TEST_BANKS,
 ) -> list[dict[str, Any]]:
     """A row per layout and number of questions in a step, each in a process of its own."""
-    context, found = get_context("spawn"), []
+    found = []
     for row in rows:
-        print("bench layouts:", *row, file=sys.stderr, flush=True)
-        with context.Pool(1) as pool:
-            found.append(pool.apply(_row, (*row, budget_s, test_banks)))
+        log("layouts: " + " ".join(map(str, row)))
+        found.append(in_process(_row, *row, budget_s, test_banks))
     return found
 
 
 def _row(
     layout: TrainingLayout, questions: int, budget_s: float, test_banks: int
 ) -> dict[str, Any]:
-    os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     generator = torch.Generator().manual_seed(0)
     engine = single_rank_engine()
     gradients, steps, began = GradientCache(engine, None), 0, time.perf_counter()

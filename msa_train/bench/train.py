@@ -10,16 +10,13 @@ on them. Every row is a process of its own, so that its peak memory is its own.
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
 from typing import Any, Literal
 
 import torch
 
+from msa_train.bench.runner import in_process, log, process_bytes, seconds
 from msa_train.config import TrainingConfig
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.model.config import ModelConfig, RouterConfig
@@ -40,27 +37,25 @@ ROWS: tuple[tuple[Mode, int, int], ...] = (
     *(("published", 16 * K, questions) for questions in (1, 8, 64)),
     *(("dense", n * K, 1) for n in (4, 16, 64)),
 )
-LEAST_S, LONG_S = 10.0, 60.0  # steps are repeated for at least so long; a long one is not
+LEAST_S, LONG_S = 10.0, 60.0  # steps are repeated for LEAST_S; one of LONG_S is not
 
 
 def measure(
     rows: tuple[tuple[Mode, int, int], ...] = ROWS, least_s: float = LEAST_S
 ) -> list[dict[str, Any]]:
     """A row per measurement; memory_tokens and tokens_per_s count each document once."""
-    context, found = get_context("spawn"), []
+    found = []
     for row in rows:
-        print("bench train:", *row, file=sys.stderr, flush=True)
-        with context.Pool(1) as pool:
-            found.append(pool.apply(_row, (*row, least_s)))
+        log("train: " + " ".join(map(str, row)))
+        found.append(in_process(_row, *row, least_s))
     return found
 
 
 def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict[str, Any]:
-    os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     torch.manual_seed(0)
     batches = list(_batches(mode, memory_tokens, questions))
     step = _stepper(mode, batches)
-    step_s, steps = _timed(step), 1
+    step_s, steps = seconds(step)[0], 1
     if step_s < LONG_S:  # the first one warmed up
         began, steps = time.perf_counter(), 0
         while steps == 0 or time.perf_counter() - began < least_s:
@@ -73,16 +68,10 @@ def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict
         "questions": questions,
         "tokens_per_s": round(memory_tokens / step_s, 1),
         "step_ms": round(step_s * 1e3, 1),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_mb": round(process_bytes()["peak"] / (1 << 20), 1),
         "steps": steps,
         "threads": torch.get_num_threads(),
     }
-
-
-def _timed(step: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
 
 
 def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryBatch]:

@@ -84,7 +84,7 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _filter(where: str) -> Any:
-    """A DocumentFilter. Raises ConfigError for what is none."""
+    """A DocumentFilter. Raises ConfigError for anything else."""
     from msa_train.errors import BankError, ConfigError
     from msa_train.memory.bank.filters import DocumentFilter
 

@@ -6,6 +6,8 @@ import argparse
 import json
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,19 @@ def _quickstart(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"{config.path} holds a finished run: remove it, or give another --output"
         )
+    msa = partial(_msa, options.main)
     watch = MemoryWatch()
     began = time.monotonic()
     _step("1/5", "data: train the tokenizer, build WebDataset shards")
-    _run(["data", "build", *arguments])
+    msa(["data", "build", *arguments])
     _step("2/5", "training: DeepSpeed over Megatron groups, two ranks")
-    _run(["train", *arguments, "--ranks", "2", "--resume"])
+    msa(["train", *arguments, "--ranks", "2", "--resume"])
     _step("3/5", "export: safetensors under the published names")
-    _run(["export", str(config.path), str(config.path / "export")])
+    msa(["export", str(config.path), str(config.path / "export")])
     _step("4/5", "memory: encode this Python's documentation, and a bank of needles; ask")
-    _ask_three(config)
+    _ask_three(msa, config)
     _step("5/5", "evaluation: the same questions while the memory grows, beside BM25")
-    _run(["eval", str(config.path / "export"), *arguments])
+    msa(["eval", str(config.path / "export"), *arguments])
     _finish_report(config.path / "report.json", time.monotonic() - began, watch.stop())
     return 0
 
@@ -50,25 +53,23 @@ def _step(number: str, what: str) -> None:
     print(f"\n== {number}  {what}", flush=True)
 
 
-def _run(arguments: list[str]) -> None:
-    """A command of `msa` in this process; it prints what it prints."""
-    from msa_train.cli import main
-
+def _msa(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """A command of `msa` in this process, shown as a user would type it."""
     print(f"$ msa {' '.join(arguments)}", flush=True)
     if code := main(arguments):
         raise SystemExit(code)
 
 
-def _ask_three(config: Any) -> None:
+def _ask_three(msa: Callable[[list[str]], None], config: Any) -> None:
     """Build two banks and ask a single needle, a multi-value needle, and Python's documentation."""
     export, needles = config.path / "export", config.path / "needles.jsonl"
     questions = _write_needles(config, needles)
     for corpus, name in ((str(needles), "needles"), ("pydocs", "pydocs")):
-        _run(["memory", "build", str(config.path / "banks" / name), str(export), corpus])
+        msa(["memory", "build", str(config.path / "banks" / name), str(export), corpus])
     bank = str(config.path / "banks" / "needles")
-    _run(["ask", str(export), bank, questions["single"], "--retrieval", "memory"])
-    _run(["ask", str(export), bank, questions["multi_value"]])
-    _run(["ask", str(export), str(config.path / "banks" / "pydocs"), questions["pydocs"]])
+    msa(["ask", str(export), bank, questions["single"], "--retrieval", "memory"])
+    msa(["ask", str(export), bank, questions["multi_value"]])
+    msa(["ask", str(export), str(config.path / "banks" / "pydocs"), questions["pydocs"]])
 
 
 def _write_needles(config: Any, path: Path) -> dict[str, str]:

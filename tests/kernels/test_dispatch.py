@@ -71,6 +71,6 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import msa_kernels
 assert msa_kernels.__file__.startswith(sys.argv[1])
-import msa_kernels.bench, msa_kernels.cpu.attend, msa_kernels.gpu
+import msa_kernels.cpu.attend, msa_kernels.gpu
 """
     subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=300)

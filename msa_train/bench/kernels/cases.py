@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from msa_kernels.ragged import cumulative
 from torch import Tensor
 
-from msa_kernels.bench.measure import Floor, device_name, peak_memory_mb, time_in_turns
+from msa_train.bench.floor import Floor
+from msa_train.bench.runner import in_turns, tensors_mb
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, CHUNK = 2560, 32, 8, 128, 64  # of the published 4B model
+WIDTH = KV_HEADS * HEAD_DIM
+SCALE = HEAD_DIM**-0.5
 
 Pass = Literal["forward", "backward", "forward+backward"]
 Run = Callable[[], Any]  # where there are inputs: to a tensor, or to a tuple of tensors
@@ -46,11 +54,11 @@ def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
     timed = {f"{name} forward": run for name, run in sides.items()}
     if case.inputs:
         timed |= {f"{name} both": _both(run, case.inputs) for name, run in sides.items()}
-    times = time_in_turns(timed, repeats)
+    times = {name: statistics.median(ms) for name, ms in in_turns(timed, repeats).items()}
     found = []
     for kind in _passes(case):
         run = case.ours if kind == "forward" else _both(case.ours, case.inputs)
-        scratch = peak_memory_mb(run)
+        scratch = tensors_mb(run)
         for baseline, other in case.baselines.items():
             ours_ms, theirs = (_time(times, name, kind) for name in ("ours", baseline))
             other = other if kind == "forward" else _both(other, case.inputs)
@@ -60,7 +68,7 @@ def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
                 {
                     "name": case.name,
                     "pass": kind,
-                    "device": device_name(),
+                    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                     "dtype": str(case.dtype).removeprefix("torch."),
                     "shape": case.shape,
                     "ours_ms": round(ours_ms, 3),
@@ -72,7 +80,7 @@ def rows(case: Case, floor: Floor, repeats: int) -> list[dict]:
                     "floor_ms": round(floor_ms, 3),
                     "percent_of_floor": round(100 * floor_ms / ours_ms, 1),
                     "scratch_mb": round(scratch, 2),
-                    "baseline_scratch_mb": round(peak_memory_mb(other), 2),
+                    "baseline_scratch_mb": round(tensors_mb(other), 2),
                     "threads": torch.get_num_threads(),
                 }
             )
@@ -106,3 +114,35 @@ def _both(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
         return torch.autograd.grad(outs, inputs, [torch.ones_like(x) for x in outs])
 
     return forward_and_backward
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, learns: bool = False) -> Tensor:
+    return torch.randn(*shape, device=device(), dtype=dtype, requires_grad=learns)
+
+
+def unit_heads(rows: int, heads: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[rows, heads, D] of unit vectors, drawn in slices so that 100M tokens fit."""
+    out = torch.empty(rows, heads, HEAD_DIM, device=device(), dtype=dtype)
+    for part in out.split(1 << 17):
+        part.copy_(F.normalize(draw(*part.shape), dim=-1))
+    return out
+
+
+def every(count: int, length: int) -> Tensor:
+    """Cumulative lengths of `count` sequences of equal length."""
+    return cumulative(torch.full((count,), length, device=device()))
+
+
+def one_to_three(chunks: int) -> Tensor:
+    """Documents of one to three chunks, `chunks` in all: [n+1]."""
+    cu = cumulative(torch.randint(1, 4, (chunks // 2 + 1,), device=device()))
+    return torch.cat([cu[cu < chunks], cu.new_tensor([chunks])])
+
+
+def size(*tensors: Tensor) -> int:
+    """Bytes of tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors)

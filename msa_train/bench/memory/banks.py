@@ -1,8 +1,9 @@
-"""Banks that are opened, searched and asked: scale, real text, and what an addition costs."""
+"""Banks that are opened, searched, asked and added to."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -19,16 +20,16 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import replace_file
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.bench.floor import against_floor, in_turns, multiply, read_all
-from msa_train.bench.generate import (
+from msa_train.bench.floor import against_floor, multiply, read_all
+from msa_train.bench.memory.generate import (
     Planted,
     generate_bank,
     needles,
     questions_of,
     read_questions,
 )
-from msa_train.bench.process import forget_pages, in_process, log, memory_gb, seconds
-from msa_train.bench.sizes import Sizes
+from msa_train.bench.memory.sizes import Sizes
+from msa_train.bench.runner import in_process, in_turns, log, process_gb, seconds
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.corpus import Splitting, read_corpus
 from msa_train.memory.bank.documents import StoredDocument
@@ -44,16 +45,16 @@ from msa_train.model.decoder import MSADecoder
 
 Load = Callable[[], tuple[MSADecoder, Tokenizer, dict[str, str]]]  # picklable
 _ANSWER = InterleaveLimits(answer_tokens=16)
-_TOGETHER = 4  # questions routed at once: few, or scores of all documents fill the memory
+_TOGETHER = 4  # questions routed at once: scores of all documents are held for each
 _DOCUMENT_TOKENS = 2048
-_CHARACTERS = 5  # of a token, at the most, so that enough text is read
+_CHARACTERS = 5  # of a token, at most: enough text is read
 
 
 def scale(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
     """A row per bank of generated states (see generate.py), each opened by a process of its own."""
     rows = []
     for tokens in sizes.scale:
-        log(f"scale, {tokens:,} tokens")
+        log(f"memory: scale, {tokens:,} tokens")
         with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
             path = Path(folder) / "bank"
             build_s = in_process(_generate, load, path, tokens, sizes)
@@ -75,7 +76,7 @@ def linearity(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def real(load: Load, sizes: Sizes, corpus: Path | None) -> dict[str, Any]:
     """A bank of real text, encoded for real."""
-    log(f"real text from {corpus or 'pydocs'}")
+    log(f"memory: real text from {corpus or 'pydocs'}")
     with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
         path = Path(folder) / "bank"
         built = in_process(_encode_real, load, path, sizes, corpus)
@@ -89,7 +90,7 @@ def append(load: Load, sizes: Sizes) -> dict[str, Any]:
     """What adding documents to a small and to a large bank costs, until a question finds them."""
     rows = []
     for tokens in sizes.append:
-        log(f"append to {tokens:,} tokens")
+        log(f"memory: append to {tokens:,} tokens")
         with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
             path = Path(folder) / "bank"
             in_process(_generate, load, path, tokens, sizes)
@@ -106,11 +107,11 @@ def _generate(load: Load, path: Path, tokens: int, sizes: Sizes) -> float:
 def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     asked = read_questions(path)
-    forget_pages(path)
-    cold_s, served = seconds(lambda: LiveBank.open(path, model, fingerprint))
-    served.close()
-    open_s, served = seconds(lambda: LiveBank.open(path, model, fingerprint))
-    view, bank = served.view, served.bank
+    _forget_pages(path)
+    cold_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    live.close()
+    open_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    view, bank = live.view, live.bank
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     answers = [engine.ask([each.question], "memory", _ANSWER)[0] for each in asked[: sizes.repeats]]
     said = engine.ask([each.question for each in asked], "memory", _ANSWER)
@@ -119,14 +120,14 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     queries = layer_queries(model, tokenizer, view, asked[0].question)
     search = searching(view, queries)
     search()
-    held = memory_gb()  # before the floor's matrices
+    held = process_gb()  # before the floor's matrices
     keys = [segment.pooled[layer].key for segment in bank.segments for layer in queries]
     one = [segment.pooled[next(iter(queries))].key for segment in bank.segments]
     query, _ = next(iter(queries.values()))
     sides = {"search": search, "read": read_all(keys), "gemm": multiply(one, query)}
     times = in_turns(sides, sizes.repeats)
     times["read"] = [ms / len(queries) for ms in times["read"]]
-    served.close()
+    live.close()
     info = bank.info()
     route = against_floor(times, len(queries))
     return {
@@ -225,8 +226,8 @@ def _pydocs(tokenizer: Tokenizer) -> Iterator[StoredDocument]:
 @torch.inference_mode()
 def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
-    served = LiveBank.open(path, model, fingerprint)
-    before = served.bank.info()
+    live = LiveBank.open(path, model, fingerprint)
+    before = live.bank.info()
     first = before["next_number"]
     chunk = model.config.router.chunk_size
     drawn = needles(tokenizer, sizes.added, seed=1, tokens=chunk)
@@ -234,12 +235,12 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         StoredDocument(first + i, document.text, id=f"added-{i}")
         for i, (document, _, _) in enumerate(drawn)
     ]
-    dtype = served.bank.manifest.form.torch_dtype
+    dtype = live.bank.manifest.form.torch_dtype
     encode_s, batches = seconds(
         lambda: list(encode_documents(model, tokenizer, documents, dtype=dtype))
     )
     commit_s, _ = seconds(lambda: _commit(path, fingerprint, batches))
-    refresh_s, view = seconds(served.refresh)
+    refresh_s, view = seconds(live.refresh)
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     began = time.perf_counter()
     [first_asked] = engine.route([drawn[0][1]])
@@ -257,10 +258,22 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         "found": _found(engine, asked, model.config.router.top_k),
         "visible": len(view) - before["documents"],
     }
-    served.close()
+    live.close()
     return row
 
 
 def _commit(path: Path, fingerprint: dict[str, str], batches: list) -> None:
     with BankWriter(path, "add", fingerprint) as writer:
         writer.add(batches)
+
+
+def _forget_pages(folder: Path) -> None:
+    """Asks the kernel to drop a folder's files from its page cache: the next reader is cold."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Beside what others do on the same machine: FAISS's flat index, and attention over everything."""
+"""What others do on the same machine: FAISS's flat index, and attention over all tokens."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from msa_kernels import document_attention
 from torch import Tensor
 
 from data_pipeline.protocol import prompt_pieces
-from msa_train.bench.banks import Load
-from msa_train.bench.floor import in_turns, multiply, read_all
-from msa_train.bench.generate import generate_bank, read_questions
-from msa_train.bench.layer import Rank, unit_keys, unit_query
-from msa_train.bench.process import in_process, log, memory_gb, seconds
-from msa_train.bench.sizes import Sizes
+from msa_train.bench.floor import multiply, read_all
+from msa_train.bench.memory.banks import Load
+from msa_train.bench.memory.generate import generate_bank, read_questions
+from msa_train.bench.memory.layer import LAYER, Rank, layer_shard, unit_keys, unit_query
+from msa_train.bench.memory.sizes import Sizes
+from msa_train.bench.runner import in_process, in_turns, log, process_gb, seconds
 from msa_train.errors import MissingDependencyError
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.live import LiveBank
-from msa_train.memory.search.shard import Part, Shard
 from msa_train.model.batch import positions_within
-from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.rope import rotary_tables
 
@@ -33,7 +30,7 @@ _TOKENS, _TOP_K, _WIDTH, _HEADS = 32, 16, 64, 2
 
 def faiss_flat(sizes: Sizes) -> dict[str, Any]:
     """IndexFlatIP and ours over the same float32 vectors, in one process, in turns."""
-    log(f"FAISS over {sizes.vectors:,} vectors")
+    log(f"memory: FAISS over {sizes.vectors:,} vectors")
     return in_process(_faiss, sizes)
 
 
@@ -45,27 +42,25 @@ def _faiss(sizes: Sizes) -> dict[str, Any]:
             "bench memory compares with FAISS: pip install 'msa-train[bench]'"
         ) from error
     faiss.omp_set_num_threads(torch.get_num_threads())
-    rank = Rank("float32", 0, sizes.vectors, sizes.vectors, _WIDTH, _HEADS, (_TOKENS,), 1)
+    rank = Rank("float32", 0, sizes.vectors, sizes.vectors, _WIDTH, _HEADS, (_TOKENS,))
     keys, query = unit_keys(rank), unit_query(_TOKENS, rank)
-    cu, live = torch.arange(len(keys) + 1), torch.ones(len(keys), dtype=torch.bool)
-    router, start = RouterConfig(top_k=_TOP_K), memory_gb()["resident"]
-    layer = LayerKeys(keys, cu, router, _HEADS)
-    shard = Shard([Part(0, cu, {0: layer}, _no_states)], router, live)
-    ours = memory_gb()["resident"]
+    cu, start = torch.arange(len(keys) + 1), process_gb()["resident"]
+    shard = layer_shard(keys, cu, _HEADS, _TOP_K)
+    ours = process_gb()["resident"]
     index = faiss.IndexFlatIP(_WIDTH)
     index.add(keys.numpy())
-    theirs = memory_gb()["resident"]
+    theirs = process_gb()["resident"]
     rows, query_cu = query.numpy(), torch.tensor([0, _TOKENS])
     times = in_turns(
         {
-            "ours": lambda: shard.best(0, query, query_cu, _TOP_K),
+            "ours": lambda: shard.best(LAYER, query, query_cu, _TOP_K),
             "faiss": lambda: index.search(rows, _TOP_K),
             "read": read_all([keys]),
             "gemm": multiply([keys], query),
         },
         sizes.repeats,
     )
-    found = shard.best(0, query, query_cu, _TOP_K).places[0].tolist()
+    found = shard.best(LAYER, query, query_cu, _TOP_K).places[0].tolist()
     best, floor = {name: min(each) for name, each in times.items()}, ("read", "gemm")
     ours_ms, faiss_ms = (statistics.median(times[name]) for name in ("ours", "faiss"))
     return {
@@ -95,10 +90,10 @@ def _by_max(scores: Any, places: Any) -> list[int]:
 
 
 def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
-    """Time to the first token: attention over all tokens, beside a memory of as many."""
+    """Time to the first token: attention over all tokens, beside a memory of the same size."""
     rows = []
     for tokens in sizes.dense:
-        log(f"dense attention over {tokens:,} tokens")
+        log(f"memory: dense attention over {tokens:,} tokens")
         with tempfile.TemporaryDirectory(prefix="msa-bench-") as folder:
             ours = in_process(_first_token, load, Path(folder) / "bank", tokens, sizes)
         dense = in_process(_dense_first_token, load, tokens)
@@ -111,17 +106,17 @@ def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
 def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     generate_bank(model, tokenizer, fingerprint, path, tokens, sizes.planted, sizes.sample)
-    served = LiveBank.open(path, model, fingerprint)
+    live = LiveBank.open(path, model, fingerprint)
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
-        model.logits(prefill_pieces(model, tokenizer, served.view, [question]).last).argmax()
+        model.logits(prefill_pieces(model, tokenizer, live.view, [question]).last).argmax()
 
     times = in_turns({"first": first}, sizes.repeats)["first"]
-    served.close()
+    live.close()
     return {
         "ours_s": round(statistics.median(times) / 1e3, 5),
-        "ours_rss_gb": memory_gb()["resident"],
+        "ours_rss_gb": process_gb()["resident"],
         "threads": torch.get_num_threads(),
     }
 
@@ -132,7 +127,7 @@ def _dense_first_token(load: Load, tokens: int) -> dict[str, Any]:
     given = torch.randint(tokenizer.vocab_size, (tokens,))
     dense(model, given[: min(tokens, 256)])
     took, _ = seconds(lambda: dense(model, given))
-    return {"dense_s": round(took, 3), "dense_rss_gb": memory_gb()["peak"]}
+    return {"dense_s": round(took, 3), "dense_rss_gb": process_gb()["peak"]}
 
 
 def dense(model: MSADecoder, tokens: Tensor) -> Tensor:
@@ -145,7 +140,3 @@ def dense(model: MSADecoder, tokens: Tensor) -> Tensor:
         p = layer.self_attn.project(layer.input_layernorm(x), *tables)
         x = layer.finish(x, document_attention(p.q, p.k, p.v, cu, config.head_dim**-0.5))
     return model.logits(model.model.norm(x[-1:]))[0]
-
-
-def _no_states(layer: int, rows: Tensor) -> Any:
-    raise AssertionError("a search alone reads no states")

@@ -1,4 +1,8 @@
-"""What other libraries offer for the same work, where they are installed and can do it."""
+"""What ours is compared with: the published formulations, and what other libraries offer.
+
+The former are written anew from what they compute (SPEC sections 2 and 6); the latter are there
+where they are installed and can do the work.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,43 @@ from torch import Tensor
 Peers = dict[str, Callable[[], Tensor]]
 
 
-def causal(states: list[Tensor], cu: Tensor, scale: float) -> Peers:
+def published_document_scores(
+    query: Tensor, keys: Tensor, document: Tensor, documents: int
+) -> Tensor:
+    """Per-head scores materialised: mean over heads, max over tokens, max over a document's chunks.
+
+    query [1, G, H/G, T, D], keys [1, G, 1, D, C], document [C] -> [1, n].
+    """
+    scores = torch.matmul(query, keys).flatten(1, 2).mean(1).amax(1)
+    out = scores.new_full((1, documents), -torch.inf)
+    return out.scatter_reduce(1, document[None], scores, "amax")
+
+
+def published_chunk_means(x: Tensor, token_cu: Tensor) -> Tensor:
+    """A running sum over the whole block in float32, then differences. [N, F] -> [C, F]."""
+    total = F.pad(x.float().cumsum(0), (0, 0, 1, 0))
+    return ((total[token_cu[1:]] - total[token_cu[:-1]]) / token_cu.diff()[:, None]).to(x.dtype)
+
+
+def published_attention(
+    q: Tensor, k: Tensor, v: Tensor, pooled_k: Tensor, pooled_v: Tensor, index: Tensor, scale: float
+) -> Tensor:
+    """Selected chunks copied per context and concatenated before its own keys, heads repeated.
+
+    q [m, t, H, D], k, v [m, t, G, D], pooled [C, G, D], index [m, s] -> [m, t, H, D].
+    """
+    t, heads = q.shape[1:3]
+    keys, values = torch.cat([pooled_k[index], k], 1), torch.cat([pooled_v[index], v], 1)
+    repeat = heads // k.shape[2]
+    keys, values = (x.repeat_interleave(repeat, 2).transpose(1, 2) for x in (keys, values))
+    seen = torch.ones(t, index.shape[1] + t, dtype=torch.bool, device=q.device)
+    seen[:, index.shape[1] :] = seen[:, index.shape[1] :].tril()
+    logits = q.transpose(1, 2) @ keys.mT * scale
+    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    return (weights @ values).transpose(1, 2)
+
+
+def causal_attention(states: list[Tensor], cu: Tensor, scale: float) -> Peers:
     """Causal attention inside each document: q [N, H, D], k and v [N, G, D], cu [n+1]."""
     lengths = cu.diff().tolist()
     peers = {"sdpa, padded" if len(set(lengths)) > 1 else "sdpa, equal lengths": _padded}
@@ -25,8 +65,8 @@ def causal(states: list[Tensor], cu: Tensor, scale: float) -> Peers:
 
 
 def late_interaction(query: Tensor, keys: Tensor, chunk_cu: Tensor) -> Peers:
-    """Scores of one question [T, V] for packed documents [C, V]: each sums over tokens where ours
-    takes the largest, at the same cost."""
+    """Scores of one question [T, V] for packed documents [C, V]. They sum over tokens where ours
+    takes the largest: the same cost."""
     peers: Peers = {}
     longest = int(chunk_cu.diff().max())
     cu, whole = chunk_cu.int(), chunk_cu.new_tensor([0, len(query)]).int()
@@ -45,14 +85,14 @@ def late_interaction(query: Tensor, keys: Tensor, chunk_cu: Tensor) -> Peers:
 
 
 def _able(peers: Peers) -> Peers:
-    """Those that run here, forward and (if anything learns) backward; the others named."""
+    """Those that run here, forward and (where there are inputs) backward; others are named."""
     able = {}
     for name, run in peers.items():
         try:
             out = run()
             if out.requires_grad:
                 out.sum().backward()
-        except Exception as error:  # whatever a library raises where its limits end
+        except Exception as error:  # libraries raise anything where they cannot go on
             reason = str(error).strip().partition("\n")[0]
             print(f"{name} is left out: {type(error).__name__}: {reason}", file=sys.stderr)
         else:

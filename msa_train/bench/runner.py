@@ -1,0 +1,199 @@
+"""How every benchmark measures: in processes of their own, in turns, with the memory they took.
+
+A row that reports memory, or whose libraries print, is measured by `in_process`. `Workers` are
+several such processes that stay, for what is done by all of them at once. What is compared is timed
+by `in_turns`: other work on the machine then slows all sides.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from msa_train.errors import RankError
+
+TIMEOUT_S = 3600.0  # of one row
+_END_S = 10.0
+_STATUS = Path("/proc/self/status")
+
+
+class Workers:
+    """Fresh processes that are asked all at once: each calls what its `prepare` returned.
+
+    prepare: one picklable function per process, called in it. threads: of torch in each. Raises
+    RankError where a process dies or takes longer than TIMEOUT_S, and what a process raises.
+    """
+
+    def __init__(
+        self, name: str, prepare: Sequence[Callable[[], Callable[..., Any]]], threads: int
+    ):
+        context = get_context("spawn")
+        self.processes, self._ends = [], []
+        self._names = [name]
+        if len(prepare) > 1:
+            self._names = [f"{name} {number} of {len(prepare)}" for number in range(len(prepare))]
+        for each in prepare:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, each, threads), daemon=True)
+            process.start()
+            theirs.close()
+            self._ends.append(ours)
+            self.processes.append(process)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        for end in self._ends:
+            end.close()
+        for process in self.processes:
+            if kind is None:
+                process.join(_END_S)
+            process.kill()
+            process.join(_END_S)
+
+    def __len__(self) -> int:
+        return len(self.processes)
+
+    def ask(self, *arguments: Any) -> list[Any]:
+        """The answer of every process."""
+        for name, end in zip(self._names, self._ends, strict=True):
+            self._attempt(name, lambda end=end: end.send(arguments))
+        return [
+            self._attempt(name, partial(_answer, name, end))
+            for name, end in zip(self._names, self._ends, strict=True)
+        ]
+
+    def _attempt(self, name: str, exchange: Callable[[], Any]) -> Any:
+        try:
+            return exchange()
+        except (EOFError, ConnectionError):
+            raise RankError(
+                f"bench: the process of {name} died (see standard error); was there memory for it?"
+            ) from None
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a fresh process, whose peak memory is its own. Raises as Workers."""
+    prepare = partial(_bound, function, arguments)
+    with Workers(function.__name__.strip("_"), [prepare], torch.get_num_threads()) as workers:
+        return workers.ask()[0]
+
+
+def _bound(function: Callable[..., Any], arguments: tuple) -> Callable[[], Any]:
+    return partial(function, *arguments)
+
+
+def _work(end: Connection, prepare: Callable[[], Callable[..., Any]], threads: int) -> None:
+    os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
+    torch.set_num_threads(threads)
+    try:
+        run = prepare()
+        while (arguments := _asked(end)) is not None:
+            end.send((run(*arguments), None))
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # a bug: say where
+            traceback.print_exc()
+        end.send((None, _sendable(error)))
+
+
+def _asked(end: Connection) -> tuple | None:
+    try:
+        return end.recv()
+    except EOFError:  # the parent is done
+        return None
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RankError(f"bench: {type(error).__name__}: {error}")
+    return error
+
+
+def _answer(name: str, end: Connection) -> Any:
+    if not end.poll(TIMEOUT_S):
+        raise RankError(f"bench: {name} was not done in {TIMEOUT_S:,.0f} s")
+    result, error = end.recv()
+    if error is not None:
+        raise error
+    return result
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of every run; every round runs each side once, after one warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, run in sides.items():
+            _synchronize()
+            began = time.perf_counter()
+            run()
+            _synchronize()
+            if turn:
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return times
+
+
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, result)."""
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result
+
+
+def process_bytes() -> dict[str, int]:
+    """Of this process: peak and present resident memory, and of that its own and files' pages."""
+    names = {"VmHWM": "peak", "VmRSS": "resident", "RssAnon": "own", "RssFile": "files"}
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    return {names[key[:-1]]: int(rest[0]) * 1024 for key, *rest in lines if key[:-1] in names}
+
+
+def process_gb() -> dict[str, float]:
+    """The same in GB."""
+    return {name: round(size / 1e9, 3) for name, size in process_bytes().items()}
+
+
+def tensors_mb(run: Callable[[], object]) -> float:
+    """Largest sum of tensor memory alive at once while `run` runs, in MiB.
+
+    On the CPU from the allocator's own records, so that temporaries inside torch's operations
+    count; on CUDA from its statistics. Memory alive before the call does not count.
+    """
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / (1 << 20)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+        run()
+    events = records.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    alive = peak = 0
+    for _, change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak / (1 << 20)
+
+
+def log(text: str) -> None:
+    """Which row is measured now, on standard error."""
+    print(f"bench {text}", file=sys.stderr, flush=True)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,145 @@
+"""`msa bench`: speed and memory beside a baseline; a subcommand for each benchmark."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from msa_train.commands.output import add_json, print_json
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("bench", help="measure speed and memory against a baseline")
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+
+    kernels = _benchmark(
+        benchmarks, "kernels", "every operation beside what it replaces, and its floor", _kernels
+    )
+    kernels.add_argument(
+        "suites", nargs="*", metavar="SUITE", help="of routing, states, attention (default: all)"
+    )
+    kernels.add_argument(
+        "--repeats", type=int, default=7, metavar="N", help="timed runs of each side (default 7)"
+    )
+
+    _benchmark(benchmarks, "layouts", "what a training layout learns for its compute", _layouts)
+    _benchmark(benchmarks, "train", "what a training step costs against its memory", _train)
+
+    candidates = _benchmark(
+        benchmarks, "candidates", "documents that a search in 8-bit keys scores again", _candidates
+    )
+    candidates.add_argument("--export", type=Path, required=True, help="folder of a model")
+    candidates.add_argument("--bank", type=Path, required=True, help="memory bank that it built")
+    candidates.add_argument(
+        "--questions",
+        type=Path,
+        required=True,
+        help="questions.<split>.jsonl(.gz) of a dataset folder",
+    )
+
+    memory = _benchmark(
+        benchmarks, "memory", "how long a memory takes to open, to search, to extend", _memory
+    )
+    memory.add_argument("--export", type=Path, help="folder of a model (without: random weights)")
+    memory.add_argument(
+        "--corpus",
+        type=Path,
+        help="folder of *.jsonl(.gz) or */corpus.jsonl(.gz) (without: pydocs)",
+    )
+    memory.add_argument("--quick", action="store_true", help="tiny sizes")
+    memory.add_argument(
+        "--parts",
+        nargs="+",
+        default=(),
+        metavar="PART",
+        help="of scale, real, layer_4b, append, faiss, dense_ttft (default: all)",
+    )
+
+    serve = _benchmark(benchmarks, "serve", "a server under clients that ask at once", _serve)
+    serve.add_argument("--export", type=Path, help="folder of a model, for which one is started")
+    serve.add_argument("--bank", type=Path, help="memory bank that it built")
+    serve.add_argument("--url", help="a server that runs, in place of --export and --bank")
+    serve.add_argument("--clients", type=int, default=32, help="that ask at once (default 32)")
+    serve.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
+    serve.add_argument(
+        "--retrieval",
+        choices=("generate", "router", "memory"),
+        default="generate",
+        help="as in msa ask (default generate)",
+    )
+
+
+def _benchmark(
+    benchmarks: Any, name: str, meaning: str, measure: Callable[[argparse.Namespace], Any]
+) -> argparse.ArgumentParser:
+    parser = benchmarks.add_parser(name, help=meaning, description=meaning)
+    add_json(parser)
+    parser.set_defaults(run=_bench, measure=measure)
+    return parser
+
+
+def _bench(options: argparse.Namespace) -> int:
+    result = options.measure(options)
+    if options.json:
+        print_json(result)
+    else:
+        for row in _rows(result):
+            print("  ".join(f"{name} {value}" for name, value in row.items()))
+    return 0
+
+
+def _rows(result: Any) -> Iterator[dict[str, Any]]:
+    """A line per row; rows of a benchmark in parts begin with the part's name."""
+    if isinstance(result, list):
+        yield from result
+        return
+    for part, rows in result.items():
+        for row in rows if isinstance(rows, list) else [rows]:
+            yield {"part": part, **row} if isinstance(row, dict) else {part: row}
+
+
+def _kernels(options: argparse.Namespace) -> Any:
+    from msa_train.bench.kernels.suites import measure
+
+    return measure(options.suites, options.repeats)
+
+
+def _layouts(options: argparse.Namespace) -> Any:
+    from msa_train.bench.layouts import measure
+
+    return measure()
+
+
+def _train(options: argparse.Namespace) -> Any:
+    from msa_train.bench.train import measure
+
+    return measure()
+
+
+def _candidates(options: argparse.Namespace) -> Any:
+    from data_pipeline.dataset import read_questions
+    from msa_train.bench.candidates import certified_candidates
+    from msa_train.interop.export import load_export
+    from msa_train.memory.bank.snapshot import BankSnapshot
+
+    model, _, tokenizer, fingerprint = load_export(options.export)
+    bank = BankSnapshot.open(options.bank, fingerprint)
+    asked = [question.question for _, question in read_questions(options.questions)]
+    return certified_candidates(model, tokenizer, bank, asked)
+
+
+def _memory(options: argparse.Namespace) -> Any:
+    from msa_train.bench.memory.parts import measure
+
+    return measure(options.export, options.corpus, options.quick, options.parts)
+
+
+def _serve(options: argparse.Namespace) -> Any:
+    from msa_train.bench.serve import measure
+
+    return measure(
+        options.export, options.bank, options.url, options.clients, options.seconds,
+        options.retrieval,
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""Processes of their own, timing in turns, and what memory is counted."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+
+from msa_train.bench.runner import Workers, in_process, in_turns, process_bytes, tensors_mb
+from msa_train.errors import ConfigError, RankError
+
+
+def times(factor):
+    return partial(multiplied, factor)
+
+
+def multiplied(factor, number):
+    if number < 0:
+        raise ConfigError(f"{number} is below 0")
+    return factor * number, os.getpid(), torch.get_num_threads()
+
+
+class Local(Exception):
+    """Cannot be pickled and read back: it wants two arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def raise_local():
+    raise Local(1, 2)
+
+
+def prints_and_allocates(megabytes):
+    print("a library prints")
+    held = bytearray(megabytes << 20)
+    return len(held), process_bytes()["peak"]
+
+
+def test_a_call_has_a_process_and_a_peak_of_its_own(capfd):
+    _, small = in_process(prints_and_allocates, 1)
+    size, large = in_process(prints_and_allocates, 300)
+    assert size == 300 << 20 and large - small > 250 << 20
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err.count("a library prints") == 2
+
+
+def test_workers_are_asked_all_at_once_and_stay():
+    with Workers("rank", [partial(times, 2), partial(times, 3)], threads=1) as workers:
+        first, again = workers.ask(7), workers.ask(1)
+        assert [each[0] for each in first] == [14, 21] and [each[0] for each in again] == [2, 3]
+        assert [each[1:] for each in first] == [each[1:] for each in again]
+        assert {each[2] for each in first} == {1} and first[0][1] != first[1][1] != os.getpid()
+        with pytest.raises(ConfigError, match="-1 is below 0"):
+            workers.ask(-1)
+
+
+def test_a_process_that_dies_is_named():
+    with pytest.raises(RankError, match="process of exit died"):
+        in_process(os._exit, 3)
+    with Workers("rank", [partial(times, 2), partial(times, 3)], threads=1) as workers:
+        workers.ask(1)
+        workers.processes[1].kill()
+        workers.processes[1].join()
+        with pytest.raises(RankError, match="process of rank 1 of 2 died"):
+            workers.ask(1)
+
+
+def test_an_error_that_cannot_travel_is_told():
+    with pytest.raises(RankError, match="Local: 1 and 2"):
+        in_process(raise_local)
+
+
+def test_a_row_that_takes_too_long_is_named(monkeypatch):
+    monkeypatch.setattr("msa_train.bench.runner.TIMEOUT_S", 0.0)
+    with pytest.raises(RankError, match="multiplied was not done in 0 s"):
+        in_process(multiplied, 2, 3)
+
+
+def test_sides_are_timed_in_turns_after_a_warm_up():
+    seen = []
+    found = in_turns({name: partial(seen.append, name) for name in "ab"}, 2)
+    assert seen == ["a", "b"] * 3
+    assert list(found) == ["a", "b"] and all(len(each) == 2 for each in found.values())
+    assert all(ms >= 0 for each in found.values() for ms in each)
+
+
+def test_tensor_memory_counts_what_is_alive_together():
+    megabyte = 1 << 18  # float32 values
+
+    def alternate():
+        for _ in range(4):
+            torch.ones(2 * megabyte)
+
+    def together():
+        return [torch.ones(2 * megabyte) for _ in range(4)]
+
+    assert 1.9 < tensors_mb(alternate) < 2.1
+    assert 7.9 < tensors_mb(together) < 8.1
