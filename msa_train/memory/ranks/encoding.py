@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -23,7 +22,7 @@ from msa_train.memory.bank.encode import BlockEncoder, OnBatch
 from msa_train.memory.bank.lock import WriterLock
 from msa_train.memory.bank.manifest import SegmentEntry
 from msa_train.memory.bank.segment import Target
-from msa_train.memory.ranks.channel import Channel, Closed, Late
+from msa_train.memory.ranks.channel import Channel, Closed
 from msa_train.memory.ranks.worker_process import (
     Deadline,
     Worker,
@@ -57,18 +56,17 @@ class EncodingRanks:
         self, blocks: Iterable[list[Document]], target: Target, lock: WriterLock, encoded: OnBatch
     ) -> Generator[SegmentEntry, None, None]:
         """As msa_train.memory.bank.encode.Encoding."""
-        workers: list[Worker] = []
+        workers: list[_Encoder] = []
         try:
             for rank in range(self.count):
-                threads = threads_each(self.count)
-                workers.append(Worker(rank, MODULE, threads, keep=[lock.descriptor]))
+                workers.append(_Encoder(rank, MODULE, threads_each(self.count), [lock.descriptor]))
             self._start(workers, target)
-            yield from self._encode([_Rank(worker) for worker in workers], iter(blocks), encoded)
+            yield from self._encode(workers, iter(blocks), encoded)
         finally:
             for worker in workers:  # what is sealed is on the disk
                 worker.kill()
 
-    def _start(self, workers: list[Worker], target: Target) -> None:
+    def _start(self, workers: list[_Encoder], target: Target) -> None:
         deadline = Deadline.of("starting to encode", max(START_S, self.timeout))
         given = torch.frombuffer(bytearray(pickle.dumps((self.load, target))), dtype=torch.uint8)
         for worker in workers:
@@ -78,55 +76,41 @@ class EncodingRanks:
                 raise raised_error(error)
 
     def _encode(
-        self, ranks: list[_Rank], blocks: Iterator[list[Document]], encoded: OnBatch
+        self, workers: list[_Encoder], blocks: Iterator[list[Document]], encoded: OnBatch
     ) -> Generator[SegmentEntry, None, None]:
-        by_worker = {rank.worker: rank for rank in ranks}
         more = True
         while True:
-            for rank in ranks:
-                if more and rank.block is None:
+            for worker in workers:
+                if more and worker.block is None:
                     block = next(blocks, None)
                     more = block is not None
                     if block is not None:
-                        rank.give(block, self.timeout)
-            if all(rank.block is None for rank in ranks):
+                        worker.give(block, self.timeout)
+            if all(worker.block is None for worker in workers):
                 return
-            for worker in ready(list(by_worker), _LOOK_S):
-                yield from by_worker[worker].take(encoded, self.timeout)
-            for rank in ranks:
-                rank.check(self.timeout)
+            for worker in ready(workers, _LOOK_S):
+                yield from worker.take(encoded, self.timeout)
+            for worker in workers:
+                worker.check()
 
 
-class _Rank:
-    """A rank at work. block: what it encodes now."""
+class _Encoder(Worker):
+    """A rank that encodes. block: what it has now."""
 
-    def __init__(self, worker: Worker):
-        self.worker = worker
-        self.block: list[Document] | None = None
-        self._heard = time.monotonic()
+    block: list[Document] | None = None
+    _silent_until: Deadline
 
     def __str__(self) -> str:
-        return f"{self.worker} of the encoding"
+        return f"{super().__str__()} of the encoding"
 
     def give(self, block: list[Document], timeout: float) -> None:
-        self.block, self._heard = block, time.monotonic()
-        try:
-            documents = [vars(document) for document in block]
-            self.worker.channel.send({"documents": documents}, {}, self._heard + timeout)
-        except Closed:
-            raise self._died() from None
-        except Late:
-            raise self._silent(timeout) from None
+        self.block, self._silent_until = block, Deadline.of("encoding", timeout)
+        self.send({"documents": [vars(document) for document in block]}, {}, self._silent_until)
 
     def take(self, encoded: OnBatch, timeout: float) -> Iterator[SegmentEntry]:
         """What it says next: a batch is done, a segment is, or what went wrong, which is raised."""
-        try:
-            head = self.worker.channel.receive(time.monotonic() + timeout).head
-        except Closed:
-            raise self._died() from None
-        except Late:
-            raise self._silent(timeout) from None
-        self._heard = time.monotonic()
+        self._silent_until = Deadline.of("encoding", timeout)
+        head = self.receive(self._silent_until).head
         if "encoded" in head:
             encoded(*head["encoded"])
         elif "sealed" in head:
@@ -137,19 +121,23 @@ class _Rank:
         else:
             raise RankError(f"{self} failed: {head['crash']}")
 
-    def check(self, timeout: float) -> None:
+    def check(self) -> None:
         """Raises RankError for a rank that has work and has said nothing for too long."""
-        if self.block is not None and time.monotonic() - self._heard > timeout:
-            raise self._silent(timeout)
+        if self.block is not None and time.monotonic() > self._silent_until.at:
+            raise self.late(self._silent_until)
 
-    def _died(self) -> RankError:
-        code = self.worker.exit_code()
+    def gone(self, deadline: Deadline) -> RankError:
+        code = self.exit_code()
         why = ", out of memory?" if code == -9 else ""
-        return RankError(f"{self} died (exit code {code}{why}){self.worker.last_lines()}")
+        return RankError(f"{self} died (exit code {code}{why}){self.last_lines()}")
 
-    def _silent(self, timeout: float) -> RankError:
-        documents = f"documents {self.block[0].number} to {self.block[-1].number}"
-        return RankError(f"{self} has said nothing for {timeout:,.0f} seconds; it had {documents}")
+    def late(self, deadline: Deadline) -> RankError:
+        if self.block is None:
+            return super().late(deadline)
+        return RankError(
+            f"{self} has said nothing for {deadline.limit_s:,.0f} seconds; it had documents "
+            f"{self.block[0].number} to {self.block[-1].number}"
+        )
 
 
 # In the worker
@@ -157,30 +145,25 @@ class _Rank:
 
 def _work(channel: Channel) -> None:
     """Encodes the blocks that come. A failure is told, and is the end."""
+
+    def tell(**head: object) -> None:
+        channel.send({"number": 0, **head}, {}, None)
+
     told, given = channel.receive(None)
     try:
         load, target = pickle.loads(given["given"].numpy())
         encoder = load(told["rank"])
-    except _KNOWN as error:
-        return channel.send({"number": 0, "error": told_error(error)}, {}, None)
-    except BaseException:
-        return channel.send({"number": 0, "crash": traceback.format_exc()}, {}, None)
-    channel.send({"number": 0}, {}, None)
-    try:
+        tell()
         while True:
-            documents = channel.receive(None).head["documents"]
-            entry = encoder.segment(
-                [StoredDocument(**each) for each in documents],
-                target,
-                lambda *batch: channel.send({"encoded": batch}, {}, None),
-            )
-            channel.send({"sealed": asdict(entry)}, {}, None)
-    except _KNOWN as error:
-        channel.send({"error": told_error(error)}, {}, None)
+            block = [StoredDocument(**each) for each in channel.receive(None).head["documents"]]
+            entry = encoder.segment(block, target, lambda *batch: tell(encoded=batch))
+            tell(sealed=asdict(entry))
     except Closed:
         raise
+    except _KNOWN as error:
+        tell(error=told_error(error))
     except BaseException as error:
-        channel.send({"crash": f"{type(error).__name__}: {error}"}, {}, None)
+        tell(crash=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

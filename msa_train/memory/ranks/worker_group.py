@@ -27,6 +27,7 @@ from msa_train.memory.ranks.worker_process import (
 T = TypeVar("T")
 
 MODULE = "msa_train.memory.ranks.search_worker"
+_MOMENT_S = 0.2  # in which a worker ends whose tensor did not come
 
 
 @dataclass(frozen=True)
@@ -188,5 +189,9 @@ def _fewer_threads(count: int) -> Iterator[None]:
 
 
 def _unfinished(worker: Worker, doing: str, error: ExchangeError) -> RankError:
-    how = worker.fate() if worker.ended() else f"did not finish in time ({error})"
+    how = (
+        worker.fate()
+        if worker.exit_code(_MOMENT_S) is not None
+        else f"did not finish in time ({error})"
+    )
     return RankError(f"{worker} {how} ({doing})")

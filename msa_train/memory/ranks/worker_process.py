@@ -17,10 +17,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 from torch import Tensor
 
@@ -32,7 +32,6 @@ from msa_train.memory.ranks.channel import Channel, Closed, Late, Packet
 
 _LINES = 20  # of a worker's output are kept, for errors
 _EXIT_S = 5.0
-_MOMENT_S = 0.2
 _WATCH_S = 1.0
 
 
@@ -86,34 +85,34 @@ class Worker:
 
     def send(self, head: dict[str, Any], tensors: Mapping[str, Tensor], deadline: Deadline) -> None:
         """Raises RankError for a worker that is gone or late."""
-        try:
+        with self._named(deadline):
             self.channel.send(head, tensors, deadline.at)
-        except Closed:
-            raise RankError(f"{self} {self.fate()} ({deadline.doing})") from None
-        except Late:
-            raise late([self], deadline) from None
 
     def receive(self, deadline: Deadline) -> Packet:
         """Its next message. Raises RankError for a worker that is gone or late."""
-        try:
+        with self._named(deadline):
             return self.channel.receive(deadline.at)
-        except Closed:
-            raise RankError(f"{self} {self.fate()} ({deadline.doing})") from None
-        except Late:
-            raise late([self], deadline) from None
 
-    def ended(self) -> bool:
-        """Whether the process is gone, or goes within a moment."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_MOMENT_S)
-        return self._process.returncode is not None
-
-    def exit_code(self) -> int | None:
-        """Of a worker that closed its channel; None where its process goes on."""
+    @contextlib.contextmanager
+    def _named(self, deadline: Deadline) -> Iterator[None]:
         try:
-            return self._process.wait(_EXIT_S)
-        except subprocess.TimeoutExpired:
-            return None
+            yield
+        except Closed:
+            raise self.gone(deadline) from None
+        except Late:
+            raise self.late(deadline) from None
+
+    def gone(self, deadline: Deadline) -> RankError:
+        return RankError(f"{self} {self.fate()} ({deadline.doing})")
+
+    def late(self, deadline: Deadline) -> RankError:
+        return late([self], deadline)
+
+    def exit_code(self, within_s: float = _EXIT_S) -> int | None:
+        """None where it does not end within this time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_s)
+        return self._process.returncode
 
     def last_lines(self) -> str:
         """What an ended worker printed last, to be added to an error."""
@@ -138,7 +137,10 @@ class Worker:
         self._process.stdout.close()
 
 
-def ready(workers: Sequence[Worker], timeout_s: float) -> list[Worker]:
+W = TypeVar("W", bound=Worker)
+
+
+def ready(workers: Sequence[W], timeout_s: float) -> list[W]:
     """Those that have a message or are gone, as soon as there is one; none after timeout_s."""
     poll = select.poll()
     for worker in workers:

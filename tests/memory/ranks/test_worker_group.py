@@ -28,7 +28,7 @@ def test_a_part_that_fails_here_leaves_the_group_as_good_as_before():
             group.ask(unknown, lambda: None)
     finally:
         group.close()
-    assert all(worker.ended() for worker in group.workers.values())
+    assert all(worker.exit_code() is not None for worker in group.workers.values())
 
 
 def test_a_worker_that_cannot_start_is_named_with_what_it_said(monkeypatch):

@@ -63,7 +63,7 @@ def test_it_answers_until_it_is_killed_and_holds_what_it_was_given(worker, tmp_p
     with pytest.raises(RankError, match=r"(?s)rank 3 .*failed \(a test\):.*as it says"):
         replies([worker], 1, soon())
     asked(worker, sleeps=60)
-    assert not ready([worker], 0.05) and not worker.ended()
+    assert not ready([worker], 0.05) and worker.exit_code(0.05) is None
     late = Deadline.of("a nap", 0.05)
     with pytest.raises(
         RankError, match=rf"rank 3 \(process {worker.pid}\) did not .* 0.05 s: a nap"
@@ -71,7 +71,7 @@ def test_it_answers_until_it_is_killed_and_holds_what_it_was_given(worker, tmp_p
         replies([worker], 1, late)
     assert locked(tmp_path)
     worker.kill()
-    assert not locked(tmp_path) and worker.ended()
+    assert not locked(tmp_path) and worker.exit_code() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("how", ["raises", "killed", "stopped"])
