@@ -123,7 +123,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.ranks == 1:
         model = _placed(model, 0)
     else:
-        load = partial(_load, options.export, fingerprint, options.ranks)
+        load = partial(_load, options.export, fingerprint)
         ranks = EncodingRanks(options.ranks, load, options.rank_timeout)
         model = model.to("meta")  # the ranks have the weights
     yield {
@@ -153,15 +153,12 @@ def _corpus(name: str, tokenizer: Any) -> tuple[Iterable[Any], Callable[[], floa
     return corpus.documents(), corpus.share_read
 
 
-def _load(export: Path, fingerprint: dict[str, str], ranks: int, rank: int) -> Any:
+def _load(export: Path, fingerprint: dict[str, str], rank: int) -> Any:
     """What a rank encodes with, as its writer's process does."""
-    import torch
-
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.encode import BlockEncoder
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     loaded = load_export(export)
     if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")

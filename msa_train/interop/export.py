@@ -19,7 +19,7 @@ from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, load_t
 from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError
 from msa_train.interop.published_config import from_published, to_published
-from msa_train.model.config import ModelConfig, RouterConfig
+from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import published_weights
 
@@ -45,7 +45,7 @@ def export(source: Path, target: Path) -> Exported:
     if target.exists():
         raise CheckpointError(f"{target} exists: remove it, or give another folder")
     settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    config = _model_config(settings["model"])
+    config = ModelConfig.from_settings(settings["model"])
     shards = [
         load_file(checkpoint / f"weights-tp{rank}.safetensors")
         for rank in range(settings["training"]["tensor_parallel"])
@@ -109,10 +109,6 @@ def _checkpoint(source: Path) -> Path:
             "checkpoints/step-... (train first: msa train --config ...)"
         )
     return found
-
-
-def _model_config(settings: dict) -> ModelConfig:
-    return ModelConfig(**{**settings, "router": RouterConfig(**settings["router"])})
 
 
 def _tokenizer_files(folder: Path) -> list[str]:

@@ -24,8 +24,7 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
     """
     if _OURS in raw:
         read_geometry(raw)  # refuses what was added to it
-        ours = dict(raw[_OURS]["model"])
-        return ModelConfig(**{**ours, "router": RouterConfig(**ours["router"])})
+        return ModelConfig.from_settings(raw[_OURS]["model"])
     if "msa_config" not in raw:
         raise CheckpointError(
             "config.json has no 'msa_config': is this the config.json of an MSA model?"

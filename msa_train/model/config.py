@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -65,8 +66,8 @@ class RouterConfig:
             )
         _positive("model.router.top_k", self.top_k)
         _positive("model.router.chunk_size", self.chunk_size)
-        scores_chunks = self.scoring.scores_chunks
-        if self.gate != "none" and not scores_chunks:
+        scoring = self.scoring  # refuses reductions that nothing handles
+        if self.gate != "none" and not scoring.scores_chunks:
             raise ConfigError(
                 f"model.router.gate is {self.gate!r} with head_reduce {self.head_reduce}, "
                 f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
@@ -114,6 +115,11 @@ class ModelConfig:
     copy_start: float = 4.0
     router: RouterConfig = field(default_factory=RouterConfig)
     architecture: str = "qwen3"
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> ModelConfig:
+        """From the fields as YAML and JSON hold them."""
+        return cls(**{**settings, "router": RouterConfig(**settings.get("router", {}))})
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

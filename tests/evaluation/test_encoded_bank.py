@@ -41,6 +41,6 @@ def test_controls_change_what_is_answered(model, tokenizer, memory, needles):
     read = []
     for view in views:
         contexts = [[*prompt_pieces(q), *memory_answer_pieces(q)] for q in questions]
-        read.append(prefill_pieces(model, tokenizer, view.memory, contexts).last)
+        read.append(prefill_pieces(model, tokenizer, view, contexts).last)
     assert not torch.allclose(read[0], read[1], atol=1e-6)
     assert not torch.allclose(read[0], read[2], atol=1e-6)

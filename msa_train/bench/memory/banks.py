@@ -162,14 +162,14 @@ def layer_queries(
     model: MSADecoder, tokenizer: Tokenizer, view: MemoryView, question: str
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """What the router layers search for when a question is asked: query vectors, query_cu."""
-    prefill = prefill_pieces(model, tokenizer, view.memory, [prompt_pieces(question)])
+    prefill = prefill_pieces(model, tokenizer, view, [prompt_pieces(question)])
     routings = {layer: reading.routing for layer, reading in prefill.selected.items()}
     return {layer: (routing.query, routing.query_cu) for layer, routing in routings.items()}
 
 
 def searching(view: MemoryView, queries: dict[int, tuple[Tensor, Tensor]]) -> Callable[[], Any]:
     """The searches of one question in all router layers, winners' states read."""
-    return lambda: [view.memory.search(layer, *query) for layer, query in queries.items()]
+    return lambda: [view.search(layer, *query) for layer, query in queries.items()]
 
 
 def _encode_real(load: Load, path: Path, sizes: Sizes, corpus: Path | None) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str,
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
-        model.logits(prefill_pieces(model, tokenizer, live.view.memory, [question]).last).argmax()
+        model.logits(prefill_pieces(model, tokenizer, live.view, [question]).last).argmax()
 
     times = in_turns({"first": first}, sizes.repeats)["first"]
     live.close()

@@ -49,12 +49,12 @@ class Recorder:
         if ours.numel() == 0:
             return
         ours, theirs = ours.detach().double(), theirs.double()
-        same = torch.isinf(theirs) & (ours == theirs)
-        error = (ours - theirs).abs().masked_fill(same, 0)
+        infinite = torch.isinf(theirs)  # then ours is the same, or infinitely wrong
+        error = (ours - theirs).abs().masked_fill(infinite & (ours == theirs), 0)
         worst = float(error.max())
         if not worst <= report.largest_error:  # also catches nan
             report.largest_error, report.largest_at = worst, name
-        if not bool((error <= ATOL + RTOL * theirs.abs().masked_fill(same, 0)).all()):
+        if not bool((error <= ATOL + RTOL * theirs.abs().masked_fill(infinite, 0)).all()):
             self.fail(f"{name}: error {worst:.2e}")
 
     def equal(self, name: str, ours: object, theirs: object) -> None:

@@ -1,33 +1,27 @@
-"""Documents that one process searches, exactly: the whole memory, or a rank's share of it.
-
-A search has two steps. Rough: every document is scored by the keys in the form they are kept in.
-Exact: those that might be among the best (rounding moves no score by more than a known length) are
-scored again from the stored keys, in float64 rounded to float32. What comes out does not depend on
-the form of the keys, on tiles, or on how documents are divided over parts and ranks.
-"""
+"""The documents that one process searches: a whole memory, or a rank's share of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from msa_kernels import top_documents
 from torch import Tensor
 
-from msa_train.memory.search.certified import Doubts, within_reach
-from msa_train.memory.search.exact import pair_scores, pairs_at_once
-from msa_train.memory.search.keys import LayerKeys, joined_error, rough_scores
+from msa_train.memory.bank.segment import STATES
+from msa_train.memory.search.certified import CertifiedSearch
+from msa_train.memory.search.keys import LayerKeys
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best documents of m contexts, best first; equal scores: the lower place first.
+    """The best documents of m contexts, best first; of equal scores the lower place first.
 
     places [m, k'] int64 of documents in the memory, -1 for none; scores [m, k'] float32, -inf.
     """
@@ -43,6 +37,18 @@ def best_of(found: Sequence[Found], k: int) -> Found:
     places, order = places.sort(1)  # -1 first: they sort last by score
     scores, best = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return Found(places.gather(1, best)[:, :k], scores[:, :k])
+
+
+class Searcher(Protocol):
+    """All documents of a memory, by place: a Shard, or the shards of several ranks."""
+
+    def best(
+        self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None
+    ) -> Found: ...
+
+    def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor: ...
+
+    def states(self, layer: int, places: Tensor) -> Pooled: ...
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,11 @@ class Part:
     def documents(self) -> int:
         return len(self.chunk_cu) - 1
 
-    @cached_property
-    def longest(self) -> int:
-        """Chunks of its longest document."""
-        return int(self.chunk_cu.diff().max())
-
 
 class Shard:
     """Exact search over the parts of a memory of n documents that this process holds.
 
-    live [n]: documents that were not removed. See memory/search/view.py for who asks it.
+    live [n] bool: documents that were not removed.
     """
 
     def __init__(self, parts: Sequence[Part], router: RouterConfig, live: Tensor):
@@ -80,9 +81,9 @@ class Shard:
         self._firsts = torch.tensor([part.first for part in self.parts] or [0])
         sizes = [torch.arange(part.first, part.first + part.documents) for part in self.parts]
         self._places = torch.cat([torch.zeros(0, dtype=torch.int64), *sizes])  # [n'] of its own
-        self._gone = ~live[self._places]
-        self._any_gone = bool(self._gone.any())
-        self._errors: dict[int, Tensor] = {}
+        gone = ~live[self._places]
+        self._gone = gone if bool(gone.any()) else None
+        self._searches: dict[int, CertifiedSearch] = {}
 
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
@@ -95,18 +96,14 @@ class Shard:
         if not k:
             nothing = torch.zeros(contexts, 0)
             return Found(nothing.long(), nothing)
-        gone = self._gone if self._any_gone else None
-        if allowed is not None:
-            gone = ~(allowed & self._live)[self._places]
-        keys = [part.keys[layer] for part in self.parts]
-        rough = rough_scores(keys, query, query_cu, gone)
-        if not self._router.scoring.certifiable:  # full keys were scored
-            scores, row = top_documents(rough.scores.cpu(), k)
+        gone = self._gone if allowed is None else ~(allowed & self._live)[self._places]
+        search = self.certified(layer)
+        if not self._router.scoring.certifiable:  # then the full keys are searched
+            scores, row = top_documents(search.rough(query, query_cu, gone).scores.cpu(), k)
             return Found(self._places[row].masked_fill(row < 0, -1), scores)
-        doubts = Doubts.of(query, query_cu, self._error(layer), max(each.norm for each in keys))
-        context, row = within_reach(rough, k, doubts)
-        exact = self._exact(layer, query, query_cu, context, row)
-        return best_of([_padded(context, self._places[row], exact, contexts)], k)
+        context, row = search.candidates(query, query_cu, k, gone)
+        scores = search.exact(query, query_cu, context, row)
+        return best_of([_padded(context, self._places[row], scores, contexts)], k)
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
         """[m, c] float32 on the CPU: exact scores of documents, -inf where not in this shard.
@@ -119,15 +116,21 @@ class Shard:
         row = torch.searchsorted(self._places, places).clamp(max=len(self._places) - 1)
         there = self._places[row] == places
         context, column = there.nonzero(as_tuple=True)
-        scores[context, column] = self._exact(layer, query, query_cu, context, row[there])
+        exact = self.certified(layer).exact(query, query_cu, context, row[there])
+        scores[context, column] = exact
         return scores
 
     def states(self, layer: int, places: Tensor) -> Pooled:
         """Rows of all chunks of documents of this shard, places [p] ascending, in their order."""
         found = [part.read(layer, rows) for part, rows in self._divided(places)]
-        return Pooled(
-            *(_joined([vars(each)[name] for each in found]) for name in ("k", "v", "key"))
-        )
+        return Pooled(*(_joined([getattr(each, name) for each in found]) for name in STATES))
+
+    def certified(self, layer: int) -> CertifiedSearch:
+        """The search in the keys of a layer; needs at least one document."""
+        if layer not in self._searches:
+            keys = [part.keys[layer] for part in self.parts]
+            self._searches[layer] = CertifiedSearch(keys, self._router)
+        return self._searches[layer]
 
     def _divided(self, places: Tensor) -> Iterable[tuple[Part, Tensor]]:
         """Places, ascending, by part: rows within each."""
@@ -137,26 +140,6 @@ class Shard:
                 rows = places[low:high] - part.first
                 assert int(rows[-1]) < part.documents, "a document of another shard"
                 yield part, rows
-
-    def _error(self, layer: int) -> Tensor:
-        """By how much keys of its documents may be off, see LayerKeys."""
-        if layer not in self._errors:
-            self._errors[layer] = joined_error([part.keys[layer] for part in self.parts])
-        return self._errors[layer]
-
-    def _exact(
-        self, layer: int, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor
-    ) -> Tensor:
-        """[P] float32 scores of pairs of a context (ascending) and a document of this shard."""
-        found = torch.full((len(row),), -math.inf)
-        query_cu = query_cu.cpu()
-        starts = torch.tensor([0, *(part.documents for part in self.parts)]).cumsum(0)
-        for part, (low, high) in zip(self.parts, pairwise(starts.tolist()), strict=True):
-            own = ((row >= low) & (row < high)).nonzero().squeeze(1)
-            for pairs in own.split(pairs_at_once(part.longest, max(1, query.shape[1:].numel()))):
-                given = part.keys[layer].full, part.chunk_cu, context[pairs], row[pairs] - low
-                found[pairs] = pair_scores(query, query_cu, *given, self._router)
-        return found
 
 
 def _padded(context: Tensor, places: Tensor, scores: Tensor, contexts: int) -> Found:

@@ -26,8 +26,8 @@ def test_generated_banks_are_whole_and_hold_their_needles(tmp_path):
     truth = encode_in_memory(model, tokenizer, documents, dtype=generate.DTYPE)
     places = torch.tensor([each.number for each in asked])
     for number in model.config.router_layers:
-        stored, states = bank.segments[0].pooled[number], truth.memory
-        key = states._shards.parts[0].keys[number].full
+        stored = bank.segments[0].pooled[number]
+        key = truth.searcher.parts[0].keys[number].full
         torch.testing.assert_close(stored.key[places], key, rtol=0, atol=2e-3)
         heads = stored.key.float().unflatten(1, (model.config.kv_heads, -1)).norm(dim=2)
         torch.testing.assert_close(heads, torch.ones_like(heads), rtol=0, atol=2e-3)

@@ -16,7 +16,7 @@ def test_the_dense_peer_is_the_backbone():
         torch.zeros(len(tiny_documents()), dtype=torch.bool)
     )
     everything = torch.ones(70, dtype=torch.bool)
-    given = torch.tensor([0, 70]), torch.arange(70), everything, torch.tensor([0]), view.memory
+    given = torch.tensor([0, 70]), torch.arange(70), everything, torch.tensor([0]), view
     last = model.prefill(tokens, *given).last
     torch.testing.assert_close(peers.dense(model, tokens), model.logits(last[-1]))
 

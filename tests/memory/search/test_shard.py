@@ -8,69 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_train.errors import ConfigError
-from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.loader import Share
 from msa_train.memory.search.settings import KEY_FORMS
-from msa_train.memory.search.shard import Part, Shard, best_of
-from msa_train.memory.search.tiers import Share
-from msa_train.model.attention import Pooled
+from msa_train.memory.search.shard import Shard, best_of
 from msa_train.model.config import RouterConfig
-
-HEADS, WIDTH, LAYER = 2, 8, 3
-ROUTER = RouterConfig(top_k=3)
-
-
-def memory(counts, seed, twins=False):
-    """Keys [C, V] of unit heads, half of them equal where there are twins, and chunk_cu."""
-    gen = torch.Generator().manual_seed(seed)
-    keys = torch.randn(sum(counts), HEADS, WIDTH // HEADS, generator=gen)
-    if twins:
-        keys[: len(keys) // 2] = keys[len(keys) - len(keys) // 2 :]
-    keys = torch.nn.functional.normalize(keys, dim=2).flatten(1)
-    return keys, torch.tensor([0, *counts]).cumsum(0)
-
-
-def part(first, keys, cu, form="stored", router=ROUTER, dtype=torch.float32):
-    full = keys.to(dtype)
-
-    def read(layer, rows):
-        chunks = torch.cat([torch.arange(cu[row], cu[row + 1]) for row in rows.tolist()])
-        states = full[chunks].unflatten(1, (HEADS, -1))
-        return Pooled(states, -states, full[chunks])
-
-    return Part(first, cu, {LAYER: LayerKeys(full, cu, router, HEADS, form)}, read)
-
-
-def shard_of(counts, keys, cu, cuts, form="stored", live=None, dtype=torch.float32):
-    """A shard of the documents, in parts that begin at `cuts`."""
-    parts = []
-    for first, end in zip(cuts, [*cuts[1:], len(counts)], strict=True):
-        own = cu[first : end + 1]
-        parts.append(part(first, keys[own[0] : own[-1]], own - own[0], form, dtype=dtype))
-    return Shard(parts, ROUTER, torch.ones(len(counts), dtype=torch.bool) if live is None else live)
-
-
-def by_loops(query, query_cu, keys, cu, k, there):
-    """[(score, place)] of the best documents of each context."""
-    found = []
-    for context in range(len(query_cu) - 1):
-        rows = range(int(query_cu[context]), int(query_cu[context + 1]))
-        scores = []
-        for document in range(len(cu) - 1):
-            pairs = [
-                float((query[row].double() * keys[chunk].double()).sum())
-                for row in rows
-                for chunk in range(int(cu[document]), int(cu[document + 1]))
-            ]
-            if pairs and there[document]:
-                scores.append((-torch.tensor(max(pairs)).float().item(), document))
-        found.append(sorted(scores)[:k])
-    return found
-
-
-def questions(lengths, seed):
-    gen = torch.Generator().manual_seed(seed)
-    query = torch.randn(sum(lengths), WIDTH, generator=gen)
-    return query, torch.tensor([0, *lengths]).cumsum(0)
+from tests.memory.search.random_memory import (
+    HEADS,
+    LAYER,
+    ROUTER,
+    WIDTH,
+    by_loops,
+    memory,
+    part,
+    questions,
+    shard_of,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -128,11 +80,6 @@ def test_shards_of_several_ranks_find_what_one_finds(form):
         assert torch.equal(both.places, whole.places) and torch.equal(both.scores, whole.scores)
 
 
-def test_a_rank_without_a_share_holds_nothing_of_a_segment_however_long():
-    cu = torch.tensor([0, 1 << 24, (1 << 24) + 1])  # not a float32
-    assert [Share(rank, (1, 0)).rows(cu) for rank in range(2)] == [(0, 2), (2, 2)]
-
-
 def test_states_come_in_order_from_several_parts():
     counts = [3, 1, 2, 5, 1]
     keys, cu = memory(counts, 0)
@@ -166,14 +113,6 @@ def test_raw_dot_products_are_searched_exactly_whatever_the_lengths(seed, form, 
     for row, best in enumerate(by_loops(query, query_cu, keys, cu, 3, everyone)):
         assert found.places[row].tolist() == [place for _, place in best]
         assert found.scores[row].tolist() == [-score for score, _ in best]
-
-
-def test_the_longest_key_is_found_block_by_block(monkeypatch):
-    monkeypatch.setattr("msa_train.memory.search.keys._BLOCK", 2)
-    keys = torch.ones(5, WIDTH) * torch.tensor([1.0, 2, 9, 1, 3])[:, None]
-    router = RouterConfig(top_k=3, similarity="dot")
-    assert LayerKeys(keys, torch.arange(6), router, HEADS).norm >= 9 * WIDTH**0.5
-    assert LayerKeys(keys[:0], torch.zeros(1).long(), router, HEADS).norm == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

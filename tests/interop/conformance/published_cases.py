@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.interop.published_oracle import HEAD, Settings, Weights
-from tests.interop.published_serving import answer, build_memory, serving_scale
-from tests.interop.published_training import training_forward
-from tests.interop.published_variants import Sample, Serving, Training
+from tests.interop.conformance.published_oracle import HEAD, Settings, Weights
+from tests.interop.conformance.published_serving import answer, build_memory, serving_scale
+from tests.interop.conformance.published_training import training_forward
+from tests.interop.conformance.published_variants import Sample, Serving, Training
 
 MARGIN = 2e-3
 TAIL = 2  # template tokens after the question

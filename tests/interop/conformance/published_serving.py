@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.interop.published_oracle import (
+from tests.interop.conformance.published_oracle import (
     Settings,
     Weights,
     attend,

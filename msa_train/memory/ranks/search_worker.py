@@ -1,17 +1,8 @@
-"""A worker: holds its share of every bank's documents and answers the driver, until either ends.
-
-Started by processes.py with one argument, the file descriptor of its channel.
-"""
+"""A search worker: holds its share of every snapshot's documents and answers its driver."""
 
 from __future__ import annotations
 
-import os
-import select
 import shutil
-import signal
-import socket
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,14 +14,14 @@ from msa_kernels import chunk_scores, document_scores
 from torch import Tensor
 
 from msa_train.errors import MSAError
-from msa_train.memory.ranks.channel import Channel, Closed, Packet
+from msa_train.memory.ranks.channel import Channel, Packet
 from msa_train.memory.ranks.exchange import Exchange, as_bytes
 from msa_train.memory.ranks.snapshot import OpenedSegments, opened, unpack
+from msa_train.memory.ranks.worker_process import end_with_driver, run_worker, told_error
+from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.shard import Shard
-from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
 from msa_train.model.config import RouterConfig
-
-_WATCH_S = 1.0
 
 Reply = tuple[dict[str, Tensor], Tensor | None]  # tensors, and what follows through the exchange
 
@@ -40,7 +31,7 @@ class Holdings:
 
     def __init__(self, share: Share, settings: TierSettings, device: torch.device):
         self._share, self._settings, self._device = share, settings, device
-        self._tiers: dict[RouterConfig, BankLoader] = {}
+        self._loaders: dict[RouterConfig, BankLoader] = {}
         self._open: dict[int, tuple[RouterConfig, OpenedSegments, Shard]] = {}
 
     def answer(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
@@ -57,18 +48,18 @@ class Holdings:
         router = RouterConfig(**head["router"])
         known = (segment for _, held, _ in self._open.values() for segment in held.segments)
         held = opened(head, unpack(tensors["live"], head["documents"]), known)
-        tiers = self._tiers.get(router)
-        if tiers is None:
-            tiers = BankLoader(self._settings, router, self._device, self._share)
-            self._tiers[router] = tiers
-        self._open[head["snapshot"]] = router, held, tiers.shard(held)
+        loader = self._loaders.get(router)
+        if loader is None:
+            loader = BankLoader(self._settings, router, self._device, self._share)
+            self._loaders[router] = loader
+        self._open[head["snapshot"]] = router, held, loader.shard(held)
         return {}, None
 
     def drop(self, head: dict[str, Any], *_: Any) -> Reply:
         for number in head["snapshots"]:
             self._open.pop(number, None)
-        for router, tiers in self._tiers.items():
-            tiers.keep_only([held for other, held, _ in self._open.values() if other == router])
+        for router, loader in self._loaders.items():
+            loader.keep_only([held for other, held, _ in self._open.values() if other == router])
         return {}, None
 
     def best(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
@@ -91,26 +82,19 @@ class Holdings:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's: it ends its workers itself
-    end = socket.socket(fileno=int(sys.argv[1]))
-    code = 1
-    try:
-        _work(Channel(end), end)
-    except Closed:
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # interpreter exit after gloo aborts now and then
+    run_worker(_work)
 
 
-def _work(channel: Channel, end: socket.socket) -> None:
-    """Starts as the first message says, and answers. Ends by Closed, or by what it cannot bear."""
+def _work(channel: Channel) -> None:
+    """Starts as the first message says, and answers. Ends by Closed, or by an error that is not a
+    user's to repair."""
     told = channel.receive(None).head
     file = Path(told["file"])
-    given = end.fileno(), os.getppid(), file.parent
-    threading.Thread(target=_end_with_driver, args=given, daemon=True).start()
+
+    def clean_up() -> None:
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+    end_with_driver(channel, clean_up)
     device = torch.device(told["device"], told["rank"] if told["device"] == "cuda" else None)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -128,11 +112,11 @@ def _work(channel: Channel, end: socket.socket) -> None:
             while True:
                 _serve(channel.receive(None), channel, exchange, holdings, timeout_s)
     finally:
-        shutil.rmtree(file.parent, ignore_errors=True)
+        clean_up()
 
 
 def _warm_up(device: torch.device) -> None:
-    """An operator's first call imports a compiler's worth of modules: not in a request's time."""
+    """An operator's first call imports a compiler, which no request should wait for."""
     one, cu = torch.ones(1, 8, device=device), torch.tensor([0, 1], device=device)
     document_scores(one, cu, one, cu, cu[:1], cu)
     chunk_scores(one, cu, one, cu[:1], cu)
@@ -147,7 +131,7 @@ def _serve(
         query = _query(message.head, exchange, timeout_s)
         tensors, data = holdings.answer(message.head, message.tensors, query)
     except MSAError as error:
-        head["error"] = {"type": type(error).__name__, "message": str(error)}
+        head["error"] = told_error(error)
     except BaseException:
         channel.send({**head, "crash": traceback.format_exc()}, {}, None)
         raise
@@ -164,16 +148,6 @@ def _query(head: dict[str, Any], exchange: Exchange, timeout_s: float) -> Tensor
     deadline = time.monotonic() + timeout_s
     data = exchange.receive(size.numel() * dtype.itemsize, 0, deadline)
     return data.view(dtype).view(size)
-
-
-def _end_with_driver(channel: int, driver: int, folder: Path) -> None:
-    """Ends this process as soon as the driver is gone, whatever the other thread does."""
-    poll = select.poll()
-    poll.register(channel, select.POLLRDHUP)
-    while not poll.poll(_WATCH_S * 1000) and os.getppid() == driver:
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Checkpoint -> export -> serving module: every rank count's weights, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from msa_train import checkpoint_folders
+from msa_train.config import Config, to_plain
+from msa_train.errors import CheckpointError
+from msa_train.interop.export import FINGERPRINT, export, load_export
+from msa_train.model.weights import initial_reader, megatron_shard, weight_maps, weight_shapes
+from tests.batches import tiny_config
+from tests.memory.tiny import tiny_tokenizer
+
+
+def checkpoint(run, ranks=1, step=3):
+    """What training leaves of a fresh model under tensor parallelism."""
+    model = replace(tiny_config(), vocab_size=tiny_tokenizer().vocab_size)
+    partial = run / "checkpoints" / checkpoint_folders.partial_name(step)
+    partial.mkdir(parents=True)
+    settings = to_plain(replace(Config(), model=model))
+    settings["training"]["tensor_parallel"] = ranks
+    (partial / "config.yaml").write_text(yaml.safe_dump(settings))
+    tiny_tokenizer().save(partial / "tokenizer")
+    read = initial_reader(model, 0)
+    for rank in range(ranks):
+        shard = {
+            each.megatron: megatron_shard(each, read, model, rank, ranks).contiguous()
+            for each in weight_maps(model)
+        }
+        save_file(shard, partial / f"weights-tp{rank}.safetensors")
+    return checkpoint_folders.seal(partial, step, checkpoint_folders.digests(partial)), model
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_export_is_the_checkpoints_model(tmp_path, ranks):
+    folder, model = checkpoint(tmp_path / "run", ranks)
+    made = export(tmp_path / "run", tmp_path / "export")
+    assert made.checkpoint == folder
+    loaded = load_export(tmp_path / "export")
+    assert loaded.model.config == model and not loaded.model.training
+    assert loaded.fingerprint == made.fingerprint
+    assert made.fingerprint.keys() == {"weights", "config", "tokenizer"}
+    text = "Where is the harbour?"
+    assert loaded.tokenizer.encode_text(text) == tiny_tokenizer().encode_text(text)
+    read = initial_reader(model, 0)
+    for name in weight_shapes(model):
+        assert torch.equal(loaded.model.get_parameter(name), read(name)), name
+
+
+def test_the_same_weights_have_the_same_fingerprint(tmp_path):
+    for ranks in (1, 2):
+        checkpoint(tmp_path / f"run{ranks}", ranks)
+    one, two = (export(tmp_path / f"run{n}", tmp_path / f"e{n}") for n in (1, 2))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_a_folder_that_is_there_stays(tmp_path):
+    folder, _ = checkpoint(tmp_path / "run")
+    (tmp_path / "export").mkdir()
+    with pytest.raises(CheckpointError, match="exists"):
+        export(folder, tmp_path / "export")
+    assert not list((tmp_path / "export").iterdir())
+
+
+def test_nothing_to_export_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        export(tmp_path, tmp_path / "export")
+
+
+def test_an_export_that_was_changed_is_refused_by_part(tmp_path):
+    checkpoint(tmp_path / "run")
+    folder = tmp_path / "export"
+    export(tmp_path / "run", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="weights changed since the export"):
+        load_export(folder)
+    (folder / FINGERPRINT).unlink()
+    with pytest.raises(CheckpointError, match="no complete export"):
+        load_export(folder)
+
+
+def test_a_config_with_another_rotation_is_refused(tmp_path):
+    checkpoint(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "export")
+    path = tmp_path / "export" / "config.json"
+    raw = json.loads(path.read_text()) | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="rope_scaling"):
+        load_export(tmp_path / "export")
