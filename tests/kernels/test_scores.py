@@ -1,4 +1,4 @@
-"""Scoring and selection: the tiled path against the reference, and what must hold of any scores."""
+"""Scores: the tiled path against the reference, and what must hold of any scores."""
 
 import math
 
@@ -14,17 +14,23 @@ from msa_kernels import (
     select_chunks,
     top_documents,
 )
-from msa_kernels.cpu.segments import segment_max
+from msa_kernels.scores import segment_max
+from torch.library import opcheck
 from torch.nn.functional import normalize as unit
 
 from msa_train.bench.runner import tensors_mb
 from tests.kernels.kernel_cases import (
     CASES,
     DTYPES,
+    FAR_ROWS,
+    FAR_WIDTH,
     TOLERANCE,
+    check_compiled,
     cu,
     error_ratio,
+    far_rows,
     gradients,
+    peak_memory_mb,
     routings,
     torch_only,
 )
@@ -84,25 +90,6 @@ def test_chunk_scores_reach_the_document_score(case):
     for c, d, s in zip(context.tolist(), document.tolist(), parts.tolist(), strict=True):
         best[c, d] = max(float(best[c, d]), s)
     torch.testing.assert_close(best, scores)
-
-
-@given(
-    st.integers(1, 4).flatmap(
-        lambda m: st.lists(
-            st.lists(st.sampled_from([-math.inf, 0.0, 0.5, 0.5, 1.0]), min_size=m, max_size=m),
-            max_size=12,
-        ).map(lambda columns: torch.tensor(columns).reshape(-1, m).T)
-    ),
-    st.integers(1, 14),
-)
-@CASES
-def test_selection_matches_the_reference(scores, k):
-    values, index = top_documents(scores, k)
-    expected_values, expected_index = reference.top_documents(scores, k)
-    assert torch.equal(values, expected_values) and torch.equal(index, expected_index)
-    chunk_cu = cu(d % 4 for d in range(scores.shape[1]))
-    actual, expected = (f(index, chunk_cu) for f in (select_chunks, reference.select_chunks))
-    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 3), st.booleans())
@@ -200,13 +187,22 @@ def test_impossible_arguments_are_refused():
         document_scores(query.long(), query_cu, keys, chunk_cu, bank, bank_cu)
     with pytest.raises(KernelError, match=r"need \[N, V\]"):
         chunk_scores(query, query_cu, keys[:, :3], torch.tensor([0]), cu([1]))
-    with pytest.raises(KernelError, match="k is 0"):
-        top_documents(torch.zeros(1, 3), 0)
 
 
-def test_places_that_32_bits_cannot_hold_are_refused():
-    scores = pytest.importorskip("msa_kernels.gpu.scores", reason="triton is not installed")
-    keys = torch.empty(1_562_500, 1, device="meta")  # 100M memory tokens
-    assert scores.token_bits(torch.empty(2047, 1, device="meta"), keys) == 11
-    with pytest.raises(KernelError, match="2048 query tokens times 1562500 chunks are too many"):
-        scores.token_bits(torch.empty(2048, 1, device="meta"), keys)
+def test_scores_of_far_chunks(tmp_path):
+    query = torch.ones(1, FAR_WIDTH)
+    index = torch.tensor([0, FAR_ROWS - 65, FAR_ROWS - 1])
+    scores = chunk_scores(query, cu([1]), far_rows(tmp_path), index, cu([3]))
+    assert scores.tolist() == [0, 0, FAR_WIDTH]
+
+
+def test_operators_are_what_they_say_and_compile():
+    query, keys = torch.randn(5, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    query_cu, bank, bank_cu = cu([3, 0, 2]), torch.tensor([0, 0, 1]), cu([2, 1])
+    scored = (query, query_cu, keys, cu([3, 4, 2]), bank, bank_cu)
+    chosen = (query, query_cu, keys, torch.tensor([0, 1, 2, 7, 8]), cu([3, 0, 2]))
+    operators, budget = torch.ops.msa_kernels, float(1 << 26)
+    opcheck(operators.document_scores.default, (*scored, budget, True))
+    opcheck(operators.entry_scores.default, (*chosen, budget))
+    check_compiled(document_scores, scored)
+    check_compiled(chunk_scores, chosen)
