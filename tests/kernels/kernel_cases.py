@@ -12,7 +12,6 @@ from msa_kernels import chunk_offsets
 from msa_kernels.dispatch import interpreting
 from msa_kernels.ragged import cumulative
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 # Triton's interpreter is slow, and its half precision is not that of a GPU.
 CASES = settings(max_examples=12 if interpreting() else 50, deadline=None)
@@ -182,20 +181,3 @@ def far_rows(folder: Path) -> Tensor:
     x = x.view(FAR_ROWS, FAR_WIDTH)
     x[-64:] = 1
     return x
-
-
-def peak_memory_mb(run: Callable[[], object]) -> float:
-    """Largest sum of tensor memory alive at once while `run` runs, in MiB; CPU.
-
-    From the allocator's own records, so that temporaries inside torch's operations count.
-    """
-    run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        run()
-    events = records.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak / (1 << 20)

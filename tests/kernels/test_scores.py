@@ -29,7 +29,6 @@ from tests.kernels.kernel_cases import (
     error_ratio,
     far_rows,
     gradients,
-    peak_memory_mb,
     routings,
     torch_only,
 )
