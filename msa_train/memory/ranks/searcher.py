@@ -67,7 +67,7 @@ class DistributedSearcher:
         return _trimmed(best_of([mine, *found], k))
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
-        """[m, c] float32 on the CPU: scores of documents by place, -1 for none. See LocalSearcher.score."""
+        """[m, c] float32 on the CPU: scores of documents by place, -1 for none."""
 
         def own() -> Tensor:
             return self.own.score(layer, query, query_cu, places)

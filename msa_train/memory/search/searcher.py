@@ -40,7 +40,7 @@ def best_of(found: Sequence[Found], k: int) -> Found:
 
 
 class Searcher(Protocol):
-    """All documents of a memory, by place: a LocalSearcher, or the shards of several ranks."""
+    """All documents of a memory, by place: a LocalSearcher, or those of several ranks."""
 
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None
@@ -121,7 +121,7 @@ class LocalSearcher:
         return scores
 
     def states(self, layer: int, places: Tensor) -> Pooled:
-        """Rows of all chunks of documents of this searcher, places [p] ascending, in their order."""
+        """Rows of all chunks of its documents at places [p], ascending, in their order."""
         found = [part.read(layer, rows) for part, rows in self._divided(places)]
         return Pooled(*(_joined([getattr(each, name) for each in found]) for name in STATES))
 

@@ -1,4 +1,4 @@
-"""Random keys of a memory, shards of them, and their search by plain loops."""
+"""Random keys of a memory, searchers of them, and their search by plain loops."""
 
 import torch
 
