@@ -4,22 +4,17 @@ import json
 
 import pytest
 
-from data_pipeline.dataset import Passage, Question, write_dataset
 from msa_train.cli import main
 from msa_train.interop import export
-from tests.evaluation.conftest import model, tokenizer  # noqa: F401 (fixtures)
-
-VERBS = ["parse", "join", "split", "encode", "decode", "open", "close", "read", "write", "seek"]
+from tests.evaluation.conftest import model, tokenizer, verbs  # noqa: F401 (fixtures)
 
 
 @pytest.fixture
-def command(model, tokenizer, tmp_path, monkeypatch):  # noqa: F811
-    """The command, on ten questions about twenty passages."""
-    monkeypatch.setattr(export, "load_export", lambda folder: (model, None, tokenizer, {}))
-    passages = [Passage(f"{v}{i}", v, f"How to {v} is told.") for v in VERBS for i in range(2)]
-    questions = [Question(v, f"How do I {v}?", (f"to {v}",), (f"{v}0",)) for v in VERBS]
-    write_dataset(tmp_path / "verbs", passages, [("train", q) for q in questions])
-    settings = {"verbs": {"path": str(tmp_path / "verbs"), "document_tokens": 128}}
+def command(model, tokenizer, verbs, tmp_path, monkeypatch):  # noqa: F811
+    """The command, on ten questions about thirty passages."""
+    loaded = export.LoadedModel(model, tokenizer, {})
+    monkeypatch.setattr(export, "load_export", lambda folder: loaded)
+    settings = {"verbs": {"path": verbs.path, "document_tokens": 128}}
     (tmp_path / "run.yaml").write_text(
         json.dumps({"output": str(tmp_path), "data": {"datasets": settings}})
     )
