@@ -3,8 +3,8 @@
 from safetensors.torch import load_file, save_file
 
 from msa_train.cli import main
-from tests.interop.published_cases import write_training
-from tests.interop.published_variants import Training, published_config
+from tests.interop.conformance.published_cases import write_training
+from tests.interop.conformance.published_variants import Training, published_config
 
 
 def test_cases_are_compared_and_a_difference_has_an_exit_code(tmp_path, capsys):
