@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.settings import DataConfig, TrainingCorpus
 from data_pipeline.sources.niah import NeedleTask
@@ -243,7 +244,7 @@ class Config:
         return self.corpus.held_out(self.training.held_out_samples)
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(to_plain(self), sort_keys=False))
+        files.replace_file(path, yaml.safe_dump(to_plain(self), sort_keys=False))
 
 
 def to_plain(config: Any) -> Any:

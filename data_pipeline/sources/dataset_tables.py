@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from data_pipeline.dataset import (
     read_questions,
 )
 from data_pipeline.errors import DataError
+from data_pipeline.files import whole
 from data_pipeline.jsonl import read_objects
 from data_pipeline.sources.dataset_config import DatasetConfig
 from data_pipeline.splitting import document_length, split_text
@@ -62,8 +61,8 @@ def prepare(
     folder = root / f"{corpus}-{asked}"
     if not folder.exists():
         root.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
-        try:
+        with whole(folder) as partial:
+            partial.mkdir()
             same = next(root.glob(f"{corpus}-*/{PASSAGES}"), None)
             if same is None:
                 split = _split_corpus(files["corpus"], config.titles, document_tokens, tokenizer)
@@ -72,11 +71,6 @@ def prepare(
                 shutil.copyfile(same, partial / PASSAGES)
             if "questions" in files:
                 _write_questions(partial, files, config.negatives.bm25)
-            partial.chmod(0o755)  # mkdtemp keeps it to its owner
-            os.replace(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     return folder
 
 

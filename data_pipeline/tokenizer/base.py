@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.schema import Piece, Role
@@ -146,7 +147,7 @@ class Tokenizer(ABC):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files().items():
-            (folder / name).write_bytes(data)
+            files.replace_file(folder / name, data)
 
     @classmethod
     @abstractmethod

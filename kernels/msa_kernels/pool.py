@@ -77,7 +77,7 @@ _mean.register_autograd(_differentiate, setup_context=_save)
 
 
 def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """Mean over the REAL tokens of each chunk (SPEC section 2, "chunks").
+    """Mean over the REAL tokens of each chunk (SPEC section 2, "Chunks").
 
     x [N, ...] packed documents, cu_seqlens [n+1] int64, chunk_size P tokens -> [C, ...] in x's
     dtype, accumulated in float32; C = chunk_offsets(cu_seqlens, P)[-1]. Differentiable in x.

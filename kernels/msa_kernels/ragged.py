@@ -17,7 +17,7 @@ def cumulative(lengths: Tensor) -> Tensor:
 
 
 def chunk_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """Cumulative number of chunks of each document (SPEC section 2, "chunks").
+    """Cumulative number of chunks of each document (SPEC section 2, "Chunks").
 
     cu_seqlens [n+1] tokens -> [n+1]. A document of L tokens has ceil(L / chunk_size) chunks; an
     empty document has none.

@@ -26,7 +26,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """Mean over the real tokens of each chunk (SPEC section 2, "chunks").
+    """Mean over the real tokens of each chunk (SPEC section 2, "Chunks").
 
     x [N, ...], cu_seqlens [n+1] -> [C, ...] in x's dtype, accumulated in float32. Chunk j of a
     document covers its tokens j*chunk_size .. min((j+1)*chunk_size, length)-1.
@@ -69,7 +69,7 @@ def document_scores(
     context_bank: Tensor,
     bank_cu: Tensor,
 ) -> Tensor:
-    """Score of every document of each context's bank (SPEC section 2, "chunk score").
+    """Score of every document of each context's bank (SPEC section 2, "Scores").
 
     query [N, V] of query tokens, query_cu [m+1]; keys [C, V], chunk_cu [n+1]; context_bank [m];
     bank_cu [b+1] documents per bank -> [m, n] float32: the maximum of <query, key> over the
@@ -114,7 +114,7 @@ def chunk_scores(
 
 
 def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best documents of each context (SPEC section 2, "selected").
+    """The best documents of each context (SPEC section 2, "Selection").
 
     scores [m, n] -> values [m, k'], index [m, k'], k' = min(k, n); best first, equal scores in
     ascending document order. Where fewer exist (score -inf): value -inf, index -1.

@@ -388,7 +388,7 @@ def document_scores(
     bank_cu: Tensor,
     scratch_mb: float = SCRATCH_MB,
 ) -> Tensor:
-    """Score of every document of each context's bank (SPEC section 2, "chunk score").
+    """Score of every document of each context's bank (SPEC section 2, "Scores").
 
     query [N, V] of the contexts' query tokens, query_cu [m+1]; keys [C, V], chunk_cu [n+1];
     context_bank [m]; bank_cu [b+1] documents per bank -> [m, n] float32 (float64 for float64): the

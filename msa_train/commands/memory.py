@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -232,16 +232,24 @@ def _texts(options: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(out: Path | None) -> AbstractContextManager[TextIO]:
+@contextmanager
+def _opened(out: Path | None) -> Iterator[TextIO]:
     """A new file, or standard output."""
+    from data_pipeline import files
     from msa_train.errors import ConfigError
 
     if out is None:
-        return nullcontext(sys.stdout)
-    try:
-        return out.open("x", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; give a file to make") from error
+        yield sys.stdout
+        return
+    if out.exists():
+        raise ConfigError(f"--out {out}: File exists; give a file to make")
+    with ExitStack() as stack:
+        try:
+            aside = stack.enter_context(files.whole(out))
+            file = stack.enter_context(aside.open("x", encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}; give a file to make") from error
+        yield file
 
 
 def _info(options: argparse.Namespace) -> int:

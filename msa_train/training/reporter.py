@@ -150,4 +150,4 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # the line that was being written
             break
-    files.replace_file(path, "".join(kept).encode())
+    files.replace_file(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""Scorings: what they compute, and the example of docs/extending-router.md carried out."""
+"""Scorings: what they compute, and the example of docs/extending.md carried out."""
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_reductions_nobody_handles_are_refused_by_name():
         from_published(raw, "serving")
 
 
-# The example of docs/extending-router.md: one vector per context, whatever its length.
+# The example of docs/extending.md: one vector per context, whatever its length.
 class PooledQuery(DotProduct):
     """The mean of the query tokens' projections, then normalised per head."""
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import replace_file
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.bench.floor import against_floor, multiply, read_all
@@ -182,7 +183,7 @@ def _encode_real(load: Load, path: Path, sizes: Sizes, corpus: Path | None) -> d
         Planted(f"What is said about {(each.title or each.text)[:60]}?", each.number, "")
         for each in islice(bank, 0, None, max(1, len(bank) // sizes.repeats))
     ]
-    questions_of(path).write_text(json.dumps([vars(each) for each in asked[: sizes.repeats]]))
+    replace_file(questions_of(path), json.dumps([vars(each) for each in asked[: sizes.repeats]]))
     return {"encode_s": round(took, 1), "tokens_per_s": round(tokens / took, 1)}
 
 

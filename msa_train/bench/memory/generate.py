@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.files import replace_file
 from data_pipeline.schema import Document
 from data_pipeline.sources.niah import NiahConfig, NiahSource
 from data_pipeline.tokenizer import Tokenizer
@@ -80,7 +81,7 @@ def generate_bank(
     with BankWriter(path, "generate") as writer:
         writer.add(_batches(likeness, documents, encoded, model.config, seed))
     found = [Planted(question, document.number, answer) for document, question, answer in asked]
-    questions_of(path).write_text(json.dumps([asdict(each) for each in found]))
+    replace_file(questions_of(path), json.dumps([asdict(each) for each in found]))
 
 
 def questions_of(path: Path) -> Path:

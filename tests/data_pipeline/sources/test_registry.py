@@ -1,4 +1,4 @@
-"""A source of one's own is one file: docs/extending*.md shows it, and here it is done."""
+"""A source of one's own is one file: docs/extending.md shows it, and here it is done."""
 
 import json
 import re
@@ -79,9 +79,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     """The source of the documentation in a folder of its own, and a run that uses it."""
-    (text,) = (
-        t for path in DOCS.glob("extending*.md") if "PhonesSource" in (t := path.read_text())
-    )
+    text = (DOCS / "extending.md").read_text()
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "PhonesSource" in c)
     folder = tmp_path_factory.mktemp("sources")
     (folder / "sources").mkdir()

@@ -55,7 +55,7 @@ class LateRanks:
     def __init__(self, late):
         self.late, self.asked = late, 0
 
-    def shards(self, bank, router):
+    def searcher(self, bank, router):
         self.asked += 1
         if self.asked <= self.late:
             raise GenerationGoneError("compacted")
