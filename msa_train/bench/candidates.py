@@ -22,8 +22,8 @@ from msa_train.memory.engine.engine import BATCH_CONTEXTS
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.loader import bank_view
+from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.settings import KeyForm
-from msa_train.memory.search.shard import Part, Shard
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -78,7 +78,9 @@ class _Searches:
         self._heads, self._k = config.kv_heads, config.router.top_k
         searched = {layer: LayerKeys(keys, chunk_cu, config.router, self._heads, form)}
         everyone = torch.ones(len(chunk_cu) - 1, dtype=torch.bool)
-        self._shard = Shard([Part(0, chunk_cu, searched, _unread)], config.router, everyone)
+        self._searcher = LocalSearcher(
+            [Part(0, chunk_cu, searched, _unread)], config.router, everyone
+        )
         self._candidates: list[Tensor] = []
         self._same = True
 
@@ -86,9 +88,9 @@ class _Searches:
         if self._kind == "random":
             query = _turned(query, self._heads)
         contexts, k = len(query_cu) - 1, min(self._k, len(self._chunk_cu) - 1)
-        context, _ = self._shard.certified(self.layer).candidates(query, query_cu, k)
+        context, _ = self._searcher.certified(self.layer).candidates(query, query_cu, k)
         self._candidates.append(torch.bincount(context, minlength=contexts))
-        found = self._shard.best(self.layer, query, query_cu, k)
+        found = self._searcher.best(self.layer, query, query_cu, k)
         self._same &= torch.equal(found.places, self._best_in_full_precision(query, query_cu, k))
 
     def _best_in_full_precision(self, query: Tensor, query_cu: Tensor, k: int) -> Tensor:

@@ -48,7 +48,7 @@ from msa_train.bench.kernels.cases import (
     size,
     unit_heads,
 )
-from msa_train.bench.memory.layer import layer_shard
+from msa_train.bench.memory.layer import layer_searcher
 from msa_train.bench.runner import in_process, log
 from msa_train.errors import ConfigError
 from msa_train.model.attention import HeadGroup, Projections, Router, pool_documents
@@ -163,8 +163,8 @@ def _narrow_keys(chunks: int, tokens: int) -> Iterator[Case]:
         run = partial(quantised_document_scores, query, query_cu, small, chunk_cu)
         moved, dtype = size(small.values, small.scales), small.values.dtype
         yield Case("route", shape, dtype, run, {name: baseline}, moved, flops)
-        shard = layer_shard(keys, chunk_cu, KV_HEADS, TOP_K, form)
-        certified = partial(shard.best, 0, query, query_cu, TOP_K)
+        searcher = layer_searcher(keys, chunk_cu, KV_HEADS, TOP_K, form)
+        certified = partial(searcher.best, 0, query, query_cu, TOP_K)
         exact = {f"{name}, top {TOP_K}": lambda: top_documents(baseline(), TOP_K)}
         yield Case("certified", shape, dtype, certified, exact, moved, flops)
 

@@ -98,7 +98,7 @@ class Ranks:
             weakref.finalize(found, self._dropped.append, number).atexit = False
             self._alive.add(found)
             found.own = self._guarded(
-                lambda group: self._open(group, found, lambda: loader.shard(bank))
+                lambda group: self._open(group, found, lambda: loader.searcher(bank))
             )
             return found
 

@@ -19,8 +19,8 @@ from msa_train.memory.ranks.exchange import Exchange, as_bytes
 from msa_train.memory.ranks.snapshot import OpenedSegments, opened, unpack
 from msa_train.memory.ranks.worker_process import end_with_driver, run_worker, told_error
 from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.searcher import LocalSearcher
 from msa_train.memory.search.settings import TierSettings
-from msa_train.memory.search.shard import Shard
 from msa_train.model.config import RouterConfig
 
 Reply = tuple[dict[str, Tensor], Tensor | None]  # tensors, and what follows through the exchange
@@ -32,7 +32,7 @@ class Holdings:
     def __init__(self, share: Share, settings: TierSettings, device: torch.device):
         self._share, self._settings, self._device = share, settings, device
         self._loaders: dict[RouterConfig, BankLoader] = {}
-        self._open: dict[int, tuple[RouterConfig, OpenedSegments, Shard]] = {}
+        self._open: dict[int, tuple[RouterConfig, OpenedSegments, LocalSearcher]] = {}
 
     def answer(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
         methods: dict[str, Callable[..., Reply]] = {
@@ -52,7 +52,7 @@ class Holdings:
         if loader is None:
             loader = BankLoader(self._settings, router, self._device, self._share)
             self._loaders[router] = loader
-        self._open[head["snapshot"]] = router, held, loader.shard(held)
+        self._open[head["snapshot"]] = router, held, loader.searcher(held)
         return {}, None
 
     def drop(self, head: dict[str, Any], *_: Any) -> Reply:
@@ -63,21 +63,21 @@ class Holdings:
         return {}, None
 
     def best(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
-        _, held, shard = self._open[head["snapshot"]]
+        _, held, searcher = self._open[head["snapshot"]]
         allowed = tensors.get("allowed")
         allowed = None if allowed is None else unpack(allowed, len(held.live))
         cu = tensors["query_cu"].to(query.device)
-        found = shard.best(head["layer"], query, cu, head["k"], allowed)
+        found = searcher.best(head["layer"], query, cu, head["k"], allowed)
         return {"places": found.places, "scores": found.scores}, None
 
     def score(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
-        _, _, shard = self._open[head["snapshot"]]
+        _, _, searcher = self._open[head["snapshot"]]
         cu = tensors["query_cu"].to(query.device)
-        return {"scores": shard.score(head["layer"], query, cu, tensors["places"])}, None
+        return {"scores": searcher.score(head["layer"], query, cu, tensors["places"])}, None
 
     def states(self, head: dict[str, Any], tensors: dict[str, Tensor], _: Tensor) -> Reply:
-        _, _, shard = self._open[head["snapshot"]]
-        states = shard.states(head["layer"], tensors["places"])
+        _, _, searcher = self._open[head["snapshot"]]
+        states = searcher.states(head["layer"], tensors["places"])
         return {}, torch.cat([as_bytes(x) for x in (states.k, states.v, states.key)])
 
 

@@ -1,4 +1,4 @@
-"""A snapshot of a bank searched by all ranks, as if by one: see memory/search/shard.py."""
+"""A snapshot of a bank searched by all ranks, as if by one: see memory/search/searcher.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msa_train.memory.ranks.snapshot import pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer
 from msa_train.memory.search.keys import chunks_of
 from msa_train.memory.search.loader import Share
-from msa_train.memory.search.shard import Found, Shard, best_of
+from msa_train.memory.search.searcher import Found, LocalSearcher, best_of
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 
@@ -22,7 +22,7 @@ Ask = Callable[["DistributedSearcher", Call, Callable], tuple[Any, dict[int, Wor
 
 
 class DistributedSearcher:
-    """The three methods of Shard over all ranks; made by Ranks.searcher.
+    """The three methods of LocalSearcher over all ranks; made by Ranks.searcher.
 
     Every method raises RankError for a rank that dies, fails or is late, BankError for states that
     were changed on disk, and GenerationGoneError where ranks were started again and the snapshot's
@@ -32,7 +32,7 @@ class DistributedSearcher:
     the other ranks that hold some of it. shares: see Ranks.start. device: rank 0's.
     """
 
-    own: Shard
+    own: LocalSearcher
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class DistributedSearcher:
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
     ) -> Found:
-        """The k best documents of each context, on the CPU. See Shard.best."""
+        """The k best documents of each context, on the CPU. See LocalSearcher.best."""
         tensors = {} if allowed is None else {"allowed": pack(allowed)}
 
         def own() -> Found:
@@ -67,7 +67,7 @@ class DistributedSearcher:
         return _trimmed(best_of([mine, *found], k))
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
-        """[m, c] float32 on the CPU: scores of documents by place, -1 for none. See Shard.score."""
+        """[m, c] float32 on the CPU: scores of documents by place, -1 for none."""
 
         def own() -> Tensor:
             return self.own.score(layer, query, query_cu, places)

@@ -14,7 +14,7 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.encode import TOKEN_BUDGET, encode_documents
 from msa_train.memory.bank.segment import STATES, EncodedBatch
 from msa_train.memory.search.keys import LayerKeys, chunks_of
-from msa_train.memory.search.shard import Part, Shard
+from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
@@ -75,10 +75,10 @@ def view_of(
         return Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
 
     live = torch.ones(len(places), dtype=torch.bool)
-    shard = Shard([Part(0, cu, keys, read)], router, live)
+    searcher = LocalSearcher([Part(0, cu, keys, read)], router, live)
     held = {documents[place].number: documents[place] for place in places.tolist()}
     numbers = torch.tensor(list(held), dtype=torch.int64)
-    return MemoryView(shard, router, heads, head_dim, counts, numbers, held, live)
+    return MemoryView(searcher, router, heads, head_dim, counts, numbers, held, live)
 
 
 def _consecutive(rows: Tensor) -> Tensor | slice:

@@ -12,8 +12,8 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import MANIFEST
 from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
 from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.searcher import Searcher
 from msa_train.memory.search.settings import TierSettings
-from msa_train.memory.search.shard import Searcher
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
@@ -104,9 +104,9 @@ class LiveBank:
     def _searcher_of(self, bank: BankSnapshot) -> Searcher:
         if not isinstance(self._searchers, BankLoader):
             return self._searchers.searcher(bank, self._router)
-        shard = self._searchers.shard(bank)
+        searcher = self._searchers.searcher(bank)
         self._searchers.keep_only([bank])
-        return shard
+        return searcher
 
     def _stat(self) -> tuple[int, ...]:
         try:

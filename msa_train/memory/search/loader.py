@@ -18,8 +18,8 @@ from msa_train.memory.bank.segment import STATES, Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
 from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.settings import TierSettings
-from msa_train.memory.search.shard import Part, Shard
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
@@ -63,9 +63,9 @@ class BankLoader:
 
     def view(self, bank: BankSnapshot) -> MemoryView:
         """A view of a snapshot. Raises BankError for router keys that were changed on disk."""
-        return MemoryView.of(bank, self.shard(bank), self.router)
+        return MemoryView.of(bank, self.searcher(bank), self.router)
 
-    def shard(self, bank: BankSnapshot) -> Shard:
+    def searcher(self, bank: BankSnapshot) -> LocalSearcher:
         """The documents of a snapshot that are this process's. Raises BankError, as `view`."""
         parts = []
         for first, segment in zip(bank.starts, bank.segments, strict=False):
@@ -73,7 +73,7 @@ class BankLoader:
             if loaded is None:
                 loaded = self._loaded[segment.identity] = _LoadedSegment(segment, self)
             parts.append(loaded.part(int(first), self.hot))
-        return Shard(parts, self.router, bank.live)
+        return LocalSearcher(parts, self.router, bank.live)
 
     def keep_only(self, banks: Sequence[BankSnapshot]) -> None:
         """Lets go of segments that are in none of these snapshots."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_pipeline.schema import Document
 from msa_train.memory.bank.segment import STATES
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.search.shard import Searcher
+from msa_train.memory.search.searcher import Searcher
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing

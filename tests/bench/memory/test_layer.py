@@ -5,7 +5,7 @@ import torch
 
 from msa_train.bench.memory import layer
 from msa_train.errors import RankError
-from msa_train.memory.search.shard import Found, best_of
+from msa_train.memory.search.searcher import Found, best_of
 from tests.bench.memory.tiny_sizes import SIZES
 
 

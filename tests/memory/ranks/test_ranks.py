@@ -98,7 +98,7 @@ def gone(pid):
 
 def right(searcher, bank):
     found = searcher.best(LAYER, *QUERY, 3)
-    expected = BankLoader(TierSettings(), ROUTER).shard(bank).best(LAYER, *QUERY, 3)
+    expected = BankLoader(TierSettings(), ROUTER).searcher(bank).best(LAYER, *QUERY, 3)
     assert torch.equal(found.places, expected.places)
     assert torch.equal(found.scores, expected.scores)
 

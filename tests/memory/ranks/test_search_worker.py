@@ -1,4 +1,4 @@
-"""What a search worker answers, without its process: what a shard of its share finds."""
+"""What a search worker answers, without its process: what a searcher of its share finds."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ def test_it_answers_for_its_share_alone(tmp_path):
     bank = write(tmp_path / "bank", [[1, 2, 3, 4], [2] * 6], removed=[2])
     share = Share(1, (1.0, 2.0))
     holdings = Holdings(share, TierSettings(), torch.device("cpu"))
-    shard = BankLoader(TierSettings(), ROUTER, share=share).shard(bank)
+    searcher = BankLoader(TierSettings(), ROUTER, share=share).searcher(bank)
     head = {
         "do": "open", "snapshot": 5, "router": asdict(ROUTER), "documents": len(bank.numbers),
         **described(bank),
@@ -31,7 +31,7 @@ def test_it_answers_for_its_share_alone(tmp_path):
     for only in (None, allowed):
         tensors = {"query_cu": query_cu} | ({} if only is None else {"allowed": pack(only)})
         best, _ = holdings.answer({"do": "best", "k": 3, **about}, tensors, query)
-        expected = shard.best(LAYER, query, query_cu, 3, only)
+        expected = searcher.best(LAYER, query, query_cu, 3, only)
         assert torch.equal(best["places"], expected.places)
         assert torch.equal(best["scores"], expected.scores)
     tensors = {"query_cu": query_cu, "places": best["places"]}
@@ -39,7 +39,7 @@ def test_it_answers_for_its_share_alone(tmp_path):
     assert torch.equal(score["scores"], best["scores"])
     places = best["places"][best["places"] >= 0].unique()
     none, data = holdings.answer({"do": "states", **about}, {"places": places}, None)
-    states = shard.states(LAYER, places)
+    states = searcher.states(LAYER, places)
     raw = [x.contiguous().flatten().view(torch.uint8) for x in (states.k, states.v, states.key)]
     assert none == {} and torch.equal(data, torch.cat(raw))
     holdings.answer({"do": "drop", "snapshots": [5, 6]}, {}, None)

@@ -55,7 +55,7 @@ def searchers(ranks, banks):
 
 
 def alone(bank):
-    return BankLoader(TierSettings(), ROUTER).shard(bank)
+    return BankLoader(TierSettings(), ROUTER).searcher(bank)
 
 
 def same(ours, theirs):

@@ -1,9 +1,9 @@
-"""Random keys of a memory, shards of them, and their search by plain loops."""
+"""Random keys of a memory, searchers of them, and their search by plain loops."""
 
 import torch
 
 from msa_train.memory.search.keys import LayerKeys
-from msa_train.memory.search.shard import Part, Shard
+from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 
@@ -32,13 +32,15 @@ def part(first, keys, cu, form="stored", router=ROUTER, dtype=torch.float32):
     return Part(first, cu, {LAYER: LayerKeys(full, cu, router, HEADS, form)}, read)
 
 
-def shard_of(counts, keys, cu, cuts, form="stored", live=None, dtype=torch.float32):
-    """A shard of the documents, in parts that begin at `cuts`."""
+def searcher_of(counts, keys, cu, cuts, form="stored", live=None, dtype=torch.float32):
+    """A searcher of the documents, in parts that begin at `cuts`."""
     parts = []
     for first, end in zip(cuts, [*cuts[1:], len(counts)], strict=True):
         own = cu[first : end + 1]
         parts.append(part(first, keys[own[0] : own[-1]], own - own[0], form, dtype=dtype))
-    return Shard(parts, ROUTER, torch.ones(len(counts), dtype=torch.bool) if live is None else live)
+    return LocalSearcher(
+        parts, ROUTER, torch.ones(len(counts), dtype=torch.bool) if live is None else live
+    )
 
 
 def by_loops(query, query_cu, keys, cu, k, there):

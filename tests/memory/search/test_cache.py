@@ -15,12 +15,12 @@ def test_winners_are_fetched_ahead_for_the_layers_above(path):
     router = tiny_model().config.router
     first, *above = tiny_model().config.router_layers
     loader = BankLoader(TierSettings(), router)
-    shard = loader.shard(BankSnapshot.open(path))
-    shard.states(first, torch.tensor([0, 3]))
+    searcher = loader.searcher(BankSnapshot.open(path))
+    searcher.states(first, torch.tensor([0, 3]))
     loader.close()  # waits for what is under way
     assert loader.hot.misses == 2
     for layer in above:
-        shard.states(layer, torch.tensor([0, 3]))
+        searcher.states(layer, torch.tensor([0, 3]))
     assert loader.hot.misses == 2 and loader.hot.hits == 2 * len(above)
 
 
@@ -30,9 +30,9 @@ def test_what_is_kept_of_documents_is_within_the_budget(path):
     layer = tiny_model().config.router_layers[-1]
     bank = BankSnapshot.open(path)
     loader = BankLoader(TierSettings(hot_mb=0.002, prefetch=False), router)
-    shard = loader.shard(bank)
+    searcher = loader.searcher(bank)
     for other in (1, 2, 3, 4, 5, 6):
-        shard.states(layer, torch.tensor([0, other]))
+        searcher.states(layer, torch.tensor([0, other]))
     held = [x for states in loader.hot._held.values() for x in vars(states).values()]
     kept = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
     assert 0 < sum(kept.values()) == loader.hot.bytes <= 0.002 * (1 << 20)
@@ -47,9 +47,9 @@ def test_orders_to_fetch_ahead_do_not_pile_up(path, monkeypatch):
 
     monkeypatch.setattr(HotDocuments, "_fetch", slow)
     loader = BankLoader(TierSettings(), tiny_model().config.router)
-    shard = loader.shard(BankSnapshot.open(path))
+    searcher = loader.searcher(BankSnapshot.open(path))
     for i in range(50):
-        shard.states(tiny_model().config.router_layers[0], torch.tensor([i % 7]))
+        searcher.states(tiny_model().config.router_layers[0], torch.tensor([i % 7]))
     go.set()
     loader.hot.ahead.shutdown(wait=True)
     assert len(begun) <= 2 and begun[-1] == [49 % 7], "one under way, and the newest"

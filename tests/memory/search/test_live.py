@@ -59,7 +59,7 @@ class LateRanks:
         self.asked += 1
         if self.asked <= self.late:
             raise GenerationGoneError("compacted")
-        return BankLoader(TierSettings(), router).shard(bank)
+        return BankLoader(TierSettings(), router).searcher(bank)
 
 
 def test_a_bank_is_opened_again_where_others_came_too_late(path):

@@ -81,11 +81,11 @@ def test_a_rank_without_a_share_holds_nothing_of_a_segment_however_long():
 def test_segments_are_loaded_once_and_let_go(changed):
     loader = BankLoader(TierSettings(), tiny_model().config.router)
     old = BankSnapshot.open(changed)
-    loader.shard(old)
+    loader.searcher(old)
     loaded = dict(loader._loaded)
     CHANGES["add"].run(changed)
     new = BankSnapshot.open(changed, reuse=old)
-    loader.shard(new)
+    loader.searcher(new)
     assert loader._loaded.items() > loaded.items()
     loader.keep_only([old])
     assert loader._loaded == loaded

@@ -40,7 +40,7 @@ def best_of(found: Sequence[Found], k: int) -> Found:
 
 
 class Searcher(Protocol):
-    """All documents of a memory, by place: a Shard, or the shards of several ranks."""
+    """All documents of a memory, by place: a LocalSearcher, or those of several ranks."""
 
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None
@@ -69,7 +69,7 @@ class Part:
         return len(self.chunk_cu) - 1
 
 
-class Shard:
+class LocalSearcher:
     """Exact search over the parts of a memory of n documents that this process holds.
 
     live [n] bool: documents that were not removed.
@@ -106,7 +106,7 @@ class Shard:
         return best_of([_padded(context, self._places[row], scores, contexts)], k)
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
-        """[m, c] float32 on the CPU: exact scores of documents, -inf where not in this shard.
+        """[m, c] float32 on the CPU: exact scores of documents, -inf where not in this searcher.
 
         places [m, c]: of documents, another list for each context; -1 for none.
         """
@@ -121,7 +121,7 @@ class Shard:
         return scores
 
     def states(self, layer: int, places: Tensor) -> Pooled:
-        """Rows of all chunks of documents of this shard, places [p] ascending, in their order."""
+        """Rows of all chunks of its documents at places [p], ascending, in their order."""
         found = [part.read(layer, rows) for part, rows in self._divided(places)]
         return Pooled(*(_joined([getattr(each, name) for each in found]) for name in STATES))
 
@@ -138,7 +138,7 @@ class Shard:
         for part, (low, high) in zip(self.parts, pairwise([*bounds, len(places)]), strict=True):
             if low < high:
                 rows = places[low:high] - part.first
-                assert int(rows[-1]) < part.documents, "a document of another shard"
+                assert int(rows[-1]) < part.documents, "a document of another searcher"
                 yield part, rows
 
 

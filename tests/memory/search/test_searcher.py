@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from msa_train.errors import ConfigError
 from msa_train.memory.search.loader import Share
+from msa_train.memory.search.searcher import LocalSearcher, best_of
 from msa_train.memory.search.settings import KEY_FORMS
-from msa_train.memory.search.shard import Shard, best_of
 from msa_train.model.config import RouterConfig
 from tests.memory.search.random_memory import (
     HEADS,
@@ -21,7 +21,7 @@ from tests.memory.search.random_memory import (
     memory,
     part,
     questions,
-    shard_of,
+    searcher_of,
 )
 
 
@@ -48,8 +48,8 @@ def test_search_equals_loops_in_every_form_and_division(
         data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
     )
     cuts = sorted({0, *data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=3))})
-    shard = shard_of(counts, keys, cu, cuts, form, ~removed, dtype)
-    found = shard.best(LAYER, query, query_cu, 3, there)
+    searcher = searcher_of(counts, keys, cu, cuts, form, ~removed, dtype)
+    found = searcher.best(LAYER, query, query_cu, 3, there)
     expected = by_loops(query, query_cu, keys, cu, 3, there & ~removed)
     for row, best in enumerate(expected):
         places = [place for place in found.places[row].tolist() if place >= 0]
@@ -57,7 +57,7 @@ def test_search_equals_loops_in_every_form_and_division(
         assert found.scores[row, : len(best)].tolist() == [-score for score, _ in best]
         assert (found.scores[row, len(best) :] == -math.inf).all()
     asked = found.places.clone()
-    assert torch.equal(shard.score(LAYER, query, query_cu, asked), found.scores)
+    assert torch.equal(searcher.score(LAYER, query, query_cu, asked), found.scores)
 
 
 @pytest.mark.parametrize("form", KEY_FORMS)
@@ -65,7 +65,7 @@ def test_shards_of_several_ranks_find_what_one_finds(form):
     counts = [3, 1, 2, 5, 1, 1, 4, 2]
     keys, cu = memory(counts, 0, twins=True)
     query, query_cu = questions([3, 0, 2], 1)
-    whole = shard_of(counts, keys, cu, [0], form).best(LAYER, query, query_cu, 4)
+    whole = searcher_of(counts, keys, cu, [0], form).best(LAYER, query, query_cu, 4)
     for shares in ((1, 1), (1, 0, 3), (0, 1), (5, 1, 1, 1)):
         found, held = [], []
         for rank in range(len(shares)):
@@ -74,7 +74,7 @@ def test_shards_of_several_ranks_find_what_one_finds(form):
             own = cu[first : end + 1]
             one = part(first, keys[own[0] : own[-1]], own - own[0], form)
             live = torch.ones(len(counts), dtype=torch.bool)
-            found.append(Shard([one], ROUTER, live).best(LAYER, query, query_cu, 4))
+            found.append(LocalSearcher([one], ROUTER, live).best(LAYER, query, query_cu, 4))
         assert held == list(range(len(counts)))
         both = best_of(found, 4)
         assert torch.equal(both.places, whole.places) and torch.equal(both.scores, whole.scores)
@@ -83,10 +83,10 @@ def test_shards_of_several_ranks_find_what_one_finds(form):
 def test_states_come_in_order_from_several_parts():
     counts = [3, 1, 2, 5, 1]
     keys, cu = memory(counts, 0)
-    shard = shard_of(counts, keys, cu, [0, 2, 3])
+    searcher = searcher_of(counts, keys, cu, [0, 2, 3])
     places = torch.tensor([1, 2, 4])
     expected = torch.cat([keys[cu[place] : cu[place + 1]] for place in places.tolist()])
-    states = shard.states(LAYER, places)
+    states = searcher.states(LAYER, places)
     assert torch.equal(states.key, expected)
     assert torch.equal(states.v.flatten(1), -expected)
 
@@ -108,8 +108,8 @@ def test_raw_dot_products_are_searched_exactly_whatever_the_lengths(seed, form, 
     query *= (torch.randn(len(query), 1, generator=gen) * spread).exp() / 30
     router = RouterConfig(top_k=3, similarity="dot")
     everyone = torch.ones(len(counts), dtype=torch.bool)
-    shard = Shard([part(0, keys, cu, form, router, dtype)], router, everyone)
-    found = shard.best(LAYER, query, query_cu, 3)
+    searcher = LocalSearcher([part(0, keys, cu, form, router, dtype)], router, everyone)
+    found = searcher.best(LAYER, query, query_cu, 3)
     for row, best in enumerate(by_loops(query, query_cu, keys, cu, 3, everyone)):
         assert found.places[row].tolist() == [place for _, place in best]
         assert found.scores[row].tolist() == [-score for score, _ in best]
@@ -124,10 +124,10 @@ def test_published_reductions_are_searched_head_by_head(reduce, dtype):
     keys = keys.to(dtype).float()
     query = torch.randn(4, 4, WIDTH // HEADS, generator=torch.Generator().manual_seed(1))
     query_cu = torch.tensor([0, 3, 4])
-    shard = Shard(
+    searcher = LocalSearcher(
         [part(0, keys, cu, "stored", router, dtype)], router, torch.tensor([True, True, False])
     )
-    found = shard.best(LAYER, query, query_cu, 2)
+    found = searcher.best(LAYER, query, query_cu, 2)
     wide = keys.unflatten(1, (HEADS, -1)).repeat_interleave(2, 1)
     for context, rows in enumerate((range(3), range(3, 4))):
         scores = torch.einsum("thd,chd->htc", query[list(rows)], wide)
@@ -135,7 +135,7 @@ def test_published_reductions_are_searched_head_by_head(reduce, dtype):
         chunks = heads.mean(0) if "query_reduce" in reduce else heads.amax(0)
         best = [float(chunks[cu[d] : cu[d + 1]].max()) for d in range(2)]
         assert found.scores[context].tolist() == pytest.approx(sorted(best, reverse=True))
-    again = shard.score(LAYER, query, query_cu, found.places)
+    again = searcher.score(LAYER, query, query_cu, found.places)
     torch.testing.assert_close(again, found.scores)
     for form in (
         "int8",
