@@ -15,7 +15,8 @@ VERBS = ["parse", "join", "split", "encode", "decode", "open", "close", "read", 
 @pytest.fixture
 def command(model, tokenizer, tmp_path, monkeypatch):  # noqa: F811
     """The command, on ten questions about twenty passages."""
-    monkeypatch.setattr(export, "load_export", lambda folder: export.LoadedModel(model, tokenizer, {}))
+    loaded = export.LoadedModel(model, tokenizer, {})
+    monkeypatch.setattr(export, "load_export", lambda folder: loaded)
     passages = [Passage(f"{v}{i}", v, f"How to {v} is told.") for v in VERBS for i in range(2)]
     questions = [Question(v, f"How do I {v}?", (f"to {v}",), (f"{v}0",)) for v in VERBS]
     write_dataset(tmp_path / "verbs", passages, [("train", q) for q in questions])
