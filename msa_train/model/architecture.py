@@ -121,7 +121,7 @@ _REQUIRED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
 )  # fmt: skip
 
-# Keys with the only values whose meaning is computed here; what a family fixes is added in _check.
+# Keys whose other values would change what is computed. `attention_bias` is the family's own.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "rope_scaling": (None,),

@@ -53,7 +53,7 @@ class KeyQueue:
     def add(self, keys: dict[int, Tensor], chunks: Tensor, doc_ids: Tensor) -> None:
         """Documents of a bank: keys [C, V] of each layer, chunks [n], doc_ids [n]."""
         if not self.limit:
-            if len(self):  # of a stage before
+            if len(self):  # of an earlier stage
                 self.load_state_dict(KeyQueue(self._layers).state_dict())
             return
         old_ids = self._ids.to(doc_ids.device)

@@ -100,6 +100,7 @@ class MemoryAttention(SelfAttention):
         self.model = model
         self.number = self.layer_number - 1
         self.routes = self.number in model.router_layers
+        # Without a norm there is no weight: the rotation alone.
         self.qk_norm = HeadNorm(model) if model.shape.qk_norm else rotate_heads
         self.group = HeadGroup(
             model.heads,
@@ -320,9 +321,9 @@ class MSAModel(MegatronModule):
         labels = batch.labels
         if batch.doc_labels is not None:
             labels = torch.cat([batch.doc_labels, labels])
-        asked = labels != IGNORE
-        hidden = hidden[len(hidden) - len(labels) :][asked]
-        lm = self._token_loss_sum(hidden, labels[asked])
+        labelled = labels != IGNORE
+        hidden = hidden[len(hidden) - len(labels) :][labelled]
+        lm = self._token_loss_sum(hidden, labels[labelled])
         return Losses(lm, self._router_loss_sum(batch, streams), streams.routings)
 
     def _streams(

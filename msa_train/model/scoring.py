@@ -50,14 +50,9 @@ class Scoring(ABC):
 
     @abstractmethod
     def document_scores(
-        self,
-        query: Tensor,
-        query_cu: Tensor,
-        keys: Tensor,
-        chunk_cu: Tensor,
-        ctx_bank: Tensor,
+        self, query: Tensor, query_cu: Tensor, keys: Tensor, chunk_cu: Tensor, ctx_bank: Tensor,
         bank_cu: Tensor,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """[m, n] float32 document scores, -inf outside the context's bank.
 
         query, query_cu [m+1]: of query_vectors; keys [C, V] of key_vectors, chunk_cu [n+1];
@@ -183,14 +178,9 @@ class DotProduct(Scoring):
         return rq.unflatten(1, (kv_heads, -1)).sum(2).flatten(1) * (scale / total_heads)
 
     def document_scores(
-        self,
-        query: Tensor,
-        query_cu: Tensor,
-        keys: Tensor,
-        chunk_cu: Tensor,
-        ctx_bank: Tensor,
+        self, query: Tensor, query_cu: Tensor, keys: Tensor, chunk_cu: Tensor, ctx_bank: Tensor,
         bank_cu: Tensor,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         from msa_kernels import document_scores
 
         return document_scores(query, query_cu, keys, chunk_cu, ctx_bank, bank_cu)
@@ -223,14 +213,9 @@ class PerHead(Scoring):
         return rq * scale
 
     def document_scores(
-        self,
-        query: Tensor,
-        query_cu: Tensor,
-        keys: Tensor,
-        chunk_cu: Tensor,
-        ctx_bank: Tensor,
+        self, query: Tensor, query_cu: Tensor, keys: Tensor, chunk_cu: Tensor, ctx_bank: Tensor,
         bank_cu: Tensor,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         import torch
 
         keys = keys.unflatten(1, (-1, query.shape[-1]))
