@@ -1,13 +1,16 @@
 # make setup       a virtual environment in .venv with everything for the CPU
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
-# make test        the tests (two cores, under 15 minutes)
+# make test        the tests, two at once (two cores, under 10 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
 # make test-faults            both
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
 STAMP := $(VENV)/.installed
+LOG := $(VENV)/setup.log
+comma := ,
+TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
@@ -15,17 +18,27 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(STAMP)
 
+# $(call step,what is done,command): a line when it begins, then its seconds and how many packages
+# it brought; what it prints is shown where it fails, and make ends there.
+define step
+@printf 'setup: %s ...' "$(1)"; began=$$(date +%s); \
+if $(2) >$(LOG) 2>&1; then \
+  printf ' %s s%s\n' "$$(($$(date +%s) - began))" \
+    "$$(awk '/^Successfully installed/ { print ", " NF - 2 " packages" }' $(LOG))"; \
+else printf ' failed\n'; cat $(LOG); exit 1; fi
+endef
+
 # torch first: packages that depend on it would otherwise pull the CUDA build.
 # DeepSpeed is an sdist: build it against the installed torch, without its CUDA ops.
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@echo "setup: torch"
-	@$(PIP) torch
-	@echo "setup: build tools"
-	@$(PIP) setuptools wheel numpy py-cpuinfo ninja
-	@echo "setup: DeepSpeed, Megatron-core, Triton, W&B and the rest"
-	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[train,eval,serve,bench,dev]" 2>&1 | grep -v "is ignored: it is" || true
-	@$(VENV)/bin/python -c "import msa_train, deepspeed, megatron.core, wandb, triton" >/dev/null 2>&1
+	@test -x $(VENV)/bin/python || { echo "setup: a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	$(call step,torch,$(PIP) torch)
+	$(call step,what DeepSpeed is built with,$(PIP) setuptools wheel numpy py-cpuinfo ninja)
+	$(call step,DeepSpeed (built here),DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed)
+	$(call step,the rest of training: Megatron-core W&B WebDataset,$(PIP) --no-build-isolation -e ".[train]")
+	$(call step,evaluation and serving,$(PIP) --no-build-isolation -e ".[eval$(comma)serve$(comma)bench]")
+	$(call step,tests and tools: pytest Triton ruff playwright,$(PIP) --no-build-isolation -e ".[dev]")
+	$(call step,does everything import,$(VENV)/bin/python -c "import msa_train$(comma) deepspeed$(comma) megatron.core$(comma) wandb$(comma) triton")
 	@touch $(STAMP)
 	@echo "setup: done, the command is $(VENV)/bin/msa"
 
@@ -42,7 +55,7 @@ browser:
 	else echo "setup: no chromium, and not root to install it: tests that need it are skipped"; fi
 
 test: setup browser
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist worksteal
 
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"

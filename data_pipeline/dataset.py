@@ -12,14 +12,13 @@ and `negatives` may be left out; other keys are ignored.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.jsonl import read_objects
 
@@ -44,7 +43,7 @@ class Question:
     """A question about a corpus.
 
     answers: alternatives, the first the main one; empty: the passages are all that is known.
-    positives: ids of ALL the passages needed, or with any_of of alternatives, each of them enough.
+    positives: ids of ALL the passages needed; with any_of, of alternatives, each enough by itself.
     steps: the same ids in the order in which a chain of retrievals finds them, one group per step
     (empty: all at once; with any_of there are none). negatives: ids of passages that the dataset
     says do not answer it.
@@ -60,7 +59,7 @@ class Question:
 
 
 def found_first(steps: Iterable[Iterable[Id]]) -> tuple[tuple[Id, ...], ...]:
-    """Steps in which each passage stands once, where it is found first; none is empty."""
+    """Steps that name each passage once, where it is found first; empty ones are dropped."""
     seen: set[Id] = set()
     kept = []
     for step in steps:
@@ -90,7 +89,7 @@ def read_passages(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[P
 
 
 def passage_lines(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[tuple[str, Passage]]:
-    """(where, passage) of a corpus file; as read_passages."""
+    """As read_passages, with the place of each passage: (where, passage)."""
     for place, (where, data) in enumerate(read_objects(path)):
         text = data.get("text")
         if not isinstance(text, str):
@@ -144,9 +143,11 @@ class DatasetWriter:
         if self.folder.exists():
             raise DataError(f"{self.folder} exists already: remove it, or give another folder")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = Path(
-            tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent)
-        )
+        with ExitStack() as stack:
+            self._partial = stack.enter_context(files.whole(self.folder))
+            self._partial.mkdir()
+            stack.push(self._refuse_nothing)
+            self._stack = stack.pop_all()
         return self
 
     def passage(self, passage: Passage) -> None:
@@ -156,24 +157,17 @@ class DatasetWriter:
         data = {key: value for key, value in vars(question).items() if value}
         self._write(f"questions.{split}.jsonl", data)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            for file in self._files.values():
-                file.close()
-            if kind is None:
-                self._keep()
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
-    def _keep(self) -> None:
-        if "corpus.jsonl" not in self.counts:
+    def _refuse_nothing(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and "corpus.jsonl" not in self.counts:
             raise DataError(f"nothing to write to {self.folder}: the input holds no passage")
-        self._partial.chmod(0o755)  # mkdtemp keeps it to its owner
-        os.replace(self._partial, self.folder)
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         if name not in self._files:
-            self._files[name] = open(self._partial / name, "w", encoding="utf-8")  # noqa: SIM115
+            file = open(self._partial / name, "w", encoding="utf-8")  # noqa: SIM115
+            self._files[name] = self._stack.enter_context(file)
         self._files[name].write(json.dumps(data, ensure_ascii=False) + "\n")
         self.counts[name] = self.counts.get(name, 0) + 1
 

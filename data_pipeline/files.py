@@ -1,21 +1,50 @@
-"""Changes of files and folders that survive a crash.
+"""Files and folders that a user keeps are there whole or not at all, whatever crashes.
 
-Every write, sync, rename and removal of a memory bank goes through here, so that a test can make
-each of them fail.
+Everything that writes one goes through here: `whole` for a file or folder that is written anew,
+`replace_file` for one that is held in memory, and the single steps for a memory bank, shards and
+checkpoints, which keep what is finished of them. So a test can make each step fail.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path`, at which to write a file or make a folder.
+
+    When the block ends, what is there goes to the disk and takes the name, in place of a file that
+    had it; when the block fails, nothing of it stays. The suffix is the same, and two processes
+    never share a path. Raises OSError, also where `path` is a folder that holds something.
+    """
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield partial
+        sync_tree(partial)
+        rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            remove(partial)
+        raise
+
+
+def replace_file(path: Path, data: bytes | str) -> None:
+    """The file holds `data` (text as UTF-8), or what it held before: at no moment anything else."""
+    with whole(path) as partial, NewFile(partial) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 class NewFile:
     """A file that did not exist, written from its start; its SHA-256 is taken on the way.
 
-    Closed, it is on the disk; its name is, once its folder is synced.
+    Once it is closed its bytes are on the disk; its name is, once its folder is synced.
     """
 
     def __init__(self, path: Path):
@@ -59,32 +88,33 @@ class NewFile:
         self.close()
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """The file holds `data`, or what it held before: at no moment anything else."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)  # of a process that died here
-    with NewFile(aside) as file:
-        file.write(data)
-    rename(aside, path)
-
-
 def rename(source: Path, target: Path) -> None:
+    """The new name is on the disk after this; what it names must be there already."""
     os.rename(source, target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def make_folder(path: Path) -> None:
     os.mkdir(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Names in a folder are on the disk after this."""
+def sync(path: Path) -> None:
+    """The bytes of a file, or the names in a folder, are on the disk after this."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """As `sync`, for a folder with all that is in it."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            if not entry.is_symlink():
+                sync_tree(entry)
+    sync(path)
 
 
 def remove(path: Path) -> None:

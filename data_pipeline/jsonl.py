@@ -56,12 +56,12 @@ def values_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Any]]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) of a JSON-lines file. Raises DataError for a line that is no object."""
+    """(where, object) of a JSON-lines file. Raises DataError for a line that is not an object."""
     return objects_of(read_lines(path))
 
 
 def objects_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) of each (where, line). Raises DataError for a line that is no object."""
+    """(where, object) of each (where, line). Raises DataError for a line that is not an object."""
     for where, data in values_of(lines):
         if not isinstance(data, dict):
             raise DataError(f"{where}: give a JSON object, not {type(data).__name__}")

@@ -1,9 +1,9 @@
 """The text protocol between a model and its memory, byte for byte (SPEC section 4).
 
 The same functions build training samples and drive the serving engine, so that a model is asked
-exactly as it was taught. Strings and pieces only: tokens are tokenizer.py's business.
+exactly as it was taught. Strings and pieces only: tokens are the tokenizer's business.
 
-A conversation, one line per stretch between control tokens (shown in brackets ⟨⟩):
+A conversation, one line per run of text between control tokens (shown in brackets ⟨⟩):
 
     ⟨im_start⟩ user\\n                                            head, template
     \\nPlease answer ... {question}\\nPlease return ... question\\n  question, routing query
@@ -16,7 +16,7 @@ A conversation, one line per stretch between control tokens (shown in brackets �
 
 Two extensions for conversations, which no model was taught. Without them every byte is as above;
 neither routes, so neither draws documents. Earlier turns stand before the head, in the form of the
-chat template, and instructions before the question, inside its stretch:
+chat template, and instructions before the question, in the same run of text:
 
     ⟨im_start⟩ user\n {text} ⟨im_end⟩ \n ⟨im_start⟩ assistant\n {text} ⟨im_end⟩ \n
     \nPlease answer ... {instructions}\n\n{question}\nPlease return ... question\n
@@ -79,7 +79,7 @@ def question_pieces(question: str, first_round: bool = True, instructions: str =
     """The question and its frame, routing query tokens (class 0).
 
     In the first round all of it is class 0; from the second round on the last newline is not.
-    Instructions stand between frame and question, in the same stretch of text, and do not route.
+    Instructions stand between frame and question, in the same run of text, and do not route.
     """
     asked = [Piece(f"{ASK}{question}{RETRIEVE}", Role.QUERY)]
     if instructions:

@@ -29,7 +29,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text of the active context (or of a document) that has one class.
+    """A run of text of the active context (or of a document) that has one class.
 
     text: the text itself, or the ONE control token when `control` is set.
     label: the model writes this text; otherwise it is context and takes no LM loss.

@@ -138,9 +138,9 @@ if _taken := SOURCES.keys() & {*_SharedSettings.__annotations__, *DataConfig.__a
 class StageData:
     """What a stage reads, where that differs from the data section.
 
-    document_tokens: length of documents: needles have about so many (0: bare needles), longer
+    document_tokens: length of documents: needles are written to it (0: bare needles), longer
         documents of datasets are split (null: data.niah.document_tokens, and each dataset's own).
-    memory_tokens: at most so many document tokens in a bank (null: as many as its documents have).
+    memory_tokens: document tokens of a bank, at most (null: as many as its documents have).
     weights: of the sources in this stage, instead of theirs.
     tasks: needle tasks, instead of data.niah.tasks.
     contexts: kinds of contexts, instead of data.contexts.
@@ -166,7 +166,7 @@ class StageData:
 
 @dataclass(frozen=True)
 class CorpusStage:
-    """An amount of data: so many samples, or as many as hold so many memory tokens (one of them).
+    """An amount of data: a number of samples, or of memory tokens (one of the two).
 
     Read `epochs` times, each time in another order.
     """

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from data_pipeline.protocol import document_pieces
+from data_pipeline.tokenizer import Tokenizer
+
 # After the mark of a sentence's end, or at a line's end. The space goes with what stands before it.
 _SENTENCE = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[。！？])|(?<=\n)")
 
@@ -34,6 +37,12 @@ def split_text(text: str, limit: int, length: Callable[[str], int]) -> list[str]
             current = ""
         current += piece
     return [stripped for part in [*parts, current] if (stripped := part.strip())]
+
+
+def document_length(tokenizer: Tokenizer, text: str, number: int = 999_999) -> int:
+    """Tokens of a document with its wrapper and a wide number."""
+    _, body, _ = document_pieces(number, text)
+    return 2 + len(tokenizer.encode_text(body.text))
 
 
 def _pieces(text: str, limit: int, length: Callable[[str], int]) -> list[str]:

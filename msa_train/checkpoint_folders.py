@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.files import sync_folder
+from data_pipeline import files
 from msa_train.errors import CheckpointError
 
 SEAL = "seal.json"
@@ -34,37 +32,33 @@ def partial_name(step: int) -> str:
 def clear_leftovers(folder: Path) -> None:
     """Remove what interrupted saves and removals left."""
     for left in folder.glob(".step-*"):
-        shutil.rmtree(left)
+        files.remove(left)
 
 
 def digests(folder: Path, part: int = 0, parts: int = 1) -> Digests:
-    """Digests of every `parts`-th file, from the `part`-th on; what was read is on the disk then.
+    """Digests of every `parts`-th file, from the `part`-th on, which are on the disk after this.
 
-    Ranks share the work; without a shared file system every node would need a seal of its own.
+    So ranks share the work. The folder must be on a file system that all of them see.
     """
     found: Digests = {}
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
-    for path in files[part::parts]:
+    written = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
+    for path in written[part::parts]:
+        files.sync(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-            found[str(path.relative_to(folder))] = (os.fstat(file.fileno()).st_size, digest)
+        found[str(path.relative_to(folder))] = path.stat().st_size, digest
     return found
 
 
-def seal(partial: Path, step: int, files: Digests) -> Path:
+def seal(partial: Path, step: int, found: Digests) -> Path:
     """Make a written folder a complete one; returns its final path."""
-    with (partial / SEAL).open("w") as file:
-        json.dump({"step": step, "files": files}, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder in (partial, *(p for p in partial.rglob("*") if p.is_dir())):
-        sync_folder(folder)
+    text = json.dumps({"step": step, "files": found}, indent=1, sort_keys=True)
+    files.replace_file(partial / SEAL, text)
+    files.sync_tree(partial)
     target = partial.parent / name_of(step)
     if target.exists():  # damaged, or this step would not have come again
         _remove(target)
-    partial.rename(target)
-    sync_folder(target.parent)
+    files.rename(partial, target)
     return target
 
 
@@ -121,8 +115,9 @@ def check(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a complete folder: at no moment does half of it look complete."""
+    """Remove a complete folder; at no moment does half of it look complete."""
     aside = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
+    if aside.exists():  # of a removal that was interrupted
+        files.remove(aside)
+    files.rename(folder, aside)
+    files.remove(aside)

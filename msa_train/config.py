@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.settings import DataConfig, TrainingCorpus
 from data_pipeline.sources.niah import NeedleTask
@@ -35,15 +36,15 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """What Weights & Biases gets, and how.
+    """What is sent to Weights & Biases, and how.
 
-    mode: auto is online when logged in, else offline; off: not at all.
-    name: of the run (null: the last part of output). group: null: the run's name.
+    mode: auto is online when logged in, else offline; off sends nothing.
+    name: of the run (null: the last part of output). group: (null: the run's name).
     artifacts: record shards, checkpoints and exports as references to their files, as copies
     (files), or not (none).
-    alert_spreads: alert when a loss is above the median of the last logged ones by so many times
+    alert_spreads: alert when a loss exceeds the median of the last logged values by this many times
     their median distance from it (0: never).
-    finish_timeout_s: how long the end of a run waits for what is still to be sent.
+    init_timeout_s, finish_timeout_s: the longest wait for W&B at the start and at the end of a run.
     """
 
     mode: Literal["auto", "online", "offline", "off"] = "auto"
@@ -71,20 +72,22 @@ class WandbConfig:
 class TrainingConfig:
     """How a run trains.
 
-    start_from: weights to begin with: an export, or a converted backbone without a router (null:
-    random ones). The optimizer starts afresh; data.tokenizer.path should name its tokenizer.
+    start_from: weights to begin with: those of an export, or of a converted backbone without a
+    router (null: random ones). The optimizer starts afresh; data.tokenizer.path should name the
+    starting point's tokenizer.
     batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
     rank reads its share one by one.
     recompute: keep a layer's input instead of its activations.
-    gradient_cache_tokens: encode at most so many document tokens of a bank at once, twice, with
-    equal gradients; bounds memory for banks of any size (null: a whole bank at once, once).
+    gradient_cache_tokens: encode at most this many document tokens of a bank at once, and each
+    twice, with equal gradients: bounds memory for banks of any size (null: all at once, once).
     clip: maximum gradient norm.
-    checkpoint_every: steps between checkpoints; the last one is always kept.
-    held_out_every: steps between evaluations on held-out samples (0: never); see held_out_samples.
-    held_out_samples: samples of what training does not see, with the last stage's data.
+    checkpoint_every: steps between checkpoints; there is always one after the last step.
+    held_out_every: steps between evaluations on held-out samples (0: never).
+    held_out_samples: how many there are; training does not see them, and their data is the last
+    stage's.
     damaged_samples: a sample that cannot be read ends the run, or is skipped and counted.
-    shards: folder or URL of the shards (null: OUTPUT/shards). cache_gb: of shards behind a URL, so
-    much is kept under OUTPUT/shard-cache.
+    shards: folder or URL of the shards (null: OUTPUT/shards). cache_gb: how much of the shards
+    behind a URL is kept under OUTPUT/shard-cache.
     skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
     before the run stops.
     timeout_s: how long a rank waits for another before it fails, naming the step.
@@ -143,11 +146,13 @@ class TrainingConfig:
 class EvaluationConfig:
     """What `msa eval` asks.
 
-    memory_tokens: lengths of the needle memories; every length answers the same questions.
-    niah_tasks: they share one set of documents in equal parts. questions: of each needle task.
-    text_questions: how many of them are also answered with texts appended (each costs several
-    times as much), and by the controls. resamples: of the bootstrap. workers: processes that ask
-    (None: one per core; always one where an accelerator does the work).
+    memory_tokens: sizes of the needle memories; each is asked the same questions.
+    niah_tasks: needle tasks, which share one set of documents in equal parts.
+    questions: of each needle task. text_questions: how many of them are also answered with texts
+    appended (each costs several times as much), and by the controls.
+    pydocs_questions: about Python's documentation.
+    resamples: of the bootstrap. batch_contexts: contexts that are answered at once.
+    workers: processes that ask (null: one per core; always one where an accelerator computes).
     """
 
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
@@ -224,7 +229,7 @@ class Config:
 
     @property
     def manifest_folder(self) -> Path:
-        """Where the shards' manifest lies on this machine (behind a URL: once training began)."""
+        """Where this machine has the shards' manifest (behind a URL: once training has begun)."""
         return self.path / "shard-cache" if "://" in self.shards else Path(self.shards)
 
     @cached_property
@@ -235,11 +240,11 @@ class Config:
 
     @cached_property
     def held_out(self) -> TrainingCorpus:
-        """What training does not see, with the data of the last stage."""
+        """Samples that training does not see, from the data of the last stage."""
         return self.corpus.held_out(self.training.held_out_samples)
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(to_plain(self), sort_keys=False))
+        files.replace_file(path, yaml.safe_dump(to_plain(self), sort_keys=False))
 
 
 def to_plain(config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The stages of a run as one list: how much, how fast, on which losses, on which data."""
+"""The stages of a run: how long each is, its learning rate, its losses and its data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from msa_train.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: L = lm_weight LM + router_weight router (SPEC section 3).
+    """A stage of training: L = lm_weight LM + router_weight router (SPEC section 3).
 
-    steps: how long it is; or tokens: as many steps as read so many memory tokens.
-    epochs: its samples are built for one, and read so many times, each time in another order.
+    steps: how many; or tokens: as many steps as read this many memory tokens.
+    epochs: samples are built for one epoch and read this many times, each time in another order.
     lr, final_lr: the learning rate goes linearly from one to the other (null: it stays).
-    warmup_steps: it is reached linearly from zero, at the start of a run or after a change of data.
-    queue_documents: router keys of so many documents of recent banks are further negatives for the
-    router's queries (0: none); each rank keeps its own.
+    warmup_steps: steps in which the learning rate rises linearly from zero.
+    queue_documents: the router keys of this many documents of recent banks are further negatives
+    for the router's queries (0: none); each rank keeps its own.
     trains: all weights, or the router's alone (its projections and its gate).
     data: what is read, where that differs from the data section.
     """
@@ -54,7 +54,7 @@ class Stage:
             raise self._error("lm_weight", "0, and router_weight too: make one positive")
 
     def amount(self, batch_samples: int) -> CorpusStage:
-        """The data of this stage, at so many samples a step."""
+        """The data of this stage, at batch_samples samples per step."""
         if self.steps is None:
             return CorpusStage(self.data, tokens=self.tokens, epochs=self.epochs)
         samples, rest = divmod(self.steps * batch_samples, self.epochs)
@@ -82,7 +82,7 @@ class Schedule:
         return sum(self.steps)
 
     def place(self, step: int) -> tuple[int, int]:
-        """(stage, place in it) of a step, both from 0."""
+        """(stage, step within it) of a step, all counted from 0."""
         for i, steps in enumerate(self.steps):
             if step < steps:
                 return i, step

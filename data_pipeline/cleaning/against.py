@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.cleaning.near import NearIndex, Sketcher, shingles
-from data_pipeline.cleaning.report import Rules
+from data_pipeline.cleaning.report import Findings
 from data_pipeline.cleaning.text import digest, ngrams, words
 from data_pipeline.dataset import Question, find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
@@ -58,13 +58,13 @@ class EvalSet:
     """One evaluation set: its questions, and its positive passages.
 
     gram: length of the n-grams that passages are searched for. sketcher: None finds exact copies
-    alone. Raises DataError when the folder is no dataset, or names a positive that it has not.
+    alone. Raises DataError when the folder is not a dataset, or lacks a positive that it names.
     """
 
     def __init__(self, name: str, gram: int, sketcher: Sketcher | None, examples: int):
         self.name = name
         self.folder, self.splits = parse_eval_set(name)
-        self.rules = Rules(examples)
+        self.findings = Findings(examples)
         self._gram = gram
         self._questions: list[Question] = []
         self._equal: dict[bytes, int] = {}
@@ -111,7 +111,7 @@ class EvalSet:
             "splits": self.splits,
             "questions": len(self._questions),
             "positive_passages": len(self._positives),
-            "found": self.rules.as_dict(),
+            "found": self.findings.as_dict(),
         }
 
     def _add(self, question: Question) -> None:

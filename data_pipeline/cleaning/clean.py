@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.cleaning.against import EvalSet, load_eval_sets, splits
 from data_pipeline.cleaning.near import LOWEST, Sketcher
-from data_pipeline.cleaning.passages import Passages
+from data_pipeline.cleaning.passages import CleanedPassages
 from data_pipeline.cleaning.quality import AnswersInPositives, QualityRules, question_fault
 from data_pipeline.cleaning.questions import merge, remap
-from data_pipeline.cleaning.report import Rules
+from data_pipeline.cleaning.report import Findings
 from data_pipeline.dataset import Question, find_file, read_questions, write_dataset
 from data_pipeline.errors import DataError
 
@@ -62,7 +61,7 @@ def clean_dataset(
     Neither appears unless both do. Passages are judged first (quality, then copies of evaluation
     passages, then exact and near-duplicates), then questions (see `against` and `questions`).
     Questions are held in memory, passages are not. Raises DataError when `out` exists, an input is
-    broken, a question names a passage that the corpus has not, or nothing is left.
+    broken, a question names a passage that the corpus lacks, or nothing is left.
     """
     dataset, out, report = Path(dataset), Path(out), Path(report)
     _check_targets(out, report)
@@ -78,29 +77,29 @@ def clean_dataset(
             f"--drop-passages with a split of {dataset} itself would remove the passages that its "
             "questions need: leave one of the two out"
         )
-    rules = Rules(config.examples)
+    findings = Findings(config.examples)
     answers = AnswersInPositives(question for split in asked.values() for _, question in split)
-    passages = Passages(
-        corpus, config.quality, sketcher, evals, config.drop_passages, rules, answers.see
+    passages = CleanedPassages(
+        corpus, config.quality, sketcher, evals, config.drop_passages, findings, answers.see
     )
     kept: dict[str, list[Question]] = {}
     found: dict[str, dict[str, Any]] = {}
     first = 0
     for split, pairs in asked.items():
-        split_rules = Rules(config.examples)
+        split_findings = Findings(config.examples)
         judge = _Judge(
             passages,
             [one for one in evals if not _holds(one, dataset, split)],
             config.quality,
             answers.found if config.quality.answer_in_positive else None,
-            split_rules,
+            split_findings,
         )
-        kept[split] = merge(judge.survivors(pairs, first), split_rules)
+        kept[split] = merge(judge.survivors(pairs, first), split_findings)
         first += len(pairs)
         found[split] = {
             "read": len(pairs),
             "written": len(kept[split]),
-            "rules": split_rules.as_dict(),
+            "rules": split_findings.as_dict(),
         }
     result = {
         "dataset": str(dataset),
@@ -109,7 +108,7 @@ def clean_dataset(
         "passages": {
             "read": passages.read,
             "written": passages.written,
-            "rules": rules.as_dict(),
+            "rules": findings.as_dict(),
         },
         "questions": found,
         "against": [one.as_dict() for one in evals],
@@ -121,23 +120,23 @@ def clean_dataset(
 class _Judge:
     """Decides about the questions of one split, in the order of the rules below.
 
-    evals: the evaluation sets it must keep clear of. answered: numbers of the questions with an
-    answer in a positive, None: not asked for.
+    evals: the evaluation sets to keep clear of. answered: numbers of the questions with an answer
+    in a positive; None where that is not required.
     """
 
     def __init__(
         self,
-        passages: Passages,
+        passages: CleanedPassages,
         evals: Sequence[EvalSet],
         quality: QualityRules,
         answered: set[int] | None,
-        rules: Rules,
+        findings: Findings,
     ):
         self._passages = passages
         self._evals = evals
         self._quality = quality
         self._answered = answered
-        self._rules = rules
+        self._findings = findings
 
     def survivors(self, pairs: Sequence[tuple[str, Question]], first: int) -> Iterator[Question]:
         """The questions that stay, naming kept passages. first: the number of the first one."""
@@ -145,8 +144,8 @@ class _Judge:
             self._check_names(where, question)
             fault = self._fault(number, question)
             if fault is not None:
-                self._rules.note(fault, id=question.id, question=question.question)
-            elif (settled := remap(question, self._passages, self._rules)) is not None:
+                self._findings.note(fault, id=question.id, question=question.question)
+            elif (settled := remap(question, self._passages, self._findings)) is not None:
                 yield settled
 
     def _check_names(self, where: str, question: Question) -> None:
@@ -175,7 +174,7 @@ class _Judge:
             shown = {"id": question.id, "question": question.question}
             if (match := one.question_match(question)) is not None:
                 how, other = match
-                one.rules.note(
+                one.findings.note(
                     f"question_{how}",
                     **shown,
                     evaluation_id=other.id,
@@ -183,7 +182,7 @@ class _Judge:
                 )
                 hit = True
             if any(self._passages.copies(name, one) for name in question.positives):
-                one.rules.note("question_with_copied_positive", **shown)
+                one.findings.note("question_with_copied_positive", **shown)
                 hit = True
         return hit
 
@@ -202,21 +201,11 @@ def _check_targets(out: Path, report: Path) -> None:
 
 
 def _write(
-    out: Path, report: Path, result: dict[str, Any], passages: Passages, kept: dict[str, Any]
+    out: Path, report: Path, result: dict[str, Any], passages: CleanedPassages, kept: dict[str, Any]
 ) -> None:
     report.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=report.parent, prefix=f".{report.name}.", encoding="utf-8", delete=False
-    ) as file:
-        partial = Path(file.name)
-        try:
-            json.dump(result, file, ensure_ascii=False, indent=1)
-            file.write("\n")
-            file.close()
-            partial.chmod(0o644)  # the temporary file is its owner's
-            pairs = ((split, question) for split in kept for question in kept[split])
-            write_dataset(out, passages.survivors(), pairs)
-            os.replace(partial, report)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
+    with files.whole(report) as partial:
+        partial.write_text(text, encoding="utf-8")
+        pairs = ((split, question) for split in kept for question in kept[split])
+        write_dataset(out, passages.survivors(), pairs)

@@ -65,9 +65,9 @@ class Sketcher:
 class NearIndex:
     """Texts by number, and the first of them that another text is a near-duplicate of.
 
-    Two texts under different titles are never near-duplicates: they are sentences of one mould
-    about two things (the townships of a county), and the few words that differ are what is asked
-    about. A text without a title fits any. titles: normalised.
+    Two texts under different titles are never near-duplicates: they say the same of two things
+    (the townships of a county), and the few words that differ are what questions ask for. A text
+    without a title fits any. titles: normalised.
     """
 
     def __init__(self, sketcher: Sketcher):

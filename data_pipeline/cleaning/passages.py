@@ -1,12 +1,12 @@
 """Which passages of a corpus are kept, and which kept passage stands for each other one.
 
-Passages of one text are one passage, whatever their titles; near-duplicates have to agree in the
-title too (`near.NearIndex` says why). A passage is a duplicate of a passage that is KEPT, so every
-removal is within the threshold of what stands for it (chains of look-alikes do not drift away). Of
-equals the first in the file is kept.
+Passages with the same text are one passage, whatever their titles; near-duplicates must agree in
+the title too (`near.NearIndex` says why). A passage is only ever a duplicate of a passage that is
+KEPT, so every removal is within the threshold of what stands for it (chains of look-alikes do not
+drift away). Of equal passages the first in the file is kept.
 
-In memory stay ids, 16-byte digests and MinHash signatures with their index (together about 3 KB a
-passage), and the shingles of passages that have a candidate; texts are read again.
+What stays in memory: ids, 16-byte digests and MinHash signatures with their index (together about
+3 KB a passage), and the shingles of passages that have a candidate; texts are read again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from data_pipeline.cleaning.against import EvalSet
 from data_pipeline.cleaning.near import NearIndex, Sketcher, shingles
 from data_pipeline.cleaning.quality import QualityRules, passage_fault
-from data_pipeline.cleaning.report import Rules
+from data_pipeline.cleaning.report import Findings
 from data_pipeline.cleaning.text import digest, normalise, words
 from data_pipeline.dataset import Passage, read_passages
 from data_pipeline.errors import DataError
@@ -26,11 +26,11 @@ from data_pipeline.errors import DataError
 REMOVED = -1
 
 
-class Passages:
+class CleanedPassages:
     """The fate of every passage of a corpus. Raises DataError for an id that stands twice.
 
     evals: evaluation sets; those with drop lose the passages that copy their positives.
-    see: called with every passage of the file, in order.
+    see: is called with every passage of the file, in order.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Passages:
         sketcher: Sketcher | None,
         evals: Sequence[EvalSet],
         drop_copies: bool,
-        rules: Rules,
+        findings: Findings,
         see: Callable[[Passage], None],
     ):
         self._path = path
         self._quality = quality
         self._sketcher = sketcher
         self._drop_copies = drop_copies
-        self._rules = rules
+        self._findings = findings
         self._rows: dict[str, int] = {}
         self._names: list[str] = []
         self._kept: list[int] = []  # the row that stands for a row, or REMOVED
@@ -97,7 +97,7 @@ class Passages:
         tokens = words(passage.text)
         if (fault := passage_fault(passage, tokens, self._quality)) is not None:
             self._kept.append(REMOVED)
-            self._rules.note(fault, id=passage.id, text=passage.text)
+            self._findings.note(fault, id=passage.id, text=passage.text)
             return
         grams = signature = None
         if self._sketcher is not None:
@@ -105,12 +105,12 @@ class Passages:
             signature = self._sketcher.signature(grams)
         if self._compare(row, passage, tokens, grams, signature) and self._drop_copies:
             self._kept.append(REMOVED)
-            self._rules.note("copies_evaluation", id=passage.id, text=passage.text)
+            self._findings.note("copies_evaluation", id=passage.id, text=passage.text)
             return
         first = self._first.setdefault(digest(passage.text), row)
         self._kept.append(first)
         if first != row:
-            self._rules.note(
+            self._findings.note(
                 "exact_duplicate", id=passage.id, kept=self._names[first], text=passage.text
             )
         elif len(tokens):
@@ -120,7 +120,7 @@ class Passages:
         """Whether a passage copies a positive of an evaluation set; both findings are noted."""
         for one in self._evals:
             if (question := one.quoted(tokens)) is not None:
-                one.rules.note(
+                one.findings.note(
                     "passage_quotes_question",
                     id=passage.id,
                     text=passage.text,
@@ -131,7 +131,7 @@ class Passages:
                 self._copies[one.name].add(row)
                 if found[0] == passage.id and self._own(one):
                     continue  # no finding: it is that positive
-                one.rules.note(
+                one.findings.note(
                     "passage_copies_positive",
                     id=passage.id,
                     text=passage.text,
@@ -157,7 +157,7 @@ class Passages:
                 index.add(row, grams, suspects[row], title)
                 continue
             self._kept[row] = found[0]
-            self._rules.note(
+            self._findings.note(
                 "near_duplicate",
                 id=passage.id,
                 kept=self._names[found[0]],

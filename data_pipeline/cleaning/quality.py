@@ -35,8 +35,8 @@ class QualityRules:
     min_letters: share of its characters other than spaces that are letters (or marks on them).
     max_repeated_lines: share of its lines that repeat an earlier one.
     max_repeated_words: share of its words in 10-grams that occurred earlier.
-    min_word_length, max_word_length: mean length of the words between spaces; not asked of a text
-        mostly written without spaces.
+    min_word_length, max_word_length: mean length of the words between spaces; not applied to a
+        text mostly written without spaces.
     max_symbols: number signs and ellipses per word.
     max_question_words, max_answer_words: length of a question, of each of its answers.
     answer_in_positive: an answer has to stand in one of the positives (text or title, normalised);

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import zip_longest
 
-from data_pipeline.cleaning.passages import Passages
-from data_pipeline.cleaning.report import Rules
+from data_pipeline.cleaning.passages import CleanedPassages
+from data_pipeline.cleaning.report import Findings
 from data_pipeline.cleaning.text import digest
 from data_pipeline.dataset import Question, found_first
 
 
-def remap(question: Question, passages: Passages, rules: Rules) -> Question | None:
+def remap(question: Question, passages: CleanedPassages, findings: Findings) -> Question | None:
     """A question naming kept passages alone; None when a positive that it needs was removed.
 
     A removed negative is left out, and so is one that became a positive. Steps keep an id where it
@@ -22,16 +22,16 @@ def remap(question: Question, passages: Passages, rules: Rules) -> Question | No
     if question.any_of:
         positives = [name for name in positives if name is not None] or [None]
     if None in positives:
-        rules.note("positive_removed", id=question.id, question=question.question)
+        findings.note("positive_removed", id=question.id, question=question.question)
         return None
     steps = [[passages.stands_for(name) for name in step] for step in question.steps]
     if any(None in step for step in steps):  # a step outside the positives
-        rules.note("positive_removed", id=question.id, question=question.question)
+        findings.note("positive_removed", id=question.id, question=question.question)
         return None
     found = [passages.stands_for(name) for name in question.negatives]
     needed = set(positives).union(*steps)
     if any(name in needed for name in found):
-        rules.note("negative_was_positive", id=question.id, question=question.question)
+        findings.note("negative_was_positive", id=question.id, question=question.question)
     return replace(
         question,
         positives=_once(positives),
@@ -41,7 +41,7 @@ def remap(question: Question, passages: Passages, rules: Rules) -> Question | No
     )
 
 
-def merge(questions: Iterable[Question], rules: Rules) -> list[Question]:
+def merge(questions: Iterable[Question], findings: Findings) -> list[Question]:
     """Questions equal once normalised become one, in the place and with the id of the first.
 
     Their positives and answers are united in order: with the passages in one corpus, the positives
@@ -55,7 +55,7 @@ def merge(questions: Iterable[Question], rules: Rules) -> list[Question]:
             merged[key] = question
             continue
         same = set(first.positives) == set(question.positives)
-        rules.note(
+        findings.note(
             "merged_same_positives" if same else "merged_other_positives",
             id=question.id,
             kept=first.id,

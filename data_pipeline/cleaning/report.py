@@ -1,4 +1,4 @@
-"""What was removed, by which rule, with a few examples of each."""
+"""What was found, by which rule, with a few examples of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def shorten(text: str) -> str:
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
-class Rules:
+class Findings:
     """Counts by rule, and the first `examples` of each."""
 
     def __init__(self, examples: int):

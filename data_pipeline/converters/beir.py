@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.grouping import Queries
-from data_pipeline.converters.inputs import DEFAULT_SPLIT, one_folder
-from data_pipeline.converters.records import line_records
-from data_pipeline.converters.tables import read_tsv
+from data_pipeline.converters.builder import Builder, JudgedQueries
+from data_pipeline.converters.inputs import DEFAULT_SPLIT, line_records, one_folder, read_tsv
 from data_pipeline.dataset import find_file
 from data_pipeline.errors import DataError
 
@@ -37,8 +34,8 @@ def beir(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> Non
             builder.leave_out(f"queries without a judgement in {split}", without)
 
 
-def _judged(builder: Builder, path: Path, texts: dict[str, str]) -> Queries:
-    found = Queries()
+def _judged(builder: Builder, path: Path, texts: dict[str, str]) -> JudgedQueries:
+    found = JudgedQueries()
     rows = read_tsv(path, " ".join(_HEADER))
     where, header = next(rows, (str(path), []))
     if header != _HEADER:

@@ -1,4 +1,8 @@
-"""Collects what a converter reads: equal passages become one, ids are kept or made."""
+"""Collects what a converter reads: equal passages become one, ids are kept or made.
+
+Passages and questions go to `Builder`; where the lines of a file judge single passages of a query,
+`JudgedQueries` gathers them first.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -22,8 +26,8 @@ _NUMBERED = re.compile(r"(.*\D)([1-9]\d{0,17})", re.DOTALL)
 class Converted:
     """What a conversion wrote, and what it left out.
 
-    questions: of each split. repeated_passages: how often a passage came again and was not
-    written again. left_out: how many of what were not written.
+    questions: how many of each split. repeated_passages: how often a passage came again, and was
+    not written again. left_out: what was not written -> how many.
     """
 
     folder: str
@@ -164,6 +168,49 @@ class Builder:
         else:
             self.leave_out("questions given again")
         return known is None
+
+
+@dataclass
+class JudgedQuery:
+    """A query: where it was first named, and the passages judged for it (None: an empty one)."""
+
+    where: str
+    positives: dict[str | None, None] = field(default_factory=dict)
+    negatives: dict[str | None, None] = field(default_factory=dict)
+
+
+class JudgedQueries:
+    """Queries by a key (a text or an id) in the order in which they came; all are kept in memory.
+
+    Passages are to be named as the builder returned them.
+    """
+
+    def __init__(self) -> None:
+        self._queries: dict[str, JudgedQuery] = {}
+
+    def get(self, key: str, where: str) -> JudgedQuery:
+        if key not in self._queries:
+            self._queries[key] = JudgedQuery(where)
+        return self._queries[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._queries
+
+    def write(self, builder: Builder, split: str, texts: dict[str, str] | None = None) -> None:
+        """Every query becomes a question, any of whose positives is enough.
+
+        texts: of each key, which is its id; None: keys are it.
+        """
+        for key, query in self._queries.items():
+            builder.question(
+                query.where,
+                split,
+                key if texts is None else texts[key],
+                query.positives,
+                id=None if texts is None else key,
+                negatives=query.negatives,
+                any_of=True,
+            )
 
 
 class _Register:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import files_with_splits
-from data_pipeline.converters.records import Record, list_records
+from data_pipeline.converters.inputs import Record, files_with_splits, list_records
 
 
 def dpr(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import files_with_splits
-from data_pipeline.converters.records import Record, line_records
+from data_pipeline.converters.inputs import Record, files_with_splits, line_records
 
 
 def dureader(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
+from data_pipeline.converters.inputs import Record
 from data_pipeline.converters.matching import entity, words
 from data_pipeline.converters.multihop import convert_multihop
-from data_pipeline.converters.records import Record
 
 
 def hotpotqa(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
-    """A comparison is one step; a bridge two, where it is plain which passage comes first.
+    """A comparison is one step; a bridge has two where it is plain which passage comes first.
 
     Raises DataError for a broken record.
     """

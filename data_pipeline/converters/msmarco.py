@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.grouping import Queries
-from data_pipeline.converters.inputs import files_with_splits
-from data_pipeline.converters.tables import read_tsv
+from data_pipeline.converters.builder import Builder, JudgedQueries
+from data_pipeline.converters.inputs import files_by_split, read_tsv
 from data_pipeline.errors import DataError
 
 
@@ -26,28 +24,27 @@ def msmarco(
     corpus, and the queries. Raises DataError for a broken line, an unknown id, and when only one
     of the two files is given.
     """
-    files = files_with_splits(inputs, splits)
+    files = files_by_split(inputs, splits)
     if (collection is None) != (queries is None):
         raise DataError(
             "triples of ids need both --collection and --queries, triples of texts neither"
         )
     if collection is None or queries is None:
-        for split in dict.fromkeys(split for _, split in files):
-            _add_texts(builder, [path for path, its in files if its == split], split)
+        for split, paths in files.items():
+            _add_texts(builder, paths, split)
         return
     for where, (id, text) in read_tsv(collection, "pid passage"):
         builder.passage(where, "", text, id)
     texts = _query_texts(queries)
     asked: set[str] = set()
-    for split in dict.fromkeys(split for _, split in files):
-        paths = [path for path, its in files if its == split]
+    for split, paths in files.items():
         asked |= _add_ids(builder, paths, split, texts)
     if len(asked) < len(texts):
         builder.leave_out("queries without a triple", len(texts) - len(asked))
 
 
 def _add_texts(builder: Builder, paths: list[Path], split: str) -> None:
-    found = Queries()
+    found = JudgedQueries()
     for path in paths:
         for where, (text, positive, negative) in read_tsv(path, "query positive negative"):
             query = found.get(text, where)
@@ -57,7 +54,7 @@ def _add_texts(builder: Builder, paths: list[Path], split: str) -> None:
 
 
 def _add_ids(builder: Builder, paths: list[Path], split: str, texts: dict[str, str]) -> set[str]:
-    found = Queries()
+    found = JudgedQueries()
     for path in paths:
         for where, (id, positive, negative) in read_tsv(path, "qid pid pid"):
             if id not in texts:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import files_with_splits
-from data_pipeline.converters.records import Record, list_records
+from data_pipeline.converters.inputs import Record, files_with_splits, list_records
 
 StepsOf = Callable[[Record, dict[str, str]], list[list[str]]]
 

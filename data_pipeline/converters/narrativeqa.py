@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import DEFAULT_SPLIT, one_folder
-from data_pipeline.converters.records import Record
-from data_pipeline.converters.tables import read_csv
+from data_pipeline.converters.inputs import DEFAULT_SPLIT, Record, one_folder, read_csv
 from data_pipeline.errors import DataError
 
 _STORY_ENCODINGS = ("utf-8-sig", "latin-1")  # as the sites had them; latin-1 reads any bytes

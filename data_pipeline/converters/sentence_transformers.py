@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.grouping import Queries
-from data_pipeline.converters.inputs import files_with_splits
-from data_pipeline.converters.records import Record
+from data_pipeline.converters.builder import Builder, JudgedQueries
+from data_pipeline.converters.inputs import Record, files_by_split
 from data_pipeline.errors import DataError
 from data_pipeline.jsonl import read_values
 
@@ -20,10 +18,9 @@ def sentence_transformers(builder: Builder, inputs: Sequence[Path], splits: Sequ
     Lines are [anchor, positive], [anchor, positive, negative], {"query", "pos", "neg"} or
     {"set": [...]}, whose first text is the anchor of the others. Raises DataError for another.
     """
-    files = files_with_splits(inputs, splits)
-    for split in dict.fromkeys(split for _, split in files):
-        found = Queries()
-        for path in (path for path, its in files if its == split):
+    for split, paths in files_by_split(inputs, splits).items():
+        found = JudgedQueries()
+        for path in paths:
             for where, line in read_values(path):
                 anchor, positives, negatives = _read(where, line)
                 query = found.get(anchor, where)

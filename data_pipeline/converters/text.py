@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
+from data_pipeline.converters.inputs import read_text
 from data_pipeline.errors import DataError
 
 _SUFFIXES = (".txt", ".md")
@@ -15,7 +16,7 @@ _FENCE = re.compile(r" {0,3}(```|~~~)")
 
 
 def text(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
-    """Every file of the folders, by name, is a passage; there are no questions, so no splits.
+    """Every file of the folders is a passage, in the order of names; no questions, so no splits.
 
     The id is the path inside the folder. Raises DataError for a file that is not UTF-8, and for
     an input that is no folder.
@@ -47,16 +48,3 @@ def _heading(content: str) -> str:
         elif not in_code and (match := _HEADING.fullmatch(line)) and match[1]:
             return match[1]
     return ""
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises DataError, naming file and line, when it is not one."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8: {error}; convert the file") from error

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import files_with_splits
+from data_pipeline.converters.inputs import Record, files_with_splits, list_records, read_text
 from data_pipeline.converters.matching import words
-from data_pipeline.converters.records import Record, list_records
-from data_pipeline.converters.text import read_text
 from data_pipeline.errors import DataError
 
 _FOLDERS = {"EntityPages": "wikipedia", "SearchResults": "web"}

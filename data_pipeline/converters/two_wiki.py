@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
+from data_pipeline.converters.inputs import Record
 from data_pipeline.converters.matching import entity
 from data_pipeline.converters.multihop import convert_multihop
-from data_pipeline.converters.records import Record
 
 _STEPS = {"comparison": 1, "compositional": 2, "inference": 2, "bridge_comparison": 2}
 
@@ -51,9 +51,10 @@ def _triples(record: Record) -> list[tuple[str, str]]:
 
 
 def _chain(triples: list[tuple[str, str]]) -> list[list[str]]:
-    """Subjects in the order in which they can be known: those that no other triple leads to, ...
+    """Subjects in the order in which they can be found, step by step.
 
-    [] when they go round in a circle.
+    First those that no other triple leads to, then those that only these lead to, and so on; []
+    when they go round in a circle.
     """
     left = list(dict.fromkeys(subject for subject, _ in triples))
     steps = []

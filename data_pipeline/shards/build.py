@@ -9,21 +9,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
-from data_pipeline.processes import InterruptedBuild, progress_bar, workers_of
+from data_pipeline.processes import InterruptedBuild, workers_of
+from data_pipeline.progress import ProgressBar
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Sample
 from data_pipeline.settings import TrainingCorpus
@@ -71,7 +72,8 @@ def build_shards(
         _prepare_all(preparations(corpus, tokenizer, prepared, held_out), workers)
         builder = SampleBuilder(corpus, tokenizer, prepared, held_out)
         built = _build_all(partial, builder, workers)
-        np.save(partial / INDEX_FILE, np.concatenate([shard.index for shard in built]))
+        with files.whole(partial / INDEX_FILE) as index:
+            np.save(index, np.concatenate([shard.index for shard in built]))
         totals = sum(shard.totals for shard in built)
         manifest = ShardManifest(
             corpus.settings(),
@@ -82,15 +84,16 @@ def build_shards(
             corpus.batch_samples,
         )
         manifest.save(partial)
-        for note in (*partial.glob("*.npz"), partial / _BUILD):
-            note.unlink()
-        os.replace(partial, out)
+        for note in {*partial.glob("*.npz"), *partial.glob(".*"), partial / _BUILD}:
+            files.remove(note)
+        files.sync_tree(partial)
+        files.rename(partial, out)
     return manifest
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """What building a shard tells: its bytes, index rows, and _TOTALS for each stage."""
+    """A finished shard: its size in bytes, its index rows, and _TOTALS for each stage."""
 
     size: int
     index: np.ndarray  # [samples of the shard], INDEX_DTYPE
@@ -103,11 +106,11 @@ def _prepare_all(calls: list[Callable[[], Any]], workers: int) -> None:
         for call in calls:
             call()
         return
-    with progress_bar() as progress, workers_of(min(workers, len(calls))) as pool:
-        task = progress.add_task("preparing datasets", total=len(calls))
+    bar = ProgressBar("preparing datasets", "datasets", len(calls))
+    with bar as progress, workers_of(min(workers, len(calls))) as pool:
         for future in as_completed(map(pool.submit, calls)):
             future.result()
-            progress.update(task, advance=1)
+            progress.advance(1)
 
 
 def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shard]:
@@ -115,19 +118,18 @@ def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shar
     count = -(-len(builder) // shard_samples)
     built = {shard: found for shard in range(count) if (found := _built(folder, shard)) is not None}
     missing = [shard for shard in range(count) if shard not in built]
-    with progress_bar() as progress:
-        task = progress.add_task("building shards", total=len(builder))
-        progress.update(task, advance=sum(len(shard.index) for shard in built.values()))
+    with ProgressBar("building shards", "samples", len(builder)) as progress:
+        progress.advance(sum(len(shard.index) for shard in built.values()))
         if workers == 1:
             for shard in missing:
                 built[shard] = _build_shard(folder, builder, shard)
-                progress.update(task, advance=len(built[shard].index))
+                progress.advance(len(built[shard].index))
             return [built[shard] for shard in range(count)]
         with workers_of(min(workers, count), _start_worker, (folder, builder)) as pool:
             futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
             for future in as_completed(futures):
                 built[futures[future]] = future.result()
-                progress.update(task, advance=len(future.result().index))
+                progress.advance(len(future.result().index))
             return [built[shard] for shard in range(count)]
 
 
@@ -167,8 +169,10 @@ def _build_shard(folder: Path, builder: SampleBuilder, shard: int) -> _Shard:
             totals[builder.stage(i)] += _count(sample, builder.tokenizer if measured else None)
     stages = [builder.stage(i) for i in range(first, last)]
     index = _index(partial, shard, stages)
-    partial.rename(path)
-    np.savez(_note(folder, shard), index=index, totals=totals)  # last: now the shard is done
+    files.sync(partial)
+    files.rename(partial, path)
+    with files.whole(_note(folder, shard)) as note:  # last: now the shard is done
+        np.savez(note, index=index, totals=totals)
     return _Shard(path.stat().st_size, index, totals)
 
 
@@ -246,7 +250,8 @@ def _owned(partial: Path) -> Iterator[None]:
     except InterruptedBuild:
         raise
     except DataError:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            files.remove(partial)
         raise
     finally:
         os.close(lock)
@@ -257,6 +262,6 @@ def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_o
     build = json.dumps([corpus.settings(), tokenizer.fingerprint, held_out])
     if not (partial / _BUILD).exists() or (partial / _BUILD).read_text() != build:
         for path in partial.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            files.remove(path)
         tokenizer.save(partial / TOKENIZER_FOLDER)
-        (partial / _BUILD).write_text(build)
+        files.replace_file(partial / _BUILD, build)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 class GlobalOrder:
     """The order in which all ranks together read: place in it -> sample.
 
-    samples, epochs: of each stage; a stage is read so many times, each time in another order.
+    samples, epochs: of each stage, which is read `epochs` times, each time in another order.
     """
 
     def __init__(self, samples: Sequence[int], epochs: Sequence[int], seed: int):
@@ -142,7 +142,7 @@ class _Prefetch:
     def get(self) -> Any:
         if self._error is None:
             item, self._error = self._queue.get()
-        if self._error is not None:  # it stays broken: the next call must not wait for ever
+        if self._error is not None:  # it stays broken: the next call must not wait forever
             raise self._error
         return item
 

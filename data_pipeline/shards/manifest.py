@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.settings import TrainingCorpus
 
@@ -67,7 +68,7 @@ class ShardManifest:
 
     def save(self, directory: Path) -> None:
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
-        (directory / MANIFEST_FILE).write_text(text + "\n")
+        files.replace_file(directory / MANIFEST_FILE, text + "\n")
 
     @classmethod
     def load(cls, directory: Path | str) -> ShardManifest:

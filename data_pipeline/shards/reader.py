@@ -18,9 +18,9 @@ class ShardReader:
 
     location: a folder, or a URL (http://, s3://, ... what fsspec knows), whose files are kept in
     `cache` as they are read, up to cache_gb.
-    skip_damaged: what cannot be read is said, counted in `skipped`, and another sample of its stage
-    is read in its place; otherwise it is an error. Every shard's size is looked at now, so that
-    what is missing, empty or cut short is known before training begins.
+    skip_damaged: a sample that cannot be read is reported and counted in `skipped`, and another of
+    its stage is read in its place; otherwise it is an error. The size of every shard is checked at
+    once, so that a missing, empty or truncated one is known before training begins.
     """
 
     def __init__(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Protocol
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import INDEX_FILE, MANIFEST_FILE, TOKENIZER_FOLDER
 from data_pipeline.tokenizer import FILES, MODEL_FILE
@@ -104,7 +104,7 @@ class RemoteFiles:
         self._cached.close()
 
     def _used(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.glob("*.tar"))
+        return sum(path.stat().st_size for path in self.folder.glob("shard-*.tar"))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -113,14 +113,8 @@ class RemoteFiles:
         """Copy a file into the cache; it appears whole, whoever else copies it too."""
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(descriptor)
-        try:
-            self._system.get_file(self._path(name), partial)
-            os.replace(partial, target)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        with files.whole(target) as partial:
+            self._system.get_file(self._path(name), str(partial))
 
 
 def _connect(url: str):

@@ -16,13 +16,13 @@ from data_pipeline.schema import Document, Sample
 from data_pipeline.settings import TrainingCorpus
 from data_pipeline.shards.contexts import make_sample
 from data_pipeline.sources.base import DrawnBank, Source, SourceInputs
-from data_pipeline.sources.dataset_tables import document_length
+from data_pipeline.splitting import document_length
 from data_pipeline.tokenizer import Tokenizer
 
 _PROBED = 16  # samples that tell how many tokens a stage's samples have
 _HELD_OUT = 0x8E1D  # stream of random numbers of held-out samples
 _PROBED_DOCUMENTS = 128  # documents that tell the mean length of a source's
-_SPARE = 2.0  # so many times the documents needed are drawn, and the last ones left out
+_SPARE = 2.0  # times the documents needed are drawn; what exceeds the budget is left out
 
 
 class SampleBuilder:
@@ -154,7 +154,10 @@ def _made(
 
 
 class TokenBudget:
-    """Counts memory tokens, and keeps banks within so many. most: documents of a bank at most."""
+    """Counts memory tokens and keeps banks within a number of them.
+
+    most: documents of a bank, at most.
+    """
 
     def __init__(self, tokenizer: Tokenizer, most: int):
         self._tokenizer, self._most = tokenizer, most
@@ -169,7 +172,7 @@ class TokenBudget:
     ) -> int:
         """How many documents a stage has to draw from a source to fill a budget.
 
-        Told by the stage, because its settings change a source: the same in every process.
+        Measured for each stage, whose settings change the source, and equal in every process.
         """
         key = (stage, source.name)
         if key not in self._means:

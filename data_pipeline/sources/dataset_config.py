@@ -17,8 +17,8 @@ DATASET_TASKS: tuple[DatasetTask, ...] = get_args(DatasetTask)
 class NegativesConfig:
     """Hard negatives: documents that look right and are not.
 
-    count: of them for each question, if its bank has room; the rest of a bank is random.
-    bm25: take them among so many of the best by BM25 (0: none of these).
+    count: how many for each question, if its bank has room; the rest of a bank is random.
+    bm25: this many of the best by BM25 are candidates (0: none).
     mined: a file of negatives that a trained router found (`msa data mine`).
     Those that the dataset itself names are always candidates. A document that holds an answer is
     never chosen, and never counts as a negative where it stands in the bank all the same.
@@ -41,7 +41,7 @@ class DatasetConfig:
     """A dataset folder as a source (see data_pipeline/dataset.py for its form).
 
     split: of the questions to train on. held_out_split: of those to evaluate on while training.
-    questions: at most so many questions of the split, chosen at random (null: all).
+    questions: number of questions of the split to use, chosen at random (null: all).
     tasks: shares of a bank's contexts. given: questions of the dataset. title: a title asks for
         its passage. inverse_cloze: a sentence asks for the passage it was taken out of (nine times
         in ten; Lee et al. 2019). text: a passage is read as plain text, without a memory.

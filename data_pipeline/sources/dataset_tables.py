@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,10 @@ from data_pipeline.dataset import (
     read_questions,
 )
 from data_pipeline.errors import DataError
+from data_pipeline.files import whole
 from data_pipeline.jsonl import read_objects
-from data_pipeline.protocol import document_pieces
 from data_pipeline.sources.dataset_config import DatasetConfig
-from data_pipeline.splitting import split_text
+from data_pipeline.splitting import document_length, split_text
 from data_pipeline.tokenizer import Tokenizer
 
 PASSAGES, QUESTIONS = "passages.arrow", "questions.arrow"
@@ -63,8 +61,8 @@ def prepare(
     folder = root / f"{corpus}-{asked}"
     if not folder.exists():
         root.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
-        try:
+        with whole(folder) as partial:
+            partial.mkdir()
             same = next(root.glob(f"{corpus}-*/{PASSAGES}"), None)
             if same is None:
                 split = _split_corpus(files["corpus"], config.titles, document_tokens, tokenizer)
@@ -73,11 +71,6 @@ def prepare(
                 shutil.copyfile(same, partial / PASSAGES)
             if "questions" in files:
                 _write_questions(partial, files, config.negatives.bm25)
-            partial.chmod(0o755)  # mkdtemp keeps it to its owner
-            os.replace(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     return folder
 
 
@@ -168,12 +161,6 @@ def _split(
     for text in split_text(passage.text.strip(), limit, length):
         if text:
             yield {"id": passage.id, "title": title, "text": text}
-
-
-def document_length(tokenizer: Tokenizer, text: str, number: int = 999_999) -> int:
-    """Tokens of a document with its wrapper and a wide number."""
-    _, body, _ = document_pieces(number, text)
-    return 2 + len(tokenizer.encode_text(body.text))
 
 
 class _QuestionRows:

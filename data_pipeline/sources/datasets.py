@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,6 +19,7 @@ from data_pipeline.sources.base import (
     NumberConfig,
     Source,
     SourceInputs,
+    place_of,
 )
 from data_pipeline.sources.dataset_config import DATASET_TASKS, DatasetConfig, DatasetTask
 from data_pipeline.sources.dataset_tables import (
@@ -121,7 +121,7 @@ class DatasetSource(Source):
     def tokenizer_texts(
         cls, config: DatasetConfig, amounts: TokenizerConfig, rng: np.random.Generator
     ) -> Iterator[str]:
-        """So many passages under their titles, from all over the corpus, and as many questions."""
+        """Passages under their titles, from all over the corpus, and questions of training."""
         corpus = read_passages(find_file(config.path, "corpus"))
         texts = [[shown_text(passage.title, passage.text) for passage in corpus]]
         if config.tasks.get("given"):
@@ -223,7 +223,7 @@ class DatasetSource(Source):
                 found = np.sort(chosen[: self.config.questions])
         else:
             ids, titles = (self._passages[column].to_pylist() for column in ("id", "title"))
-            made = (_place_of(id) >= self.config.made_held_out_share for id in ids)
+            made = (place_of(id) >= self.config.made_held_out_share for id in ids)
             found = np.flatnonzero(
                 [
                     trains != self._held_out and (task != "title" or bool(title))
@@ -330,11 +330,6 @@ def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query
         steps=steps if len(steps) > 1 else (),
         masked=tuple(sorted(numbers[row] for row in also)),
     )
-
-
-def _place_of(id: str) -> float:
-    """A passage's place in [0, 1), by its id alone: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4], "big") / 2**32
 
 
 def whole_bank(tables: Path, numbers: NumberConfig, rng: np.random.Generator) -> DrawnBank:

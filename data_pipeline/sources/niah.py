@@ -15,7 +15,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import (
     BankConfig,
@@ -28,6 +27,7 @@ from data_pipeline.sources.base import (
     register,
 )
 from data_pipeline.sources.niah_words import Prose, WordLists, sentences, word_lists
+from data_pipeline.splitting import document_length
 from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
 NeedleTask = Literal["single", "multi_key", "multi_value", "multi_query"]
@@ -319,8 +319,8 @@ class NiahSource(Source):
         tasks = dict.fromkeys(evaluation.niah_tasks, 1.0)
         source = cls.make(replace(config, tasks=tasks, needle_share=1.0), inputs)
         probe = source.bank(np.random.default_rng(evaluation.seed), _PROBE)
-        pieces = (document_pieces(d.number, d.text) for d in probe.documents)
-        mean = np.mean([len(inputs.tokenizer.encode_pieces(each).tokens) for each in pieces])
+        tokens = (document_length(inputs.tokenizer, d.text, d.number) for d in probe.documents)
+        mean = np.mean(list(tokens))
         documents = ceil(max(evaluation.memory_tokens) / mean * _MARGIN)
         return HeldOutBank(
             source.bank(np.random.default_rng(evaluation.seed), documents),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import (
     BankConfig,
@@ -21,10 +20,12 @@ from data_pipeline.sources.base import (
     NumberConfig,
     Source,
     SourceInputs,
+    place_of,
     register,
 )
 from data_pipeline.sources.pydocs_questions import QuestionWriter
 from data_pipeline.sources.stdlib import Docstring, docstrings
+from data_pipeline.splitting import document_length
 from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
 Split = Literal["train", "held_out"]
@@ -36,7 +37,7 @@ class PydocsConfig:
 
     held_out_share: share of the documents that training never sees, chosen by their names.
     document_tokens: documents longer than this (with wrapper) are cut after the last word that
-        fits. questions: at most so many about one document.
+        fits. questions: about one document, at most.
     near_share: share of a bank's unasked documents that come from the modules asked about.
     """
 
@@ -203,9 +204,8 @@ class PydocsSource(Source):
 
 
 def split_of(name: str, config: PydocsConfig) -> Split:
-    """The split of a document, by its name alone: the same on every machine."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
-    return "held_out" if place < config.held_out_share else "train"
+    """The split of a document, by its name alone."""
+    return "held_out" if place_of(name) < config.held_out_share else "train"
 
 
 def training_texts(config: PydocsConfig) -> list[str]:
@@ -218,11 +218,7 @@ def truncate(tokenizer: Tokenizer, text: str, limit: int, number: int) -> tuple[
 
     Returns the text and the document's tokens with wrapper.
     """
-
-    def length(candidate: str) -> int:
-        _, body, _ = document_pieces(number, candidate)
-        return 2 + len(tokenizer.encode_text(body.text))
-
+    length = partial(document_length, tokenizer, number=number)
     if (tokens := length(text)) <= limit:
         return text, tokens
     ends = [i for i, character in enumerate(text) if character.isspace()]

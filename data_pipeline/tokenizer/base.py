@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.schema import Piece, Role
@@ -31,7 +32,7 @@ class TokenizerConfig:
         (`[12`, `34`, `5]`), so that a bag of tokens, which pooled memory is, holds a number of up
         to six digits whole; otherwise every digit is one token.
     needle_texts: needle documents to train on. word_repeats: how often each word of the needle
-        lists is repeated, so that it becomes one token. passages: at most so many of each dataset.
+        lists is repeated, so that it becomes one token. passages: of each dataset, at most.
     path: take the tokenizer of this folder (of an export or a shard set) instead; the other
         settings are then ignored.
     """
@@ -146,7 +147,7 @@ class Tokenizer(ABC):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files().items():
-            (folder / name).write_bytes(data)
+            files.replace_file(folder / name, data)
 
     @classmethod
     @abstractmethod

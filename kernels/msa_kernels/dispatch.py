@@ -1,8 +1,8 @@
-"""Which backend runs an operation, and why; or why none can.
+"""Which backend runs an operation, and why; and the checks that operations share.
 
 CUDA tensors -> Triton where a Triton kernel exists; CPU tensors -> the tiled torch path;
 TRITON_INTERPRET=1 (set before Triton is imported) -> the Triton code on CPU tensors. The torch
-paths run on any device. Unsupported tensors are refused with the reason.
+paths run on any device. Tensors that no path can take are refused with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from msa_kernels.errors import KernelError
 
 TRITON_OPERATIONS = (
     "chunk_mean",
-    "pool_states",
     "document_scores",
     "chunk_scores",
     "document_attention",
@@ -33,7 +32,7 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """The backend ("triton" or "torch") that runs an operation, and the reason."""
 
     backend: str
@@ -57,17 +56,19 @@ def triton_missing() -> str | None:
     return None
 
 
-def choose(operation: str, device: torch.device, dtype: torch.dtype) -> Choice:
+def choose(operation: str, device: torch.device, dtype: torch.dtype) -> BackendChoice:
     """The backend for `operation` on tensors of this device and dtype."""
     if operation not in TRITON_OPERATIONS:
-        return Choice("torch", "made of torch's own operations on every device")
+        return BackendChoice("torch", "made of torch's own operations on every device")
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
-        return Choice("torch", f"{device.type} tensors take the tiled torch path")
+        return BackendChoice("torch", f"{device.type} tensors take the tiled torch path")
     if dtype not in TRITON_DTYPES:
-        return Choice("torch", f"the Triton kernel accumulates in float32, tensors are {dtype}")
+        return BackendChoice(
+            "torch", f"the Triton kernel accumulates in float32, tensors are {dtype}"
+        )
     if missing := triton_missing():
-        return Choice("torch", missing)
-    return Choice("triton", "TRITON_INTERPRET=1" if device.type == "cpu" else "CUDA tensors")
+        return BackendChoice("torch", missing)
+    return BackendChoice("triton", "TRITON_INTERPRET=1" if device.type == "cpu" else "CUDA tensors")
 
 
 def takes_triton(operation: str, *tensors: Tensor) -> bool:
@@ -104,14 +105,14 @@ def check_cumulative(operation: str, name: str, cu: Tensor, total: int | None = 
             f"{operation}: {name} is {cu.dtype} of shape {tuple(cu.shape)}; "
             "pass int64 cumulative lengths [count + 1]"
         )
-    if total is not None and may_look(cu) and int(cu[-1]) != total:
+    if total is not None and can_inspect(cu) and int(cu[-1]) != total:
         raise KernelError(
             f"{operation}: {name} ends at {int(cu[-1])}, but there are {total} rows to divide"
         )
 
 
 def check_numbers(operation: str, name: str, numbers: Tensor, count: int | None = None) -> None:
-    """Refuses numbers of rows that are not int64 [count]: narrower ones overflow in a product."""
+    """Refuses row numbers that are not int64 [count]: narrower ones overflow in a product."""
     if numbers.dtype != torch.int64 or numbers.dim() != 1 or count not in (None, len(numbers)):
         wanted = "any length" if count is None else str(count)
         raise KernelError(
@@ -120,32 +121,20 @@ def check_numbers(operation: str, name: str, numbers: Tensor, count: int | None 
         )
 
 
-def may_look(x: Tensor) -> bool:
-    """Whether values can be checked for free: not on an accelerator, which would have to be waited
-    for, and not while a compiler only follows shapes."""
+def can_inspect(x: Tensor) -> bool:
+    """Whether values can be read for free: not on an accelerator, which one would have to wait
+    for, and not while torch.compile traces shapes."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_positive(operation: str, name: str, value: float) -> None:
+    """Refuses zero and negative settings."""
     if value <= 0:
         raise KernelError(f"{operation}: {name} is {value}; it must be positive")
 
 
-def check_heads(operation: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Refuses query, key and value heads that do not fit together."""
-    if k.shape != v.shape or q.dim() != 3 or k.dim() != 3 or q.shape[2] != k.shape[2]:
-        shapes = [tuple(x.shape) for x in (q, k, v)]
-        raise KernelError(
-            f"{operation}: q, k, v have shapes {shapes}; need [N, H, D], [N, G, D] twice"
-        )
-    if q.shape[1] % k.shape[1]:
-        raise KernelError(
-            f"{operation}: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads"
-        )
-
-
-def exact(device: torch.device) -> contextlib.AbstractContextManager:
-    """Arithmetic in the dtypes written here, also where the caller runs under autocast."""
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Computes in the dtypes that the operation states, even where the caller runs autocast."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

@@ -2,13 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from msa_kernels import dispatch
-from msa_kernels.cpu import norm_rope as cpu
 from msa_kernels.errors import KernelError
 from msa_kernels.reference import accumulation_dtype
+
+CACHE_BYTES = 1 << 20  # of a tile in torch (measured)
+
+# In torch: tiles of tokens that stay in the cache through all steps; no more than a tile is ever
+# held in the wide dtype. The backward pass is written out.
+
+
+def _rotated_in_torch(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x [N, heads, D], cos, sin [N, 1, D/2] -> (rotated [N, heads, D], scale [N, heads, 1])."""
+    out, weight = torch.empty_like(x), weight.to(wide)
+    scale = torch.empty(*x.shape[:2], 1, dtype=wide, device=x.device)
+    for tile in _tiles(x, wide):
+        part = x[tile].to(wide)
+        length = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+        own = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps), out=scale[tile])
+        _rotate((part * own).mul_(weight), cos[tile], sin[tile], 1.0, out[tile])
+    return out, scale
+
+
+def _gradients_in_torch(
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and the weight; scale as the forward pass returned it."""
+    wide = scale.dtype
+    dx, weight = torch.empty_like(x), weight.to(wide)
+    d_weight = torch.zeros_like(weight)
+    for tile in _tiles(x, wide):
+        part, own = x[tile].to(wide), scale[tile]
+        back = torch.empty_like(part)
+        _rotate(grad[tile].to(wide), cos[tile], sin[tile], -1.0, back)
+        product = back * part
+        d_weight += torch.einsum("nd,n->d", product.flatten(0, -2), own.flatten())
+        # d scale / d x = -scale^3 x / D
+        along = (product @ weight)[..., None] * (own.pow(3) / -x.shape[-1])
+        dx[tile] = back.mul_(weight).mul_(own).addcmul_(part, along)
+    return dx, d_weight
+
+
+def _tiles(x: Tensor, wide: torch.dtype) -> Iterator[slice]:
+    step = max(1, CACHE_BYTES // max(1, x[:1].numel() * wide.itemsize))
+    return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float, out: Tensor) -> None:
+    a, b = x.chunk(2, dim=-1)
+    first, second = out.chunk(2, dim=-1)
+    if out.dtype == x.dtype:
+        torch.mul(a, cos, out=first).addcmul_(b, sin, value=-direction)
+        torch.mul(b, cos, out=second).addcmul_(a, sin, value=direction)
+    else:
+        first.copy_((a * cos).addcmul_(b, sin, value=-direction))
+        second.copy_((b * cos).addcmul_(a, sin, value=direction))
+
+
+# The operator and its gradient.
+
+
+@torch.library.custom_op("msa_kernels::norm_rope", mutates_args=())
+def _norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotated q and k, then 1 / root mean square of their heads: of the torch path, else [0]."""
+    if dispatch.takes_triton("norm_rope", q, k):
+        from msa_kernels import norm_rope_triton
+
+        given = (x.contiguous() for x in (q, k, q_weight, k_weight, cos, sin))
+        return *norm_rope_triton.forward(*given, eps), q.new_empty(0), q.new_empty(0)
+    wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
+    outs, scales = [], []
+    for x, weight in ((q, q_weight), (k, k_weight)):
+        out, scale = _rotated_in_torch(x, weight, *tables, eps, wide)
+        outs.append(out)
+        scales.append(scale)
+    return *outs, *scales
+
+
+@_norm_rope.register_fake
+def _(q, k, q_weight, k_weight, cos, sin, eps):
+    outs = [x.new_empty(x.shape) for x in (q, k)]
+    if dispatch.takes_triton("norm_rope", q, k):
+        return *outs, q.new_empty(0), q.new_empty(0)
+    wide = accumulation_dtype(q)
+    return *outs, *(x.new_empty(*x.shape[:2], 1, dtype=wide) for x in (q, k))
+
+
+@torch.library.custom_op("msa_kernels::norm_rope_backward", mutates_args=())
+def _backward(
+    q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor,
+    q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if dispatch.takes_triton("norm_rope", q, k):
+        from msa_kernels import norm_rope_triton
+
+        given = (x.contiguous() for x in (q_grad, k_grad, q, k, q_weight, k_weight, cos, sin))
+        return norm_rope_triton.backward(*given, eps)
+    tables, found = (cos[:, None], sin[:, None]), []
+    for grad, x, weight, scale in (
+        (q_grad, q, q_weight, q_scale),
+        (k_grad, k, k_weight, k_scale),
+    ):
+        d_x, d_weight = _gradients_in_torch(grad, x, weight, scale, *tables)
+        found.append((d_x, d_weight.to(weight.dtype)))
+    (d_q, d_q_weight), (d_k, d_k_weight) = found
+    return d_q, d_k, d_q_weight, d_k_weight
+
+
+@_backward.register_fake
+def _(q_grad, k_grad, q, k, q_weight, k_weight, *_):
+    return tuple(x.new_empty(x.shape) for x in (q, k, q_weight, k_weight))
+
+
+def _save(ctx, inputs, output):
+    q, k, q_weight, k_weight, cos, sin, ctx.eps = inputs
+    ctx.save_for_backward(q, k, q_weight, k_weight, *output[2:], cos, sin)
+
+
+def _differentiate(ctx, q_grad, k_grad, *_):
+    return *_backward(q_grad, k_grad, *ctx.saved_tensors, ctx.eps), None, None, None
+
+
+_norm_rope.register_autograd(_differentiate, setup_context=_save)
 
 
 def norm_rope(
@@ -39,71 +163,5 @@ def norm_rope(
     if not q_weight.shape == k_weight.shape == q.shape[2:]:
         shapes = tuple(q_weight.shape), tuple(k_weight.shape)
         raise KernelError(f"norm_rope: weights have shapes {shapes}; need [{q.shape[2]}] each")
-    with dispatch.exact(q.device):
+    with dispatch.without_autocast(q.device):
         return _norm_rope(q, k, q_weight, k_weight, cos, sin, eps)[:2]
-
-
-@torch.library.custom_op("msa_kernels::norm_rope", mutates_args=())
-def _norm_rope(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both rotated and, of the torch path, 1 / root mean square of each head (else [0])."""
-    if dispatch.takes_triton("norm_rope", q, k):
-        from msa_kernels.gpu import norm_rope as gpu
-
-        given = (x.contiguous() for x in (q, k, q_weight, k_weight, cos, sin))
-        return *gpu.forward(*given, eps), q.new_empty(0), q.new_empty(0)
-    wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
-    outs, scales = [], []
-    for x, weight in ((q, q_weight), (k, k_weight)):
-        out, scale = cpu.forward(x, weight, *tables, eps, wide)
-        outs.append(out)
-        scales.append(scale)
-    return *outs, *scales
-
-
-@_norm_rope.register_fake
-def _(q, k, q_weight, k_weight, cos, sin, eps):
-    outs = [x.new_empty(x.shape) for x in (q, k)]
-    if dispatch.takes_triton("norm_rope", q, k):
-        return *outs, q.new_empty(0), q.new_empty(0)
-    wide = accumulation_dtype(q)
-    return *outs, *(x.new_empty(*x.shape[:2], 1, dtype=wide) for x in (q, k))
-
-
-@torch.library.custom_op("msa_kernels::norm_rope_backward", mutates_args=())
-def _backward(
-    q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor,
-    q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    if dispatch.takes_triton("norm_rope", q, k):
-        from msa_kernels.gpu import norm_rope as gpu
-
-        given = (x.contiguous() for x in (q_grad, k_grad, q, k, q_weight, k_weight, cos, sin))
-        return gpu.backward(*given, eps)
-    tables, found = (cos[:, None], sin[:, None]), []
-    for grad, x, weight, scale in (
-        (q_grad, q, q_weight, q_scale),
-        (k_grad, k, k_weight, k_scale),
-    ):
-        d_x, d_weight = cpu.backward(grad, x, weight, scale, *tables)
-        found.append((d_x, d_weight.to(weight.dtype)))
-    (d_q, d_q_weight), (d_k, d_k_weight) = found
-    return d_q, d_k, d_q_weight, d_k_weight
-
-
-@_backward.register_fake
-def _(q_grad, k_grad, q, k, q_weight, k_weight, *_):
-    return tuple(x.new_empty(x.shape) for x in (q, k, q_weight, k_weight))
-
-
-def _save(ctx, inputs, output):
-    q, k, q_weight, k_weight, cos, sin, ctx.eps = inputs
-    ctx.save_for_backward(q, k, q_weight, k_weight, *output[2:], cos, sin)
-
-
-def _differentiate(ctx, q_grad, k_grad, *_):
-    return *_backward(q_grad, k_grad, *ctx.saved_tensors, ctx.eps), None, None, None
-
-
-_norm_rope.register_autograd(_differentiate, setup_context=_save)

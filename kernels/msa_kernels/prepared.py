@@ -1,9 +1,9 @@
-"""Keys of one bank that are searched again and again on a CPU: prepared once, for inference.
+"""Keys of one bank that a CPU searches again and again: prepared once, for inference.
 
-`document_scores` takes any batch of banks and learns, and so spends most of a search in a large
-bank on fresh memory and on the documents' offsets. Here tiles begin where documents begin, the
-buffers of a tile stay in a core's cache, every thread has tiles of its own, and each block of tiles
-leaves its maximum: the best documents are then looked for in a few blocks only.
+`document_scores` takes any batch of banks and is differentiable, and so spends most of a search in
+a large bank on allocating memory and on the documents' offsets. Here tiles begin where documents
+begin, a tile's buffers stay in a core's cache, every thread has tiles of its own, and each block of
+documents leaves its maximum: the best documents are then looked for in a few blocks only.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from msa_kernels.errors import KernelError
 from msa_kernels.quantised import QuantisedKeys
 from msa_kernels.ragged import padded_rows, similar_lengths
 
-TILE_BYTES = 8 << 20  # float32 keys of a tile, at most (measured, as the next line)
-TILE_CHUNKS = 32768  # chunks of a tile, at most: fewer, and calls from Python show
-BLOCK_CHUNKS = 4096  # about so many chunks leave one maximum
-_GROUP_TOKENS = 256  # query tokens that are multiplied at once
+TILE_BYTES = 8 << 20  # float32 keys of a tile, at most (measured)
+TILE_CHUNKS = 32768  # chunks of a tile, at most (measured; in small tiles Python's calls cost time)
+BLOCK_CHUNKS = 4096  # chunks of a block, roughly
+_QUERY_TOKENS = 256  # padded query tokens that are multiplied at once
 
 
 @dataclass(frozen=True)
@@ -80,33 +80,38 @@ class PreparedKeys:
         """Scores of every document: prepared_scores of these keys alone."""
         return prepared_scores([self], query, query_cu, gone)
 
-    def search(self, group: _Group, tile: _Tile, buffers: _Buffers, out: Tensor) -> None:
-        """Scores of a tile's documents into out [m, n]. Python's own work is what threads share."""
-        chunks, contexts = tile.stop - tile.start, len(group.contexts)
+    def search(
+        self, queries: _PaddedQueries, tile: _DocumentTile, buffers: _TileBuffers, out: Tensor
+    ) -> None:
+        """Writes the scores of a tile's documents into out [m, n].
+
+        As few Python calls as possible: threads take turns at them.
+        """
+        chunks, contexts = tile.stop - tile.start, len(queries.contexts)
         if self._read is None:
             keys = self.keys[tile.start : tile.stop]
         else:
             keys = buffers.keys[: chunks * self.width].view(chunks, self.width)
             self._read(tile.start, tile.stop, keys)
-        found = buffers.products[: len(group.query) * chunks].view(len(group.query), chunks)
-        torch.mm(group.query, keys.T, out=found)
+        found = buffers.products[: len(queries.vectors) * chunks].view(len(queries.vectors), chunks)
+        torch.mm(queries.vectors, keys.T, out=found)
         found = found.view(contexts, -1, chunks)
-        if tile.edges is None and isinstance(group.rows, slice):
-            torch.amax(found, 1, out=out[group.rows, tile.low : tile.high])
+        if tile.edges is None and isinstance(queries.rows, slice):
+            torch.amax(found, 1, out=out[queries.rows, tile.low : tile.high])
             return
         best = found.amax(1)
-        out[group.rows, tile.low : tile.high] = (
+        out[queries.rows, tile.low : tile.high] = (
             best if tile.edges is None else _of_documents(best, tile.edges)
         )
 
-    def _tile(self, low: int, high: int) -> _Tile:
+    def _tile(self, low: int, high: int) -> _DocumentTile:
         edges = self._cu[low : high + 1]
         start, stop = int(edges[0]), int(edges[-1])
         single = bool((np.diff(edges) == 1).all())
-        return _Tile(low, high, start, stop, None if single else edges - start)
+        return _DocumentTile(low, high, start, stop, None if single else edges - start)
 
     def _cut(self, chunks: int) -> np.ndarray:
-        """Edges of blocks of about so many chunks, at documents."""
+        """Edges of blocks of documents with about this many chunks each."""
         documents = len(self._cu) - 1
         marks = np.arange(0, int(self._cu[-1]), chunks)
         edges = np.unique(np.searchsorted(self._cu[:-1], marks, "left"))
@@ -117,10 +122,10 @@ class PreparedKeys:
 def prepared_scores(
     parts: Sequence[PreparedKeys], query: Tensor, query_cu: Tensor, gone: Tensor | None = None
 ) -> BlockScores:
-    """Scores of the documents of all parts, one after another, as document_scores defines them.
+    """Scores of the documents of all parts, one part after another, as document_scores has them.
 
-    query [N, V] of m contexts, query_cu [m+1]; gone [n] bool: documents that have none. Without
-    gradient.
+    query [N, V] of m contexts, query_cu [m+1]; gone [n] bool: documents that get -inf. Without
+    gradient. Raises KernelError for a query of another width.
     """
     dispatch.check_cumulative("prepared_scores", "query_cu", query_cu, len(query))
     if query.dim() != 2 or any(query.shape[1] != part.width for part in parts):
@@ -137,9 +142,9 @@ def prepared_scores(
         for tile in part.tiles
     ]
     with torch.inference_mode():
-        for group in _groups(query.detach().float(), query_cu):
+        for queries in _padded_queries(query.detach().float(), query_cu):
             if work:
-                _in_threads(partial(_search, group, work, out), len(work))
+                _in_threads(partial(_search, queries, work, out), len(work))
         if gone is not None:
             out.masked_fill_(gone, -math.inf)
     maxima = out.new_empty(len(out), len(edges) - 1)
@@ -150,27 +155,32 @@ def prepared_scores(
 
 @torch.inference_mode()  # a thread does not inherit its caller's
 def _search(
-    group: _Group, work: list[tuple[PreparedKeys, _Tile, int]], out: Tensor, own: range
+    queries: _PaddedQueries,
+    work: list[tuple[PreparedKeys, _DocumentTile, int]],
+    out: Tensor,
+    own: range,
 ) -> None:
-    """A thread's tiles, of whatever part."""
+    """One thread's tiles, work[own]: (part, tile, the part's first document)."""
     mine = [work[place] for place in own]
     largest = max(tile.stop - tile.start for _, tile, _ in mine)
     width = max(0 if part.read_in_place else part.width for part, _, _ in mine)
-    buffers = _Buffers(torch.empty(len(group.query) * largest), torch.empty(largest * width))
+    buffers = _TileBuffers(
+        torch.empty(len(queries.vectors) * largest), torch.empty(largest * width)
+    )
     for part, tile, at in mine:
-        part.search(group, tile, buffers, out[:, at : at + part.documents])
+        part.search(queries, tile, buffers, out[:, at : at + part.documents])
 
 
 @dataclass(frozen=True)
-class _Buffers:
-    """What a thread writes tile after tile: products, flat, and widened keys."""
+class _TileBuffers:
+    """What a thread writes over for every tile: products and widened keys, both flat."""
 
     products: Tensor
     keys: Tensor
 
 
 @dataclass(frozen=True)
-class _Tile:
+class _DocumentTile:
     """The documents low..high-1, whose chunks are start..stop-1.
 
     edges [d+1] of the documents within it; None: each has one chunk.
@@ -184,11 +194,11 @@ class _Tile:
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Contexts of similar length, padded with rows of their own."""
+class _PaddedQueries:
+    """Contexts of similar length, padded by repeating rows of their own."""
 
     contexts: Tensor  # [r]
-    query: Tensor  # [r * t, V]
+    vectors: Tensor  # [r * t, V]
 
     @cached_property
     def rows(self) -> slice | Tensor:
@@ -197,16 +207,16 @@ class _Group:
         return slice(first, last + 1) if last - first + 1 == len(self.contexts) else self.contexts
 
 
-def _groups(query: Tensor, query_cu: Tensor) -> Iterator[_Group]:
+def _padded_queries(query: Tensor, query_cu: Tensor) -> Iterator[_PaddedQueries]:
     lengths = query_cu.diff().tolist()
-    for members in similar_lengths(lengths, slack=64, limit=_GROUP_TOKENS):
+    for members in similar_lengths(lengths, slack=64, limit=_QUERY_TOKENS):
         contexts = torch.tensor(members)
         rows, _ = padded_rows(query_cu, contexts, max(lengths[member] for member in members))
-        yield _Group(contexts, query[rows.flatten()])
+        yield _PaddedQueries(contexts, query[rows.flatten()])
 
 
 def _reader(keys: Tensor | QuantisedKeys) -> Callable[[int, int, Tensor], Any] | None:
-    """Puts rows start..stop-1 into a float32 tensor; None: they are multiplied where they lie."""
+    """Copies rows start..stop-1 into a float32 tensor; None: keys are multiplied where they lie."""
     if isinstance(keys, QuantisedKeys):
 
         def dequantised(start: int, stop: int, wide: Tensor) -> None:
@@ -231,8 +241,8 @@ def _of_documents(values: Tensor, edges: np.ndarray) -> Tensor:
     return out
 
 
-# Threads of our own: each multiplies alone, tile after tile, without waiting for the others at
-# every tile. Forked processes begin without.
+# Threads of our own: each goes through its tiles without waiting for the others at every product.
+# A forked process has none of its parent's.
 _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)
 
@@ -249,7 +259,7 @@ def _in_threads(search: Callable[[range], None], blocks: int) -> None:
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """So many threads in which torch uses one thread each."""
+    """A pool of threads, in each of which torch uses one thread."""
     before = torch.get_num_threads()
     started = threading.Barrier(threads + 1)
     pool = ThreadPoolExecutor(threads, "keys", torch.set_num_threads, (1,))

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ def cumulative(lengths: Tensor) -> Tensor:
 
 
 def chunk_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """Cumulative number of chunks of each document (SPEC section 2, "chunks").
+    """Cumulative number of chunks of each document (SPEC section 2, "Chunks").
 
     cu_seqlens [n+1] tokens -> [n+1]. A document of L tokens has ceil(L / chunk_size) chunks; an
     empty document has none.
@@ -77,88 +75,3 @@ def padded_rows(cu: Tensor, members: Tensor, width: int) -> tuple[Tensor, Tensor
     rows = starts[:, None] + torch.minimum(place, last[:, None])
     rows = torch.where(lengths[:, None] > 0, rows, 0)
     return rows, place < lengths[:, None]
-
-
-def gather_rows(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """x[rows]: [N, V] gathered at [r, t]; index_select is several times faster than indexing."""
-    return x.index_select(0, rows.flatten()).view(*rows.shape, -1).to(dtype)
-
-
-@dataclass(frozen=True)
-class Padding:
-    """A packed tensor's rows as padded sequences in another order, and the way back.
-
-    rows [p] the packed row of each padded row: padding repeats the sequence's last row (row 0 where
-    the sequence is empty). place [N] the padded row of each packed row; where sequences are left
-    out (`complete` is False), theirs is p, a row of zeros. real [p]: whether a row is no padding.
-    `same`: nothing is padded, left out or in another order.
-    """
-
-    rows: Tensor
-    real: Tensor
-    place: Tensor
-    complete: bool
-    same: bool
-
-    @classmethod
-    def of(cls, cu: Tensor, order: list[int], widths: list[int]) -> Padding:
-        """The sequences `order` one after the other, each padded to its width."""
-        new = {"dtype": torch.int64, "device": cu.device}
-        sequences, width = torch.tensor(order, **new), torch.tensor(widths, **new)
-        starts, lengths = cu[sequences], cu.diff()[sequences]
-        total = sum(widths)
-        begins = cumulative(width)[:-1].repeat_interleave(width)
-        place = torch.arange(total, device=cu.device) - begins
-        real = place < lengths.repeat_interleave(width)
-        last = torch.where(lengths > 0, starts + lengths - 1, 0).repeat_interleave(width)
-        rows = torch.minimum(starts.repeat_interleave(width) + place, last)
-        places = torch.full((int(cu[-1]),), total, **new)
-        kept = real.nonzero().squeeze(1)
-        places[rows[kept]] = kept
-        complete = len(kept) == len(places)
-        same = complete and total == len(places) and order == sorted(order)
-        return cls(rows, real, places, complete, same)
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """[N, ...] -> [p, ...]; no gradient through padding."""
-        return packed if self.same else _Pad.apply(packed, self)
-
-    def unpad(self, padded: Tensor) -> Tensor:
-        """[p, ...] -> [N, ...]; zero for the rows of sequences left out."""
-        return padded if self.same else _Unpad.apply(padded, self)
-
-    def take(self, packed: Tensor) -> Tensor:
-        flat = packed.flatten(1) if packed.dim() > 1 else packed
-        return flat.index_select(0, self.rows).view(-1, *packed.shape[1:])
-
-    def give(self, padded: Tensor) -> Tensor:
-        flat = padded.flatten(1) if padded.dim() > 1 else padded
-        if not self.complete:
-            flat = torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])
-        return flat.index_select(0, self.place).view(-1, *padded.shape[1:])
-
-
-class _Pad(torch.autograd.Function):
-    """Each packed row has one real copy: the gradient is gathered, never added up."""
-
-    @staticmethod
-    def forward(ctx, packed: Tensor, padding: Padding) -> Tensor:
-        ctx.padding = padding
-        return padding.take(packed)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return ctx.padding.give(grad), None
-
-
-class _Unpad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, padded: Tensor, padding: Padding) -> Tensor:
-        ctx.padding = padding
-        return padding.give(padded)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        padding = ctx.padding
-        taken = padding.take(grad)
-        return taken * padding.real.view(-1, *[1] * (taken.dim() - 1)), None

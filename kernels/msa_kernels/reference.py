@@ -1,7 +1,7 @@
 """The torch truth of every operation: shapes, formula and empty cases, written once.
 
-Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. The fast
-paths of pool.py, route.py and attend.py take the same arguments and are tested against these.
+Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. The public
+functions take the same arguments and are tested against these.
 
 Shape letters: N tokens, n documents, C chunks, m contexts, b banks, H query heads, G key/value
 heads, D head dim, V = G*D, S selected chunk entries (ragged over contexts). `*_cu` are cumulative
@@ -26,7 +26,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """Mean over the real tokens of each chunk (SPEC section 2, "chunks").
+    """Mean over the real tokens of each chunk (SPEC section 2, "Chunks").
 
     x [N, ...], cu_seqlens [n+1] -> [C, ...] in x's dtype, accumulated in float32. Chunk j of a
     document covers its tokens j*chunk_size .. min((j+1)*chunk_size, length)-1.
@@ -38,18 +38,6 @@ def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
         for start in range(begin, end, chunk_size)
     ]
     return (torch.stack(means) if means else wide[:0]).to(x.dtype)
-
-
-def pool_states(
-    k: Tensor, v: Tensor, router_key: Tensor, cu_seqlens: Tensor, chunk_size: int, unit: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Chunk means of k, v, router_key [N, G, D]; each head of the last a unit vector if `unit`."""
-    wide = router_key.to(accumulation_dtype(router_key))
-    keys = chunk_mean(wide, cu_seqlens, chunk_size)
-    if unit:
-        keys = keys / keys.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    pooled = (chunk_mean(x, cu_seqlens, chunk_size) for x in (k, v))
-    return *pooled, keys.to(router_key.dtype)
 
 
 def norm_rope(
@@ -81,7 +69,7 @@ def document_scores(
     context_bank: Tensor,
     bank_cu: Tensor,
 ) -> Tensor:
-    """Score of every document of each context's bank (SPEC section 2, "chunk score").
+    """Score of every document of each context's bank (SPEC section 2, "Scores").
 
     query [N, V] of query tokens, query_cu [m+1]; keys [C, V], chunk_cu [n+1]; context_bank [m];
     bank_cu [b+1] documents per bank -> [m, n] float32: the maximum of <query, key> over the
@@ -126,7 +114,7 @@ def chunk_scores(
 
 
 def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best documents of each context (SPEC section 2, "selected").
+    """The best documents of each context (SPEC section 2, "Selection").
 
     scores [m, n] -> values [m, k'], index [m, k'], k' = min(k, n); best first, equal scores in
     ascending document order. Where fewer exist (score -inf): value -inf, index -1.

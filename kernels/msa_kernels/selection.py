@@ -1,4 +1,4 @@
-"""Selection: the best documents, and the chunks they consist of (SPEC section 2, "selected")."""
+"""Selection: the best documents, and the chunks they consist of (SPEC section 2, "Selection")."""
 
 from __future__ import annotations
 

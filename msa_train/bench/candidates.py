@@ -1,7 +1,7 @@
-"""What a certified search in 8-bit router keys costs: the documents it has to score again.
+"""What an exact search in 8-bit router keys costs: the documents it has to score again.
 
-On a bank's own keys with real questions, and on keys and queries in random directions beside them,
-whose scores lie closer together.
+Measured with the search that serves, on a bank's own keys with real questions, and on keys and
+queries in random directions beside them, whose scores lie closer together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from msa_kernels import certified_top_documents, document_scores, quantise, top_documents
+from msa_kernels import document_scores, top_documents
 from torch import Tensor
 
 from data_pipeline.protocol import prompt_pieces
@@ -20,11 +20,14 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import BATCH_CONTEXTS
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.tiers import bank_view
+from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.loader import bank_view
+from msa_train.memory.search.searcher import LocalSearcher, Part
+from msa_train.memory.search.settings import KeyForm
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
-FORMS = ("int8", "fp8")
+FORMS: tuple[KeyForm, ...] = ("int8", "fp8")
 
 
 @torch.inference_mode()
@@ -39,7 +42,7 @@ def certified_candidates(
     config = model.config
     if not config.router.scoring.certifiable:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
-    memory = bank_view(bank, config.router).memory
+    memory = bank_view(bank, config.router)
     searches = list(_searches(bank, config))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
@@ -62,26 +65,40 @@ class _Searches:
     """Searches in the keys [C, V] of one layer, and what they took."""
 
     def __init__(
-        self, layer: int, kind: str, form: str, keys: Tensor, chunk_cu: Tensor, config: ModelConfig
+        self,
+        layer: int,
+        kind: str,
+        form: KeyForm,
+        keys: Tensor,
+        chunk_cu: Tensor,
+        config: ModelConfig,
     ):
         self.layer, self._kind, self._form = layer, kind, form
-        self._keys, self._chunk_cu = keys, chunk_cu
+        self._full, self._chunk_cu = keys, chunk_cu
         self._heads, self._k = config.kv_heads, config.router.top_k
-        self._small = quantise(keys, self._heads, form)
+        searched = {layer: LayerKeys(keys, chunk_cu, config.router, self._heads, form)}
+        everyone = torch.ones(len(chunk_cu) - 1, dtype=torch.bool)
+        self._searcher = LocalSearcher(
+            [Part(0, chunk_cu, searched, _unread)], config.router, everyone
+        )
         self._candidates: list[Tensor] = []
         self._same = True
 
     def run(self, query: Tensor, query_cu: Tensor) -> None:
         if self._kind == "random":
             query = _turned(query, self._heads)
-        cu, bank = self._chunk_cu, query_cu.new_zeros(len(query_cu) - 1)
-        whole = query_cu.new_tensor([0, len(cu) - 1])
-        scores = document_scores(query, query_cu, self._keys, cu, bank, whole)
-        found = certified_top_documents(
-            query, query_cu, self._small, self._keys.__getitem__, cu, self._k
-        )
-        self._candidates.append(found.candidates)
-        self._same &= torch.equal(found.documents, top_documents(scores, self._k)[1])
+        contexts, k = len(query_cu) - 1, min(self._k, len(self._chunk_cu) - 1)
+        context, _ = self._searcher.certified(self.layer).candidates(query, query_cu, k)
+        self._candidates.append(torch.bincount(context, minlength=contexts))
+        found = self._searcher.best(self.layer, query, query_cu, k)
+        self._same &= torch.equal(found.places, self._best_in_full_precision(query, query_cu, k))
+
+    def _best_in_full_precision(self, query: Tensor, query_cu: Tensor, k: int) -> Tensor:
+        """[m, k] the best of all documents, each scored in float64 by its full keys."""
+        bank = query_cu.new_zeros(len(query_cu) - 1)
+        whole = query_cu.new_tensor([0, len(self._chunk_cu) - 1])
+        given = query.double(), query_cu, self._full.double(), self._chunk_cu, bank, whole
+        return top_documents(document_scores(*given).float(), k)[1]
 
     def row(self) -> dict[str, Any]:
         candidates, documents = torch.cat(self._candidates).double(), len(self._chunk_cu) - 1
@@ -90,7 +107,7 @@ class _Searches:
             "keys": self._kind,
             "form": self._form,
             "documents": documents,
-            "chunks": len(self._keys),
+            "chunks": len(self._full),
             "questions": len(candidates),
             "top_k": self._k,
             "candidates_mean": round(float(candidates.mean()), 1),
@@ -98,6 +115,10 @@ class _Searches:
             "share_mean": round(float(candidates.mean()) / documents, 4),
             "as_full_precision": self._same,
         }
+
+
+def _unread(layer: int, rows: Tensor) -> Any:
+    raise AssertionError("a search alone reads no states")
 
 
 def _turned(rows: Tensor, heads: int) -> Tensor:

@@ -18,7 +18,7 @@ from msa_train.bench.runner import in_process, log
 from msa_train.bench.train import MODEL, single_rank_engine
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.training.gradient_cache import GradientCache
-from msa_train.training.measurement import found_positives
+from msa_train.training.metrics import found_positives
 
 TrainingLayout = Literal["shared", "published"]
 

@@ -104,7 +104,7 @@ def _work(end: Connection, prepare: Callable[[], Callable[..., Any]], threads: i
         while (arguments := _asked(end)) is not None:
             end.send((run(*arguments), None))
     except Exception as error:
-        if not hasattr(error, "exit_code"):  # nobody's mistake but ours
+        if not hasattr(error, "exit_code"):  # a bug: say where
             traceback.print_exc()
         end.send((None, _sendable(error)))
 
@@ -112,7 +112,7 @@ def _work(end: Connection, prepare: Callable[[], Callable[..., Any]], threads: i
 def _asked(end: Connection) -> tuple | None:
     try:
         return end.recv()
-    except EOFError:  # there will be no more
+    except EOFError:  # the parent is done
         return None
 
 

@@ -201,7 +201,7 @@ def _connection(url: str) -> http.client.HTTPConnection:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 80
-    except ValueError:  # of a port that is none
+    except ValueError:  # the port is no number, or too large
         host = None
     if host is None or parts.scheme != "http":
         raise ConfigError(f"bench serve: --url {url}: give http://HOST:PORT")

@@ -37,7 +37,7 @@ ROWS: tuple[tuple[Mode, int, int], ...] = (
     *(("published", 16 * K, questions) for questions in (1, 8, 64)),
     *(("dense", n * K, 1) for n in (4, 16, 64)),
 )
-LEAST_S, LONG_S = 10.0, 60.0  # steps are repeated for at least so long; a long one is not
+LEAST_S, LONG_S = 10.0, 60.0  # steps are repeated for LEAST_S; one of LONG_S is not
 
 
 def measure(

@@ -52,7 +52,7 @@ def _ask(options: argparse.Namespace) -> int:
     from msa_train.memory.engine.engine import MemoryEngine
     from msa_train.memory.engine.interleave import InterleaveLimits
     from msa_train.memory.engine.sampling import Sampling
-    from msa_train.memory.search.tiers import bank_view
+    from msa_train.memory.search.loader import bank_view
 
     if blank := [question for question in options.questions if not question.strip()]:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
@@ -84,7 +84,7 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _filter(where: str) -> Any:
-    """A DocumentFilter. Raises ConfigError for what is none."""
+    """A DocumentFilter. Raises ConfigError for anything else."""
     from msa_train.errors import BankError, ConfigError
     from msa_train.memory.bank.filters import DocumentFilter
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msa_train.commands import clean, convert, mine
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
+
+if TYPE_CHECKING:
+    from data_pipeline.schema import Piece
+    from data_pipeline.settings import TrainingCorpus
+    from data_pipeline.shards.manifest import ShardManifest
+    from data_pipeline.tokenizer import Tokenizer
+    from msa_train.config import Config
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +41,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _build(options: argparse.Namespace) -> int:
     from msa_train.config import load_config
 
-    manifest = build_once(load_config(config_arguments(options)))
+    manifest = _build_once(load_config(config_arguments(options)))
     if options.json:
         print_json(asdict(manifest))
     else:
@@ -47,8 +56,8 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
-def build_once(config):
-    """Build the shards of a run, and its held-out ones, unless exactly these are there."""
+def _build_once(config: Config) -> ShardManifest:
+    """The shards of a run, and its held-out ones, unless exactly these are there."""
     from data_pipeline.tokenizer import load_tokenizer
 
     manifest = _build_part(config.corpus, config.path / "shards", None, held_out=False)
@@ -58,7 +67,9 @@ def build_once(config):
     return manifest
 
 
-def _build_part(corpus, folder, tokenizer, held_out):
+def _build_part(
+    corpus: TrainingCorpus, folder: Path, tokenizer: Tokenizer | None, held_out: bool
+) -> ShardManifest:
     from data_pipeline.shards.build import build_shards
     from data_pipeline.shards.manifest import ShardManifest
     from msa_train.errors import ConfigError
@@ -96,5 +107,5 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _marked(piece) -> str:
+def _marked(piece: Piece) -> str:
     return f"«{piece.text}»" if piece.label else piece.text

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -78,7 +78,7 @@ def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argum
         type=float,
         default=600.0,
         metavar="SECONDS",
-        help="a rank that says nothing for so long fails the encoding (default 600)",
+        help="an encoding fails when a rank is silent for longer (default 600)",
     )
     return parser
 
@@ -123,7 +123,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.ranks == 1:
         model = _placed(model, 0)
     else:
-        load = partial(_load, options.export, fingerprint, options.ranks)
+        load = partial(_load, options.export, fingerprint)
         ranks = EncodingRanks(options.ranks, load, options.rank_timeout)
         model = model.to("meta")  # the ranks have the weights
     yield {
@@ -153,15 +153,12 @@ def _corpus(name: str, tokenizer: Any) -> tuple[Iterable[Any], Callable[[], floa
     return corpus.documents(), corpus.share_read
 
 
-def _load(export: Path, fingerprint: dict[str, str], ranks: int, rank: int) -> Any:
+def _load(export: Path, fingerprint: dict[str, str], rank: int) -> Any:
     """What a rank encodes with, as its writer's process does."""
-    import torch
-
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.encode import BlockEncoder
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     loaded = load_export(export)
     if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")
@@ -235,16 +232,24 @@ def _texts(options: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(out: Path | None) -> AbstractContextManager[TextIO]:
+@contextmanager
+def _opened(out: Path | None) -> Iterator[TextIO]:
     """A new file, or standard output."""
+    from data_pipeline import files
     from msa_train.errors import ConfigError
 
     if out is None:
-        return nullcontext(sys.stdout)
-    try:
-        return out.open("x", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}; give a file to make") from error
+        yield sys.stdout
+        return
+    if out.exists():
+        raise ConfigError(f"--out {out}: File exists; give a file to make")
+    with ExitStack() as stack:
+        try:
+            aside = stack.enter_context(files.whole(out))
+            file = stack.enter_context(aside.open("x", encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}; give a file to make") from error
+        yield file
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ def register(actions: argparse._SubParsersAction) -> None:
 
 
 def _mine(options: argparse.Namespace) -> int:
+    from data_pipeline import files
     from msa_train.config import load_config
     from msa_train.errors import ConfigError
     from msa_train.evaluation.asking import Asker
@@ -40,15 +41,13 @@ def _mine(options: argparse.Namespace) -> int:
     tokenizer = loaded.tokenizer
     asker = Asker(loaded.model, tokenizer, config.evaluation.batch_contexts)
     dataset = config.data.datasets[options.dataset]
-    partial = options.out.with_name(f".{options.out.name}.partial")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     total = 0
-    with partial.open("w") as file:
+    with files.whole(options.out) as partial, partial.open("w") as file:
         for id, negatives in mine(
             asker, dataset, tokenizer, config.path / "prepared", options.count
         ):
             file.write(json.dumps({"id": id, "negatives": negatives}, ensure_ascii=False) + "\n")
             total += len(negatives)
-    partial.replace(options.out)
     print(f"{total} negatives in {options.out}")
     return 0

@@ -76,6 +76,7 @@ def _write_needles(config: Any, path: Path) -> dict[str, str]:
     """A corpus of 1,000 needle documents as JSON lines; one question of each kind about it."""
     import numpy as np
 
+    from data_pipeline import files
     from data_pipeline.sources.niah import NiahSource
     from data_pipeline.sources.pydocs import PydocsSource
     from msa_train.interop.export import load_export
@@ -83,9 +84,8 @@ def _write_needles(config: Any, path: Path) -> dict[str, str]:
     tokenizer = load_export(config.path / "export").tokenizer
     rng = np.random.default_rng(config.evaluation.seed)
     bank = NiahSource(config.data.niah, tokenizer, config.data.numbers).bank(rng, 1000)
-    with path.open("w") as lines:
-        for document in bank.documents:
-            lines.write(json.dumps({"text": document.text}) + "\n")
+    lines = (json.dumps({"text": document.text}) + "\n" for document in bank.documents)
+    files.replace_file(path, "".join(lines))
     questions = {}
     for query in bank.queries:
         questions.setdefault("multi_value" if query.values else "single", query.question)

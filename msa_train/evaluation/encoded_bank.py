@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipeline.progress import ProgressBar
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.bank.encode import encode_documents
-from msa_train.memory.bank.progress import with_progress
 from msa_train.memory.search.in_memory import joined, view_of
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
@@ -39,8 +39,11 @@ class EncodedBank:
     def encode(
         cls, model: MSADecoder, tokenizer: Tokenizer, documents: Sequence[Document]
     ) -> EncodedBank:
-        encoded = encode_documents(model, tokenizer, documents, dtype=STATES)
-        batches = list(with_progress(encoded, total=len(documents)))
+        batches = []
+        with ProgressBar("encoding", "documents", len(documents), "tokens") as progress:
+            for batch in encode_documents(model, tokenizer, documents, dtype=STATES):
+                batches.append(batch)
+                progress.advance(len(batch.documents), int(batch.tokens.sum()))
         tokens = torch.cat([batch.tokens for batch in batches]).numpy()
         return cls(tuple(documents), tokens, *joined(batches), model.config.router)
 

@@ -15,14 +15,14 @@ from multiprocessing import get_context
 
 import torch
 
+from data_pipeline.progress import ProgressBar
 from msa_train.errors import RankError
 from msa_train.evaluation.metrics import Columns
-from msa_train.evaluation.progress import Progress
 
 
 @dataclass(frozen=True)
 class Job:
-    """part: what a person is told; questions: how many `run` asks."""
+    """part: its name for the progress bar; questions: how many `run` asks."""
 
     part: str
     questions: int
@@ -82,8 +82,8 @@ def _forked(jobs: Mapping[Hashable, Job], workers: int) -> dict[Hashable, Column
     return {key: results[key] for key in jobs}
 
 
-def _progress(jobs: Mapping[Hashable, Job]) -> Progress:
-    return Progress(sum(job.questions for job in jobs.values()))
+def _progress(jobs: Mapping[Hashable, Job]) -> ProgressBar:
+    return ProgressBar("", "questions", sum(job.questions for job in jobs.values()))
 
 
 def _run(key: Hashable) -> Columns:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.progress import ProgressBar
 from data_pipeline.schema import Query
 from data_pipeline.sources.base import NumberConfig
 from data_pipeline.sources.dataset_config import DatasetConfig
@@ -15,7 +16,6 @@ from data_pipeline.sources.datasets import whole_bank
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.evaluation.asking import Asker
 from msa_train.evaluation.encoded_bank import EncodedBank
-from msa_train.evaluation.progress import Progress
 
 
 def mine(
@@ -35,7 +35,7 @@ def mine(
         for first in range(0, len(bank.queries), asker.batch_contexts)
     ]
     view = memory.view()
-    with Progress(len(bank.queries)) as progress:
+    with ProgressBar("", "questions", len(bank.queries)) as progress:
         for queries in batches:
             ranked = asker.ranked(view, queries)
             for query, numbers in zip(queries, ranked, strict=True):

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.errors import DataError
 
 CURVES = (  # measure, label, colour, marker, line style
@@ -189,9 +190,8 @@ def spoken_name(key: str) -> str:
 
 def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with files.whole(path) as partial:
+        figure.savefig(partial, format="png")
     _pyplot().close(figure)
 
 

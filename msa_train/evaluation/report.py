@@ -19,6 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline import files
 from data_pipeline.sources.registry import SOURCES
 from msa_train.evaluation.metrics import Bootstrap, Columns
 
@@ -90,9 +91,8 @@ def machine() -> dict[str, Any]:
 def write_report(report: dict[str, Any], path: Path) -> None:
     """Replaces the file at once: a reader never sees half a report."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    files.replace_file(path, text + "\n")
 
 
 def tables(report: dict[str, Any]) -> Group:

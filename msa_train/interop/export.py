@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from safetensors.torch import load_file, save_file
 
+from data_pipeline import files
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError
@@ -51,19 +51,15 @@ def export(source: Path, target: Path) -> Exported:
         for rank in range(settings["training"]["tensor_parallel"])
     ]
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.exporting-", dir=target.parent))
-    try:
+    with files.whole(target) as folder:
+        folder.mkdir()
         weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(to_published(config), indent=2) + "\n")
+        files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
         fingerprint = _fingerprint(folder)
-        (folder / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2) + "\n")
-        folder.chmod(0o755)  # mkdtemp makes it private
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.replace_file(folder / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
     return Exported(checkpoint, fingerprint)
 
 

@@ -2,7 +2,7 @@
 
 Decoder, training module, weights and readers of config.json ask the Architecture here and know no
 model family by name. All are pre-norm decoders with rotary positions, grouped heads and SwiGLU
-(SPEC, "Symbols"); a further family is one entry of ARCHITECTURES (docs/extending-architecture.md).
+(SPEC, "Symbols"); a further family is one entry of ARCHITECTURES (docs/extending.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a router scores documents, as one object: its vectors, scores, error bound, published name.
 
 `RouterConfig.scoring` is the only way to one. A further scoring is one class here, see
-docs/extending-router.md. Settings are checked with this module before anything heavy is loaded, so
+docs/extending.md. Settings are checked with this module before anything heavy is loaded, so
 torch and the kernels are imported where they are used.
 """
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file, to_plain
@@ -57,7 +58,7 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
         partial.mkdir(parents=True)
         config.save(partial / "config.yaml")
         tokenizer.save(partial / "tokenizer")
-        (partial / STATE).write_text(json.dumps(asdict(state)) + "\n")
+        files.replace_file(partial / STATE, json.dumps(asdict(state)) + "\n")
     dist.barrier()
     engine.save(folder, partial.name)
     own = {"cpu": torch.get_rng_state(), "queue": engine.model.queue.state_dict()}

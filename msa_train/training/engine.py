@@ -46,19 +46,19 @@ class Engine:
     def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this rank's share of a global loss, as often as a step needs.
+    def backward(self, loss: Tensor, scaled: bool = False) -> None:
+        """Add the gradients of this rank's share of a global loss; any number of times in a step.
 
-        DeepSpeed takes the mean over ranks; losses are divided by global counts already, so that
-        mean is turned back into a sum."""
-        self.backward_once_scaled(loss * DeepSpeedGroups.get_data_parallel_world_size())
+        DeepSpeed takes the mean over ranks, and losses are divided by global counts already: so the
+        loss is scaled to turn that mean back into a sum. scaled: it has been, since it was made of
+        gradients of a loss that went through here before.
+        """
+        self._engine.backward(
+            loss if scaled else loss * DeepSpeedGroups.get_data_parallel_world_size()
+        )
 
-    def backward_once_scaled(self, loss: Tensor) -> None:
-        """The same for what was made of gradients that went through `backward` before."""
-        self._engine.backward(loss)
-
-    def most(self, count: int) -> int:
-        """The largest count of all data-parallel ranks."""
+    def max_over_ranks(self, count: int) -> int:
+        """The largest count of all data-parallel ranks, each of which must call."""
         counts = torch.tensor(count, device=self.device)
         group = DeepSpeedGroups.get_data_parallel_group()
         dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group)
@@ -80,7 +80,7 @@ class Engine:
             group["lr"] = rate if group["router"] or not router_only else 0.0
 
     def _freeze(self, gradient: Tensor) -> Tensor:
-        """Gradient of a weight outside the router: none while the router trains alone."""
+        """The gradient of a weight outside the router: zero while the router trains alone."""
         return torch.zeros_like(gradient) if self._router_only else gradient
 
     def gradient_norm(self) -> float | None:
@@ -89,7 +89,7 @@ class Engine:
         return None if norm is None else float(norm)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, float32 weight) of this tensor rank; every data-parallel rank must ask."""
+        """(name, float32 weight) of this tensor rank; every data-parallel rank must call."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.model.named_parameters():
@@ -104,7 +104,7 @@ class Engine:
 
     def load(self, folder: Path, tag: str) -> None:
         found, _ = self._engine.load_checkpoint(str(folder), tag=tag)
-        if found is None:  # DeepSpeed says so in its log alone
+        if found is None:  # which DeepSpeed only logs
             raise CheckpointError(f"{folder / tag}: DeepSpeed found no state of this layout in it")
 
 
@@ -121,7 +121,7 @@ def _import_deepspeed():
 
 
 def _optimizer(model: MSAModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, norms and the gate's scalars do not. The rate is set at every step."""
+    """AdamW. Matrices decay, norms and the gate's scalars do not. Every step sets its rate."""
     groups = []
     for router in (False, True):
         weights = [p for name, p in model.named_parameters() if is_router(name) == router]

@@ -1,10 +1,11 @@
-"""Evaluation while training: losses, perplexity and recall on what training does not see."""
+"""Evaluation during training on held-out samples: losses, perplexity, recall, and what the routers
+choose for a few questions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -12,25 +13,28 @@ from torch import Tensor
 
 from data_pipeline.schema import Sample
 from data_pipeline.shards.reader import ShardReader
+from msa_train.config import Config
+from msa_train.errors import ConfigError
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.megatron import Losses
 from msa_train.parallel.groups import DeepSpeedGroups
-from msa_train.training.collate import Collate
+from msa_train.training.data import Collate
 from msa_train.training.engine import Engine
-from msa_train.training.measurement import found_positives
-from msa_train.training.reporter import Numbers
-from msa_train.training.tracking.retrievals import Retrieved, retrieval_rows
+from msa_train.training.metrics import Numbers, recall_sums
 
+# Of the table of sample retrievals: what each router layer found for a question.
+COLUMNS = ("question", "positives", "layer", "rank", "document", "score", "hit", "text")
+SNIPPET = 200  # characters of a document in it
 _EXAMPLES, _EXAMPLE_DOCUMENTS = 3, 5  # questions of a source; documents of a layer
 _SUMS = ("lm", "labels", "router", "routed", "recall@1", "recall@k")
 
 
-class HeldOut:
-    """Held-out samples, shared over the data-parallel ranks.
+class HeldOutEvaluation:
+    """Held-out samples, shared by the data-parallel ranks.
 
     Numbers are means per source: `held_out/SOURCE/lm` over labelled tokens, `router` and recalls
-    over routed contexts (and router layers). Plain texts count apart, as `held_out/SOURCE_text`,
-    with their perplexity.
+    over routed contexts (and router layers). Plain texts are a source of their own,
+    `held_out/SOURCE_text`, with their perplexity.
     """
 
     def __init__(self, reader: ShardReader, collate: Collate, layers: Sequence[int]):
@@ -46,8 +50,20 @@ class HeldOut:
         self._idle = -(-len(parts) // ranks) - len(self._own)
         self._spare = parts[0]
 
+    @classmethod
+    def of_run(cls, config: Config, collate: Collate) -> HeldOutEvaluation | None:
+        """Of the run's held-out samples; None where the settings ask for none."""
+        if not config.training.held_out_every:
+            return None
+        reader = ShardReader(config.path / "held_out")
+        if not reader.manifest.matches(config.held_out):
+            raise ConfigError(
+                f"{reader.directory} was built from other settings: build it again (msa data build)"
+            )
+        return cls(reader, collate, config.model.router_layers)
+
     def evaluate(self, engine: Engine) -> tuple[Numbers, list[list]]:
-        """The numbers, and rows of retrievals.COLUMNS for a few questions of this rank.
+        """The numbers, and rows of COLUMNS for a few questions of this rank.
 
         Every rank must call.
         """
@@ -69,18 +85,16 @@ class HeldOut:
         return numbers, [row for rows in examples.values() for row in rows]
 
     def _measure(self, batch: MemoryBatch, losses: Losses) -> Tensor:
-        asked = batch.positives.any(1)
-        positives = batch.positives[asked]
         first = best = 0.0
-        for layer in self._layers:
-            found = found_positives(losses.routings[layer].documents[asked], positives)
-            first += float(found[:, :1].sum()) / len(self._layers)
-            best += float((found.sum(1) / positives.sum(1)).sum()) / len(self._layers)
+        *recalls, _ = recall_sums(batch, losses, self._layers).tolist()
+        for at_1, at_k in zip(recalls[::2], recalls[1::2], strict=True):
+            first += at_1 / len(self._layers)
+            best += at_k / len(self._layers)
         counts = (batch.label_count, float(losses.router), batch.routed_context_count, first, best)
         return losses.lm.new_tensor([float(losses.lm), *counts], dtype=torch.float64)
 
     def _examples(self, part: Sample, losses: Losses) -> list[list]:
-        """What every router layer found for the part's first questions."""
+        """Rows of COLUMNS for the first questions of a part."""
         asked = [i for i, context in enumerate(part.contexts) if context.positives]
         rows: list[list] = []
         for i in asked[:_EXAMPLES]:
@@ -99,7 +113,7 @@ class HeldOut:
 
 
 def forgetting(now: Numbers, before: Numbers) -> Numbers:
-    """How much worse plain texts are read than at the start of the run, in nats per token."""
+    """How much worse plain texts are predicted than at the start of the run, in nats per token."""
     return {
         key.removesuffix("lm") + "forgetting": value - before[key]
         for key, value in now.items()
@@ -107,8 +121,36 @@ def forgetting(now: Numbers, before: Numbers) -> Numbers:
     }
 
 
+@dataclass(frozen=True)
+class Retrieved:
+    """A document that a router layer chose."""
+
+    document: int
+    score: float
+    text: str
+
+
+def retrieval_rows(
+    question: str, positives: Iterable[int], found: Mapping[int, Sequence[Retrieved]]
+) -> list[list[str | int | float | bool]]:
+    """Rows of COLUMNS. positives: the documents that answer; found: by router layer, best first."""
+    right = set(positives)
+    named = ", ".join(map(str, sorted(right)))
+    return [
+        [question, named, layer, rank, each.document, each.score, each.document in right,
+         _snippet(each.text)]
+        for layer, documents in sorted(found.items())
+        for rank, each in enumerate(documents, 1)
+    ]  # fmt: skip
+
+
+def _snippet(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SNIPPET else flat[: SNIPPET - 1] + "…"
+
+
 def _parts(sample: Sample) -> list[Sample]:
-    """The sample's questions, and its plain texts as a source of their own."""
+    """A sample's questions, and its plain texts, each as a sample."""
     texts = tuple(c for c in sample.contexts if c.kind == "text")
     asked = tuple(c for c in sample.contexts if c.kind != "text")
     parts = [replace(sample, contexts=asked)] if asked else []

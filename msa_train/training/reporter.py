@@ -1,4 +1,4 @@
-"""What a run reports: a JSON-lines file, a progress line, alerts, and the same to W&B."""
+"""What rank 0 reports of a run: a JSON-lines file, a progress line, alerts, and the same to W&B."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from data_pipeline import files
 from msa_train.config import Config
-from msa_train.training.tracking.spikes import SpikeWatch
+from msa_train.training.metrics import Numbers
 from msa_train.training.tracking.start import start
 
-Numbers = dict[str, float]
-ALERT_EVERY_S = 600  # of one title
+ALERT_EVERY_S = 600  # alerts with the same title
+# Of the median: on a smooth curve values lie so close together that noise would count as a jump.
+LEAST_SPREAD = 0.01
 
 
 class Reporter:
-    """Rank 0's voice. `log` takes the numbers of a step; `line` says the main ones to a person."""
+    """Every rank has one, and rank 0's reports. `log` takes the numbers of a step."""
 
     def __init__(
         self, config: Config, wandb_id: str | None, first_step: int, steps: int, rank: int
     ):
-        self._speaks = rank == 0
+        self._reports = rank == 0
         self._total, self._first, self._began = steps, first_step, time.monotonic()
         self._alerted: dict[str, float] = {}
         spreads = config.training.wandb.alert_spreads
-        self._watches = {
-            f"loss/{name}": SpikeWatch(spreads) for name in ("lm", "router") if spreads
-        }
-        if self._speaks:
+        self._watches = {f"loss/{name}": JumpWatch(spreads) for name in ("lm", "router") if spreads}
+        if self._reports:
             path = config.path / "metrics.jsonl"
-            _forget_after(path, first_step)
+            _drop_after(path, first_step)
             self._file = path.open("a", buffering=1)
             self._tracker = start(config, wandb_id)
             if (shards := config.manifest_folder).exists():
@@ -41,12 +43,12 @@ class Reporter:
 
     @property
     def wandb_id(self) -> str | None:
-        return self._tracker.run_id if self._speaks else None
+        return self._tracker.run_id if self._reports else None
 
     def log(self, step: int, numbers: Numbers) -> None:
-        if not self._speaks:
+        if not self._reports:
             return
-        trained = "loss/lm" in numbers  # else they are of held-out data
+        trained = "loss/lm" in numbers  # otherwise they are of held-out samples
         if trained:
             numbers = numbers | {"router/recall@1": _recall(numbers)}
         valid = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
@@ -57,20 +59,20 @@ class Reporter:
             return
         self._line(step, numbers)
         for name, watch in self._watches.items():
-            if watch.sees(numbers[name]):
+            if watch.jumps(numbers[name]):
                 self.alert(f"{name} jumped", f"to {numbers[name]:.4g} at step {step}")
 
     def table(
         self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> None:
         """Rows of plain values for W&B, at a step that is not before the last logged one."""
-        if self._speaks:
+        if self._reports:
             self._tracker.table(name, step, columns, rows)
 
     def alert(self, title: str, text: str) -> None:
-        """Say something that a person should look at; the same title not again for a while."""
+        """Report what a person should look at; one title at most every ALERT_EVERY_S seconds."""
         now = time.monotonic()
-        if not self._speaks or now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S:
+        if not self._reports or now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S:
             return
         self._alerted[title] = now
         print(f"{title}: {text}", file=sys.stderr, flush=True)
@@ -78,11 +80,11 @@ class Reporter:
 
     def checkpoint(self, folder: Path, step: int, aliases: Sequence[str] = ()) -> None:
         """A checkpoint is complete."""
-        if self._speaks:
+        if self._reports:
             self._tracker.log_checkpoint(folder, step, aliases)
 
     def finish(self, exit_code: int = 0) -> None:
-        if self._speaks:
+        if self._reports:
             self._file.close()
             self._tracker.finish(exit_code)
 
@@ -103,14 +105,42 @@ class Reporter:
         print(f"step {step:>5} held out: {', '.join(shown)}", file=sys.stderr, flush=True)
 
 
+class JumpWatch:
+    """Watches the logged values of one loss.
+
+    A jump is a value that is not finite, or above the median of the last `window` values by more
+    than `spreads` times their median distance from it; the first `least` values never are.
+    """
+
+    def __init__(self, spreads: float, window: int = 50, least: int = 10):
+        self._spreads, self._least = spreads, least
+        self._values: deque[float] = deque(maxlen=window)
+        self._high = False
+
+    def jumps(self, loss: float) -> bool:
+        """Whether a jump begins with this value; False while it lasts."""
+        high, was_high = loss > self._limit() or not math.isfinite(loss), self._high
+        self._high = high
+        if math.isfinite(loss):  # a new plateau becomes the median after half a window
+            self._values.append(loss)
+        return high and not was_high
+
+    def _limit(self) -> float:
+        if len(self._values) < self._least:
+            return math.inf
+        middle = median(self._values)
+        spread = median(abs(value - middle) for value in self._values)
+        return middle + self._spreads * max(spread, LEAST_SPREAD * abs(middle))
+
+
 def _recall(numbers: Numbers) -> float:
     """recall@1, mean over the router layers: one number for charts, sweeps and people."""
     recalls = [value for key, value in numbers.items() if key.endswith("recall@1")]
     return sum(recalls) / max(1, len(recalls))
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a run which was killed had done after its last checkpoint."""
+def _drop_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps: a killed run had done them after its last checkpoint."""
     if not path.exists():
         return
     kept = []
@@ -120,6 +150,4 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # the line that was being written
             break
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    files.replace_file(path, "".join(kept))

@@ -25,21 +25,19 @@ from msa_train.model.megatron import Losses, MSAModel
 from msa_train.parallel import groups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint
-from msa_train.training.collate import Collate
+from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
-from msa_train.training.held_out import forgetting
+from msa_train.training.held_out import COLUMNS, HeldOutEvaluation, forgetting
 from msa_train.training.initial_weights import starting_weights
-from msa_train.training.measurement import StepMeasurement
-from msa_train.training.reporter import Numbers, Reporter
-from msa_train.training.run_data import checked_tokenizer, open_held_out, open_shards, share_of
-from msa_train.training.tracking import retrievals
+from msa_train.training.metrics import Numbers, StepMetrics
+from msa_train.training.reporter import Reporter
 
 TERMINATED = 143  # 128 + SIGTERM
 
 
 class Trainer:
-    """Everything of one rank."""
+    """One rank of a run: its samples, the model under DeepSpeed, and where the run stands."""
 
     def __init__(self, config: Config, resume: bool):
         self.config, self.settings = config, config.training
@@ -49,7 +47,9 @@ class Trainer:
         self.schedule = Schedule(config.stages, reader.manifest.steps)
         self.tokenizer = checked_tokenizer(config, reader)
         self.collate = Collate(self.tokenizer, config.model.router.top_k)
-        self.share = share_of(config, groups.DeepSpeedGroups.get_data_parallel_world_size())
+        self.samples = samples_per_rank(
+            config, groups.DeepSpeedGroups.get_data_parallel_world_size()
+        )
         self.loader = ShardLoader(
             reader,
             seed=config.seed,
@@ -57,7 +57,7 @@ class Trainer:
             world_size=groups.DeepSpeedGroups.get_data_parallel_world_size(),
             transform=lambda sample: self.collate([sample]),
         )
-        self.held_out = open_held_out(config, self.collate)
+        self.held_out = HeldOutEvaluation.of_run(config, self.collate)
         model = MSAModel(config.model, recompute=self.settings.recompute)
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings)
@@ -89,7 +89,7 @@ class Trainer:
         saved, waited, began = self.step, 0.0, time.perf_counter()
         while self.step < self.schedule.total:
             fetch = time.perf_counter()
-            batches = [next(self.loader) for _ in range(self.share)]
+            batches = [next(self.loader) for _ in range(self.samples)]
             waited += time.perf_counter() - fetch
             logs = (self.step + 1) % self.settings.log_every == 0
             numbers, stop = self._train_step(batches, logs)
@@ -118,23 +118,23 @@ class Trainer:
         self.reporter.finish(code)
 
     def _is_time_for(self, every: int) -> bool:
-        """At every so manyeth step, and the last."""
+        """After every `every` steps and after the last one; 0: never."""
         return bool(every) and (self.step % every == 0 or self.step == self.schedule.total)
 
     def _evaluate_held_out(self) -> None:
         numbers, examples = self.held_out.evaluate(self.engine)
         self.held_out_start = self.held_out_start or numbers
         self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
-        self.reporter.table("held_out/retrievals", self.step, retrievals.COLUMNS, examples)
+        self.reporter.table("held_out/retrievals", self.step, COLUMNS, examples)
 
     def _train_step(self, batches: list[MemoryBatch], logs: bool) -> tuple[Numbers, bool]:
-        """One optimizer step. Returns its numbers (where it logs) and whether to stop after it."""
+        """One optimizer step. Returns its numbers (none unless it logs) and whether to stop now."""
         labels, contexts, stop = self._global_counts(batches)
         stage = self.schedule.stage(self.step)
         rate = self.schedule.learning_rate(self.step)
         self.engine.set_learning_rate(rate, stage.trains == "router")
         self.engine.model.queue.limit = stage.queue_documents
-        measured = self._measurement(labels, contexts) if logs else None
+        metrics = self._step_metrics(labels, contexts) if logs else None
 
         def weigh(losses: Losses) -> Tensor:
             lm, router = losses.lm / max(1.0, labels), losses.router / max(1.0, contexts)
@@ -143,13 +143,13 @@ class Trainer:
         for batch in batches:
             batch = batch.to(self.engine.device)
             losses = self.gradients.backward(batch, weigh)
-            if measured is not None:
-                measured.add(batch, losses)
+            if metrics is not None:
+                metrics.add(batch, losses)
         self.engine.step()
-        if measured is None:
+        if metrics is None:
             return {}, stop
         place = {"lr": rate, "stage": self.schedule.place(self.step)[0]}
-        return measured.result() | place | self._gradient_norm(), stop
+        return metrics.result() | place | self._gradient_norm(), stop
 
     def _count_skipped(self) -> None:
         if not self.engine.skipped:
@@ -172,9 +172,9 @@ class Trainer:
                 "data of these steps"
             )
 
-    def _measurement(self, labels: float, contexts: float) -> StepMeasurement:
+    def _step_metrics(self, labels: float, contexts: float) -> StepMetrics:
         layers, device = self.config.model.router_layers, self.engine.device
-        return StepMeasurement(layers, self.group, device, labels, contexts)
+        return StepMetrics(layers, self.group, device, labels, contexts)
 
     def _gradient_norm(self) -> Numbers:
         norm = self.engine.gradient_norm()
@@ -249,14 +249,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trainer.close(code)
     except ValueError as error:
         code = _explain(error)
-    except Exception:  # a bug: shown, and the other ranks are not left waiting
+    except Exception:  # a bug: its traceback is printed, and the other ranks are not left waiting
         traceback.print_exc()
         code = 1
     groups.finish(code)
 
 
 def _explain(error: ValueError) -> int:
-    """Say a user's error once: rank 0 speaks for a setting that every rank has read."""
+    """Print a user's error once: rank 0 alone prints what every rank meets."""
     if not hasattr(error, "exit_code"):
         traceback.print_exc()
         return 1

@@ -8,14 +8,14 @@ from tests.serving.running import running, wait_for
 from tests.serving.slow_engine import SlowEngine
 
 
-def test_clients_are_answered_without_error_or_growth(served):
-    client, server = served
-    report = measure(url=str(client.base_url), clients=8, seconds=3, retrieval="memory")
-    assert report["errors"] == 0 and report["error_messages"] == {}
-    assert report["answers"] >= 8 and 3 <= report["seconds"] < 60
-    assert 0 < report["first_text_ms"]["p50"] <= report["answer_ms"]["p95"]
-    assert report["rss_growth_mb"] < 50
-    wait_for(lambda: server._state.answering.running == 0)
+def test_clients_are_answered_without_error_or_growth(tmp_path):
+    with running(tmp_path) as (client, server):
+        report = measure(url=str(client.base_url), clients=8, seconds=3, retrieval="memory")
+        assert report["errors"] == 0 and report["error_messages"] == {}
+        assert report["answers"] >= 8 and 3 <= report["seconds"] < 60
+        assert 0 < report["first_text_ms"]["p50"] <= report["answer_ms"]["p95"]
+        assert report["rss_growth_mb"] < 50
+        wait_for(lambda: server._state.answering.running == 0)
 
 
 def test_errors_are_counted_by_what_they_say(tmp_path):

@@ -56,39 +56,3 @@ def refuse(*_, **__):
 def test_no_export_is_named(tmp_path, capsys):
     assert main(["serve", str(tmp_path), "--bank", "a=x"]) == 4
     assert "no complete export" in capsys.readouterr().err
-
-
-def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
-    from msa_train.memory.planner.hardware import Machine
-    from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
-    from tests.serving.running import tiny_bank
-
-    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
-    monkeypatch.setattr(
-        "msa_train.memory.planner.hardware.this_machine",
-        lambda devices=(): Machine((), 100 * 10**6),
-    )
-    bank = tiny_bank(tmp_path / "bank")
-    assert main(["serve", "export", "--bank", f"a={bank}"]) == 2
-    said = capsys.readouterr().err
-    assert "does not fit" in said and "host memory must hold" in said
-
-
-def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
-    from msa_train.errors import ConfigError
-    from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
-    from tests.serving.running import tiny_bank
-
-    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
-    planned = []
-
-    def plan(config, bank, machine, serving):
-        planned.append(serving.hot_mb)
-        raise ConfigError("seen")
-
-    monkeypatch.setattr("msa_train.memory.planner.plan.plan", plan)
-    banks = [f"--bank={name}={tiny_bank(tmp_path / name)}" for name in "abc"]
-    assert main(["serve", "export", "--hot-mb", "10", *banks]) == 2
-    assert planned == [30]

@@ -16,7 +16,7 @@ from data_pipeline.settings import (
     TrainingCorpus,
 )
 from data_pipeline.sources.base import BankConfig, NumberConfig
-from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
+from data_pipeline.sources.dataset_config import DatasetConfig
 from data_pipeline.sources.niah import NiahConfig
 
 
@@ -40,13 +40,6 @@ def corpus(config=None, **data):
         (lambda: StageData(document_tokens=-1), "document_tokens is -1"),
         (lambda: StageData(memory_tokens=0), "memory_tokens is 0"),
         (lambda: StageData(weights={"niah": -1.0}), r"weights\.niah is -1"),
-        (lambda: DatasetConfig("x", tasks={"guess": 1.0}), "'guess'"),
-        (lambda: DatasetConfig("x", tasks={"given": -1.0}), r"tasks\.given is -1"),
-        (lambda: DatasetConfig("x", tasks={"given": 0.0}), "make one positive"),
-        (lambda: DatasetConfig("x", questions=0), "questions is 0"),
-        (lambda: DatasetConfig("x", made_held_out_share=1.0), "made_held_out_share is 1"),
-        (lambda: DatasetConfig("x", document_tokens=8), "document_tokens is 8"),
-        (lambda: NegativesConfig(count=-1), r"negatives\.count is -1"),
         (lambda: BankConfig(weight=-1), "weight of a bank .* is -1"),
         (lambda: BankConfig(documents=0), "documents of a bank .* is 0"),
         (lambda: ContextConfig(retrieve=-1), "retrieve is -1"),

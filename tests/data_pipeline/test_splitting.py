@@ -1,7 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.splitting import sentences, split_text
+from data_pipeline.protocol import document_pieces
+from data_pipeline.splitting import document_length, sentences, split_text
+from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 
 
 def words(text):
@@ -29,3 +31,12 @@ def test_parts_fit_and_lose_nothing_but_space(text, limit):
     parts = split_text(text, limit, len)
     assert all(len(part) <= limit for part in parts) or parts == [text]
     assert "".join("".join(parts).split()) == "".join(text.split())
+
+
+def test_a_document_is_as_long_as_its_tokens_with_the_wrapper():
+    tokenizer = train_sentencepiece([f"the word {i} and another" for i in range(200)], 290)
+    for number, text in ((7, "the word"), (123_456, "another [7]. the")):
+        pieces = document_pieces(number, text)
+        whole = len(tokenizer.encode_pieces(pieces).tokens)
+        assert document_length(tokenizer, text, number) == whole
+    assert document_length(tokenizer, "") == document_length(tokenizer, "", 123_456)

@@ -67,8 +67,8 @@ def _poison(trainer, steps: tuple[int, ...]) -> None:
     """Losses of these steps (from 1) are not a number, on rank 1 alone."""
     real, rank = trainer.engine.backward, torch.distributed.get_rank()
 
-    def backward(loss):
-        real(loss * float("nan") if rank == 1 and trainer.step + 1 in steps else loss)
+    def backward(loss, **how):
+        real(loss * float("nan") if rank == 1 and trainer.step + 1 in steps else loss, **how)
 
     trainer.engine.backward = backward
 
@@ -95,7 +95,7 @@ def _hidden_states(trainer):
 
 def example_batch(config):
     from data_pipeline.shards.reader import ShardReader
-    from msa_train.training.collate import Collate
+    from msa_train.training.data import Collate
 
     reader = ShardReader(config.shards)
     return Collate(reader.tokenizer(), config.model.router.top_k)([reader[0]])

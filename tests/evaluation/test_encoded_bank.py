@@ -27,9 +27,9 @@ def test_controls_change_what_is_read(model, memory, needles):
     query = torch.nn.functional.normalize(torch.randn(3, 16), dim=-1)
     cu = torch.tensor([0, 3])
     layer = model.config.router_layers[0]
-    straight, _, _ = memory.view().memory.search(layer, query, cu)
-    astray, _, _ = memory.misrouted(0).view().memory.search(layer, query, cu)
-    nothing, k, _ = memory.nothing().memory.search(layer, query, cu)
+    straight, _, _ = memory.view().search(layer, query, cu)
+    astray, _, _ = memory.misrouted(0).view().search(layer, query, cu)
+    nothing, k, _ = memory.nothing().search(layer, query, cu)
     assert set(straight.documents[0].tolist()) != set(astray.documents[0].tolist())
     assert straight.values[0, 0] == astray.values[0, 0]
     assert nothing.documents.numel() == len(k) == 0
@@ -41,6 +41,6 @@ def test_controls_change_what_is_answered(model, tokenizer, memory, needles):
     read = []
     for view in views:
         contexts = [[*prompt_pieces(q), *memory_answer_pieces(q)] for q in questions]
-        read.append(prefill_pieces(model, tokenizer, view.memory, contexts).last)
+        read.append(prefill_pieces(model, tokenizer, view, contexts).last)
     assert not torch.allclose(read[0], read[1], atol=1e-6)
     assert not torch.allclose(read[0], read[2], atol=1e-6)

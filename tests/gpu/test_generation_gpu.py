@@ -22,7 +22,7 @@ def test_captured_steps_equal_plain_ones():
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
         asked = ("Rain?", "Who sleeps?", "東京", "x", "?")
         prompts = [Interleave(question, view, "memory").context for question in asked]
-        prefill = prefill_pieces(model, tiny_tokenizer(), view.memory, prompts)
+        prefill = prefill_pieces(model, tiny_tokenizer(), view, prompts)
         captured, plain = ModelRunner(model, 8, 256), ModelRunner(model, 8, 256)
         plain._graphs = None
         for contexts in (captured, plain):
@@ -56,7 +56,7 @@ def test_steps_are_captured_while_another_thread_asks_for_memory():
     try:
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
         prompts = [Interleave("Rain?", view, "memory").context] * 5
-        prefill = prefill_pieces(model, tiny_tokenizer(), view.memory, prompts)
+        prefill = prefill_pieces(model, tiny_tokenizer(), view, prompts)
         for count in range(1, 6):
             contexts = ModelRunner(model, 8, 256)
             contexts.admit(prefill, range(count))

@@ -1,6 +1,8 @@
-"""Random ragged problems for the kernel tests, and scale-free comparison."""
+"""Random ragged problems for the kernel tests, scale-free comparison, and what operators owe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +152,32 @@ def gradient_error(actual: list[Tensor], expected: list[Tensor]) -> float:
     if expected[0].dtype == torch.float32:
         actual, expected = ([torch.cat([x.flatten() for x in part])] for part in (actual, expected))
     return max(error_ratio(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def check_compiled(function: Callable, arguments: tuple, whole: bool = True) -> None:
+    """torch.compile of a function gives the same results and gradients; whole: in one graph."""
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=whole)
+    learning = [x for x in arguments if torch.is_tensor(x) and x.requires_grad]
+    found = []
+    for run in (compiled, function):
+        out = run(*arguments)
+        out = torch.cat([x.flatten() for x in out]) if isinstance(out, tuple) else out
+        total = torch.where(out.isfinite(), out, 0).square().sum()
+        found.append((out, *torch.autograd.grad(total, learning)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+FAR_ROWS, FAR_WIDTH = 2**21 + 70, 1024  # their product passes 2^31
+
+
+def far_rows(folder: Path) -> Tensor:
+    """[FAR_ROWS, FAR_WIDTH] of zeros, in a file that is mostly holes; the last 64 rows all ones.
+
+    Places of the last rows need more than 31 bits.
+    """
+    size = FAR_ROWS * FAR_WIDTH
+    x = torch.from_file(str(folder / "far"), shared=True, size=size, dtype=torch.float16)
+    x = x.view(FAR_ROWS, FAR_WIDTH)
+    x[-64:] = 1
+    return x

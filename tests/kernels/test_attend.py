@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msa_kernels import KernelError, context_attention, document_attention, reference
+from msa_kernels.dispatch import interpreting
+from torch.library import opcheck
 
 from tests.kernels.kernel_cases import (
     CASES,
@@ -12,6 +14,7 @@ from tests.kernels.kernel_cases import (
     TOLERANCE,
     as_inputs,
     attentions,
+    check_compiled,
     cu,
     error_ratio,
     gradient_error,
@@ -131,3 +134,33 @@ def test_impossible_arguments_are_refused():
         document_attention(q, k, v, cu([5]), 0.3)
     with pytest.raises(KernelError, match="need"):
         document_attention(q, k[..., :4], v[..., :4], cu([6]), 0.3)
+
+
+def operands(*heads):
+    states = (torch.randn(9, count, 8) for count in heads)
+    return as_inputs(*states, dtype=torch.float32)
+
+
+def read():
+    """Contexts that read chunks, as arguments of context_attention and of its operator."""
+    q, k, v, *pooled = operands(4, 2, 2, 2, 2)
+    selected = torch.tensor([0, 1, 2, 7, 8]), cu([3, 0, 2]), torch.randn(5, requires_grad=True)
+    own = cu([4, 0, 5])
+    return (q, k, v, own, own, *pooled, *selected, torch.tensor([1, 0, 2]), 0.3)
+
+
+def test_the_operator_is_what_it_says():
+    if not interpreting():
+        pytest.skip("an operator of the Triton kernel, see test_attend_triton.py")
+    q, k, v = operands(4, 2, 2)
+    nothing = (torch.zeros(0, 2, 8), torch.zeros(0, 2, 8), torch.zeros(0).long(), cu([0, 0]))
+    alone = (q, k, v, cu([4, 5]), cu([4, 5]), *nothing, None, None, 0.3)
+    for arguments in (read(), alone):
+        opcheck(torch.ops.msa_kernels.context_attention.default, arguments)
+
+
+def test_compiled_attention_gives_the_same():
+    """In one graph where it is an operator; padded batches depend on the lengths."""
+    check_compiled(context_attention, read(), whole=interpreting())
+    documents = (*operands(4, 2, 2), cu([4, 5]), 0.3)
+    check_compiled(document_attention, documents, whole=interpreting())

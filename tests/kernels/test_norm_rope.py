@@ -5,12 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msa_kernels import KernelError, norm_rope, reference
+from torch.library import opcheck
 
 from tests.kernels.kernel_cases import (
     CASES,
     DTYPES,
     TOLERANCE,
     as_inputs,
+    check_compiled,
     error_ratio,
     gradient_error,
     gradients,
@@ -49,3 +51,11 @@ def test_impossible_arguments_are_refused():
         norm_rope(q, k, weight, weight, cos[:2], sin[:2], 1e-6)
     with pytest.raises(KernelError, match=r"need \[N, H, D\]"):
         norm_rope(q, k[:2], weight, weight, cos, sin, 1e-6)
+
+
+def test_the_operator_is_what_it_says_and_compiles():
+    states = (torch.randn(9, heads, 8) for heads in (4, 2))
+    inputs = as_inputs(*states, torch.randn(8), torch.randn(8), dtype=torch.float32)
+    given_ = (*inputs, *tables(9, 8), 1e-6)
+    opcheck(torch.ops.msa_kernels.norm_rope.default, given_)
+    check_compiled(norm_rope, given_)

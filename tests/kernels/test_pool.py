@@ -4,16 +4,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msa_kernels import KernelError, chunk_mean, chunk_offsets, pool_states, reference
+from msa_kernels import KernelError, chunk_mean, chunk_offsets, reference
+from msa_kernels.dispatch import interpreting
+from msa_kernels.pool import mean_in_torch
+from torch.library import opcheck
 
 from tests.kernels.kernel_cases import (
     CASES,
     DTYPES,
+    FAR_ROWS,
     TOLERANCE,
     as_inputs,
+    check_compiled,
     cu,
     error_ratio,
-    gradients,
+    far_rows,
     torch_only,
 )
 
@@ -31,27 +36,6 @@ def test_chunk_mean_matches_the_reference(dtype, lengths, size, features):
     weight = torch.randn_like(outs[0])
     grads = [torch.autograd.grad((out * weight).sum(), x)[0] for out in outs]
     assert error_ratio(*grads) < TOLERANCE[dtype]
-
-
-@DTYPES
-@given(lengths=LENGTHS, size=SIZES, heads=st.sampled_from([(1, 4), (2, 3)]), unit=st.booleans())
-@CASES
-def test_pool_states_matches_the_reference(dtype, lengths, size, heads, unit):
-    states = as_inputs(*(torch.randn(sum(lengths), *heads) for _ in range(3)), dtype=dtype)
-    outs = [f(*states, cu(lengths), size, unit) for f in (pool_states, reference.pool_states)]
-    weights = [torch.randn_like(out) for out in outs[0]]
-    grads = []
-    for out in outs:
-        total = torch.cat([x.flatten() for x in out])
-        grads.append(gradients(total, states, torch.cat([w.flatten() for w in weights])))
-    for actual, expected in zip((*outs[0], *grads[0]), (*outs[1], *grads[1]), strict=True):
-        assert error_ratio(actual, expected) < TOLERANCE[dtype]
-
-
-def test_a_router_key_of_zeros_stays_finite():
-    states = [torch.zeros(5, 2, 4, requires_grad=True) for _ in range(3)]
-    outs = pool_states(*states, cu([5]), 4)
-    assert not torch.cat([x.flatten() for x in outs]).any()
 
 
 @torch_only
@@ -72,8 +56,22 @@ def test_impossible_arguments_are_refused():
         chunk_mean(x.long(), cu([6]), 4)
     with pytest.raises(KernelError, match=r"cu_seqlens is torch\.int32"):
         chunk_mean(x, cu([6]).int(), 4)
-    heads = torch.randn(6, 2, 4)
-    with pytest.raises(KernelError, match=r"need \[N, G, D\]"):
-        pool_states(heads, heads, heads[:, :1], cu([6]), 4)
-    with pytest.raises(KernelError, match="different dtypes"):
-        pool_states(heads, heads, heads.double(), cu([6]), 4)
+
+
+def test_means_of_far_tokens(tmp_path):
+    """Of the last tokens alone, so that the rest need not be read."""
+    far, token_cu = far_rows(tmp_path), torch.tensor([FAR_ROWS - 128, FAR_ROWS - 64, FAR_ROWS])
+    if interpreting():
+        from msa_kernels import pool_triton
+
+        mean = pool_triton.chunk_mean(far, token_cu)
+    else:
+        mean = mean_in_torch(far[-128:], token_cu - token_cu[0])
+    assert not mean[0].any() and bool((mean[1] == 1).all())
+
+
+def test_the_operator_is_what_it_says_and_compiles():
+    x = torch.randn(9, 2, 8, requires_grad=True)
+    flat = x.detach().flatten(1).requires_grad_()
+    opcheck(torch.ops.msa_kernels.chunk_mean.default, (flat, cu([4, 5]), 3))
+    check_compiled(chunk_mean, (x, cu([4, 5]), 3))

@@ -1,18 +1,10 @@
-"""Router keys in 8 bits: what is lost is bounded, and the certified search loses nothing."""
+"""Router keys in 8 bits: what is lost is bounded, and scores are those of the rounded keys."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msa_kernels import (
-    KernelError,
-    certified_top_documents,
-    document_scores,
-    quantise,
-    quantised_document_scores,
-    reference,
-    top_documents,
-)
+from msa_kernels import KernelError, quantise, quantised_document_scores, reference
 from msa_kernels.dispatch import interpreting
 from torch.nn.functional import normalize as unit
 
@@ -57,39 +49,16 @@ def test_scores_are_those_of_the_rounded_keys(form, lengths, tokens):
 
 
 @FORMS
-@given(
-    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=60),
-    spread=st.sampled_from([0.001, 0.03, 1.0]),
-    k=st.integers(1, 20),
-    scratch_mb=st.sampled_from([1e-3, 64.0]),
-)
+@given(spread=st.sampled_from([0.001, 0.03, 1.0]))
 @CASES
-def test_the_certified_search_finds_what_float32_finds(form, lengths, spread, k, scratch_mb):
-    chunk_cu, query_cu, keys = cu(lengths), cu([4, 0, 3]), make(sum(lengths), spread=spread)
-    query = unit(torch.randn(7, 32))
-    bank = torch.zeros(3, dtype=torch.int64), cu([len(lengths)])
-    scores = document_scores(query, query_cu, keys, chunk_cu, *bank)
-    values, documents = top_documents(scores, k)
+def test_scores_move_no_further_than_the_error_allows(form, spread):
+    keys, query, offsets = make(60, spread=spread), unit(torch.randn(7, 32)), cu([1] * 60)
     small = quantise(keys, 2, form)
-    found = certified_top_documents(
-        query, query_cu, small, keys.__getitem__, chunk_cu, k, scratch_mb
-    )
-    torch.testing.assert_close(found.values, values, rtol=0, atol=1e-6)
-    # Where two scores are equal but for the last bit, either order is right.
-    exact = scores.double().gather(1, found.documents.clamp(min=0))
-    apart = (values - exact).abs() < 1e-6
-    assert (apart | (found.documents == documents)).all()
-    assert (found.candidates <= (scores > -torch.inf).sum(1)).all()
-
-
-def test_few_candidates_are_scored_again_when_scores_are_apart():
-    torch.manual_seed(0)
-    keys, query = make(4000, heads=4, width=32), torch.zeros(1, 128)
-    query[0] = keys[17] / 4
-    found = certified_top_documents(
-        query, cu([1]), quantise(keys, 4, "int8"), keys.__getitem__, cu([1] * 4000), 1
-    )
-    assert found.documents.tolist() == [[17]] and found.candidates.tolist() == [1]
+    rough = quantised_document_scores(query, cu([4, 3]), small, offsets)
+    bank = torch.zeros(2, dtype=torch.int64), cu([60])
+    exact = reference.document_scores(query, cu([4, 3]), keys, offsets, *bank)
+    sums = 160 * 2.0**-23 * small.norm  # what adding 32 products in float32 can lose, and more
+    assert ((rough - exact).abs() <= small.error + sums).all()  # queries have length 1
 
 
 def test_impossible_arguments_are_refused():

@@ -1,5 +1,7 @@
 """The reference against plain Python loops over numbers, its gradients by differences."""
 
+import cmath
+import itertools
 import math
 
 import torch
@@ -30,6 +32,24 @@ def test_chunk_mean_against_loops():
             rows.append([sum(column) / len(part) for column in zip(*part, strict=True)])
         begin += length
     torch.testing.assert_close(reference.chunk_mean(x, cu(lengths), size), x.new_tensor(rows))
+
+
+def test_norm_rope_against_loops():
+    width, eps = 6, 1e-3
+    states = [torch.randn(5, heads, width, dtype=torch.float64) for heads in (3, 1)]
+    weights = [torch.randn(width, dtype=torch.float64) for _ in states]
+    angle = torch.rand(5, width // 2, dtype=torch.float64) * 100
+    outs = reference.norm_rope(*states, *weights, angle.cos(), angle.sin(), eps)
+    for x, weight, out in zip(states, weights, outs, strict=True):
+        for token, head in itertools.product(range(5), range(x.shape[1])):
+            row = x[token, head].tolist()
+            root = math.sqrt(sum(value**2 for value in row) / width + eps)
+            row = [value / root * w for value, w in zip(row, weight.tolist(), strict=True)]
+            for i, turn in enumerate(angle[token].tolist()):
+                pair = complex(row[i], row[i + width // 2]) * cmath.exp(1j * turn)
+                assert math.isclose(float(out[token, head, i]), pair.real, abs_tol=1e-12)
+                second = float(out[token, head, i + width // 2])
+                assert math.isclose(second, pair.imag, abs_tol=1e-12)
 
 
 @given(routings())

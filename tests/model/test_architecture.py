@@ -1,4 +1,4 @@
-"""Shapes of backbones; docs/extending-architecture.md carried out for Llama and Qwen2.5."""
+"""Shapes of backbones; docs/extending.md carried out for Llama and Qwen2.5."""
 
 import json
 
@@ -22,7 +22,7 @@ from msa_train.model.weights import (
 )
 from tests.batches import CONTEXTS, RAGGED, random_batch
 
-# The example of docs/extending-architecture.md.
+# The example of docs/extending.md.
 ENTRIES = {
     "llama": Architecture(
         "llama", qk_norm=False, qkv_bias=False, defaults={"rope_theta": 1e4, "norm_eps": 1e-6}

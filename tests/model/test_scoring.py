@@ -1,4 +1,4 @@
-"""Scorings: what they compute, and the example of docs/extending-router.md carried out."""
+"""Scorings: what they compute, and the example of docs/extending.md carried out."""
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from msa_train.interop.published_config import from_published, to_published
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.tiers import BankLoader, TierSettings
+from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.settings import TierSettings
 from msa_train.model import scoring
 from msa_train.model.config import RouterConfig
 from msa_train.model.scoring import DotProduct, PerHead
@@ -97,7 +98,7 @@ def test_reductions_nobody_handles_are_refused_by_name():
         from_published(raw, "serving")
 
 
-# The example of docs/extending-router.md: one vector per context, whatever its length.
+# The example of docs/extending.md: one vector per context, whatever its length.
 class PooledQuery(DotProduct):
     """The mean of the query tokens' projections, then normalised per head."""
 
@@ -153,7 +154,7 @@ def test_a_new_scoring_searches_a_bank(tmp_path, form):
     view = BankLoader(TierSettings(form), model.config.router).view(bank)
     pieces = [prompt_pieces(text) for text in ("Where is it?", "Who sleeps standing?")]
     with torch.no_grad():
-        found = prefill_pieces(model, tokenizer, view.memory, pieces).selected
+        found = prefill_pieces(model, tokenizer, view, pieces).selected
     for layer, selected in found.items():
         routing, keys = selected.routing, bank.router_keys(layer)
         chunks = routing.query @ keys.T

@@ -1,4 +1,4 @@
-"""API keys: who may read, who may write, who may do nothing; and files that are refused."""
+"""API keys: who may read, who may write, who may do nothing; files that are refused; bodies."""
 
 import hashlib
 import json
@@ -152,3 +152,9 @@ def test_files_that_are_none(tmp_path, text):
         ApiKeys.load(tmp_path / "keys")
     with pytest.raises(ConfigError, match="nothing"):
         ApiKeys.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_only_what_is_declared_as_json_is_read(http, kind):
+    response = http.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": kind})
+    assert response.status_code == 415

@@ -22,13 +22,11 @@ class Alone:
             self.largest = max(self.largest, len(args[0].tokens))
         return self.module(*args)
 
-    def backward(self, loss):
+    def backward(self, loss, scaled=False):
         self.backwards += 1
         loss.backward()
 
-    backward_once_scaled = backward
-
-    def most(self, count):
+    def max_over_ranks(self, count):
         return max(count, self.rounds)
 
 

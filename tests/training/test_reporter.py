@@ -1,11 +1,13 @@
 """What a run reports: the JSON-lines file, the progress line, alerts, and W&B that breaks."""
 
 import json
+import math
 
 import pytest
 
 from msa_train.config import load_config
 from msa_train.training import reporter as reporting
+from msa_train.training.reporter import JumpWatch
 from msa_train.training.tracking.tracker import Tracker
 
 NUMBERS = {"loss/lm": 1.5, "loss/router": 0.5, "lr": 1e-3, "step_ms": 10.0,
@@ -81,3 +83,46 @@ def test_other_ranks_are_silent(config, capsys):
     assert reporter.wandb_id is None
     assert not (config.path / "metrics.jsonl").exists()
     assert capsys.readouterr().err == ""
+
+
+def jumps_in(values, spreads=10.0, **how):
+    watch = JumpWatch(spreads, **how)
+    return [place for place, value in enumerate(values) if watch.jumps(value)]
+
+
+FALLING = [5 * 0.97**step for step in range(100)]
+NOISY = [2 + 0.1 * math.sin(7 * step) for step in range(200)]
+
+
+@pytest.mark.parametrize("values", [FALLING, NOISY, [1.0] * 50, [0.0] * 50])
+def test_ordinary_curves_have_none(values):
+    assert jumps_in(values) == []
+
+
+def test_a_jump_counts_once_while_it_lasts():
+    values = [*NOISY[:60], 6.0, 7.0, 6.5, *NOISY[63:80], 6.0, *NOISY[81:]]
+    assert jumps_in(values) == [60, 80]
+
+
+def test_a_new_plateau_becomes_the_measure():
+    values = NOISY[:60] + [v + 3 for v in NOISY[60:150]] + [20.0]
+    assert jumps_in(values) == [60, 150]
+
+
+def test_nothing_is_called_a_jump_before_enough_values():
+    assert jumps_in([1.0] * 9 + [50.0]) == []
+    assert jumps_in([1.0] * 10 + [50.0]) == [10]
+
+
+def test_what_is_not_finite_is_a_jump_and_no_measure():
+    assert jumps_in([math.nan, 1.0] + [1.0] * 20 + [math.inf, math.nan, 1.0, math.nan]) == [
+        0,
+        22,
+        25,
+    ]
+
+
+def test_sensitivity_is_a_setting():
+    values = [*NOISY[:60], 2.6]
+    assert jumps_in(values, spreads=3) == [60]
+    assert jumps_in(values, spreads=20) == []

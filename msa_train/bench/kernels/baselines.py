@@ -65,8 +65,8 @@ def causal_attention(states: list[Tensor], cu: Tensor, scale: float) -> Peers:
 
 
 def late_interaction(query: Tensor, keys: Tensor, chunk_cu: Tensor) -> Peers:
-    """Scores of one question [T, V] for packed documents [C, V]: each sums over tokens where ours
-    takes the largest, at the same cost."""
+    """Scores of one question [T, V] for packed documents [C, V]. They sum over tokens where ours
+    takes the largest: the same cost."""
     peers: Peers = {}
     longest = int(chunk_cu.diff().max())
     cu, whole = chunk_cu.int(), chunk_cu.new_tensor([0, len(query)]).int()
@@ -85,14 +85,14 @@ def late_interaction(query: Tensor, keys: Tensor, chunk_cu: Tensor) -> Peers:
 
 
 def _able(peers: Peers) -> Peers:
-    """Those that run here, forward and (if anything learns) backward; the others named."""
+    """Those that run here, forward and (where there are inputs) backward; others are named."""
     able = {}
     for name, run in peers.items():
         try:
             out = run()
             if out.requires_grad:
                 out.sum().backward()
-        except Exception as error:  # whatever a library raises where its limits end
+        except Exception as error:  # libraries raise anything where they cannot go on
             reason = str(error).strip().partition("\n")[0]
             print(f"{name} is left out: {type(error).__name__}: {reason}", file=sys.stderr)
         else:

@@ -48,18 +48,19 @@ from msa_train.bench.kernels.cases import (
     size,
     unit_heads,
 )
-from msa_train.bench.memory.layer import layer_shard
+from msa_train.bench.memory.layer import layer_searcher
 from msa_train.bench.runner import in_process, log
 from msa_train.errors import ConfigError
 from msa_train.model.attention import HeadGroup, Projections, Router, pool_documents
 from msa_train.model.config import RouterConfig
-from msa_train.model.router import key_vectors
 
 REPEATS = 7
 TOP_K = 16
 SMALL = (16_384, 32)  # chunks, question tokens
 LARGE = (1_562_500, 64)  # 100M memory tokens
+POOLED = {"cpu": 16_384, "cuda": 65_536}  # tokens
 DOCUMENTS, CHUNKS_EACH, SELECTED, CONTEXTS, TOKENS = 32, 8, 16, 16, 64
+ATTENDING = 128  # documents that attend to themselves
 
 
 def measure(suites: Sequence[str] = (), repeats: int = REPEATS) -> list[dict[str, Any]]:
@@ -162,8 +163,8 @@ def _narrow_keys(chunks: int, tokens: int) -> Iterator[Case]:
         run = partial(quantised_document_scores, query, query_cu, small, chunk_cu)
         moved, dtype = size(small.values, small.scales), small.values.dtype
         yield Case("route", shape, dtype, run, {name: baseline}, moved, flops)
-        shard = layer_shard(keys, chunk_cu, KV_HEADS, TOP_K, form)
-        certified = partial(shard.best, 0, query, query_cu, TOP_K)
+        searcher = layer_searcher(keys, chunk_cu, KV_HEADS, TOP_K, form)
+        certified = partial(searcher.best, 0, query, query_cu, TOP_K)
         exact = {f"{name}, top {TOP_K}": lambda: top_documents(baseline(), TOP_K)}
         yield Case("certified", shape, dtype, certified, exact, moved, flops)
 
@@ -196,7 +197,7 @@ def _selected(entries: int, contexts: int) -> Iterator[Case]:
 
 
 def states() -> Iterator[Case]:
-    tokens = 65_536 if device().type == "cuda" else 16_384
+    tokens = POOLED[device().type]
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     yield from _pool(tokens, dtype)
     yield _norm_rope(tokens // 4, dtype)
@@ -213,12 +214,11 @@ def _pool(tokens: int, dtype: torch.dtype) -> Iterator[Case]:
     weight = draw(WIDTH, HIDDEN, dtype=dtype) * HIDDEN**-0.5
     documents = every(tokens // (8 * CHUNK), 8 * CHUNK)
     token_cu = chunk_token_offsets(documents, CHUNK)
-    settings = RouterConfig(chunk_size=CHUNK)
 
     def project(states: Tensor) -> Tensor:
         return F.linear(states, weight).unflatten(1, (KV_HEADS, HEAD_DIM))
 
-    router = Router(settings, HeadGroup(HEADS), None, None, project)
+    router = Router(RouterConfig(chunk_size=CHUNK), HeadGroup(HEADS), None, None, project)
 
     def ours() -> tuple[Tensor, ...]:
         pooled = pool_documents(h, Projections(k[:0], k, v), documents, router)  # no queries here
@@ -232,7 +232,7 @@ def _pool(tokens: int, dtype: torch.dtype) -> Iterator[Case]:
         return k_mean, v_mean, F.normalize(key.unflatten(1, (KV_HEADS, -1)), dim=-1)
 
     def pooled_first(mean: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        return mean(k), mean(v), key_vectors(project(mean(h)), settings)
+        return mean(k), mean(v), F.normalize(project(mean(h)), dim=-1)
 
     def running_sums(x: Tensor) -> Tensor:
         return baselines.published_chunk_means(x.flatten(1), token_cu).unflatten(1, x.shape[1:])
@@ -277,9 +277,9 @@ def attention() -> Iterator[Case]:
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     yield from _pool_and_attend(dtype)
     if device().type == "cuda":
-        yield from _documents([512] * 128, dtype)  # 64K memory tokens
-    yield from _documents([64] * 128, dtype)
-    yield from _documents(torch.randint(16, 129, (128,)).tolist(), dtype)
+        yield from _documents([512] * ATTENDING, dtype)  # 64K memory tokens
+    yield from _documents([64] * ATTENDING, dtype)
+    yield from _documents(torch.randint(16, 129, (ATTENDING,)).tolist(), dtype)
 
 
 def _pool_and_attend(dtype: torch.dtype) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""Banks that are opened, searched and asked: scale, real text, and what an addition costs."""
+"""Banks that are opened, searched, asked and added to."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import replace_file
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.bench.floor import against_floor, multiply, read_all
@@ -44,9 +45,9 @@ from msa_train.model.decoder import MSADecoder
 
 Load = Callable[[], tuple[MSADecoder, Tokenizer, dict[str, str]]]  # picklable
 _ANSWER = InterleaveLimits(answer_tokens=16)
-_TOGETHER = 4  # questions routed at once: few, or scores of all documents fill the memory
+_TOGETHER = 4  # questions routed at once: scores of all documents are held for each
 _DOCUMENT_TOKENS = 2048
-_CHARACTERS = 5  # of a token, at the most, so that enough text is read
+_CHARACTERS = 5  # of a token, at most: enough text is read
 
 
 def scale(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
@@ -107,10 +108,10 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     asked = read_questions(path)
     _forget_pages(path)
-    cold_s, served = seconds(lambda: LiveBank.open(path, model, fingerprint))
-    served.close()
-    open_s, served = seconds(lambda: LiveBank.open(path, model, fingerprint))
-    view, bank = served.view, served.bank
+    cold_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    live.close()
+    open_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    view, bank = live.view, live.bank
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     answers = [engine.ask([each.question], "memory", _ANSWER)[0] for each in asked[: sizes.repeats]]
     said = engine.ask([each.question for each in asked], "memory", _ANSWER)
@@ -126,7 +127,7 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     sides = {"search": search, "read": read_all(keys), "gemm": multiply(one, query)}
     times = in_turns(sides, sizes.repeats)
     times["read"] = [ms / len(queries) for ms in times["read"]]
-    served.close()
+    live.close()
     info = bank.info()
     route = against_floor(times, len(queries))
     return {
@@ -162,14 +163,14 @@ def layer_queries(
     model: MSADecoder, tokenizer: Tokenizer, view: MemoryView, question: str
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """What the router layers search for when a question is asked: query vectors, query_cu."""
-    prefill = prefill_pieces(model, tokenizer, view.memory, [prompt_pieces(question)])
+    prefill = prefill_pieces(model, tokenizer, view, [prompt_pieces(question)])
     routings = {layer: reading.routing for layer, reading in prefill.selected.items()}
     return {layer: (routing.query, routing.query_cu) for layer, routing in routings.items()}
 
 
 def searching(view: MemoryView, queries: dict[int, tuple[Tensor, Tensor]]) -> Callable[[], Any]:
     """The searches of one question in all router layers, winners' states read."""
-    return lambda: [view.memory.search(layer, *query) for layer, query in queries.items()]
+    return lambda: [view.search(layer, *query) for layer, query in queries.items()]
 
 
 def _encode_real(load: Load, path: Path, sizes: Sizes, corpus: Path | None) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def _encode_real(load: Load, path: Path, sizes: Sizes, corpus: Path | None) -> d
         Planted(f"What is said about {(each.title or each.text)[:60]}?", each.number, "")
         for each in islice(bank, 0, None, max(1, len(bank) // sizes.repeats))
     ]
-    questions_of(path).write_text(json.dumps([vars(each) for each in asked[: sizes.repeats]]))
+    replace_file(questions_of(path), json.dumps([vars(each) for each in asked[: sizes.repeats]]))
     return {"encode_s": round(took, 1), "tokens_per_s": round(tokens / took, 1)}
 
 
@@ -225,8 +226,8 @@ def _pydocs(tokenizer: Tokenizer) -> Iterator[StoredDocument]:
 @torch.inference_mode()
 def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
-    served = LiveBank.open(path, model, fingerprint)
-    before = served.bank.info()
+    live = LiveBank.open(path, model, fingerprint)
+    before = live.bank.info()
     first = before["next_number"]
     chunk = model.config.router.chunk_size
     drawn = needles(tokenizer, sizes.added, seed=1, tokens=chunk)
@@ -234,12 +235,12 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         StoredDocument(first + i, document.text, id=f"added-{i}")
         for i, (document, _, _) in enumerate(drawn)
     ]
-    dtype = served.bank.manifest.form.torch_dtype
+    dtype = live.bank.manifest.form.torch_dtype
     encode_s, batches = seconds(
         lambda: list(encode_documents(model, tokenizer, documents, dtype=dtype))
     )
     commit_s, _ = seconds(lambda: _commit(path, fingerprint, batches))
-    refresh_s, view = seconds(served.refresh)
+    refresh_s, view = seconds(live.refresh)
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     began = time.perf_counter()
     [first_asked] = engine.route([drawn[0][1]])
@@ -257,7 +258,7 @@ def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
         "found": _found(engine, asked, model.config.router.top_k),
         "visible": len(view) - before["documents"],
     }
-    served.close()
+    live.close()
     return row
 
 

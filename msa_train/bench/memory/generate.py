@@ -1,4 +1,4 @@
-"""Banks of any size in seconds: random states that look like encoded ones, and encoded needles.
+"""Banks of any size in seconds: random states with the statistics of encoded ones, and needles.
 
 A hundred million tokens take the quickstart model half an hour to encode. Here documents of one
 chunk get states drawn with mean and covariance of documents that were encoded; needles, spread
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.files import replace_file
 from data_pipeline.schema import Document
 from data_pipeline.sources.niah import NiahConfig, NiahSource
 from data_pipeline.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ from msa_train.model.decoder import MSADecoder
 
 DTYPE = torch.float16  # what banks keep unless asked otherwise
 _BLOCK = 1 << 14  # documents generated at once
-_WIDER = 16  # tokens that a wider number may add, before and behind a text
+_WIDER = 16  # tokens that a longer document number may add around a text
 QUESTIONS = "questions.json"  # beside a generated bank
 
 
@@ -62,8 +63,8 @@ def generate_bank(
 ) -> None:  # fmt: skip
     """A bank of about `tokens` memory tokens at `path`, and its questions beside it.
 
-    planted: needles that are asked for. sample: further needles, whose encoded states say how
-    random ones are drawn.
+    planted: needles that are asked for. sample: further needles, which are encoded for their
+    mean and covariance.
     """
     chunk = model.config.router.chunk_size
     documents = max(tokens // chunk, planted)
@@ -80,7 +81,7 @@ def generate_bank(
     with BankWriter(path, "generate") as writer:
         writer.add(_batches(likeness, documents, encoded, model.config, seed))
     found = [Planted(question, document.number, answer) for document, question, answer in asked]
-    questions_of(path).write_text(json.dumps([asdict(each) for each in found]))
+    replace_file(questions_of(path), json.dumps([asdict(each) for each in found]))
 
 
 def questions_of(path: Path) -> Path:

@@ -20,13 +20,13 @@ from msa_train.bench.floor import against_floor, multiply, read_all
 from msa_train.bench.memory.sizes import Sizes
 from msa_train.bench.runner import Workers, in_turns, log, process_gb
 from msa_train.memory.search.keys import KeyForm, LayerKeys
-from msa_train.memory.search.shard import Found, Part, Shard, best_of
+from msa_train.memory.search.searcher import Found, LocalSearcher, Part, best_of
 from msa_train.model.config import RouterConfig
 
 FORMS = ("float32", "bfloat16", "int8")
 TOP_K = 16
 _BLOCK = 1 << 16
-_GEMM_ROWS = 1 << 17  # of a product that stands for one of all chunks: more than caches hold
+_GEMM_ROWS = 1 << 17  # of the matrix that stands for all chunks: more than caches hold
 LAYER = 0
 
 
@@ -96,15 +96,15 @@ def _rank(share: Rank) -> Callable[[str, int], Any]:
 
 
 def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
-    """What a rank can be asked to do, for each number of question tokens."""
+    """What a rank does when it is asked, by name and number of question tokens."""
     full = unit_keys(rank)
     cu = torch.arange(rank.chunks + 1)
     # Float keys are searched as they lie; 8-bit ones beside full ones, for documents in doubt.
     form = rank.form if rank.form == "int8" else "stored"
-    shard = layer_shard(full, cu, rank.heads, TOP_K, form, rank.first, rank.total)
-    keys = shard.parts[0].keys[LAYER]
+    searcher = layer_searcher(full, cu, rank.heads, TOP_K, form, rank.first, rank.total)
+    keys = searcher.parts[0].keys[LAYER]
     searched = read_all([full]) if form == "stored" else read_all(_searched_tensors(keys))
-    searches = {tokens: _search(shard, unit_query(tokens, rank)) for tokens in rank.queries}
+    searches = {tokens: _search(searcher, unit_query(tokens, rank)) for tokens in rank.queries}
     for search in searches.values():
         search()
     held = {**process_gb(), "keys_gb": keys.searched_bytes / 1e9}  # before the floor's matrices
@@ -118,31 +118,31 @@ def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
     return runs
 
 
-def layer_shard(
+def layer_searcher(
     keys: Tensor, chunk_cu: Tensor, heads: int, top_k: int, form: KeyForm = "stored",
     first: int = 0, total: int | None = None,
-) -> Shard:  # fmt: skip
+) -> LocalSearcher:  # fmt: skip
     """What the memory searches: one layer's keys [C, V] of documents chunk_cu [n+1], on the device
     where they lie; `first` of `total` documents. It has no states to read."""
     router, documents = RouterConfig(top_k=top_k), len(chunk_cu) - 1
     layer = LayerKeys(keys, chunk_cu, router, heads, form, keys.device)
     live = torch.ones(documents if total is None else total, dtype=torch.bool)
-    return Shard([Part(first, chunk_cu.cpu(), {LAYER: layer}, _no_states)], router, live)
+    return LocalSearcher([Part(first, chunk_cu.cpu(), {LAYER: layer}, _no_states)], router, live)
 
 
-def _search(shard: Shard, query: Tensor) -> Callable[[], tuple[list, list]]:
-    """The best documents as plain numbers, which pass through a pipe."""
+def _search(searcher: LocalSearcher, query: Tensor) -> Callable[[], tuple[list, list]]:
+    """The best documents as plain numbers, which are sent through a pipe."""
     query_cu = torch.tensor([0, len(query)])
 
     def run() -> tuple[list, list]:
-        found = shard.best(LAYER, query, query_cu, TOP_K)
+        found = searcher.best(LAYER, query, query_cu, TOP_K)
         return found.places.tolist(), found.scores.tolist()
 
     return run
 
 
 def unit_keys(rank: Rank) -> Tensor:
-    """[chunks, V] random keys with heads of length 1, made where they lie, a block at a time."""
+    """[chunks, V] random keys with heads of length 1, written block by block."""
     generator = torch.Generator().manual_seed(rank.first)
     dtype = torch.float32 if rank.form == "float32" else torch.bfloat16
     out = torch.empty(rank.chunks, rank.width, dtype=dtype)
@@ -153,7 +153,7 @@ def unit_keys(rank: Rank) -> Tensor:
 
 
 def unit_query(tokens: int, rank: Rank) -> Tensor:
-    """[T, V] as a router's: sums of unit vectors of a group's heads, over the number of heads."""
+    """[T, V] query vectors as a router makes them: unit heads, divided by their number."""
     generator = torch.Generator().manual_seed(tokens)
     drawn = torch.randn(tokens, rank.heads, rank.width // rank.heads, generator=generator)
     return F.normalize(drawn, dim=2).flatten(1) / rank.heads

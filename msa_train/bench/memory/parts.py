@@ -55,7 +55,7 @@ def measure(
 
 
 def known_parts(names: Sequence[str]) -> tuple[str, ...]:
-    """In their order. Raises ConfigError for a part that there is not."""
+    """In the order they are measured. Raises ConfigError for an unknown part."""
     for name in names:
         if name not in PARTS:
             raise ConfigError(f"parts names {name!r}: give some of {', '.join(PARTS)}")

@@ -1,4 +1,4 @@
-"""Beside what others do on the same machine: FAISS's flat index, and attention over everything."""
+"""What others do on the same machine: FAISS's flat index, and attention over all tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipeline.protocol import prompt_pieces
 from msa_train.bench.floor import multiply, read_all
 from msa_train.bench.memory.banks import Load
 from msa_train.bench.memory.generate import generate_bank, read_questions
-from msa_train.bench.memory.layer import LAYER, Rank, layer_shard, unit_keys, unit_query
+from msa_train.bench.memory.layer import LAYER, Rank, layer_searcher, unit_keys, unit_query
 from msa_train.bench.memory.sizes import Sizes
 from msa_train.bench.runner import in_process, in_turns, log, process_gb, seconds
 from msa_train.errors import MissingDependencyError
@@ -44,7 +44,7 @@ def _faiss(sizes: Sizes) -> dict[str, Any]:
     rank = Rank("float32", 0, sizes.vectors, sizes.vectors, _WIDTH, _HEADS, (_TOKENS,))
     keys, query = unit_keys(rank), unit_query(_TOKENS, rank)
     cu, start = torch.arange(len(keys) + 1), process_gb()["resident"]
-    shard = layer_shard(keys, cu, _HEADS, _TOP_K)
+    searcher = layer_searcher(keys, cu, _HEADS, _TOP_K)
     ours = process_gb()["resident"]
     index = faiss.IndexFlatIP(_WIDTH)
     index.add(keys.numpy())
@@ -52,14 +52,14 @@ def _faiss(sizes: Sizes) -> dict[str, Any]:
     rows, query_cu = query.numpy(), torch.tensor([0, _TOKENS])
     times = in_turns(
         {
-            "ours": lambda: shard.best(LAYER, query, query_cu, _TOP_K),
+            "ours": lambda: searcher.best(LAYER, query, query_cu, _TOP_K),
             "faiss": lambda: index.search(rows, _TOP_K),
             "read": read_all([keys]),
             "gemm": multiply([keys], query),
         },
         sizes.repeats,
     )
-    found = shard.best(LAYER, query, query_cu, _TOP_K).places[0].tolist()
+    found = searcher.best(LAYER, query, query_cu, _TOP_K).places[0].tolist()
     best, floor = {name: min(each) for name, each in times.items()}, ("read", "gemm")
     ours_ms, faiss_ms = (statistics.median(times[name]) for name in ("ours", "faiss"))
     return {
@@ -89,7 +89,7 @@ def _by_max(scores: Any, places: Any) -> list[int]:
 
 
 def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
-    """Time to the first token: attention over all tokens, beside a memory of as many."""
+    """Time to the first token: attention over all tokens, beside a memory of the same size."""
     rows = []
     for tokens in sizes.dense:
         log(f"memory: dense attention over {tokens:,} tokens")
@@ -105,14 +105,14 @@ def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
 def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     generate_bank(model, tokenizer, fingerprint, path, tokens, sizes.planted, sizes.sample)
-    served = LiveBank.open(path, model, fingerprint)
+    live = LiveBank.open(path, model, fingerprint)
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
-        model.logits(prefill_pieces(model, tokenizer, served.view.memory, [question]).last).argmax()
+        model.logits(prefill_pieces(model, tokenizer, live.view, [question]).last).argmax()
 
     times = in_turns({"first": first}, sizes.repeats)["first"]
-    served.close()
+    live.close()
     return {
         "ours_s": round(statistics.median(times) / 1e3, 5),
         "ours_rss_gb": process_gb()["resident"],

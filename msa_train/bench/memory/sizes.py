@@ -9,10 +9,11 @@ M = 1_000_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """scale, append, dense: memory tokens of each row. planted: needles asked for in a bank;
-    sample: needles whose states random ones resemble. real: tokens of real text, at least. added:
-    documents of an addition. chunks, width, heads, queries: of the one large layer, and its
-    question tokens. vectors: of the peer's index. repeats: timed runs."""
+    """scale, append, dense: memory tokens of each row. planted: needles in a bank that are asked
+    for; sample: encoded needles from whose statistics the others' states are drawn. real: at least
+    so many tokens of real text. added: documents added at once. chunks, width, heads, queries: of
+    the large layer, and its numbers of question tokens. vectors: in FAISS's index. repeats: timed
+    runs."""
 
     scale: tuple[int, ...] = (M, 4 * M, 16 * M, 100 * M)
     planted: int = 1024

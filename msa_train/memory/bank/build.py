@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline import files
+from data_pipeline.progress import ProgressBar
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
@@ -22,7 +23,6 @@ from msa_train.memory.bank.encode import (
 )
 from msa_train.memory.bank.lock import BusyError, WriterLock
 from msa_train.memory.bank.manifest import BankForm, SegmentEntry, building_name
-from msa_train.memory.bank.progress import EncodingProgress
 from msa_train.memory.bank.segment import Target, changed_files
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
@@ -40,6 +40,10 @@ def bank_form(config: ModelConfig, fingerprint: Mapping[str, str], dtype: str) -
     """The form of the banks that a model builds."""
     geometry = config.router_layers, config.kv_heads, config.head_dim, config.router.chunk_size
     return BankForm(dtype, *geometry, dict(fingerprint))
+
+
+def _progress(expected: Expected) -> ProgressBar:
+    return ProgressBar("encoding", "documents", expected, "tokens")
 
 
 def build_bank(
@@ -73,10 +77,10 @@ def build_bank(
         raise BankError(f"{path} exists: delete it, or build under another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with UnfinishedBank(path, form) as bank, EncodingProgress(expected) as progress:
+        with UnfinishedBank(path, form) as bank, _progress(expected) as progress:
             fresh = _unencoded(blocks_of(map(_with_id, documents), size), bank, progress)
             with contextlib.closing(
-                encoding.segments(fresh, bank.target, bank.lock, progress.encoded)
+                encoding.segments(fresh, bank.target, bank.lock, progress.advance)
             ) as sealed:
                 for entry in sealed:
                     bank.put(entry)
@@ -86,12 +90,12 @@ def build_bank(
 
 
 def _unencoded(
-    blocks: Iterable[list[Document]], bank: UnfinishedBank, progress: EncodingProgress
+    blocks: Iterable[list[Document]], bank: UnfinishedBank, progress: ProgressBar
 ) -> Iterator[list[Document]]:
     """The blocks that no earlier build has finished."""
     for block in blocks:
         if bank.has(block):
-            progress.found(len(block))
+            progress.advance(len(block))
         else:
             yield block
 
@@ -237,11 +241,11 @@ def add_documents(
     encoding = ranks or BlockEncoder(model, tokenizer, token_budget)
     with (
         BankWriter(path, operation, dict(fingerprint), reuse=reuse) as writer,
-        EncodingProgress(expected) as progress,
+        _progress(expected) as progress,
     ):
         replaced: set[int] = set()
         blocks = blocks_of(_numbered(documents, writer.bank, update, replaced), size)
-        sealed = encoding.segments(blocks, writer.target, writer.lock, progress.encoded)
+        sealed = encoding.segments(blocks, writer.target, writer.lock, progress.advance)
         return writer.add_segments(sealed, replaced)
 
 

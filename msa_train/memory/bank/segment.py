@@ -117,7 +117,7 @@ class SegmentWriter:
         for each in self._files.values():
             each.close()
         written = {IDS: file, DOCUMENTS: self._documents.file, **self._files}
-        files.sync_folder(self._partial)
+        files.sync(self._partial)
         files.rename(self._partial, self._target)
         return SegmentEntry(
             self.name,

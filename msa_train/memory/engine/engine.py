@@ -10,14 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.memory.engine.events import (
-    Answer,
-    Event,
-    Failed,
-    Finished,
-    Selection,
-    selections,
-)
+from msa_train.memory.engine.events import Answer, Event, Failed, Finished, Selection, selections
 from msa_train.memory.engine.interleave import InterleaveLimits, Mode
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.engine.sampling import Sampling
@@ -53,7 +46,7 @@ class MemoryEngine:
         for start in range(0, len(questions), self._batch_contexts):
             batch = questions[start : start + self._batch_contexts]
             prompts = [prompt_pieces(question) for question in batch]
-            prefill = prefill_pieces(self._model, self._tokenizer, self._view.memory, prompts)
+            prefill = prefill_pieces(self._model, self._tokenizer, self._view, prompts)
             found += selections(prefill.selected, self._view)
         return found
 

@@ -42,21 +42,21 @@ class Selection:
     voted: Ranking
 
 
-def selections(readings: Mapping[int, SelectedChunks], view: MemoryView) -> list[Selection]:
+def selections(selected: Mapping[int, SelectedChunks], view: MemoryView) -> list[Selection]:
     """A Selection per context, from what a prefill read in each router layer."""
-    routings = {layer: reading.routing for layer, reading in readings.items()}
+    routings = {layer: found.routing for layer, found in selected.items()}
     union = [
         torch.cat(rows).unique()
         for rows in zip(*(r.documents.cpu() for r in routings.values()), strict=True)
     ]
     places = pad_sequence([row[row >= 0] for row in union], batch_first=True, padding_value=-1)
     scores = [
-        view.memory.scores(layer, routing.query, routing.query_cu, places)
+        view.scores(layer, routing.query, routing.query_cu, places)
         for layer, routing in routings.items()
     ]
     mean, order = torch.stack(scores).mean(0).sort(dim=1, descending=True, stable=True)
     numbers = _numbers(view, places.gather(1, order))
-    layers = {layer: _selected(reading, view) for layer, reading in readings.items()}
+    layers = {layer: _documents(found, view) for layer, found in selected.items()}
     return [
         Selection(
             {layer: rows[context] for layer, rows in layers.items()},
@@ -66,14 +66,14 @@ def selections(readings: Mapping[int, SelectedChunks], view: MemoryView) -> list
     ]
 
 
-def _selected(reading: SelectedChunks, view: MemoryView) -> list[list[SelectedDocument]]:
+def _documents(found: SelectedChunks, view: MemoryView) -> list[list[SelectedDocument]]:
     """Each context's selected documents in one layer."""
-    routing = reading.routing
+    routing = found.routing
     numbers = _numbers(view, routing.documents.cpu())
     chunks = gates = None
     if routing.best_chunks is not None:
         chunks = routing.best_chunks.tolist()
-        gates = None if reading.bias is None else _gates(reading, view).tolist()
+        gates = None if found.bias is None else _gates(found, view).tolist()
     return [
         [
             SelectedDocument(
@@ -89,15 +89,15 @@ def _selected(reading: SelectedChunks, view: MemoryView) -> list[list[SelectedDo
     ]
 
 
-def _gates(reading: SelectedChunks, view: MemoryView) -> Tensor:
+def _gates(found: SelectedChunks, view: MemoryView) -> Tensor:
     """[m, k] what the gate adds for the best chunk of each selected document."""
-    routing = reading.routing
+    routing = found.routing
     documents, chunks = routing.documents.cpu(), routing.best_chunks.clamp(min=0)
     ordered, order = documents.sort(1)
-    counts = view.memory.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
+    counts = view.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
     begin = counts.cumsum(1) - counts + routing.index_cu.cpu()[:-1, None]
     first = torch.empty_like(begin).scatter_(1, order, begin)
-    bias = torch.nn.functional.pad(reading.bias.detach().float().cpu(), (0, 1))  # for no document
+    bias = torch.nn.functional.pad(found.bias.detach().float().cpu(), (0, 1))  # for no document
     return bias[(first + chunks).masked_fill(documents < 0, len(bias) - 1)]
 
 

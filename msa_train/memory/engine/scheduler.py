@@ -134,7 +134,7 @@ class Scheduler:
         sequences = [self._sequences[ticket] for ticket in tickets]
         view = sequences[0].view
         try:
-            prefill = prefill_encoded(self._model, view.memory, [s.context() for s in sequences])
+            prefill = prefill_encoded(self._model, view, [s.context() for s in sequences])
             chosen = selections(prefill.selected, view)
             stays = [row for row, each in enumerate(sequences) if not each.awaits_vote]
             self._runner.admit(prefill, stays)

@@ -21,13 +21,7 @@ from msa_train.memory.engine.events import (
     Selection,
     TextPiece,
 )
-from msa_train.memory.engine.interleave import (
-    Interleave,
-    InterleaveLimits,
-    Mode,
-    Next,
-    check_mode,
-)
+from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Mode, Next, check_mode
 from msa_train.memory.engine.sampling import Sampler, Sampling
 from msa_train.memory.search.view import MemoryView
 

@@ -1,36 +1,44 @@
 """Several processes of one machine that encode blocks for one writer.
 
-The writer's process reads the corpus and hands a block to whoever has none; a rank answers with a
-sealed segment. Ranks share the writer's lock: should its process die, no other writer can start
-before the last rank has noticed, which it does when it next reports a batch.
+The writer's process reads the corpus and gives a block to each rank that has none; a rank answers
+with a sealed segment. Ranks hold the writer's lock as well: should its process die, no other writer
+can start before the last rank has noticed, which it does when it next reports a batch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
+import pickle
 import time
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from multiprocessing import get_context, reduction
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from msa_train.errors import MSAError, RankError
+from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.encode import BlockEncoder, OnBatch
 from msa_train.memory.bank.lock import WriterLock
 from msa_train.memory.bank.manifest import SegmentEntry
 from msa_train.memory.bank.segment import Target
+from msa_train.memory.ranks.channel import Channel, Closed
+from msa_train.memory.ranks.worker_process import (
+    Deadline,
+    Worker,
+    raised_error,
+    ready,
+    replies,
+    run_worker,
+    threads_each,
+    told_error,
+)
 
+MODULE = "msa_train.memory.ranks.encoding"
 TIMEOUT = 600.0  # seconds without a word from a rank that has work
-_ENDING = 10.0  # seconds for a rank to end by itself
-
-# Ranks are forked from a process that has imported torch, once, and never used it.
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["msa_train.memory.ranks.encoding"])
+START_S = 300.0  # for an interpreter to start and load a model, at least
+_LOOK_S = 1.0  # how often ranks are looked after
+_KNOWN = (MSAError, DataError, OSError)  # of the corpus, the model or the disk: raised as they are
 
 
 @dataclass(frozen=True)
@@ -48,132 +56,115 @@ class EncodingRanks:
         self, blocks: Iterable[list[Document]], target: Target, lock: WriterLock, encoded: OnBatch
     ) -> Generator[SegmentEntry, None, None]:
         """As msa_train.memory.bank.encode.Encoding."""
-        ranks = [_Rank(rank, self.load, target, lock) for rank in range(self.count)]
+        workers: list[_Encoder] = []
         try:
-            yield from self._all(ranks, iter(blocks), encoded)
-            for rank in ranks:
-                rank.end()
+            for rank in range(self.count):
+                workers.append(_Encoder(rank, MODULE, threads_each(self.count), [lock.descriptor]))
+            self._start(workers, target)
+            yield from self._encode(workers, iter(blocks), encoded)
         finally:
-            for rank in ranks:
-                rank.kill()
+            for worker in workers:  # what is sealed is on the disk
+                worker.kill()
 
-    def _all(self, ranks: list[_Rank], blocks: Any, encoded: OnBatch):
+    def _start(self, workers: list[_Encoder], target: Target) -> None:
+        deadline = Deadline.of("starting to encode", max(START_S, self.timeout))
+        given = torch.frombuffer(bytearray(pickle.dumps((self.load, target))), dtype=torch.uint8)
+        for worker in workers:
+            worker.send({"rank": worker.rank}, {"given": given}, deadline)
+        for reply in replies(workers, 0, deadline).values():
+            if error := reply.head.get("error"):
+                raise raised_error(error)
+
+    def _encode(
+        self, workers: list[_Encoder], blocks: Iterator[list[Document]], encoded: OnBatch
+    ) -> Generator[SegmentEntry, None, None]:
         more = True
         while True:
-            for rank in ranks:
-                if more and rank.block is None:
+            for worker in workers:
+                if more and worker.block is None:
                     block = next(blocks, None)
                     more = block is not None
                     if block is not None:
-                        rank.give(block)
-            busy = [rank for rank in ranks if rank.block is not None]
-            if not busy:
+                        worker.give(block, self.timeout)
+            if all(worker.block is None for worker in workers):
                 return
-            ready = wait([rank.connection for rank in ranks], timeout=1.0)
-            for rank in ranks:
-                if rank.connection in ready:
-                    yield from rank.said(encoded)
-            for rank in busy:
-                rank.check(self.timeout)
+            for worker in ready(workers, _LOOK_S):
+                yield from worker.take(encoded, self.timeout)
+            for worker in workers:
+                worker.check()
 
 
-class _Rank:
-    """One process, as the writer's process sees it."""
+class _Encoder(Worker):
+    """A rank that encodes. block: what it has now."""
 
-    def __init__(self, rank: int, load: Any, target: Target, lock: WriterLock):
-        self._rank = rank
-        self.connection, theirs = _CONTEXT.Pipe()
-        held = _Held(lock.descriptor)
-        work = rank, theirs, load, target, held
-        self._process = _CONTEXT.Process(target=_work, args=work, daemon=True)
-        self._process.start()
-        theirs.close()  # so that its end is noticed here
-        self.block: list[Document] | None = None
-        self._sending: threading.Thread | None = None
-        self._heard = time.monotonic()
-
-    def give(self, block: list[Document]) -> None:
-        self.block, self._heard = block, time.monotonic()
-        # A rank that reads nothing must not stop this process.
-        self._sending = threading.Thread(target=_send, args=(self.connection, block), daemon=True)
-        self._sending.start()
-
-    def said(self, encoded: OnBatch) -> Generator[SegmentEntry, None, None]:
-        """What it says next: a batch is done, a segment is, or what went wrong, which is raised."""
-        try:
-            kind, *message = self.connection.recv()
-        except (EOFError, OSError):
-            self._process.join(_ENDING)
-            code = self._process.exitcode
-            raise RankError(
-                f"{self} died (exit code {code}{', out of memory?' if code == -9 else ''})"
-            ) from None
-        self._heard = time.monotonic()
-        if kind == "encoded":
-            encoded(*message)
-        elif kind == "sealed":
-            self.block = None
-            yield message[0]
-        elif isinstance(message[0], BaseException):
-            raise message[0]
-        else:
-            raise RankError(f"{self} failed: {message[0]}")
-
-    def check(self, timeout: float) -> None:
-        if self.block is not None and time.monotonic() - self._heard > timeout:
-            first, last = self.block[0].number, self.block[-1].number
-            raise RankError(
-                f"{self} has said nothing for {timeout:,.0f} seconds; it had documents "
-                f"{first} to {last}"
-            )
-
-    def end(self) -> None:
-        _send(self.connection, None)
-        self._process.join(_ENDING)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join(_ENDING)
-        if self._sending is not None:
-            self._sending.join(_ENDING)  # it fails now that nobody reads
-        self.connection.close()
+    block: list[Document] | None = None
+    _silent_until: Deadline
 
     def __str__(self) -> str:
-        return f"rank {self._rank} (process {self._process.pid}) of the encoding"
+        return f"{super().__str__()} of the encoding"
+
+    def give(self, block: list[Document], timeout: float) -> None:
+        self.block, self._silent_until = block, Deadline.of("encoding", timeout)
+        self.send({"documents": [vars(document) for document in block]}, {}, self._silent_until)
+
+    def take(self, encoded: OnBatch, timeout: float) -> Iterator[SegmentEntry]:
+        """What it says next: a batch is done, a segment is, or what went wrong, which is raised."""
+        self._silent_until = Deadline.of("encoding", timeout)
+        head = self.receive(self._silent_until).head
+        if "encoded" in head:
+            encoded(*head["encoded"])
+        elif "sealed" in head:
+            self.block = None
+            yield SegmentEntry.from_json(head["sealed"])
+        elif "error" in head:
+            raise raised_error(head["error"])
+        else:
+            raise RankError(f"{self} failed: {head['crash']}")
+
+    def check(self) -> None:
+        """Raises RankError for a rank that has work and has said nothing for too long."""
+        if self.block is not None and time.monotonic() > self._silent_until.at:
+            raise self.late(self._silent_until)
+
+    def gone(self, deadline: Deadline) -> RankError:
+        code = self.exit_code()
+        why = ", out of memory?" if code == -9 else ""
+        return RankError(f"{self} died (exit code {code}{why}){self.last_lines()}")
+
+    def late(self, deadline: Deadline) -> RankError:
+        if self.block is None:
+            return super().late(deadline)
+        return RankError(
+            f"{self} has said nothing for {deadline.limit_s:,.0f} seconds; it had documents "
+            f"{self.block[0].number} to {self.block[-1].number}"
+        )
 
 
-class _Held:
-    """A descriptor that the process it is sent to holds too."""
-
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
-
-    def __reduce__(self):
-        return _taken, (reduction.DupFd(self._descriptor),)
+# In the worker
 
 
-def _taken(descriptor: Any) -> int:
-    return descriptor.detach()
+def _work(channel: Channel) -> None:
+    """Encodes the blocks that come. A failure is told, and is the end."""
 
+    def tell(**head: object) -> None:
+        channel.send({"number": 0, **head}, {}, None)
 
-def _send(connection: Connection, message: Any) -> None:
-    with contextlib.suppress(OSError):  # a dead rank is noticed where it is listened to
-        connection.send(message)
-
-
-def _work(rank: int, connection: Connection, load: Any, target: Target, held: int) -> None:
-    """What a rank does until it gets None, or the writer's process is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the writer's process is told, and ends this one
+    told, given = channel.receive(None)
     try:
-        encoder = load(rank)
-        while (block := connection.recv()) is not None:
-            entry = encoder.segment(
-                block, target, lambda *batch: connection.send(("encoded", *batch))
-            )
-            connection.send(("sealed", entry))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except (MSAError, DataError, OSError) as error:
-        _send(connection, ("failed", error))
+        load, target = pickle.loads(given["given"].numpy())
+        encoder = load(told["rank"])
+        tell()
+        while True:
+            block = [StoredDocument(**each) for each in channel.receive(None).head["documents"]]
+            entry = encoder.segment(block, target, lambda *batch: tell(encoded=batch))
+            tell(sealed=asdict(entry))
+    except Closed:
+        raise
+    except _KNOWN as error:
+        tell(error=told_error(error))
     except BaseException as error:
-        _send(connection, ("failed", f"{type(error).__name__}: {error}"))
+        tell(crash=f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    run_worker(_work)

@@ -18,12 +18,13 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.searcher import DistributedSearcher
 from msa_train.memory.ranks.snapshot import described, pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer, WorkerGroup
-from msa_train.memory.search.tiers import BankLoader, Share, TierSettings
+from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.settings import TierSettings
 from msa_train.model.config import RouterConfig
 
 T = TypeVar("T")
 
-RESTARTS, WINDOW_S = 3, 600.0  # so many restarts within that time; then it stops
+RESTARTS, WINDOW_S = 3, 600.0  # after so many restarts within that time it stops
 
 
 class Ranks:
@@ -45,7 +46,7 @@ class Ranks:
         self.count, self.shares = count, _checked_shares(shares, count)
         self.device = _device(device, count)
         self._settings, self._timeout_s, self._start_timeout_s = tiers, timeout_s, start_timeout_s
-        self._tiers: dict[RouterConfig, BankLoader] = {}  # rank 0's own
+        self._loaders: dict[RouterConfig, BankLoader] = {}  # rank 0's own
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._alive: weakref.WeakSet[DistributedSearcher] = weakref.WeakSet()
@@ -80,34 +81,35 @@ class Ranks:
         ranks._start_group()
         return ranks
 
-    def shards(self, bank: BankSnapshot, router: RouterConfig) -> DistributedSearcher:
-        """A snapshot, opened in every rank and searched by all; forgotten when nobody has it.
+    def searcher(self, bank: BankSnapshot, router: RouterConfig) -> DistributedSearcher:
+        """A snapshot, opened in every rank and searched by all; let go of when nobody has it.
 
         Raises GenerationGoneError where the bank was compacted meanwhile (open it again), BankError
         for damage, RankError.
         """
         with self._lock:
-            tiers = self._tiers.get(router)
-            if tiers is None:
+            loader = self._loaders.get(router)
+            if loader is None:
                 share = Share(0, self.shares)
-                tiers = BankLoader(self._settings, router, self.device, share)
-                self._tiers[router] = tiers
-            found = DistributedSearcher(self, next(self._numbers), bank, router)
-            weakref.finalize(found, self._dropped.append, found.number).atexit = False
+                loader = BankLoader(self._settings, router, self.device, share)
+                self._loaders[router] = loader
+            number = next(self._numbers)
+            found = DistributedSearcher(self.ask, number, bank, router, self.shares, self.device)
+            weakref.finalize(found, self._dropped.append, number).atexit = False
             self._alive.add(found)
             found.own = self._guarded(
-                lambda group: self._open(group, found, lambda: tiers.shard(bank))
+                lambda group: self._open(group, found, lambda: loader.searcher(bank))
             )
             return found
 
     def ask(
-        self, shards: DistributedSearcher, call: Call, own: Callable[[], T]
+        self, searcher: DistributedSearcher, call: Call, own: Callable[[], T]
     ) -> tuple[T, dict[int, WorkerAnswer]]:
         """A request to all ranks that `call` names; see WorkerGroup.ask."""
 
         def run(group: WorkerGroup) -> tuple[T, dict[int, WorkerAnswer]]:
-            if shards.epoch != self._epoch:
-                self._open(group, shards, lambda: None)
+            if searcher.epoch != self._epoch:
+                self._open(group, searcher, lambda: None)
             return group.ask(call, own)
 
         with self._lock:
@@ -118,8 +120,8 @@ class Ranks:
         with self._lock:
             self._stopped = self._stopped or "they were closed"
             _close_all(self._group)
-            for tiers in self._tiers.values():
-                tiers.close()
+            for loader in self._loaders.values():
+                loader.close()
 
     def _guarded(self, run: Callable[[WorkerGroup], T]) -> T:
         """run(group); a group that failed, or was interrupted in a request, is ended."""
@@ -133,7 +135,7 @@ class Ranks:
             raise
         except MSAError:
             raise
-        except BaseException:  # answers are under way that nobody takes
+        except BaseException:  # an answer under way would be taken for the next one's
             _close_all(self._group)
             raise
 
@@ -164,20 +166,20 @@ class Ranks:
             raise
         self._epoch += 1
 
-    def _open(self, group: WorkerGroup, shards: DistributedSearcher, own: Callable[[], T]) -> T:
+    def _open(self, group: WorkerGroup, searcher: DistributedSearcher, own: Callable[[], T]) -> T:
         """Opens a snapshot in the workers that hold some of it, while own() runs here."""
-        bank = shards.bank
+        bank = searcher.bank
         head = {
             "do": "open",
-            "snapshot": shards.number,
-            "router": asdict(shards.router),
+            "snapshot": searcher.number,
+            "router": asdict(searcher.router),
             "documents": len(bank.numbers),
             **described(bank),
         }
-        asked = {rank: {"live": pack(bank.live)} for rank in shards.workers}
-        call = Call(head, f"opening {shards}", asked)
+        tensors = {rank: {"live": pack(bank.live)} for rank in searcher.workers}
+        call = Call(head, f"opening {searcher}", tensors)
         mine, _ = group.ask(call, own, self._start_timeout_s)
-        shards.epoch = self._epoch
+        searcher.epoch = self._epoch
         return mine
 
     def _forget(self, group: WorkerGroup) -> None:
@@ -187,8 +189,8 @@ class Ranks:
         gone = []
         while self._dropped:
             gone.append(self._dropped.popleft())
-        for router, tiers in self._tiers.items():
-            tiers.keep_only([each.bank for each in self._alive if each.router == router])
+        for router, loader in self._loaders.items():
+            loader.keep_only([each.bank for each in self._alive if each.router == router])
         everyone = {rank: {} for rank in group.workers}
         group.ask(
             Call({"do": "drop", "snapshots": gone}, "letting go of old snapshots", everyone),
@@ -215,8 +217,8 @@ def _checked_shares(shares: Sequence[float] | None, count: int) -> tuple[float, 
     return tuple(map(float, shares))
 
 
-def _device(asked: str | None, count: int) -> torch.device:
-    kind = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+def _device(given: str | None, count: int) -> torch.device:
+    kind = given or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cpu":
         return torch.device("cpu")
     if torch.cuda.device_count() < count:

@@ -1,9 +1,9 @@
-"""A snapshot of a bank searched by all ranks, as if by one: see memory/search/shard.py."""
+"""A snapshot of a bank searched by all ranks, as if by one: see memory/search/searcher.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,32 +11,41 @@ from torch import Tensor
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.snapshot import pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer
-from msa_train.memory.search.exact import rows_of
-from msa_train.memory.search.shard import Found, Shard, best_of
-from msa_train.memory.search.tiers import Share
+from msa_train.memory.search.keys import chunks_of
+from msa_train.memory.search.loader import Share
+from msa_train.memory.search.searcher import Found, LocalSearcher, best_of
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 
-if TYPE_CHECKING:
-    from msa_train.memory.ranks.ranks import Ranks
+# Sends a call to the ranks that it names, for a searcher: what rank 0 found itself, and answers.
+Ask = Callable[["DistributedSearcher", Call, Callable], tuple[Any, dict[int, WorkerAnswer]]]
 
 
 class DistributedSearcher:
-    """The three methods of Shard over all ranks; made by Ranks.shards.
+    """The three methods of LocalSearcher over all ranks; made by Ranks.searcher.
 
     Every method raises RankError for a rank that dies, fails or is late, BankError for states that
     were changed on disk, and GenerationGoneError where ranks were started again and the snapshot's
     segments are gone.
 
-    number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part.
+    number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part; workers:
+    the other ranks that hold some of it. shares: see Ranks.start. device: rank 0's.
     """
 
-    own: Shard
+    own: LocalSearcher
 
-    def __init__(self, ranks: Ranks, number: int, bank: BankSnapshot, router: RouterConfig):
+    def __init__(
+        self,
+        ask: Ask,
+        number: int,
+        bank: BankSnapshot,
+        router: RouterConfig,
+        shares: tuple[float, ...],
+        device: torch.device,
+    ):
         self.bank, self.router, self.number, self.epoch = bank, router, number, 0
-        self._ranks = ranks
-        self._owner = _owners(bank, ranks.shares)
+        self._ask_ranks, self._device = ask, device
+        self._owner = _owners(bank, shares)
         self._counts = bank.chunk_cu.diff()
         self.workers = [rank for rank in self._owner.unique().tolist() if rank > 0]
 
@@ -46,7 +55,7 @@ class DistributedSearcher:
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
     ) -> Found:
-        """The k best documents of each context, on the CPU. See Shard.best."""
+        """The k best documents of each context, on the CPU. See LocalSearcher.best."""
         tensors = {} if allowed is None else {"allowed": pack(allowed)}
 
         def own() -> Found:
@@ -58,7 +67,7 @@ class DistributedSearcher:
         return _trimmed(best_of([mine, *found], k))
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
-        """[m, c] float32 on the CPU: scores of documents by place, -1 for none. See Shard.score."""
+        """[m, c] float32 on the CPU: scores of documents by place, -1 for none."""
 
         def own() -> Tensor:
             return self.own.score(layer, query, query_cu, places)
@@ -82,7 +91,7 @@ class DistributedSearcher:
             {rank: {"places": its} for rank, its in divided.items()},
             returns={rank: width * int(self._counts[its].sum()) for rank, its in divided.items()},
         )
-        own, answers = self._ranks.ask(
+        own, answers = self._ask_ranks(
             self, call, lambda: None if mine is None else self.own.states(layer, mine)
         )
         found = {} if mine is None else {0: own}
@@ -103,9 +112,9 @@ class DistributedSearcher:
             self._head(head, layer),
             f"searching layer {layer} of {self}",
             dict.fromkeys(self.workers, given),
-            query.to(self._ranks.device),
+            query.to(self._device),
         )
-        return self._ranks.ask(self, call, own)
+        return self._ask_ranks(self, call, own)
 
     def _head(self, head: dict[str, Any], layer: int) -> dict[str, Any]:
         return {**head, "snapshot": self.number, "layer": layer}
@@ -128,7 +137,7 @@ class DistributedSearcher:
         if bool((joined.diff() > 0).all()):
             return Pooled(*states)
         cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
-        rows = rows_of(order, cu).to(states[0].device)
+        rows = chunks_of(order, cu).to(states[0].device)
         return Pooled(*(x[rows] for x in states))
 
 

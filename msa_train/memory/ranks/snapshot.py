@@ -1,4 +1,4 @@
-"""A bank's snapshot as it is told to workers: which segments, and which documents are live."""
+"""A snapshot of a bank as workers are told of it: its segments, and which documents are live."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msa_train import errors
-from msa_train.errors import BankError, MSAError
+from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import SEGMENTS, BankForm, BankManifest, SegmentEntry
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
@@ -28,7 +27,7 @@ class OpenedSegments:
 
 
 def described(bank: BankSnapshot) -> dict[str, Any]:
-    """What `opened` needs, as JSON. Removed documents travel apart: `bank.live`, packed."""
+    """What `opened` needs, as JSON; `bank.live` is sent beside it, packed."""
     manifest = bank.manifest
     return {
         "path": str(Path(bank.path).absolute()),
@@ -38,24 +37,24 @@ def described(bank: BankSnapshot) -> dict[str, Any]:
     }
 
 
-def opened(told: dict[str, Any], live: Tensor, known: Iterable[Segment]) -> OpenedSegments:
-    """The snapshot that `described` told of, whatever the bank's newest generation is.
+def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) -> OpenedSegments:
+    """The snapshot that `described` describes, whatever the bank's newest generation is.
 
     known: segments that are open already. Raises GenerationGoneError where segments were removed
     since then, BankError for damage.
     """
-    path, form = Path(told["path"]), told["form"]
+    path, form = Path(description["path"]), description["form"]
     form = BankForm(**{**form, "layers": tuple(form["layers"])})
-    entries = [SegmentEntry.from_json(entry) for entry in told["segments"]]
+    entries = [SegmentEntry.from_json(entry) for entry in description["segments"]]
     open_ones = {segment.folder: segment for segment in known}
     try:
         segments = [_segment(path / SEGMENTS, entry, form, open_ones) for entry in entries]
     except (BankError, FileNotFoundError) as error:
         newest = BankManifest.load(path).generation
-        if newest == told["generation"]:
+        if newest == description["generation"]:
             raise
         raise GenerationGoneError(
-            f"generation {told['generation']} of {path} is gone, it has {newest} now: "
+            f"generation {description['generation']} of {path} is gone, it has {newest} now: "
             "open the bank again"
         ) from error
     starts = np.cumsum([0, *(entry.documents for entry in entries)])
@@ -77,15 +76,3 @@ def pack(bits: Tensor) -> Tensor:
 def unpack(packed: Tensor, count: int) -> Tensor:
     """[count] bool."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).bool()
-
-
-_ERRORS = {
-    kind.__name__: kind
-    for kind in (*vars(errors).values(), GenerationGoneError)
-    if isinstance(kind, type) and issubclass(kind, MSAError)
-}
-
-
-def named_error(name: str, message: str) -> MSAError:
-    """The error that a worker told of, by the name of its class."""
-    return _ERRORS.get(name, MSAError)(message)

@@ -1,15 +1,13 @@
-"""Running workers and the exchange with them: good until the first failure."""
+"""Search workers and the exchange of tensors with them: good until the first failure."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import select
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,24 +15,31 @@ import torch
 from torch import Tensor
 
 from msa_train.errors import MSAError, RankError
-from msa_train.memory.ranks.channel import Channel, Closed, Late, Packet
 from msa_train.memory.ranks.exchange import Exchange, ExchangeError, Wait
-from msa_train.memory.ranks.processes import Worker, threads_each
-from msa_train.memory.ranks.snapshot import named_error
+from msa_train.memory.ranks.worker_process import (
+    Deadline,
+    Worker,
+    raised_error,
+    replies,
+    threads_each,
+)
 
 T = TypeVar("T")
+
+MODULE = "msa_train.memory.ranks.search_worker"
+_MOMENT_S = 0.2  # in which a worker ends whose tensor did not come
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request. asked: rank -> tensors that go with it (CPU); query: goes to all of these.
-
-    doing: for errors. returns: rank -> bytes that follow its answer through the exchange.
+    """One request. tensors: rank -> those that go with it (on the CPU), a key for each rank that is
+    asked. query: goes to all of these. doing: for errors. returns: rank -> bytes that follow its
+    answer through the exchange.
     """
 
     head: dict[str, Any]
     doing: str
-    asked: Mapping[int, Mapping[str, Tensor]]
+    tensors: Mapping[int, Mapping[str, Tensor]]
     query: Tensor | None = None
     returns: Mapping[int, int] = field(default_factory=dict)
 
@@ -63,7 +68,7 @@ class WorkerGroup:
         self.workers: dict[int, Worker] = {}
         try:
             for rank in range(1, count):
-                self.workers[rank] = Worker(rank, self._threads)
+                self.workers[rank] = Worker(rank, MODULE, self._threads)
             self._meet(count, device, settings | {"threads": self._threads}, start_timeout_s)
         except BaseException:
             self.close()
@@ -77,22 +82,24 @@ class WorkerGroup:
         Raises RankError for a worker that died, failed or is late, within the timeout; any other
         MSAError that a rank met, as it met it, and the group is as good as before.
         """
-        limit = timeout_s or self._timeout_s
-        deadline, number = time.monotonic() + limit, next(self._numbers)
-        asked = [self.workers[rank] for rank in call.asked]
-        sent = [self._send(worker, number, call, deadline, limit) for worker in asked]
+        deadline, number = (
+            Deadline.of(call.doing, timeout_s or self._timeout_s),
+            next(self._numbers),
+        )
+        workers = [self.workers[rank] for rank in call.tensors]
+        sent = [self._send(worker, number, call, deadline) for worker in workers]
         mine, failure = None, None
         try:
             with _fewer_threads(self._threads):
                 mine = own()
         except MSAError as error:  # the answers must be taken, or they would be the next one's
             failure = error
-        answers = self._answers(asked, number, call, deadline, limit, sent)
+        answers = self._answers(workers, number, call, deadline, sent)
         if failure is not None:
             raise failure
-        for worker in asked:
+        for worker in workers:
             if error := answers[worker.rank].head.get("error"):
-                raise named_error(error["type"], f"{worker}: {error['message']}")
+                raise raised_error(error, f"{worker}: ")
         return mine, answers
 
     def close(self) -> None:
@@ -104,10 +111,11 @@ class WorkerGroup:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _meet(
-        self, count: int, device: torch.device, settings: dict[str, Any], limit: float
+        self, count: int, device: torch.device, settings: dict[str, Any], limit_s: float
     ) -> None:
         """Two steps, because a worker that cannot start is named at once in the first."""
-        deadline, workers = time.monotonic() + limit, list(self.workers.values())
+        workers = list(self.workers.values())
+        starting, connecting = (Deadline.of(step, limit_s) for step in ("starting", "connecting"))
         file = self._folder / "meeting"
         common = {
             **settings,
@@ -117,78 +125,53 @@ class WorkerGroup:
             "timeout_s": self._timeout_s,
         }
         for worker in workers:
-            call = Call({**common, "rank": worker.rank}, "starting", {worker.rank: {}})
-            self._send(worker, 0, call, deadline, limit)
+            worker.send({**common, "rank": worker.rank}, {}, starting)
         if not workers:
             return
-        self._replies(workers, 0, "starting", deadline, limit)
+        replies(workers, 0, starting)
         for worker in workers:
-            self._send(worker, 0, Call({}, "connecting", {worker.rank: {}}), deadline, limit)
+            worker.send({}, {}, connecting)
         try:
             self._exchange = Exchange(file, 0, count, device, self._timeout_s)
         except RuntimeError as error:
-            self._replies(workers, 0, "connecting", time.monotonic(), self._timeout_s)
+            # A worker that failed meanwhile is named with its reason.
+            replies(workers, 0, replace(connecting, limit_s=self._timeout_s, at=0.0))
             raise RankError(f"rank 0 could not connect to the others: {error}") from error
-        self._replies(workers, 0, "connecting", deadline, limit)
+        replies(workers, 0, connecting)
 
-    def _send(
-        self, worker: Worker, number: int, call: Call, deadline: float, limit: float
-    ) -> Wait | None:
+    def _send(self, worker: Worker, number: int, call: Call, deadline: Deadline) -> Wait | None:
         head = {**call.head, "number": number}
-        try:
-            if call.query is None:
-                worker.channel.send(head, call.asked[worker.rank], deadline)
-                return None
+        if call.query is not None:
             head["query"] = [str(call.query.dtype)[6:], list(call.query.shape)]
-            worker.channel.send(head, call.asked[worker.rank], deadline)
+        worker.send(head, call.tensors[worker.rank], deadline)
+        if call.query is None:
+            return None
+        try:
             return self._exchange.send(call.query, worker.rank)
-        except Closed:
-            raise RankError(f"{worker} {worker.fate()} ({call.doing})") from None
-        except Late:
-            raise _late([worker], limit, call.doing) from None
         except ExchangeError as error:
             raise _unfinished(worker, call.doing, error) from error
 
     def _answers(
         self,
-        asked: Sequence[Worker],
+        workers: Sequence[Worker],
         number: int,
         call: Call,
-        deadline: float,
-        limit: float,
+        deadline: Deadline,
         sent: Sequence[Wait | None],
     ) -> dict[int, WorkerAnswer]:
-        replies = self._replies(asked, number, call.doing, deadline, limit)
-        answers = {}
-        for worker, wait in zip(asked, sent, strict=True):
-            reply, data = replies[worker.rank], None
+        found, answers = replies(workers, number, deadline), {}
+        for worker, wait in zip(workers, sent, strict=True):
+            reply, data = found[worker.rank], None
             size = 0 if "error" in reply.head else call.returns.get(worker.rank, 0)
             try:
                 if wait is not None:
-                    wait(deadline)
+                    wait(deadline.at)
                 if size:
-                    data = self._exchange.receive(size, worker.rank, deadline)
+                    data = self._exchange.receive(size, worker.rank, deadline.at)
             except ExchangeError as error:
                 raise _unfinished(worker, call.doing, error) from error
             answers[worker.rank] = WorkerAnswer(*reply, data)
         return answers
-
-    def _replies(
-        self, workers: Sequence[Worker], number: int, doing: str, deadline: float, limit: float
-    ) -> dict[int, Packet]:
-        waiting = {worker.channel.fileno(): worker for worker in workers}
-        poll, found = select.poll(), {}
-        for end in waiting:
-            poll.register(end, select.POLLIN)
-        while waiting:
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                raise _late(list(waiting.values()), limit, doing)
-            for end, _ in ready:
-                worker = waiting.pop(end)
-                poll.unregister(end)
-                found[worker.rank] = _reply(worker, number, doing, deadline, limit)
-        return found
 
 
 @contextlib.contextmanager
@@ -205,26 +188,10 @@ def _fewer_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _reply(worker: Worker, number: int, doing: str, deadline: float, limit: float) -> Packet:
-    channel: Channel = worker.channel
-    try:
-        message = channel.receive(deadline)
-    except Closed:
-        raise RankError(f"{worker} {worker.fate()} ({doing})") from None
-    except Late:
-        raise _late([worker], limit, doing) from None
-    if message.head["number"] != number:
-        raise RankError(f"{worker} answered another request ({doing})")
-    if crash := message.head.get("crash"):
-        raise RankError(f"{worker} failed ({doing}):\n{crash}")
-    return message
-
-
-def _late(workers: Sequence[Worker], limit: float, doing: str) -> RankError:
-    who = " and ".join(map(str, workers))
-    return RankError(f"{who} did not answer within {limit:g} s: {doing}")
-
-
 def _unfinished(worker: Worker, doing: str, error: ExchangeError) -> RankError:
-    how = worker.fate() if worker.ended() else f"did not finish in time ({error})"
+    how = (
+        worker.fate()
+        if worker.exit_code(_MOMENT_S) is not None
+        else f"did not finish in time ({error})"
+    )
     return RankError(f"{worker} {how} ({doing})")

@@ -1,4 +1,4 @@
-"""A memory that lives as long as the process: no bank on disk, the same search."""
+"""A memory without a bank on disk, searched in the same way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
 from msa_train.memory.bank.encode import TOKEN_BUDGET, encode_documents
 from msa_train.memory.bank.segment import STATES, EncodedBatch
-from msa_train.memory.search.exact import rows_of
-from msa_train.memory.search.keys import LayerKeys
-from msa_train.memory.search.shard import Part, Shard
-from msa_train.memory.search.tiered import TieredMemory
+from msa_train.memory.search.keys import LayerKeys, chunks_of
+from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
@@ -30,7 +28,7 @@ def encode_in_memory(
     token_budget: int = TOKEN_BUDGET,
     dtype: torch.dtype = torch.float32,
 ) -> MemoryView:
-    """Encodes documents into a view of them. Arguments: encode_documents."""
+    """Encodes documents into a view of them; arguments as of encode_documents."""
     batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
     if not batches:
         raise BankError("a memory needs at least one document")
@@ -61,11 +59,11 @@ def view_of(
 ) -> MemoryView:
     """A view of encoded documents, ascending by number: all of them, or those at `places`.
 
-    places [n'] ascending: a part copies its router keys, and nothing where its documents are
-    consecutive; K and V stay where they are.
+    places [n'] ascending. K and V are not copied; router keys are, unless the documents at `places`
+    are consecutive.
     """
     places = torch.arange(len(documents)) if places is None else places
-    counts, rows = chunk_cu.diff()[places], _consecutive(rows_of(places, chunk_cu))
+    counts, rows = chunk_cu.diff()[places], _consecutive(chunks_of(places, chunk_cu))
     heads, head_dim = next(iter(pooled.values())).k.shape[1:]
     cu = F.pad(counts.cumsum(0), (1, 0))
     keys = {
@@ -73,18 +71,18 @@ def view_of(
     }
 
     def read(layer: int, documents: Tensor) -> Pooled:
-        chunks, states = rows_of(places[documents], chunk_cu), pooled[layer]
+        chunks, states = chunks_of(places[documents], chunk_cu), pooled[layer]
         return Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
 
     live = torch.ones(len(places), dtype=torch.bool)
-    shard = Shard([Part(0, cu, keys, read)], router, live)
+    searcher = LocalSearcher([Part(0, cu, keys, read)], router, live)
     held = {documents[place].number: documents[place] for place in places.tolist()}
-    memory = TieredMemory(shard, heads, head_dim, router, counts, live)
-    return MemoryView(memory, torch.tensor(list(held), dtype=torch.int64), held)
+    numbers = torch.tensor(list(held), dtype=torch.int64)
+    return MemoryView(searcher, router, heads, head_dim, counts, numbers, held, live)
 
 
 def _consecutive(rows: Tensor) -> Tensor | slice:
-    """A slice where ascending rows are consecutive: indexing copies nothing then."""
+    """A slice where ascending rows are consecutive: indexing with it copies nothing."""
     first, count = (int(rows[0]) if len(rows) else 0), len(rows)
     if count == 0 or int(rows[-1]) == first + count - 1:
         return slice(first, first + count)

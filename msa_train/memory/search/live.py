@@ -11,30 +11,36 @@ from typing import Protocol
 from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import MANIFEST
 from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
-from msa_train.memory.search.tiered import Searcher
-from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
+from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.searcher import Searcher
+from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
 
-_TRIES = 5  # a writer may compact the bank between two ranks' opening
+_TRIES = 5  # a writer may compact the bank between its opening in two processes
 
 
-class RanksOfBanks(Protocol):
-    """Processes that share the documents of banks: memory/ranks."""
+class SearchRanks(Protocol):
+    """Several processes that divide the documents of snapshots among them."""
 
-    def shards(self, bank: BankSnapshot, router: RouterConfig) -> Searcher: ...
+    def searcher(self, bank: BankSnapshot, router: RouterConfig) -> Searcher:
+        """Raises GenerationGoneError where the bank was compacted before all had opened it."""
 
 
 class LiveBank:
-    """What a server or a command asks. Thread-safe; a view once taken stays as it is."""
+    """What a server or a command asks. Thread-safe; a view that was taken stays as it is.
+
+    bank: the newest snapshot that was opened. searchers: a loader of this process, which ends with
+    this bank, or ranks, which do not.
+    """
 
     def __init__(
         self,
         path: Path | str,
         router: RouterConfig,
         fingerprint: Mapping[str, str],
-        searchers: BankLoader | RanksOfBanks,
+        searchers: BankLoader | SearchRanks,
     ):
         self.path, self._router = Path(path), router
         self._fingerprint, self._searchers = dict(fingerprint), searchers
@@ -51,9 +57,10 @@ class LiveBank:
         model: MSADecoder,
         fingerprint: Mapping[str, str],
         settings: TierSettings | None = None,
-        ranks: RanksOfBanks | None = None,
+        ranks: SearchRanks | None = None,
     ) -> LiveBank:
-        """fingerprint: of `model`, which another model's bank refuses. ranks: search with others.
+        """fingerprint: of `model`; a bank that another model built is refused. ranks: what searches
+        it (None: this process, by `settings`).
 
         Raises BankError for what is missing, damaged or built by other weights.
         """
@@ -70,14 +77,14 @@ class LiveBank:
         return self._view
 
     def refresh(self) -> MemoryView:
-        """Opens what was committed since; costs what changed."""
+        """Opens what was committed since; its cost is that of what changed."""
         with self._lock:
             seen = self._stat()
             for left in reversed(range(_TRIES)):
                 try:
                     self._take(BankSnapshot.open(self.path, self._fingerprint, self.bank))
                     break
-                except GenerationGoneError:  # ranks came too late: compacted meanwhile
+                except GenerationGoneError:  # another process came too late
                     if not left:
                         raise
             self._seen = seen
@@ -91,16 +98,15 @@ class LiveBank:
     def _take(self, bank: BankSnapshot) -> None:
         # A bank that was built again in its place may be of the same generation.
         if self.bank is None or bank.manifest != self.bank.manifest:
-            self._view = self._searched(bank)
+            self._view = MemoryView.of(bank, self._searcher_of(bank), self._router)
             self.bank = bank
 
-    def _searched(self, bank: BankSnapshot) -> MemoryView:
+    def _searcher_of(self, bank: BankSnapshot) -> Searcher:
         if not isinstance(self._searchers, BankLoader):
-            shards = self._searchers.shards(bank, self._router)
-            return snapshot_view(bank, shards, self._router)
-        view = self._searchers.view(bank)
+            return self._searchers.searcher(bank, self._router)
+        searcher = self._searchers.searcher(bank)
         self._searchers.keep_only([bank])
-        return view
+        return searcher
 
     def _stat(self) -> tuple[int, ...]:
         try:

@@ -1,15 +1,24 @@
-"""The view of a memory that the engine reads: states to search, numbers and texts."""
+"""A view of a memory, which stays as it is: what the decoder searches, with numbers and texts."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from msa_kernels import select_chunks
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from msa_train.memory.search.tiered import TieredMemory
+from msa_train.memory.bank.segment import STATES
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.search.searcher import Searcher
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+from msa_train.model.router import Routing
 
 
 class DocumentTexts(Protocol):
@@ -18,28 +27,110 @@ class DocumentTexts(Protocol):
     def __getitem__(self, number: int) -> Document: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryView:
-    """n documents as a model reads them: states to search, numbers [n] ascending, and texts.
+    """n documents as a model reads them: the decoder's Memory.
 
-    live [n]: which of them are there; the others were removed (None: all are).
+    searcher: of all n, by place 0..n-1; heads, head_dim: of its keys and values; chunk_counts [n];
+    numbers [n], ascending; documents: their texts; live [n] bool: those that were not removed;
+    allowed [n] bool: only these are searched, and known (None: all).
     """
 
-    memory: TieredMemory
+    searcher: Searcher
+    router: RouterConfig
+    heads: int
+    head_dim: int
+    chunk_counts: Tensor
     numbers: Tensor
     documents: DocumentTexts
-    live: Tensor | None = None
+    live: Tensor
+    allowed: Tensor | None = None
+
+    @classmethod
+    def of(cls, bank: BankSnapshot, searcher: Searcher, router: RouterConfig) -> MemoryView:
+        """Of a snapshot, whoever searches its documents."""
+        form, counts = bank.manifest.form, bank.chunk_cu.diff()
+        given = form.kv_heads, form.head_dim, counts, bank.numbers, bank, bank.live
+        return cls(searcher, router, *given)
 
     def restricted(self, allowed: Tensor) -> MemoryView:
-        """Only the documents `allowed` [n] are searched, and known."""
-        live = allowed if self.live is None else allowed & self.live
-        return replace(self, memory=self.memory.restricted(allowed), live=live)
+        """A view of only those documents that are `allowed` [n], too."""
+        return replace(self, allowed=allowed if self.allowed is None else allowed & self.allowed)
+
+    @cached_property
+    def size(self) -> int:
+        """Documents that can be found."""
+        return int((self.live if self.allowed is None else self.live & self.allowed).sum())
 
     def __len__(self) -> int:
-        return len(self.numbers) if self.live is None else int(self.live.sum())
+        return self.size
 
     def knows(self, number: int) -> bool:
-        """Whether a document of this number is in the view."""
+        """Whether a document of this number can be found."""
         place = int(torch.searchsorted(self.numbers, number))
-        there = place < len(self.numbers) and int(self.numbers[place]) == number
-        return there and (self.live is None or bool(self.live[place]))
+        stored = place < len(self.numbers) and int(self.numbers[place]) == number
+        there = stored and bool(self.live[place])
+        return there and (self.allowed is None or bool(self.allowed[place]))
+
+    def search(self, layer: int, query: Tensor, query_cu: Tensor) -> tuple[Routing, Tensor, Tensor]:
+        """Routing of m contexts, and K and V of the winners' chunks, which chunk_index points into.
+
+        K and V are in the dtype in which they are stored, on the query's device.
+        """
+        found = self.searcher.best(layer, query, query_cu, self.router.top_k, self.allowed)
+        places, local = _numbered(found.places)
+        cu = F.pad(self.chunk_counts[places].cumsum(0), (1, 0))
+        index, index_cu = (x.to(query.device) for x in select_chunks(local, cu))
+        states = self._states(layer, places, query)
+        own = self.router.scoring.chunk_scores(
+            query, query_cu, states.key.to(query.dtype), index, index_cu
+        )
+        routing = Routing(
+            query,
+            query_cu,
+            found.places.to(query.device),
+            found.scores.to(query.device),
+            index,
+            index_cu,
+            None if self.router.gate == "none" else own,
+            best_chunks=None if own is None else _best_chunks(own, local, cu),
+        )
+        return routing, states.k, states.v
+
+    def scores(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
+        """[m, c] float32 of documents by place, -1 for none: what the vote needs."""
+        return self.searcher.score(layer, query, query_cu, places)
+
+    def _states(self, layer: int, places: Tensor, query: Tensor) -> Pooled:
+        if len(places):
+            states = self.searcher.states(layer, places)
+            return Pooled(*(getattr(states, name).to(query.device) for name in STATES))
+        empty = query.new_empty(0, self.heads, self.head_dim)
+        return Pooled(empty, empty, empty.flatten(1))
+
+
+def _numbered(places: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct places [p] ascending, and [m, k] where each stands among them (-1: none)."""
+    there = places >= 0
+    distinct, which = places[there].unique(return_inverse=True)
+    local = torch.full_like(places, -1)
+    local[there] = which
+    return distinct, local
+
+
+def _best_chunks(scores: Tensor, local: Tensor, cu: Tensor) -> Tensor:
+    """[m, k] which chunk of each selected document scores best, the first among equals.
+
+    scores [S] of the entries, context by context, the documents of each ascending.
+    """
+    ordered, order = local.sort(1)
+    counts = cu.diff()[ordered[ordered >= 0]]
+    pair = torch.arange(len(counts)).repeat_interleave(counts)
+    place = torch.arange(len(pair)) - (counts.cumsum(0) - counts)[pair]
+    scores = scores.detach().cpu()
+    best = scores.new_full((len(counts),), -math.inf).scatter_reduce_(0, pair, scores, "amax")
+    place = torch.where(scores == best[pair], place, len(pair))
+    first = torch.full_like(counts, len(pair)).scatter_reduce_(0, pair, place, "amin")
+    out = torch.full_like(local, -1)
+    out[ordered >= 0] = first
+    return torch.empty_like(out).scatter_(1, order, out)

@@ -1,17 +1,21 @@
-"""Start a W&B run, or do without: off, not installed, or it cannot even start offline."""
+"""Start a W&B run, with the settings and the version of the code; or do without: switched off, not
+installed, or not even startable offline."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from msa_train import __version__
 from msa_train.config import Config, WandbConfig, load_config_file, to_plain
 from msa_train.training.tracking.tracker import Tracker
-from msa_train.training.tracking.version import code_version, git_root
+
+PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def start(config: Config, run_id: str | None) -> Tracker:
@@ -26,7 +30,7 @@ def start(config: Config, run_id: str | None) -> Tracker:
 def log_export(checkpoint: Path, export: Path) -> None:
     """Record an export and the checkpoint it was made from, as a run of its own in the same group.
 
-    Does nothing when training was not tracked; never raises.
+    Does nothing where training was not tracked; never raises.
     """
     try:
         config = load_config_file(checkpoint / "config.yaml")
@@ -90,7 +94,7 @@ def _names(config: Config, job: str) -> dict[str, str | None]:
 
 
 def _summaries(config: Config) -> list[tuple[str, str]]:
-    """Numbers of which the best counts, not only the last."""
+    """Numbers whose best value is shown in the summary, beside the last."""
     losses = [(f"loss/{name}", "min") for name in ("lm", "router")]
     return losses + [
         (f"router/layer_{layer}_recall@{k}", "max")
@@ -100,7 +104,7 @@ def _summaries(config: Config) -> list[tuple[str, str]]:
 
 
 def _mode(settings: WandbConfig) -> str:
-    """online when asked for, or when a key is at hand; W&B's own variable decides over auto."""
+    """auto is what WANDB_MODE says, else online where there is a key."""
     if settings.mode != "auto":
         return settings.mode
     asked = os.environ.get("WANDB_MODE")
@@ -116,3 +120,35 @@ def _netrc() -> str:
         return path.read_text(errors="ignore")
     except OSError:  # not there, or not ours to read
         return ""
+
+
+def code_version(package: Path = PACKAGE) -> dict[str, str | bool | None]:
+    """Which code a run is made by. commit, dirty: None where the package is no git checkout."""
+    checkout = git_root(package) is not None
+    status = _git(package, "status", "--porcelain", "--untracked-files=no") if checkout else None
+    return {
+        "package": __version__,
+        "commit": _git(package, "rev-parse", "HEAD") if checkout else None,
+        "dirty": None if status is None else bool(status),
+    }
+
+
+def git_root(package: Path = PACKAGE) -> str | None:
+    """The checkout that holds the package's files; a repository merely around it does not count."""
+    tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
+    return None if tracked is None else _git(package, "rev-parse", "--show-toplevel")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command; None without git or a repository, or when it takes too long."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

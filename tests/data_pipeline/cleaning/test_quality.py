@@ -89,25 +89,6 @@ def test_the_answer_can_be_asked_for(folder, answers, stays):
     assert count(rules, "answer_not_in_positive") == (not stays)
 
 
-def test_a_question_goes_with_its_positive(folder):
-    made = folder().make(
-        {"short": "too short", "a": sentence(1)},
-        train=[
-            ask("1", "one?", ["a", "short"]),
-            ask("2", "two?", ["a"], negatives=["short"]),
-            ask("3", "three?", []),
-            ask("4", "four?", ["a", "short"], any_of=True),
-            ask("5", "five?", ["short"], any_of=True),
-        ],
-    )
-    out, report = made.clean()
-    assert [(q.id, q.negatives) for q in out.questions()] == [("2", ()), ("4", ())]
-    assert out.questions()[1].positives == ("a",) and not out.questions()[1].any_of
-    rules = report["questions"]["train"]["rules"]
-    assert count(rules, "positive_removed") == 2 and count(rules, "no_positives") == 1
-    assert report["passages"]["rules"]["too_short"]["examples"][0]["id"] == "short"
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

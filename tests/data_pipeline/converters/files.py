@@ -44,6 +44,11 @@ def named(folder, ids):
     return [known[id][0] or known[id][1] for id in ids]
 
 
+def steps(folder):
+    """Titles of the steps of each question, sorted within a step."""
+    return [[sorted(named(folder, step)) for step in q.steps] for q in questions(folder)]
+
+
 def fails(tmp_path, format, inputs, *said, **options):
     """The conversion fails with a message that holds all of `said`, and leaves nothing behind."""
     before = sorted(tmp_path.iterdir())

@@ -1,9 +1,8 @@
-"""What all formats share: equal passages, ids, questions that are left out, splits."""
+"""What all formats share: equal passages, ids, questions that are left out."""
 
 import pytest
 
-from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import files_with_splits
+from data_pipeline.converters.builder import Builder, JudgedQueries
 from data_pipeline.dataset import DatasetWriter, Passage, Question
 from data_pipeline.errors import DataError
 from tests.data_pipeline.converters.files import passages, questions
@@ -122,9 +121,24 @@ def test_half_a_surrogate_pair_is_an_error(builder):
         builder.passage("A, line 1", "", "\ud800")
 
 
-def test_one_split_for_all_files_or_one_for_each():
-    assert files_with_splits(["a", "b"], ()) == [("a", "train"), ("b", "train")]
-    assert files_with_splits(["a", "b"], ("x",)) == [("a", "x"), ("b", "x")]
-    assert files_with_splits(["a", "b"], ("x", "y")) == [("a", "x"), ("b", "y")]
-    with pytest.raises(DataError, match=r"3 splits \(x, y, z\) for 2 files"):
-        files_with_splits(["a", "b"], ("x", "y", "z"))
+def test_judgements_of_a_query_become_one_question(tmp_path):
+    def add(builder):
+        cats, dogs = (builder.passage("A", "", text, text) for text in ("cats", "dogs"))
+        queries = JudgedQueries()
+        queries.get("7", "Q, line 1").negatives[dogs] = None
+        queries.get("8", "Q, line 2").positives[dogs] = None
+        queries.get("7", "Q, line 3").positives[cats] = None
+        assert "7" in queries and "9" not in queries
+        assert queries.get("7", "elsewhere").where == "Q, line 1"
+        queries.write(builder, "train", {"7": "who?", "8": "how?"})
+        by_text = JudgedQueries()
+        by_text.get("when?", "Q, line 4").positives[cats] = None
+        by_text.write(builder, "dev")
+
+    assert build(tmp_path / "out", add).questions == {"train": 2, "dev": 1}
+    assert questions(tmp_path / "out") == [
+        Question("7", "who?", (), ("cats",), (), ("dogs",)),
+        Question("8", "how?", (), ("dogs",)),
+    ]
+    (asked,) = questions(tmp_path / "out", "dev")
+    assert (asked.question, asked.positives) == ("when?", ("cats",)) and asked.id[0] == "q"

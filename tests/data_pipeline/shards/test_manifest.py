@@ -56,6 +56,7 @@ def test_a_manifest_knows_its_settings(built, corpus):
     assert not manifest.matches(with_data(corpus, seed=1))
     assert not manifest.matches(needles(corpus, 24))
     assert manifest.steps == (6, 6, 12)
+    assert manifest.settings["data"]["tokenizer"]["model_type"] == "bpe", "as in older shard sets"
 
 
 def test_broken_manifests_and_indices_are_refused(built, tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import NumberConfig
+from data_pipeline.sources.base import NumberConfig, place_of
 
 
 def test_numbers_differ_and_stay_below_the_limit(rng):
@@ -35,3 +35,9 @@ def test_all_numbers_can_be_drawn_but_not_more(rng):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(DataError, match=rf"data\.numbers\.{next(iter(settings))}"):
         NumberConfig(**settings)
+
+
+def test_a_name_alone_tells_its_place():
+    places = [place_of(f"document {i}") for i in range(2000)]
+    assert place_of("json.dumps") == pytest.approx(0.68023456, abs=1e-7), "on every machine"
+    assert min(places) >= 0 and max(places) < 1 and np.mean(places) == pytest.approx(0.5, abs=0.03)

@@ -11,11 +11,11 @@ from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
 from data_pipeline.sources.dataset_tables import (
     PASSAGES,
     QUESTIONS,
-    document_length,
     holds_answer,
     open_table,
     prepare,
 )
+from data_pipeline.splitting import document_length
 
 
 def test_hard_negatives_by_bm25_hold_no_answer(folder, tokenizer, tmp_path):

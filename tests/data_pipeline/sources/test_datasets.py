@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import NumberConfig
+from data_pipeline.sources.base import NumberConfig, SourceInputs
 from data_pipeline.sources.dataset_config import DatasetConfig, NegativesConfig
 from data_pipeline.sources.dataset_tables import (
     prepare,
@@ -164,3 +164,13 @@ def test_a_missing_dataset_and_an_impossible_task_are_named(make, folder, tmp_pa
         make(split="test")
     with pytest.raises(DataError, match=r"tasks\.title.*to hold out"):
         make(True, tasks={"title": 1}, made_held_out_share=0)
+
+
+def test_a_stage_may_only_shorten_documents(folder, tokenizer, tmp_path):
+    config = DatasetConfig(str(folder), document_tokens=64)
+    stages = [DatasetSource.for_stage(config, tokens, None) for tokens in (None, 0, 32, 64, 256)]
+    assert [stage.document_tokens for stage in stages] == [64, 64, 32, 64, 64]
+    assert stages[0] == stages[3] != stages[2], "equal ones share their tables"
+    inputs = SourceInputs("cities", tokenizer, NumberConfig(), tmp_path)
+    whole, short = (DatasetSource.make(stage, inputs) for stage in stages[1:3])
+    assert whole.name == "cities" and len(short) > len(whole)

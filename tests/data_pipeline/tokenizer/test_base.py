@@ -48,3 +48,12 @@ def test_the_template_head_is_a_stretch_of_its_own():
     assert encoded.tokens[: encoded.head_length] == head
     assert shown(encoded, Role.TEMPLATE) == "<|im_start|>user\n<|im_end|>\n"
     assert shown(encoded, Role.QUERY).startswith("\nPlease answer")
+
+
+def test_runs_that_name_the_kind_of_tokenizer_still_load():
+    """Configs and shard sets made before say model_type; bpe is all there is."""
+    from msa_train.config import ConfigError, load_config
+
+    assert load_config(["--data.tokenizer.model_type", "bpe"]) == load_config([])
+    with pytest.raises(ConfigError, match=r"model_type[\s\S]*unigram"):
+        load_config(["--data.tokenizer.model_type", "unigram"])

@@ -11,7 +11,7 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.interleave import InterleaveLimits
-from msa_train.memory.search.tiers import bank_view
+from msa_train.memory.search.loader import bank_view
 from tests.faults.bank_changes import CHANGES, encoded, texts
 from tests.memory.building import search, tiny_bank
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
@@ -53,7 +53,7 @@ def test_other_weights_are_refused_by_name(tiny):
 def test_an_empty_bank_is_a_bank(tmp_path):
     tiny_bank(tmp_path / "bank", [])
     view = bank_view(BankSnapshot.open(tmp_path / "bank", FINGERPRINT), tiny_model().config.router)
-    assert (len(view), view.memory.size, view.knows(0)) == (0, 0, False)
+    assert (len(view), view.size, view.knows(0)) == (0, 0, False)
     (answer,) = MemoryEngine(tiny_model(), tiny_tokenizer(), view).ask(
         ["?"], "router", InterleaveLimits(answer_tokens=2)
     )

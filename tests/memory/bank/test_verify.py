@@ -10,7 +10,7 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
 from msa_train.memory.bank.writer import BankWriter
-from msa_train.memory.search.tiers import bank_view
+from msa_train.memory.search.loader import bank_view
 from tests.memory.building import FILES
 from tests.memory.tiny import FINGERPRINT, tiny_model
 
@@ -25,7 +25,7 @@ def questions(count):
 def ask(path):
     """All states and texts of a bank as an engine would read them."""
     bank = BankSnapshot.open(path, FINGERPRINT)
-    memory = bank_view(bank, tiny_model().config.router).memory
+    memory = bank_view(bank, tiny_model().config.router)
     for layer in tiny_model().config.router_layers:
         memory.search(layer, *questions(40))
     return [(document.text, bank.numbers_of(document.id)) for document in bank]

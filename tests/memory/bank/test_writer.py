@@ -6,7 +6,7 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
 from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
-from msa_train.memory.search.tiers import bank_view
+from msa_train.memory.search.loader import bank_view
 from tests.faults.bank_changes import CHANGES, encoded, texts
 from tests.memory.building import build
 from tests.memory.tiny import FINGERPRINT, tiny_model

@@ -13,7 +13,7 @@ from msa_train.memory.engine.interleave import Interleave, InterleaveLimits
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from msa_train.memory.engine.sequence import Sequence
 from msa_train.memory.search.in_memory import encode_in_memory
-from msa_train.memory.search.tiers import bank_view
+from msa_train.memory.search.loader import bank_view
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -74,7 +74,7 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
     view = bank_view(BankSnapshot.open(tmp_path / "b", FINGERPRINT), model.config.router)
     prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
     with torch.no_grad():
-        prefill = prefill_pieces(model, tokenizer, view.memory, prompts)
+        prefill = prefill_pieces(model, tokenizer, view, prompts)
         batch = ModelRunner(model, len(prompts) + 1, 1024, preallocate=count == 7)
         batch.admit(prefill, range(len(prompts)))
         encoded = [tokenizer.encode_pieces(pieces).tokens for pieces in prompts]
@@ -205,7 +205,7 @@ def test_the_answer_is_written_on_the_context_as_it_stands(monkeypatch):
     whole = tokenizer.encode_pieces(prompt).tokens + tokenizer.encode_text("4711")
     assert whole[-len(fed) :] == fed
     alone = ModelRunner(tiny_model(), 1, 1024)
-    alone.admit(prefill_pieces(tiny_model(), tokenizer, view.memory, [prompt]), [0])
+    alone.admit(prefill_pieces(tiny_model(), tokenizer, view, [prompt]), [0])
     feed(alone, [tokenizer.encode_text("4711")])
     torch.testing.assert_close(alone.last, last["state"], rtol=1e-5, atol=1e-5)
 

@@ -17,22 +17,22 @@ def test_the_best_chunk_and_its_gate(gate):
     model, tokenizer = tiny_model(gate), tiny_tokenizer()
     view = encode_in_memory(model, tokenizer, tiny_documents())
     prompts = [prompt_pieces(question) for question in QUESTIONS]
-    prefill = prefill_pieces(model, tokenizer, view.memory, prompts)
+    prefill = prefill_pieces(model, tokenizer, view, prompts)
     found = selections(prefill.selected, view)
     several = 0
-    for layer, reading in prefill.selected.items():
-        start = reading.routing.index_cu.tolist()
+    for layer, chunks in prefill.selected.items():
+        start = chunks.routing.index_cu.tolist()
         for context, selection in enumerate(found):
             entry = start[context]
             for each in sorted(selection.layers[layer]):  # chunks are read by ascending number
                 place = view.numbers.tolist().index(each.number)
-                count = int(view.memory.chunk_counts[place])
+                count = int(view.chunk_counts[place])
                 several += count > 1
                 assert 0 <= each.chunk < count
                 if gate == "none":
                     assert each.gate is None
                 else:
-                    gates = reading.bias[entry : entry + count].tolist()
+                    gates = chunks.bias[entry : entry + count].tolist()
                     assert each.gate == gates[each.chunk] == max(gates)
                 entry += count
             assert entry == start[context + 1]

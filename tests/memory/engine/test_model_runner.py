@@ -15,7 +15,7 @@ QUESTIONS = ("Rain?", "Who sleeps standing?", "東京", "What is the code of the
 def prefill():
     view = encode_in_memory(tiny_model(), tiny_tokenizer(), tiny_documents())
     prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
-    return prefill_pieces(tiny_model(), tiny_tokenizer(), view.memory, prompts)
+    return prefill_pieces(tiny_model(), tiny_tokenizer(), view, prompts)
 
 
 def test_a_step_over_free_rows_and_a_wider_window_is_the_same_step(prefill):

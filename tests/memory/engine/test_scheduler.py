@@ -99,9 +99,9 @@ def test_late_requests_join_while_others_are_served(views):
 
 def test_routing_for_a_batch_is_one_search(views, monkeypatch):
     searches = []
-    search = type(views[0].memory).search
+    search = type(views[0]).search
     monkeypatch.setattr(
-        type(views[0].memory), "search", lambda self, *a: searches.append(a[0]) or search(self, *a)
+        type(views[0]), "search", lambda self, *a: searches.append(a[0]) or search(self, *a)
     )
     scheduler = scheduler_of(slots=64)
     for request in [Request(q, view, "memory", SHORT) for q in QUESTIONS for view in views]:
@@ -134,17 +134,14 @@ def test_a_long_queue_of_prompts_does_not_hold_up_those_who_write(views, monkeyp
 
 
 class Damaged:
-    def __init__(self, memory=None):
-        self.size = 7
-
-    def search(self, *_):
+    def best(self, *_):
         raise BankError("layer-2.k was changed")
 
     def __getitem__(self, number):
         raise BankError(f"the text of {number} was changed")
 
 
-@pytest.mark.parametrize("damage", [{"memory": Damaged()}, {"documents": Damaged()}])
+@pytest.mark.parametrize("damage", [{"searcher": Damaged()}, {"documents": Damaged()}])
 def test_an_error_fails_only_the_requests_that_it_concerns(views, damage):
     damaged = replace(views[0], **damage)
     requests = crowd(views)[:6]
@@ -158,39 +155,40 @@ def test_an_error_fails_only_the_requests_that_it_concerns(views, damage):
 
 
 class PartlyDamaged:
-    """A memory of which one question, the longest, reads what was changed on disk."""
+    """A searcher of a memory of which one question, the longest, reads what was changed on disk."""
 
-    def __init__(self, memory, error):
-        self._memory, self._error, self.searches = memory, error, 0
+    def __init__(self, searcher, error):
+        self._searcher, self._error, self.searches = searcher, error, 0
 
     def __getattr__(self, name):
-        return getattr(self._memory, name)
+        return getattr(self._searcher, name)
 
-    def search(self, layer, query, query_cu):
+    def best(self, layer, query, query_cu, *given):
         self.searches += 1
         if int(query_cu.diff().max()) > 300:
             raise self._error
-        return self._memory.search(layer, query, query_cu)
+        return self._searcher.best(layer, query, query_cu, *given)
 
 
 def test_a_document_that_was_changed_fails_only_who_reads_it(views):
     long = "Rain? " * 40
     requests = [Request(q, views[0], "memory", SHORT) for q in (*QUESTIONS[:4], long)]
     alone = [told(run(scheduler_of(), [request])[0]) for request in requests[:4]]
-    memory = PartlyDamaged(views[0].memory, BankError("K of document 7 was changed"))
-    damaged = replace(views[0], memory=memory)
+    searcher = PartlyDamaged(views[0].searcher, BankError("K of document 7 was changed"))
+    damaged = replace(views[0], searcher=searcher)
     events = run(scheduler_of(slots=64), [replace(each, view=damaged) for each in requests])
     assert [told(events[ticket]) for ticket in range(4)] == alone
     assert [type(each) for each in events[4]] == [Failed]
 
 
 def test_a_rank_that_is_late_is_waited_for_once(views):
-    memory = PartlyDamaged(views[0].memory, RankError("rank 1 did not answer within 60 s"))
-    view = replace(views[0], memory=memory)
+    error = RankError("rank 1 did not answer within 60 s")
+    searcher = PartlyDamaged(views[0].searcher, error)
+    view = replace(views[0], searcher=searcher)
     asked = [Request(q, view, "memory", SHORT) for q in ("Rain?", "Rain? " * 40, "?")]
     events = run(scheduler_of(slots=64), asked)
     assert [[type(each) for each in events[ticket]] for ticket in range(3)] == [[Failed]] * 3
-    assert memory.searches == 1
+    assert searcher.searches == 1
 
 
 def test_a_context_that_is_too_long_fails_alone_and_says_so(views, monkeypatch):

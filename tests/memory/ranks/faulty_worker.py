@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from msa_train.memory.ranks import worker
+from msa_train.memory.ranks import search_worker as worker
 
 RAISES, SLEEPS, DIES_BEFORE_SENDING, STOPS_BEFORE_SENDING = 1001, 1002, 1003, 1004
 _SIGNALS = {DIES_BEFORE_SENDING: signal.SIGKILL, STOPS_BEFORE_SENDING: signal.SIGSTOP}

@@ -1,187 +1,277 @@
-"""Several ranks find, score and read what one process does, bit for bit."""
+"""Ranks that die, fail, stall or find damage: who is named, how soon, and what goes on."""
 
 import gc
-import threading
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from msa_train.errors import ConfigError
-from msa_train.memory.bank.build import build_bank
-from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.ranks import Ranks
-from msa_train.memory.search.tiers import BankLoader, TierSettings, snapshot_view
+from msa_train.errors import BankError, ConfigError, RankError
+from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
+from msa_train.memory.ranks import Ranks, worker_group
+from msa_train.memory.ranks import ranks as driver
+from msa_train.memory.search.live import LiveBank
+from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.settings import TierSettings
+from tests.memory.ranks import faulty_worker
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
-from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
+from tests.memory.tiny import FINGERPRINT, tiny_model
 
-ROUTER, LAYER = CONFIG.router, CONFIG.router_layers[-1]
-SHAPES = {
-    "several segments": {"segments": [[3, 1, 2, 5, 1, 1, 4, 2], [1, 2], [2, 2, 9, 1, 1]]},
-    "removed": {"segments": [[1, 2, 3, 4, 5, 6], [2] * 9], "removed": [0, 5, 6, 7, 14]},
-    "ties": {"segments": [[2, 1, 3, 1], [1] * 8], "removed": [2], "twin": 5},
-    "some ties": {"segments": [[1] * 12, [2] * 5]},
-    "fewer than top_k": {"segments": [[1], [4]]},
-    "all removed": {"segments": [[1, 2]], "removed": [0, 1]},
-    "one large document": {"segments": [[60]]},
-    "empty": {"segments": []},
-}
-GROUPS = {
-    "1 rank": (1, None, TierSettings()),
-    "2 ranks": (2, None, TierSettings()),
-    "4 ranks": (4, (3, 0, 1, 2), TierSettings(keys="int8", states="host", hot_mb=0.01)),
-}
+ROUTER, LAYER = CONFIG.router, CONFIG.router_layers[0]
+TIMEOUT_S = 30.0  # nothing here takes that long: what dies is seen at once
+QUERY = questions()
 
+DRIVER = """
+from msa_train.memory.ranks import Ranks
+from msa_train.memory.bank.snapshot import BankSnapshot
+from tests.memory.ranks.banks import CONFIG, questions
 
-@pytest.fixture(scope="module", params=GROUPS)
-def ranks(request):
-    count, shares, tiers = GROUPS[request.param]
-    ranks = Ranks.start(count, shares, tiers, timeout_s=60)
-    yield ranks
-    ranks.close()
+ranks = Ranks.start(2, timeout_s=30)
+searcher = ranks.searcher(BankSnapshot.open({path!r}), CONFIG.router)
+group = ranks._group[0]
+input()
+print(group.workers[1].pid, group._folder, flush=True)
+while True:
+    searcher.best(CONFIG.router_layers[0], *questions(), 3)
+"""
 
 
 @pytest.fixture(scope="module")
-def banks(tmp_path_factory):
-    """All open at once in every group."""
-    folder = tmp_path_factory.mktemp("banks")
-    return {name: write(folder / name, **shape) for name, shape in SHAPES.items()}
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
 
 
 @pytest.fixture(scope="module")
-def shards(ranks, banks):
-    return {name: ranks.shards(bank, ROUTER) for name, bank in banks.items()}
+def bank(folder):
+    return write(folder / "bank", [[1, 2, 3, 4], [2] * 6], removed=[2])
 
 
-def alone(bank):
-    return BankLoader(TierSettings(), ROUTER).shard(bank)
+@pytest.fixture(scope="module", autouse=True)
+def killed_driver(bank):
+    """Another driver, started first: it comes up while the others are tested."""
+    code = textwrap.dedent(DRIVER).format(path=str(bank.path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
 
 
-def same(ours, theirs):
-    """Found; a column in which no context has a document says nothing."""
-    width = int((theirs.places >= 0).any(0).sum())
-    assert torch.equal(ours.places, theirs.places[:, :width])
-    assert torch.equal(ours.scores, theirs.scores[:, :width])
-    return ours
+@pytest.fixture(scope="module")
+def ranks(killed_driver):
+    """Rank 1 holds everything. As many restarts as the tests need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_group, "MODULE", faulty_worker.__name__)
+        patch.setattr(driver, "RESTARTS", 1000)
+        ranks = Ranks.start(2, (0, 1), timeout_s=TIMEOUT_S)
+        yield ranks
+        ranks.close()
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_search_scores_and_states_equal_one_process(banks, shards, name, dtype):
-    bank, ours, theirs = banks[name], shards[name], alone(banks[name])
-    query, query_cu = questions()
-    query = query.to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    for layer in CONFIG.router_layers:
-        for k in (1, 3, 40):
-            found = same(
-                ours.best(layer, query, query_cu, k), theirs.best(layer, query, query_cu, k)
-            )
-            again = ours.score(layer, query, query_cu, found.places)
-            assert torch.equal(again, found.scores)
-        allowed = torch.rand(len(bank.numbers), generator=generator) < 0.4
-        same(
-            ours.best(layer, query, query_cu, 3, allowed),
-            theirs.best(layer, query, query_cu, 3, allowed),
-        )
-        for places in (bank.live.nonzero().squeeze(1), found.places[found.places >= 0].unique()):
-            if len(places):
-                read, expected = ours.states(layer, places), theirs.states(layer, places)
-                for field in ("k", "v", "key"):
-                    assert torch.equal(getattr(read, field), getattr(expected, field))
-    if name in ("all removed", "empty"):
-        assert found.places.shape == (4, 0)
-    else:
-        assert (found.places[1] == -1).all()  # the context without a question
+@pytest.fixture(scope="module")
+def searcher(ranks, bank):
+    return ranks.searcher(bank, ROUTER)
 
 
-def test_every_rank_holds_its_share(ranks, banks, shards):
-    held = shards["several segments"].own._places
-    assert len(held) < len(banks["several segments"].numbers) or ranks.count == 1
-    assert shards["empty"].workers == []
+def pid_of(ranks):
+    return ranks._group[0].workers[1].pid
 
 
-def test_a_forward_gives_the_same_logits(ranks, tmp_path):
-    path, model = tmp_path / "bank", tiny_model()
-    build_bank(path, model, tiny_tokenizer(), tiny_documents(), FINGERPRINT, token_budget=50)
-    bank = BankSnapshot.open(path, FINGERPRINT)
-    tiers = BankLoader(TierSettings(), ROUTER)
-    views = tiers.view(bank), snapshot_view(bank, ranks.shards(bank, ROUTER), ROUTER)
-    tokens = torch.arange(5, 29)
-    is_query = torch.zeros(24, dtype=torch.bool)
-    is_query[[3, 4, 5, 15, 16]] = True
-    outputs = []
-    for view in views:
-        with torch.inference_mode():
-            prefill = model.prefill(
-                tokens, torch.tensor([0, 10, 24]), torch.cat([torch.arange(10), torch.arange(14)]),
-                is_query, torch.tensor([2, 2]), view.memory,
-            )  # fmt: skip
-            outputs.append((model.logits(prefill.hidden), prefill.selected))
-    (ours, our_reading), (theirs, their_reading) = outputs
-    assert torch.equal(ours, theirs)
-    for layer, reading in our_reading.items():
-        other = their_reading[layer]
-        assert torch.equal(reading.routing.documents, other.routing.documents)
-        assert torch.equal(reading.routing.values, other.routing.values)
-        assert torch.equal(reading.k, other.k) and torch.equal(reading.bias, other.bias)
+def gone(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"  # adopted by a process that does not ask for its end
 
 
-def test_old_snapshots_live_on_while_the_bank_changes(ranks, tmp_path):
-    path = tmp_path / "bank"
-    old = write(path, [[1, 2, 3], [2, 2, 2, 2]], removed=[1])
-    query, query_cu = questions()
-    first = ranks.shards(old, ROUTER)
-    before = first.best(LAYER, query, query_cu, 5)
-    add(path, [3, 1, 1, 8])
-    second = ranks.shards(BankSnapshot.open(path, reuse=old), ROUTER)
-    grown = same(second.best(LAYER, query, query_cu, 5), alone(second.bank).best(
-        LAYER, query, query_cu, 5))  # fmt: skip
-    assert not torch.equal(grown.scores, before.scores)
-    third = ranks.shards(compact(path), ROUTER)
-    assert torch.equal(third.best(LAYER, query, query_cu, 5).scores, grown.scores)
-    same(first.best(LAYER, query, query_cu, 5), before)
-    places = old.live.nonzero().squeeze(1)
-    assert torch.equal(first.states(LAYER, places).v, alone(old).states(LAYER, places).v)
+def right(searcher, bank):
+    found = searcher.best(LAYER, *QUERY, 3)
+    expected = BankLoader(TierSettings(), ROUTER).searcher(bank).best(LAYER, *QUERY, 3)
+    assert torch.equal(found.places, expected.places)
+    assert torch.equal(found.scores, expected.scores)
 
 
-def test_snapshots_nobody_has_are_let_go(ranks, tmp_path):
-    def mapped(name):
-        workers = ranks._group[0].workers.values()
-        return [name in Path(f"/proc/{worker.pid}/maps").read_text() for worker in workers]
+def fails(pid, pattern, request, within=TIMEOUT_S / 2):
+    """The request fails in time, the error names the rank, and nothing of the process is left."""
+    start = time.monotonic()
+    with pytest.raises(RankError) as caught:
+        request()
+    assert time.monotonic() - start < within
+    message = str(caught.value)
+    assert re.search(rf"rank 1 \(process {pid}\)", message), message
+    assert re.search(pattern, message, re.DOTALL), message
+    assert gone(pid)
 
-    path = tmp_path / "bank"
-    old = ranks.shards(write(path, [[2] * 20, [2] * 20], removed=[4]), ROUTER)
-    name = f"{path}/segments/{old.bank.segments[0].entry.name}/"
-    new = ranks.shards(compact(path), ROUTER)
-    assert mapped(name) == [rank in old.workers for rank in range(1, ranks.count)]
-    del old
+
+def test_a_killed_rank_is_named_and_started_again(ranks, searcher, bank, folder):
+    changing = write(folder / "changing", [[1, 2], [3, 3]], removed=[1])
+    old = ranks.searcher(changing, ROUTER)
+    new = ranks.searcher(compact(changing.path), ROUTER)
+    before = old.best(LAYER, *QUERY, 3)
+    pid = pid_of(ranks)
+    os.kill(pid, signal.SIGKILL)
+    fails(pid, rf"SIGKILL.*searching layer {LAYER} of {bank.path}, generation",
+          lambda: searcher.best(LAYER, *QUERY, 3))  # fmt: skip
+    right(searcher, bank)
+    assert pid_of(ranks) != pid
+    # What a bank no longer has cannot be opened again; that concerns nobody else.
+    with pytest.raises(GenerationGoneError, match="open the bank again"):
+        old.best(LAYER, *QUERY, 3)
+    assert torch.equal(new.best(LAYER, *QUERY, 3).scores, before.scores)
+
+
+def test_a_stopped_rank_is_named_in_time_and_started_again(ranks, searcher, bank, monkeypatch):
+    right(searcher, bank)
+    pid = pid_of(ranks)
+    monkeypatch.setattr(ranks._group[0], "_timeout_s", 2.0)
+    os.kill(pid, signal.SIGSTOP)
+    fails(pid, f"did not answer within 2 s: searching layer {LAYER}",
+          lambda: searcher.best(LAYER, *QUERY, 3))  # fmt: skip
+    right(searcher, bank)
+
+
+@pytest.mark.parametrize(
+    ("k", "pattern"),
+    [
+        (faulty_worker.RAISES, "failed .*RuntimeError: as it was asked to"),
+        pytest.param(
+            faulty_worker.DIES_BEFORE_SENDING, "SIGKILL.*reading layer", marks=pytest.mark.slow
+        ),
+        pytest.param(faulty_worker.SLEEPS, "did not answer", marks=pytest.mark.slow),
+        pytest.param(faulty_worker.STOPS_BEFORE_SENDING, "reading", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_fails_at_work_is_named(ranks, searcher, bank, monkeypatch, k, pattern):
+    right(searcher, bank)
+    if k in (faulty_worker.SLEEPS, faulty_worker.STOPS_BEFORE_SENDING):
+        monkeypatch.setattr(ranks._group[0], "_timeout_s", 2.0)
+
+    def request():
+        searcher.best(LAYER, *QUERY, k)
+        searcher.states(LAYER, torch.tensor([0, 5]))
+
+    fails(pid_of(ranks), pattern, request)
+
+
+def test_an_abandoned_answer_is_never_the_next_ones(ranks, searcher, bank, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    right(searcher, bank)
+    pid = pid_of(ranks)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(searcher.own, "best", interrupted)
+        other = questions(seed=77)
+        searcher.best(LAYER, *other, 3)
+    assert gone(pid)
+    right(searcher, bank)
+
+
+def test_damage_that_a_rank_finds_stops_nobody(ranks, searcher, bank, folder):
+    damaged = write(folder / "damaged", [[2, 2, 2]])
+    segment = damaged.segments[0].folder
+    ours = ranks.searcher(damaged, ROUTER)
+    pid = pid_of(ranks)
+    with open(segment / f"layer-{LAYER}.k", "r+b") as file:
+        file.write(b"\x00\x01\x02\x03")
+    with pytest.raises(BankError, match=rf"rank 1 \(process {pid}\).*K or V of document 0"):
+        ours.states(LAYER, torch.tensor([0, 2]))
+    assert len(ours.states(LAYER, torch.tensor([1, 2])).k) == 4  # these are whole
+    with open(segment / f"layer-{LAYER}.key", "r+b") as file:
+        file.write(b"\x00\x01\x02\x03")
+    del ours
     gc.collect()
-    query, query_cu = questions()
-    found = new.best(LAYER, query, query_cu, 3)
-    assert not any(mapped(name))
-    same(found, alone(new.bank).best(LAYER, query, query_cu, 3))
+    with pytest.raises(BankError, match=rf"rank 1 \(process {pid}\).*was changed"):
+        ranks.searcher(BankSnapshot.open(damaged.path), ROUTER)
+    right(searcher, bank)
+    assert pid_of(ranks) == pid
 
 
-def test_threads_share_the_ranks(shards, banks):
-    names = ["several segments", "removed", "ties", "some ties"]
-    query, query_cu = questions()
-    expected = {name: alone(banks[name]).best(LAYER, query, query_cu, 3) for name in names}
-    wrong = []
+def test_a_bank_compacted_between_two_ranks_is_opened_again(ranks, folder):
+    path = folder / "racing"
+    write(path, [[1, 2], [3, 3]], removed=[1])
 
-    def ask(name):
-        for _ in range(10):
-            found = shards[name].best(LAYER, query, query_cu, 3)
-            if not torch.equal(found.scores, expected[name].scores):
-                wrong.append(name)
+    class Racing:
+        def searcher(self, bank, router):
+            if bank.manifest.generation < 4:
+                compact(path)
+            return ranks.searcher(bank, router)
 
-    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert not wrong
+    served = LiveBank.open(path, tiny_model(), FINGERPRINT, ranks=Racing())
+    assert served.bank.manifest.removed is None and len(served.bank.segments) == 1
+    add(path, [1])
+    assert len(served.view) == 4
+    assert torch.equal(served.view.numbers, BankSnapshot.open(path).numbers)
+
+
+def test_workers_go_with_their_driver(killed_driver):
+    print(file=killed_driver.stdin, flush=True)  # it searches from now on
+    pid, folder = killed_driver.stdout.readline().split()
+    assert not gone(pid) and Path(folder).exists()
+    killed_driver.kill()
+    killed_driver.wait()
+    deadline = time.monotonic() + 10
+    while not gone(pid):
+        assert time.monotonic() < deadline, "the worker lives on"
+        time.sleep(0.05)
+    assert not Path(folder).exists()
+
+
+def test_restarts_end_with_the_reason(monkeypatch, bank):
+    monkeypatch.setattr(worker_group, "MODULE", "msa_train.memory.ranks.nowhere")
+    monkeypatch.setattr(driver, "RESTARTS", 2)
+    ranks = Ranks(2, None, TierSettings(), 60.0, 60.0, "cpu")
+    for _ in range(2):
+        with pytest.raises(RankError, match="No module named"):
+            ranks.searcher(bank, ROUTER)
+    for _ in range(2):
+        with pytest.raises(RankError, match=r"(?s)restarted 2 times within 600 s.*No module named"):
+            ranks.searcher(bank, ROUTER)
+
+
+def test_closed_ranks_say_so(ranks, bank):
+    other = Ranks.start(1)
+    searcher = other.searcher(bank, ROUTER)
+    other.close()
+    with pytest.raises(RankError, match="closed"):
+        searcher.best(LAYER, *QUERY, 3)
+
+
+@pytest.mark.slow
+def test_random_signals_never_give_a_wrong_answer(ranks, searcher, bank):
+    """kill -9 and SIGSTOP at random moments: every request is right, or fails in time."""
+    rng = random.Random(0)
+    failed = 0
+    for _ in range(12):
+        right(searcher, bank)
+        pid, sent = pid_of(ranks), rng.choice([signal.SIGKILL, signal.SIGSTOP])
+        at = f"sleep {rng.uniform(0, 0.05)}; kill -{int(sent)} {pid}"
+        killer = subprocess.Popen(["sh", "-c", at])
+        ranks._group[0]._timeout_s = 1.0
+        start = begin = time.monotonic()
+        try:
+            while time.monotonic() - start < 0.5:
+                begin = time.monotonic()
+                right(searcher, bank)
+                searcher.states(LAYER, torch.tensor([0, 5, 7]))
+        except RankError as error:
+            assert f"process {pid}" in str(error) and gone(pid)
+            assert time.monotonic() - begin < TIMEOUT_S / 2
+            failed += 1
+        killer.wait()
+    assert failed > 8
 
 
 @pytest.mark.parametrize(

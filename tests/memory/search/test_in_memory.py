@@ -20,40 +20,17 @@ def test_a_part_is_a_memory_of_those_documents(places):
     ours = view_of(documents, *encoded(), router, torch.tensor(places))
     part = [documents[place] for place in places]
     theirs = encode_in_memory(tiny_model(), tiny_tokenizer(), part, token_budget=50)
-    assert ours.memory.size == len(ours) == len(places)
+    assert ours.size == len(ours) == len(places)
     assert ours.numbers.tolist() == [document.number for document in part]
     config = tiny_model().config
     query = torch.randn(12, config.kv_heads * config.head_dim)
     for layer in config.router_layers:
-        a, k, v = ours.memory.search(layer, query, torch.arange(0, 13, 4))
-        b, other_k, other_v = theirs.memory.search(layer, query, torch.arange(0, 13, 4))
+        a, k, v = ours.search(layer, query, torch.arange(0, 13, 4))
+        b, other_k, other_v = theirs.search(layer, query, torch.arange(0, 13, 4))
         assert torch.equal(a.documents, b.documents)
         torch.testing.assert_close(a.values, b.values)
         torch.testing.assert_close(k, other_k)
         torch.testing.assert_close(v, other_v)
-
-
-@pytest.mark.parametrize("places", [[1, 2, 3], [0, 4]])
-def test_a_restricted_view_finds_and_knows_only_its_documents(places):
-    documents, router = tiny_documents(), tiny_model().config.router
-    whole = view_of(documents, *encoded(), router)
-    allowed = torch.zeros(7, dtype=torch.bool)
-    allowed[places] = True
-    some, part = (
-        whole.restricted(allowed),
-        view_of(documents, *encoded(), router, torch.tensor(places)),
-    )
-    assert len(some) == some.memory.size == len(places)
-    assert [whole.numbers[p].item() for p in range(7) if some.knows(int(whole.numbers[p]))] == (
-        whole.numbers[places].tolist()
-    )
-    config = tiny_model().config
-    query = torch.randn(8, config.kv_heads * config.head_dim)
-    for layer in config.router_layers:
-        a, k, _ = some.memory.search(layer, query, torch.tensor([0, 5, 8]))
-        b, other_k, _ = part.memory.search(layer, query, torch.tensor([0, 5, 8]))
-        assert torch.equal(whole.numbers[a.documents], part.numbers[b.documents])
-        assert torch.equal(k, other_k) and torch.equal(a.best_chunks, b.best_chunks)
 
 
 def test_consecutive_parts_copy_nothing():
@@ -61,7 +38,7 @@ def test_consecutive_parts_copy_nothing():
     view = view_of(
         tiny_documents(), pooled, chunk_cu, tiny_model().config.router, torch.tensor([1, 2, 3])
     )
-    (part,) = view.memory._shards.parts
+    (part,) = view.searcher.parts
     for layer, keys in part.keys.items():
         ours, theirs = keys.full.untyped_storage(), pooled[layer].key.untyped_storage()
         assert ours.data_ptr() == theirs.data_ptr()

@@ -1,0 +1,142 @@
+"""Opens banks for search: where each byte of a memory lies.
+
+router keys      on the computing device, in the form `keys`; `stored` ones on a CPU: mapped
+pooled K and V   mapped from disk, or in (pinned) host memory
+hot documents    read lately, on the computing device, within a budget (cache.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from msa_train.memory.bank.segment import STATES, Segment
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.search.cache import HotDocuments
+from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.searcher import LocalSearcher, Part
+from msa_train.memory.search.settings import TierSettings
+from msa_train.memory.search.view import MemoryView
+from msa_train.model.attention import Pooled
+from msa_train.model.config import RouterConfig
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every segment a rank holds; shares: of all ranks, in proportion."""
+
+    rank: int = 0
+    shares: tuple[float, ...] = (1.0,)
+
+    def rows(self, chunk_cu: Tensor) -> tuple[int, int]:
+        """(first, end) documents of a segment, with about this rank's share of its chunks."""
+        total = sum(self.shares)
+        before = sum(self.shares[: self.rank]) / total
+        after = sum(self.shares[: self.rank + 1]) / total
+        chunks, documents = int(chunk_cu[-1]), len(chunk_cu) - 1
+        cuts = torch.tensor([before * chunks, after * chunks], dtype=torch.float64)
+        first, end = torch.searchsorted(chunk_cu.double(), cuts).tolist()
+        return min(first, documents), documents if after == 1 else min(end, documents)
+
+
+class BankLoader:
+    """Opens snapshots for a model on `device`. A segment that is open already is not read again.
+
+    share: which documents are this process's (None: all).
+    """
+
+    def __init__(
+        self,
+        settings: TierSettings,
+        router: RouterConfig,
+        device: torch.device | str = "cpu",
+        share: Share | None = None,
+    ):
+        self.settings, self.router, self.device = settings, router, torch.device(device)
+        self.share = share or Share()
+        self.hot = HotDocuments(int(settings.hot_mb * (1 << 20)), self.device, settings.prefetch)
+        self._loaded: dict[str, _LoadedSegment] = {}
+
+    def view(self, bank: BankSnapshot) -> MemoryView:
+        """A view of a snapshot. Raises BankError for router keys that were changed on disk."""
+        return MemoryView.of(bank, self.searcher(bank), self.router)
+
+    def searcher(self, bank: BankSnapshot) -> LocalSearcher:
+        """The documents of a snapshot that are this process's. Raises BankError, as `view`."""
+        parts = []
+        for first, segment in zip(bank.starts, bank.segments, strict=False):
+            loaded = self._loaded.get(segment.identity)
+            if loaded is None:
+                loaded = self._loaded[segment.identity] = _LoadedSegment(segment, self)
+            parts.append(loaded.part(int(first), self.hot))
+        return LocalSearcher(parts, self.router, bank.live)
+
+    def keep_only(self, banks: Sequence[BankSnapshot]) -> None:
+        """Lets go of segments that are in none of these snapshots."""
+        needed = {segment.identity for bank in banks for segment in bank.segments}
+        self._loaded = {name: each for name, each in self._loaded.items() if name in needed}
+
+    def close(self) -> None:
+        self.hot.close()
+
+
+def bank_view(
+    bank: BankSnapshot, router: RouterConfig, device: torch.device | str = "cpu"
+) -> MemoryView:
+    """A bank, opened with default settings by this process alone."""
+    return BankLoader(TierSettings(), router, device).view(bank)
+
+
+class _LoadedSegment:
+    """This process's documents of a segment: keys to search, K and V to copy (StoredDocuments)."""
+
+    def __init__(self, segment: Segment, loader: BankLoader):
+        form, settings = segment.form, loader.settings
+        self.identity, self.layers = segment.identity, form.layers
+        self._segment, self._device = segment, loader.device
+        self._first, end = loader.share.rows(segment.chunk_cu)
+        cu = segment.chunk_cu[self._first : max(end, self._first) + 1]
+        self._chunk_cu = cu - cu[0]
+        chunks = slice(int(cu[0]), int(cu[-1]))
+        self._keys, self._pooled = {}, {}
+        for layer in form.layers:
+            segment.check_keys(layer)
+            states = segment.pooled[layer]
+            own = Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
+            self._keys[layer] = LayerKeys(
+                own.key, self._chunk_cu, loader.router, form.kv_heads, settings.keys, self._device
+            )
+            self._pooled[layer] = self._in_host(own) if settings.states == "host" else own
+
+    def part(self, place: int, hot: HotDocuments) -> Part:
+        """place: of the segment's first document in the memory."""
+        return Part(place + self._first, self._chunk_cu, self._keys, partial(hot.read, self))
+
+    def copies(self, layer: int, rows: list[int]) -> list[Pooled]:
+        """Of one document each: what the cache drops is free, whatever else it keeps."""
+        place = torch.tensor(rows)
+        self._segment.check_states(layer, place + self._first)
+        states, cu = self._pooled[layer], self._chunk_cu
+        found = [
+            Pooled(
+                *(
+                    getattr(states, name)[first:end].to(self._device, copy=True, non_blocking=True)
+                    for name in STATES
+                )
+            )
+            for first, end in zip(cu[place].tolist(), cu[place + 1].tolist(), strict=True)
+        ]
+        if self._device.type == "cuda":  # other streams may read them from now on
+            torch.cuda.current_stream(self._device).synchronize()
+        return found
+
+    def _in_host(self, states: Pooled) -> Pooled:
+        """Copies of K and V in memory, pinned where a device reads them."""
+        copies = [x.clone() for x in (states.k, states.v)]
+        if self._device.type == "cuda":
+            copies = [x.pin_memory() for x in copies]
+        return Pooled(*copies, states.key)

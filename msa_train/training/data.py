@@ -1,0 +1,140 @@
+"""A run's samples: its shards and tokenizer, checked against the settings, and each sample as a
+batch of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from data_pipeline.protocol import context_pieces, document_pieces
+from data_pipeline.schema import Role, Sample
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.tokenizer import TokenizedPieces, Tokenizer, load_tokenizer
+from msa_train.config import Config
+from msa_train.errors import ConfigError
+from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+
+
+def open_shards(config: Config) -> ShardReader:
+    """The run's shards. Raises ConfigError for shards built from other settings."""
+    reader = ShardReader(
+        config.shards,
+        skip_damaged=config.training.damaged_samples == "skip",
+        cache=config.path / "shard-cache",
+        cache_gb=config.training.cache_gb,
+    )
+    if not reader.manifest.matches(config.corpus):
+        raise ConfigError(
+            f"{config.shards} was built from other settings of data or stages than this config's: "
+            "build them again (msa data build), or set another output"
+        )
+    return reader
+
+
+def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
+    """The shards' tokenizer. Raises ConfigError where the model, or what it starts from, does not
+    know it."""
+    tokenizer = reader.tokenizer()
+    if tokenizer.vocab_size > config.model.vocab_size:  # backbones have rows to spare
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {config.shards} "
+            f"has {tokenizer.vocab_size} tokens: set model.vocab_size to that"
+        )
+    start = config.training.start_from
+    expected = None if start is None else load_tokenizer(start).fingerprint
+    if expected not in (None, tokenizer.fingerprint):
+        raise ConfigError(
+            f"training.start_from is {start}, whose tokenizer is not that of {config.shards}: set "
+            f"data.tokenizer.path to {start} and build the shards again"
+        )
+    return tokenizer
+
+
+def samples_per_rank(config: Config, ranks: int) -> int:
+    """Samples of a step that each of `ranks` data-parallel ranks reads."""
+    share, rest = divmod(config.training.batch_samples, ranks)
+    if rest:
+        raise ConfigError(
+            f"training.batch_samples is {config.training.batch_samples}, which {ranks} data-"
+            "parallel ranks cannot share: give a multiple"
+        )
+    return share
+
+
+class Collate:
+    """Tokenizes samples (text) and packs them into one MemoryBatch (tensors), a bank per sample.
+
+    top_k shifts the positions of what follows the template head (SPEC section 1). Runs in the
+    loader's prefetch thread.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, top_k: int):
+        self._tokenizer, self._top_k = tokenizer, top_k
+
+    def __call__(self, samples: Sequence[Sample]) -> MemoryBatch:
+        encode = self._tokenizer.encode_pieces
+        documents = [
+            encode(document_pieces(document.number, document.text)).tokens
+            for sample in samples
+            for document in sample.documents
+        ]
+        contexts = [encode(context_pieces(c)) for sample in samples for c in sample.contexts]
+        lengths = [len(context.tokens) for context in contexts]
+        heads = [context.head_length for context in contexts]
+        numbers = [document.number for sample in samples for document in sample.documents]
+        return MemoryBatch(
+            doc_tokens=_flat(documents),
+            doc_cu=_cumulative([len(tokens) for tokens in documents]),
+            doc_numbers=torch.tensor(numbers, dtype=torch.int64),
+            doc_ids=torch.tensor(
+                [_digest(d.text) for s in samples for d in s.documents], dtype=torch.int64
+            ),
+            bank_cu=_cumulative([len(sample.documents) for sample in samples]),
+            tokens=_flat([context.tokens for context in contexts]),
+            ctx_cu=_cumulative(lengths),
+            ctx_bank=torch.tensor([i for i, s in enumerate(samples) for _ in s.contexts]),
+            positions=torch.cat(
+                [context_positions(n, h, self._top_k) for n, h in zip(lengths, heads, strict=True)]
+            ),
+            is_query=_flat([[r == Role.QUERY for r in c.roles] for c in contexts]).bool(),
+            memory_from=torch.tensor(heads, dtype=torch.int64),
+            labels=_flat([_shifted(context) for context in contexts]),
+            positives=_document_mask(samples, "positives"),
+            masked=_document_mask(samples, "masked"),
+        )
+
+
+def _digest(text: str) -> int:
+    """64 bits of a text."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _shifted(context: TokenizedPieces) -> list[int]:
+    """Label of each token: the next one, where the model writes that; IGNORE elsewhere."""
+    following = zip(context.tokens[1:], context.labels[1:], strict=True)
+    return [token if written else IGNORE for token, written in following] + [IGNORE]
+
+
+def _document_mask(samples: Sequence[Sample], name: str) -> torch.Tensor:
+    """[m, n] bool: the documents that each context names as `name`."""
+    contexts = sum(len(sample.contexts) for sample in samples)
+    mask = torch.zeros(contexts, sum(len(s.documents) for s in samples), dtype=torch.bool)
+    row = first = 0
+    for sample in samples:
+        place = {document.number: first + i for i, document in enumerate(sample.documents)}
+        for context in sample.contexts:
+            mask[row, [place[number] for number in getattr(context, name)]] = True
+            row += 1
+        first += len(sample.documents)
+    return mask
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> torch.Tensor:
+    return torch.tensor([value for each in lists for value in each], dtype=torch.int64)
+
+
+def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)

@@ -1,0 +1,80 @@
+"""Metrics of a logged step over all its micro-batches and ranks: losses, tokens, router recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from msa_train.model.batch import MemoryBatch
+from msa_train.model.megatron import Losses
+
+Numbers = dict[str, float]  # of a logged step, by name
+
+
+class StepMetrics:
+    """Sums over a step's micro-batches. labels, contexts: the step's global counts.
+
+    The router's recall is over the contexts that have positives, per router layer.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        group: dist.ProcessGroup,
+        device: torch.device,
+        labels: float,
+        contexts: float,
+    ):
+        self._layers, self._group = layers, group
+        self._labels, self._contexts = max(1.0, labels), max(1.0, contexts)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._recalls = torch.zeros(2 * len(layers) + 1, dtype=torch.float64, device=device)
+
+    def add(self, batch: MemoryBatch, losses: Losses) -> None:
+        lm, router = losses.lm.detach(), losses.router.detach()
+        tokens = (len(batch.doc_tokens), len(batch.tokens))
+        self._sums += torch.stack(
+            [
+                lm.double() / self._labels,
+                router.double() / self._contexts,
+                *map(lm.new_tensor, tokens),
+            ]
+        )
+        self._recalls += recall_sums(batch, losses, self._layers)
+
+    def result(self) -> Numbers:
+        """Every data-parallel rank must call."""
+        both = torch.cat([self._sums, self._recalls])
+        dist.all_reduce(both, group=self._group)
+        lm, router, memory_tokens, active_tokens, *recalls, asked = both.tolist()
+        numbers = {
+            "loss/lm": lm,
+            "loss/router": router,
+            "memory_tokens": memory_tokens,
+            "active_tokens": active_tokens,
+        }
+        for place, layer in enumerate(self._layers):
+            at_1, at_k = recalls[2 * place : 2 * place + 2]
+            numbers[f"router/layer_{layer}_recall@1"] = at_1 / max(1.0, asked)
+            numbers[f"router/layer_{layer}_recall@k"] = at_k / max(1.0, asked)
+        return numbers
+
+
+def recall_sums(batch: MemoryBatch, losses: Losses, layers: Sequence[int]) -> Tensor:
+    """[2 layers + 1] over the contexts that have positives: for each layer the sums of hits at 1
+    and of recall at K; last the number of those contexts."""
+    asked = batch.positives.any(1)
+    positives = batch.positives[asked]
+    sums = []
+    for layer in layers:
+        found = found_positives(losses.routings[layer].documents[asked], positives)
+        sums += [found[:, :1].sum(), (found.sum(1) / positives.sum(1)).sum()]
+    return torch.stack([*sums, asked.sum()])
+
+
+def found_positives(documents: Tensor, positives: Tensor) -> Tensor:
+    """[m, K] whether each selected document is a positive."""
+    return positives.gather(1, documents.clamp(min=0)) & (documents >= 0)

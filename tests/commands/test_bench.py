@@ -1,0 +1,99 @@
+"""`msa bench`: a subcommand for each benchmark, with its own options and no others."""
+
+import json
+
+import pytest
+
+from data_pipeline.schema import Document
+from msa_train.cli import main
+from msa_train.commands.bench import _rows
+from msa_train.interop.export import LoadedModel
+from msa_train.memory.bank.build import build_bank
+from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+
+BENCHMARKS = ("kernels", "layouts", "train", "candidates", "memory", "serve")
+
+
+def code_of(*arguments):
+    """Exit code, whether it is returned or raised while arguments are read."""
+    try:
+        return main(["bench", *arguments])
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_every_benchmark_is_listed_with_a_line(capsys):
+    assert code_of("--help") == 0
+    shown = capsys.readouterr().out
+    for name in BENCHMARKS:
+        assert name in shown
+    for name in BENCHMARKS:
+        assert code_of(name, "--help") == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "'nothing'"),
+        (["memory", "--parts", "scale", "tea"], "'tea': give some of scale"),
+        (["kernels", "--parts", "scale"], "--parts"),
+        (["kernels", "rooting"], "'rooting' is unknown"),
+        (["train", "--quick"], "--quick"),
+        (["layouts", "--export", "folder"], "--export"),
+        (["serve", "--quick"], "--quick"),
+        (["memory", "--url", "http://localhost"], "--url"),
+        (["serve"], "--url, or --export and --bank"),
+        (["candidates", "--export", "e", "--bank", "b"], "--questions"),
+        (["serve", "--retrieval", "tea"], "'tea'"),
+    ],
+)
+def test_what_does_not_apply_is_refused(arguments, said, capsys):
+    assert code_of(*arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.out == ""
+
+
+def test_options_reach_their_benchmark(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(
+        "msa_train.bench.serve.measure", lambda *options: given.append(options) or {"answers": 3}
+    )
+    assert code_of("serve", "--url", "http://h:1", "--clients", "2", "--seconds", "0.5") == 0
+    assert capsys.readouterr().out == "answers 3\n"
+    assert code_of("serve", "--url", "http://h:1", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"answers": 3}
+    assert given == [
+        (None, None, "http://h:1", 2, 0.5, "generate"),
+        (None, None, "http://h:1", 32, 60.0, "generate"),
+    ]
+    monkeypatch.setattr(
+        "msa_train.bench.kernels.suites.measure", lambda *options: [{"got": options}]
+    )
+    assert code_of("kernels", "states", "--repeats", "2") == 0
+    assert capsys.readouterr().out == "got (['states'], 2)\n"
+
+
+def test_rows_are_lines_and_begin_with_their_part():
+    assert list(_rows([{"a": 1}])) == [{"a": 1}]
+    found = {"scale": [{"a": 1}, {"a": 2}], "linearity": {"ratio": 3}, "model": "random"}
+    assert list(_rows(found)) == [
+        {"part": "scale", "a": 1}, {"part": "scale", "a": 2}, {"part": "linearity", "ratio": 3},
+        {"model": "random"},
+    ]  # fmt: skip
+
+
+def test_candidates_are_counted_for_a_bank_and_its_questions(tmp_path, monkeypatch, capsys):
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    documents = [Document(n, f"Text {n}.", id=str(n)) for n in range(20)]
+    build_bank(tmp_path / "bank", loaded.model, loaded.tokenizer, documents, FINGERPRINT)
+    questions = tmp_path / "questions.dev.jsonl"
+    questions.write_text(
+        json.dumps({"question": "Which?", "answers": ["a"], "documents": ["1"]}) + "\n"
+    )
+    options = ["--export", "e", "--bank", str(tmp_path / "bank"), "--questions", str(questions)]
+    assert code_of("candidates", *options, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["form"] for row in rows} == {"int8", "fp8"}
+    assert all(row["questions"] == 1 and row["documents"] == 20 for row in rows)

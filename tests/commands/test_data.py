@@ -1,0 +1,64 @@
+"""`msa data build` and `msa data show`."""
+
+import json
+
+import pytest
+
+from msa_train.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A config of a few small banks of needles, trained on for two stages."""
+    folder = tmp_path_factory.mktemp("run")
+    stage = {"lr": 1e-3, "data": {"document_tokens": 0, "weights": {"niah": 1}}}
+    config = {
+        "output": str(folder / "out"),
+        "model": {"vocab_size": 1024},
+        "data": {
+            "banks": {"niah": {"documents": 8, "contexts": 4}},
+            "tokenizer": {"vocab_size": 1024, "needle_texts": 300, "word_repeats": 5},
+            "niah": {"adjectives": 16, "nouns": 32, "values": 32},
+            "workers": 1,
+        },
+        "stages": [{"name": "a", "steps": 2, **stage}, {"name": "b", "steps": 2, **stage}],
+        "training": {"batch_samples": 2, "held_out_every": 2, "held_out_samples": 2},
+    }
+    (folder / "run.yaml").write_text(json.dumps(config))
+    return folder
+
+
+def test_build_makes_the_shards_once_and_says_what_is_in_them(run, capsys):
+    command = ["data", "build", "--config", str(run / "run.yaml")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert printed[1].startswith("stage 1: 2 steps, 4 banks, 32 documents (")
+    out = run / "out"
+    for folder in ("shards", "held_out"):
+        assert (out / folder / "manifest.json").is_file()
+    assert (out / "shards" / "tokenizer").is_dir()
+    before = (out / "shards" / "manifest.json").stat().st_mtime_ns
+
+    assert main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    manifest = json.loads(captured.out)
+    assert manifest["samples"] == 8 and [s["samples"] for s in manifest["stages"]] == [4, 4]
+    assert captured.err.count("is there already") == 2
+    assert (out / "shards" / "manifest.json").stat().st_mtime_ns == before
+
+    assert main([*command, "--data.seed", "5"]) == 2
+    assert "was built from other settings" in capsys.readouterr().err
+
+
+def test_show_prints_a_sample_as_the_model_sees_it(run, capsys):
+    command = ["data", "show", "--config", str(run / "run.yaml")]
+    main(["data", "build", "--config", str(run / "run.yaml")])
+    capsys.readouterr()
+    assert main([*command, "--sample", "3", "--contexts", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("source niah: 8 documents, the first of them:\n")
+    assert shown.count("\n--- ") == 2 and "positives [" in shown
+    assert "«" in shown and shown.endswith("(what the model is asked to write stands in «»)\n")
+    assert main([*command, "--sample", "8"]) == 2
+    assert "--sample 8: give 0 to 7" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""beir: a corpus, queries and their judgements."""
+
+import pytest
+
+from data_pipeline.converters import convert
+from data_pipeline.dataset import Question
+from tests.data_pipeline.converters.files import fails, passages, questions, write, write_jsonl
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "beir"
+    write_jsonl(
+        folder / "corpus.jsonl",
+        {"_id": "d1", "title": "Cats", "text": "Cats purr.", "metadata": {}},
+        {"_id": "d2", "title": "", "text": "Dogs bark."},
+        {"_id": "d3", "title": "Only a title", "text": ""},
+        {"_id": "d4", "title": "", "text": "Dogs  bark."},
+    )
+    write_jsonl(folder / "queries.jsonl", {"_id": "q1", "text": "who"}, {"_id": "q2", "text": "?"})
+    qrels = "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td4\t0\nq1\td3\t1\n"
+    write(folder / "qrels" / "test.tsv", qrels)
+    write(folder / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\nq2\td1\t-1\n")
+    return folder
+
+
+def test_beir(tmp_path, folder):
+    converted = convert("beir", [folder], tmp_path / "out", ["test", "train"])
+    assert (converted.passages, converted.repeated_passages) == (3, 1)
+    assert converted.questions == {"test": 1}
+    assert converted.left_out == {
+        "queries without a judgement in test": 1,
+        "queries without a judgement in train": 1,
+        "questions without a passage that answers them": 1,
+    }
+    assert passages(tmp_path / "out") == {
+        "d1": ("Cats", "Cats purr."),
+        "d2": ("", "Dogs bark."),
+        "d3": ("Only a title", ""),
+    }
+    wanted = [Question("q1", "who", (), ("d1", "d3"), (), ("d2",), any_of=True)]
+    assert questions(tmp_path / "out", "test") == wanted
+
+
+def test_broken_beir(tmp_path, folder):
+    qrels = folder / "qrels" / "train.tsv"
+    header = "query-id\tcorpus-id\tscore\n"
+    for text, said in (
+        ("q1\td1\t1\n", "line 1: give the header query-id, corpus-id, score"),
+        ("", "give the header"),
+        (f"{header}q1\td1\n", "line 2: has 2 columns, not 3"),
+        (f"{header}q1\td1\t1\nq9\td1\t1\n", "line 3: queries.jsonl has no 'q9'"),
+        (f"{header}q1\td9\t1\n", "line 2: there is no passage 'd9'"),
+        (f"{header}q1\td1\tgood\n", "line 2: the score is 'good': give a number"),
+    ):
+        write(qrels, text)
+        fails(tmp_path, "beir", [folder], str(qrels), said)
+    fails(tmp_path, "beir", [folder], "dev.tsv cannot be read", splits=["dev"])
+    fails(tmp_path, "beir", [qrels], "give one folder with corpus.jsonl")
+    queries = write_jsonl(folder / "queries.jsonl", {"_id": "q1", "text": 3})
+    fails(tmp_path, "beir", [folder], f'{queries}, line 1: "text" is 3: give a string')
+    corpus = write_jsonl(folder / "corpus.jsonl", {"_id": "d1", "title": "x"})
+    fails(tmp_path, "beir", [folder], f'{corpus}, line 1: "text" is missing: give a string')

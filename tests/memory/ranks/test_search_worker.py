@@ -1,0 +1,46 @@
+"""What a search worker answers, without its process: what a searcher of its share finds."""
+
+import json
+from dataclasses import asdict
+
+import torch
+
+from msa_train.memory.ranks.search_worker import Holdings
+from msa_train.memory.ranks.snapshot import described, pack
+from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.settings import TierSettings
+from tests.memory.ranks.banks import CONFIG, questions, write
+
+LAYER, ROUTER = CONFIG.router_layers[0], CONFIG.router
+
+
+def test_it_answers_for_its_share_alone(tmp_path):
+    bank = write(tmp_path / "bank", [[1, 2, 3, 4], [2] * 6], removed=[2])
+    share = Share(1, (1.0, 2.0))
+    holdings = Holdings(share, TierSettings(), torch.device("cpu"))
+    searcher = BankLoader(TierSettings(), ROUTER, share=share).searcher(bank)
+    head = {
+        "do": "open", "snapshot": 5, "router": asdict(ROUTER), "documents": len(bank.numbers),
+        **described(bank),
+    }  # fmt: skip
+    given = json.loads(json.dumps(head)), {"live": pack(bank.live)}, None
+    assert holdings.answer(*given) == ({}, None)
+    query, query_cu = questions()
+    about = {"snapshot": 5, "layer": LAYER}
+    allowed = torch.arange(len(bank.numbers)) % 3 > 0
+    for only in (None, allowed):
+        tensors = {"query_cu": query_cu} | ({} if only is None else {"allowed": pack(only)})
+        best, _ = holdings.answer({"do": "best", "k": 3, **about}, tensors, query)
+        expected = searcher.best(LAYER, query, query_cu, 3, only)
+        assert torch.equal(best["places"], expected.places)
+        assert torch.equal(best["scores"], expected.scores)
+    tensors = {"query_cu": query_cu, "places": best["places"]}
+    score, _ = holdings.answer({"do": "score", **about}, tensors, query)
+    assert torch.equal(score["scores"], best["scores"])
+    places = best["places"][best["places"] >= 0].unique()
+    none, data = holdings.answer({"do": "states", **about}, {"places": places}, None)
+    states = searcher.states(LAYER, places)
+    raw = [x.contiguous().flatten().view(torch.uint8) for x in (states.k, states.v, states.key)]
+    assert none == {} and torch.equal(data, torch.cat(raw))
+    holdings.answer({"do": "drop", "snapshots": [5, 6]}, {}, None)
+    assert not holdings._open

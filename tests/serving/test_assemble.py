@@ -1,0 +1,68 @@
+"""A server put together: banks that do not fit are refused, and impossible numbers of ranks."""
+
+import pytest
+
+from msa_train.cli import main
+from msa_train.errors import ConfigError
+from msa_train.interop.export import LoadedModel
+from msa_train.memory.search.settings import TierSettings
+from msa_train.serving.assemble import search_ranks
+from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
+from tests.serving.running import state_of, tiny_bank
+
+
+def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
+    from msa_train.memory.planner.hardware import Machine
+
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr(
+        "msa_train.memory.planner.hardware.this_machine",
+        lambda devices=(): Machine((), 100 * 10**6),
+    )
+    bank = tiny_bank(tmp_path / "bank")
+    assert main(["serve", "export", "--bank", f"a={bank}"]) == 2
+    said = capsys.readouterr().err
+    assert "does not fit" in said and "host memory must hold" in said
+
+
+def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
+
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    planned = []
+
+    def plan(config, bank, machine, serving):
+        planned.append(serving.hot_mb)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("msa_train.memory.planner.plan.plan", plan)
+    banks = [f"--bank={name}={tiny_bank(tmp_path / name)}" for name in "abc"]
+    assert main(["serve", "export", "--hot-mb", "10", *banks]) == 2
+    assert planned == [30]
+
+
+def test_named_banks_come_first_and_banks_of_the_folder_are_found(tmp_path):
+    tiny_bank(tmp_path / "banks" / "found")
+    state = state_of(tmp_path)
+    try:
+        assert [bank.name for bank in state.banks] == ["notes", "found"]
+        assert [bank.droppable for bank in state.banks] == [False, True]
+        assert state.banks[None].name == "notes"
+    finally:
+        state.engine.stop()
+        state.banks.close()
+
+
+def test_one_process_searches_alone():
+    with search_ranks(1, TierSettings(), 60.0, "cpu") as ranks:
+        assert ranks is None
+
+
+@pytest.mark.parametrize(("count", "timeout_s", "said"), [(0, 60, "--ranks 0"), (2, 0, "-s 0")])
+def test_impossible_ranks_are_refused(count, timeout_s, said):
+    with (
+        pytest.raises(ConfigError, match=said),
+        search_ranks(count, TierSettings(), timeout_s, "cpu"),
+    ):
+        pass

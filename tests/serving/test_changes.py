@@ -1,0 +1,70 @@
+"""Documents put into a bank and taken out: all of them, or none."""
+
+from threading import Event
+
+import pytest
+
+from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.search.live import LiveBank
+from msa_train.serving.banks import ServedBank
+from msa_train.serving.changes import DOCUMENT_TOKENS, put_documents, remove_documents
+from msa_train.serving.errors import ApiError
+from tests.serving.running import MODEL, tiny_bank
+
+
+@pytest.fixture
+def bank(tmp_path):
+    path = tiny_bank(tmp_path / "notes")
+    bank = ServedBank("notes", path, LiveBank.open(path, MODEL.model, MODEL.fingerprint), False)
+    yield bank
+    bank.close()
+
+
+def put(bank, *documents, update=False, abandoned=None):
+    stored = [StoredDocument(0, text, id) for id, text in documents]
+    return put_documents(bank, MODEL, stored, update, 1.0, abandoned or Event())
+
+
+def test_new_numbers_follow_the_last(bank):
+    assert put(bank, ("a", "One."), ("", "Two.")) == [123457, 123458]
+    assert bank.snapshot[123457].text == "One."
+    assert put(bank, ("a", "Changed."), update=True) == [123459]
+    assert bank.snapshot.numbers_of("a") == [123459]
+
+
+def test_a_long_document_becomes_several_of_one_id(bank):
+    numbers = put(bank, ("long", "Cranes sleep. " * DOCUMENT_TOKENS))
+    assert len(numbers) > 1 and bank.snapshot.numbers_of("long") == numbers
+
+
+@pytest.mark.parametrize(
+    ("documents", "update", "code"),
+    [
+        ([("a", "x"), ("a", "y")], False, "id_twice"),
+        ([("", "x")], True, "no_id"),
+        ([("fresh", "x"), ("d2", "y")], False, "id_exists"),
+        ([("d2", "x"), ("fresh", "y")], True, "document_not_found"),
+    ],
+)
+def test_what_cannot_be_put_changes_nothing(bank, documents, update, code):
+    before = bank.info()
+    with pytest.raises(ApiError) as caught:
+        put(bank, *documents, update=update)
+    assert caught.value.code == code and bank.info() == before
+
+
+def test_a_change_that_nobody_waits_for_is_not_made(bank):
+    before, abandoned = bank.info(), Event()
+    abandoned.set()
+    with pytest.raises(ApiError, match="nothing was changed"):
+        put(bank, ("a", "x"), abandoned=abandoned)
+    assert bank.info() == before
+
+
+def test_all_are_removed_or_none(bank):
+    for ids, numbers in ((["d2", "nobody"], []), ([], [2, 5])):
+        with pytest.raises(ApiError, match="no document"):
+            remove_documents(bank, ids, numbers, 1.0)
+        assert bank.view().knows(2)
+    assert remove_documents(bank, ["d3"], [2, 2], 1.0) == [2, 3]
+    assert not bank.view().knows(2)

@@ -1,0 +1,1 @@
+from tests.distributed.conftest import shards  # noqa: F401 (a fixture: tiny shards)

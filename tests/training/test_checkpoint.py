@@ -1,0 +1,102 @@
+"""Checkpoints: what is saved comes back, and what would not continue the same run is refused."""
+
+import json
+
+import pytest
+import torch
+
+from msa_train.config import load_config
+from msa_train.errors import CheckpointError
+from msa_train.training import checkpoint
+from tests.distributed.runs import settings
+from tests.memory.tiny import tiny_tokenizer
+
+STATE = checkpoint.RunState(2, {"samples": 4}, "run-id", 1, 0, {"held_out/a/lm": 2.5})
+
+
+class Queue:
+    def __init__(self, keys):
+        self.keys = keys
+
+    def state_dict(self):
+        return {"keys": self.keys}
+
+    def load_state_dict(self, state):
+        self.keys = state["keys"]
+
+
+class FileEngine:
+    """An engine whose state is a file."""
+
+    def __init__(self, value):
+        self.value, self.queue = value, Queue(torch.full((2,), float(value)))
+        self.model = self
+
+    def save(self, folder, tag):
+        (folder / tag / "engine").write_text(str(self.value))
+
+    def load(self, folder, tag):
+        self.value = int((folder / tag / "engine").read_text())
+
+    def full_weights(self):
+        yield "weight", torch.full((3,), float(self.value))
+
+
+@pytest.fixture
+def config(megatron, tmp_path):
+    return load_config(settings(tmp_path / "run", training__keep_checkpoints=1))
+
+
+def save(config, value=7):
+    return checkpoint.save(FileEngine(value), config, tiny_tokenizer(), STATE)
+
+
+def test_what_is_saved_comes_back(config):
+    assert checkpoint.find(config.path) is None
+    folder = save(config)
+    drawn = torch.rand(3)
+    assert checkpoint.find(config.path) == folder and folder.name == "step-000000002"
+    engine = FileEngine(0)
+    assert checkpoint.load(engine, config, folder) == STATE
+    assert engine.value == 7 and engine.queue.keys.tolist() == [7, 7]
+    assert torch.equal(torch.rand(3), drawn), "the random state is the saved one"
+    assert (folder / "weights-tp0.safetensors").exists() and (folder / "tokenizer").is_dir()
+
+
+def test_a_damaged_checkpoint_is_named(config, capsys):
+    folder = save(config)
+    (folder / "engine").write_text("8")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
+        checkpoint.find(config.path)
+    assert "engine is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"model__layers": 3}, r"another model\.layers \(2, now 3\)"),
+        ({"seed": 5}, "another seed"),
+        ({"stages": "[{name: main, steps: 5, lr: 1e-2}]"}, "another stages"),
+        ({"training__zero_stage": 2}, r"training\.zero_stage 1, not 2"),
+        ({"training__batch_samples": 4}, "another|batch_samples 2, not 4"),
+    ],
+)
+def test_other_settings_are_refused_by_name(config, overrides, said):
+    folder = save(config)
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load(FileEngine(0), load_config(settings(config.path, **overrides)), folder)
+
+
+def test_another_number_of_ranks_is_refused(config):
+    folder = save(config)
+    state = json.loads((folder / checkpoint.STATE).read_text())
+    (folder / checkpoint.STATE).write_text(json.dumps(state | {"ranks": 2}))
+    with pytest.raises(CheckpointError, match="written by 2 ranks, 1 were started"):
+        checkpoint.load(FileEngine(0), config, folder)
+
+
+def test_rates_and_weights_of_a_stage_may_change(config):
+    folder = save(config)
+    stages = "[{name: later, steps: 4, lr: 1e-3, router_weight: 0.5}]"
+    again = load_config(settings(config.path, stages=stages))
+    assert checkpoint.load(FileEngine(0), again, folder) == STATE

@@ -1,0 +1,50 @@
+"""A rank's whole life: its steps, its end before the last one, and errors with their exit codes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import logged, settings, train_all
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    """(folder, result) of a run of four steps that is stopped after two and resumed."""
+    folder = tmp_path_factory.mktemp("run") / "stopped"
+    runs = [{"arguments": settings(folder, training__shards=shards), "stop_after": 2}]
+    return folder, run_ranks(1, train_all, runs)[0][0]
+
+
+def test_a_stopped_run_goes_on_to_its_last_step(trained):
+    folder, result = trained
+    assert result["codes"] == [143, 0]
+    assert [row["step"] for row in logged(folder)] == [1, 2, 3, 4]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == [
+        "step-000000002", "step-000000004",
+    ]  # fmt: skip
+
+
+def test_every_logged_step_has_its_numbers(trained):
+    for row in logged(trained[0]):
+        assert row["loss/lm"] > 0 and row["loss/router"] > 0 and row["lr"] == 1e-2
+        assert row["skipped_steps"] == row["skipped_samples"] == row["stage"] == 0
+        assert row["memory_tokens_per_s"] > 0 and 0 <= row["data_wait"] <= 1
+        assert any(name.startswith("router/layer_") for name in row)
+
+
+def rank(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "msa_train.training.trainer", *map(str, arguments)],
+        env=os.environ | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def test_errors_of_the_user_are_printed_once_with_their_exit_code(trained, shards):
+    done = rank("--local_rank=0", "--training.zero_stage", "9")
+    assert done.returncode == 2 and "training.zero_stage" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = rank(*settings(trained[0], training__shards=shards))
+    assert done.returncode == 4 and "continue it with --resume" in done.stderr
