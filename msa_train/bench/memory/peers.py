@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msa_kernels import document_attention
 from torch import Tensor
 
 from data_pipeline.protocol import prompt_pieces
@@ -21,9 +20,9 @@ from msa_train.bench.runner import in_process, in_turns, log, process_gb, second
 from msa_train.errors import MissingDependencyError
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.search.live import LiveBank
+from msa_train.model.attention import self_attention
 from msa_train.model.batch import positions_within
 from msa_train.model.decoder import MSADecoder
-from msa_train.model.ops import rotary_tables
 
 _TOKENS, _TOP_K, _WIDTH, _HEADS = 32, 16, 64, 2
 
@@ -133,10 +132,5 @@ def _dense_first_token(load: Load, tokens: int) -> dict[str, Any]:
 def dense(model: MSADecoder, tokens: Tensor) -> Tensor:
     """Logits [vocabulary] after tokens [N]: the backbone, every token attending to all before."""
     cu = torch.tensor([0, len(tokens)], device=tokens.device)
-    config = model.config
-    tables = rotary_tables(positions_within(cu), config.head_dim, config.rope_theta)
-    x = model.model.embed_tokens(tokens)
-    for layer in model.model.layers:
-        p = layer.self_attn.project(layer.input_layernorm(x), *tables)
-        x = layer.finish(x, document_attention(p.q, p.k, p.v, cu, config.head_dim**-0.5))
-    return model.logits(model.model.norm(x[-1:]))[0]
+    hidden = model.run(tokens, positions_within(cu), lambda layer, h, x: self_attention(x, cu))
+    return model.logits(hidden[-1:])[0]
