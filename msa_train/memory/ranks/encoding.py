@@ -32,6 +32,7 @@ from msa_train.memory.ranks.worker_process import (
     run_worker,
     threads_each,
     told_error,
+    warm_up,
 )
 
 MODULE = "msa_train.memory.ranks.encoding"
@@ -153,6 +154,7 @@ def _work(channel: Channel) -> None:
     try:
         load, target = pickle.loads(given["given"].numpy())
         encoder = load(told["rank"])
+        warm_up(torch.device("cpu"))
         tell()
         while True:
             block = [StoredDocument(**each) for each in channel.receive(None).head["documents"]]

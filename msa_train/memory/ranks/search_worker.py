@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msa_kernels import chunk_scores, document_scores
 from torch import Tensor
 
 from msa_train.errors import MSAError
 from msa_train.memory.ranks.channel import Channel, Packet
 from msa_train.memory.ranks.exchange import Exchange, as_bytes
 from msa_train.memory.ranks.snapshot import OpenedSegments, opened, unpack
-from msa_train.memory.ranks.worker_process import end_with_driver, run_worker, told_error
+from msa_train.memory.ranks.worker_process import (
+    end_with_driver,
+    run_worker,
+    told_error,
+    warm_up,
+)
 from msa_train.memory.search.loader import BankLoader, Share
 from msa_train.memory.search.searcher import LocalSearcher
 from msa_train.memory.search.settings import TierSettings
@@ -101,7 +105,7 @@ def _work(channel: Channel) -> None:
     torch.set_num_threads(told["threads"])
     share = Share(told["rank"], tuple(told["shares"]))
     holdings = Holdings(share, TierSettings(**told["tiers"]), device)
-    _warm_up(device)
+    warm_up(device)
     channel.send({"number": 0}, {}, None)
     try:
         channel.receive(None)
@@ -113,13 +117,6 @@ def _work(channel: Channel) -> None:
                 _serve(channel.receive(None), channel, exchange, holdings, timeout_s)
     finally:
         clean_up()
-
-
-def _warm_up(device: torch.device) -> None:
-    """An operator's first call imports a compiler, which no request should wait for."""
-    one, cu = torch.ones(1, 8, device=device), torch.tensor([0, 1], device=device)
-    document_scores(one, cu, one, cu, cu[:1], cu)
-    chunk_scores(one, cu, one, cu[:1], cu)
 
 
 def _serve(

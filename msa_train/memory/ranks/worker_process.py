@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
+import torch
+from msa_kernels import chunk_scores, document_scores
 from torch import Tensor
 
 from data_pipeline.errors import DataError
@@ -214,6 +216,13 @@ def end_with_driver(channel: Channel, clean_up: Callable[[], None]) -> None:
     """From now on this process ends as soon as its driver does, whatever it is doing."""
     given = channel.fileno(), os.getppid(), clean_up
     threading.Thread(target=_watch, args=given, daemon=True).start()
+
+
+def warm_up(device: torch.device) -> None:
+    """An operator's first call imports a compiler, which no request should wait for."""
+    one, cu = torch.ones(1, 8, device=device), torch.tensor([0, 1], device=device)
+    document_scores(one, cu, one, cu, cu[:1], cu)
+    chunk_scores(one, cu, one, cu[:1], cu)
 
 
 def _watch(channel: int, driver: int, clean_up: Callable[[], None]) -> None:
