@@ -1,7 +1,6 @@
 """Ranks that die, fail, stall or find damage: who is named, how soon, and what goes on."""
 
 import gc
-import gc
 import os
 import random
 import re
