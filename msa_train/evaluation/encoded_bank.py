@@ -68,10 +68,7 @@ class EncodedBank:
             self,
             documents=tuple(self.documents[place] for place in places),
             tokens=self.tokens[places],
-            pooled={
-                layer: Pooled(states.k[rows], states.v[rows], states.key[rows])
-                for layer, states in self.pooled.items()
-            },
+            pooled={n: states.map(lambda x: x[rows]) for n, states in self.pooled.items()},
             chunk_cu=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
         )
 

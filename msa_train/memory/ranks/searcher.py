@@ -133,15 +133,12 @@ class DistributedSearcher:
             return next(iter(found.values()))
         joined = torch.cat([places[rank] for rank in found])
         order = joined.argsort()
-        states = [torch.cat([getattr(x, name) for x in found.values()]) for name in _NAMES]
+        states = Pooled.joined(list(found.values()))
         if bool((joined.diff() > 0).all()):
-            return Pooled(*states)
+            return states
         cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
-        rows = chunks_of(order, cu).to(states[0].device)
-        return Pooled(*(x[rows] for x in states))
-
-
-_NAMES = ("k", "v", "key")
+        rows = chunks_of(order, cu).to(states.k.device)
+        return states.map(lambda x: x[rows])
 
 
 def _owners(bank: BankSnapshot, shares: tuple[float, ...]) -> Tensor:

@@ -12,7 +12,7 @@ from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
 from msa_train.memory.bank.encode import TOKEN_BUDGET, encode_documents
-from msa_train.memory.bank.segment import STATES, EncodedBatch
+from msa_train.memory.bank.segment import EncodedBatch
 from msa_train.memory.search.keys import LayerKeys, chunks_of
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.view import MemoryView
@@ -39,12 +39,7 @@ def encode_in_memory(
 def joined(batches: Sequence[EncodedBatch]) -> tuple[dict[int, Pooled], Tensor]:
     """Pooled states per router layer, and chunk_cu [n+1], of all batches."""
     pooled = {
-        layer: Pooled(
-            *(
-                torch.cat([getattr(batch.pooled[layer], name) for batch in batches])
-                for name in STATES
-            )
-        )
+        layer: Pooled.joined([batch.pooled[layer] for batch in batches])
         for layer in batches[0].pooled
     }
     return pooled, F.pad(torch.cat([batch.chunks for batch in batches]).cumsum(0), (1, 0))
@@ -72,7 +67,7 @@ def view_of(
 
     def read(layer: int, documents: Tensor) -> Pooled:
         chunks, states = chunks_of(places[documents], chunk_cu), pooled[layer]
-        return Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
+        return states.map(lambda x: x[chunks])
 
     live = torch.ones(len(places), dtype=torch.bool)
     searcher = LocalSearcher([Part(0, cu, keys, read)], router, live)

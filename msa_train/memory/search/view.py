@@ -13,7 +13,6 @@ from msa_kernels import select_chunks
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from msa_train.memory.bank.segment import STATES
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.searcher import Searcher
 from msa_train.model.attention import Pooled
@@ -103,8 +102,7 @@ class MemoryView:
 
     def _states(self, layer: int, places: Tensor, query: Tensor) -> Pooled:
         if len(places):
-            states = self.searcher.states(layer, places)
-            return Pooled(*(getattr(states, name).to(query.device) for name in STATES))
+            return self.searcher.states(layer, places).map(lambda x: x.to(query.device))
         empty = query.new_empty(0, self.heads, self.head_dim)
         return Pooled(empty, empty, empty.flatten(1))
 
