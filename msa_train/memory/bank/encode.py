@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from msa_kernels import chunk_offsets
+from msa_kernels import chunk_offsets, cumulative
 
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
@@ -105,7 +105,7 @@ def _encode(
 ) -> EncodedBatch:
     device = model.model.embed_tokens.weight.device
     lengths = torch.tensor([len(ids) for ids in tokens])
-    doc_cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    doc_cu = cumulative(lengths)
     packed = torch.tensor([i for ids in tokens for i in ids], device=device)
     pooled = {
         layer: states.map(lambda x: x.to("cpu", dtype))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from msa_kernels import cumulative
 from torch import Tensor
 
 from msa_train.memory.bank.snapshot import BankSnapshot
@@ -136,7 +137,7 @@ class DistributedSearcher:
         states = Pooled.joined(list(found.values()))
         if bool((joined.diff() > 0).all()):
             return states
-        cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
+        cu = cumulative(self._counts[joined])
         rows = chunks_of(order, cu).to(states.k.device)
         return states.map(lambda x: x[rows])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
+from msa_kernels import cumulative
 from torch import Tensor
 
 from data_pipeline.schema import Document
@@ -42,7 +42,7 @@ def joined(batches: Sequence[EncodedBatch]) -> tuple[dict[int, Pooled], Tensor]:
         layer: Pooled.joined([batch.pooled[layer] for batch in batches])
         for layer in batches[0].pooled
     }
-    return pooled, F.pad(torch.cat([batch.chunks for batch in batches]).cumsum(0), (1, 0))
+    return pooled, cumulative(torch.cat([batch.chunks for batch in batches]))
 
 
 def view_of(
@@ -60,7 +60,7 @@ def view_of(
     places = torch.arange(len(documents)) if places is None else places
     counts, rows = chunk_cu.diff()[places], _consecutive(chunks_of(places, chunk_cu))
     heads, head_dim = next(iter(pooled.values())).k.shape[1:]
-    cu = F.pad(counts.cumsum(0), (1, 0))
+    cu = cumulative(counts)
     keys = {
         layer: LayerKeys(states.key[rows], cu, router, heads) for layer, states in pooled.items()
     }

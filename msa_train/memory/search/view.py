@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from msa_kernels import select_chunks
+from msa_kernels import cumulative, select_chunks
 from torch import Tensor
 
 from data_pipeline.schema import Document
@@ -78,7 +77,7 @@ class MemoryView:
         """
         found = self.searcher.best(layer, query, query_cu, self.router.top_k, self.allowed)
         places, local = _numbered(found.places)
-        cu = F.pad(self.chunk_counts[places].cumsum(0), (1, 0))
+        cu = cumulative(self.chunk_counts[places])
         index, index_cu = (x.to(query.device) for x in select_chunks(local, cu))
         states = self._states(layer, places, query)
         own = self.router.scoring.chunk_scores(
