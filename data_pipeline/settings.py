@@ -19,15 +19,8 @@ from data_pipeline.sources.niah import NeedleTask
 from data_pipeline.sources.registry import SOURCES
 from data_pipeline.tokenizer import TokenizerConfig
 
-
-def _default_bank(source: type[Source]) -> Any:
-    return field(default_factory=lambda: source.banks)
-
-
 _Banks = make_dataclass(
-    "_Banks",
-    [(name, BankConfig, _default_bank(source)) for name, source in SOURCES.items()],
-    frozen=True,
+    "_Banks", [(name, BankConfig, source.banks) for name, source in SOURCES.items()], frozen=True
 )
 
 
