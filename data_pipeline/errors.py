@@ -1,4 +1,4 @@
-"""The exception a user of the data pipeline can meet."""
+"""The exception a user of the data pipeline can meet, and the check that most settings need."""
 
 
 class DataError(ValueError):
@@ -8,3 +8,13 @@ class DataError(ValueError):
     """
 
     exit_code = 3
+
+
+def check_least(
+    least: float, settings: object, prefix: str, *names: str, error: type[ValueError] = DataError
+) -> None:
+    """Refuses the first of these fields that is below `least`; None is not given, so it passes."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise error(f"{prefix}{name} is {value}: give {least} or more")

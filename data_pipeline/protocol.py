@@ -109,10 +109,6 @@ def tail_pieces() -> list[Piece]:
     return [_control(IM_END, Role.TEMPLATE), Piece(TAIL, Role.TEMPLATE)]
 
 
-def response_head_pieces() -> list[Piece]:
-    return [_control(IM_START)]
-
-
 def prompt_pieces(
     question: str,
     first_round: bool = True,
@@ -125,7 +121,7 @@ def prompt_pieces(
         *head_pieces(),
         *question_pieces(question, first_round, instructions),
         *tail_pieces(),
-        *response_head_pieces(),
+        _control(IM_START),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.schema import ASKED_KINDS
 from data_pipeline.sources.base import BankConfig, NumberConfig, Source
 from data_pipeline.sources.dataset_config import DatasetConfig
@@ -19,15 +19,8 @@ from data_pipeline.sources.niah import NeedleTask
 from data_pipeline.sources.registry import SOURCES
 from data_pipeline.tokenizer import TokenizerConfig
 
-
-def _default_bank(source: type[Source]) -> Any:
-    return field(default_factory=lambda: source.banks)
-
-
 _Banks = make_dataclass(
-    "_Banks",
-    [(name, BankConfig, _default_bank(source)) for name, source in SOURCES.items()],
-    frozen=True,
+    "_Banks", [(name, BankConfig, source.banks) for name, source in SOURCES.items()], frozen=True
 )
 
 
@@ -53,9 +46,7 @@ class ContextConfig:
     wrong_documents: int = 2
 
     def __post_init__(self) -> None:
-        for name in ASKED_KINDS:
-            if getattr(self, name) < 0:
-                raise DataError(f"data.contexts.{name} is {getattr(self, name)}: give 0 or more")
+        check_least(0, self, "data.contexts.", *ASKED_KINDS)
         if not sum(getattr(self, name) for name in ASKED_KINDS) > 0:
             raise DataError(f"data.contexts: {', '.join(ASKED_KINDS)} are all 0: make one positive")
         if not 0 <= self.wrong_share <= 1:
@@ -104,11 +95,8 @@ class DataConfig(_SourceSettings):
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("shard_samples", "workers"):
-            if getattr(self, name) < 1:
-                raise DataError(f"data.{name} is {getattr(self, name)}: give 1 or more")
-        if self.seed < 0:
-            raise DataError(f"data.seed is {self.seed}: give 0 or more")
+        check_least(1, self, "data.", "shard_samples", "workers")
+        check_least(0, self, "data.", "seed")
         if taken := set(self.datasets) & set(SOURCES):
             raise DataError(f"data.datasets names {sorted(taken)}, which exist: choose other names")
 
@@ -153,12 +141,8 @@ class StageData:
     contexts: ContextConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.document_tokens is not None and self.document_tokens < 0:
-            raise DataError(
-                f"stages[].data.document_tokens is {self.document_tokens}: give 0 or more"
-            )
-        if self.memory_tokens is not None and self.memory_tokens < 1:
-            raise DataError(f"stages[].data.memory_tokens is {self.memory_tokens}: give 1 or more")
+        check_least(0, self, "stages[].data.", "document_tokens")
+        check_least(1, self, "stages[].data.", "memory_tokens")
         for name, weight in (self.weights or {}).items():
             if weight < 0:
                 raise DataError(f"stages[].data.weights.{name} is {weight}: give 0 or more")

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data_pipeline import files
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.settings import DataConfig, TrainingCorpus
 from data_pipeline.sources.niah import NeedleTask
 from msa_train.errors import ConfigError
@@ -59,13 +59,9 @@ class WandbConfig:
     finish_timeout_s: int = 120
 
     def __post_init__(self) -> None:
-        if self.alert_spreads < 0:
-            raise ConfigError(
-                f"training.wandb.alert_spreads is {self.alert_spreads}: give 0 or more"
-            )
-        for name in ("init_timeout_s", "finish_timeout_s"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.wandb.{name} is {getattr(self, name)}: give 1 or more")
+        place, timeouts = "training.wandb.", ("init_timeout_s", "finish_timeout_s")
+        check_least(0, self, place, "alert_spreads", error=ConfigError)
+        check_least(1, self, place, *timeouts, error=ConfigError)
 
 
 @dataclass(frozen=True)
@@ -116,15 +112,14 @@ class TrainingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        for name in (
+        check_least(
+            1, self, "training.",
             "batch_samples", "tensor_parallel", "log_every", "checkpoint_every",
             "keep_checkpoints", "held_out_samples", "skipped_steps_limit", "timeout_s",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("held_out_every", "weight_decay", "cache_gb"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: give 0 or more")
+            error=ConfigError,
+        )  # fmt: skip
+        from_zero = ("held_out_every", "weight_decay", "cache_gb")
+        check_least(0, self, "training.", *from_zero, error=ConfigError)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"training.betas is {self.betas}: give two numbers from 0 to below 1")
         if self.gradient_cache_tokens is not None and self.gradient_cache_tokens < 1:
@@ -170,11 +165,11 @@ class EvaluationConfig:
             raise ConfigError(f"evaluation.memory_tokens is {self.memory_tokens}: give lengths")
         if not self.niah_tasks or len(set(self.niah_tasks)) < len(self.niah_tasks):
             raise ConfigError(f"evaluation.niah_tasks is {self.niah_tasks}: give each task once")
-        for name in (
+        check_least(
+            1, self, "evaluation.",
             "questions", "text_questions", "pydocs_questions", "resamples", "batch_contexts",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}: give 1 or more")
+            error=ConfigError,
+        )  # fmt: skip
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"evaluation.workers is {self.workers}: give 1 or more, or null")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.errors import check_least
 from data_pipeline.settings import CorpusStage, StageData
 from msa_train.errors import ConfigError
 
@@ -40,16 +41,13 @@ class Stage:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.tokens is None):
             raise self._error("steps", f"{self.steps} and tokens {self.tokens}: give one of them")
-        for name in ("steps", "tokens", "epochs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise self._error(name, f"{value}: give 1 or more")
-        for name in (
+        place = f"stages[{self.name}]."
+        check_least(1, self, place, "steps", "tokens", "epochs", error=ConfigError)
+        check_least(
+            0, self, place,
             "lr", "final_lr", "warmup_steps", "lm_weight", "router_weight", "queue_documents",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise self._error(name, f"{value}: give 0 or more")
+            error=ConfigError,
+        )  # fmt: skip
         if not self.lm_weight and not self.router_weight:
             raise self._error("lm_weight", "0, and router_weight too: make one positive")
 

@@ -16,7 +16,7 @@ from data_pipeline.cleaning.quality import AnswersInPositives, QualityRules, que
 from data_pipeline.cleaning.questions import merge, remap
 from data_pipeline.cleaning.report import Findings
 from data_pipeline.dataset import Question, find_file, read_questions, write_dataset
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 
 DEFAULT_GRAM = 13
 
@@ -47,8 +47,7 @@ class CleanConfig:
             )
         if self.ngram < 1:
             raise DataError(f"ngram is {self.ngram}: give 1 or more words ({DEFAULT_GRAM})")
-        if self.examples < 0:
-            raise DataError(f"examples is {self.examples}: give 0 or more")
+        check_least(0, self, "", "examples")
         if len(set(self.against)) < len(self.against):
             raise DataError(f"against names a set twice: {' '.join(self.against)}")
 

@@ -209,13 +209,11 @@ def _count(sample: Sample, tokenizer: Tokenizer | None) -> np.ndarray:
     if tokenizer is not None:
         documents = (document_pieces(d.number, d.text) for d in sample.documents)
         contexts = map(context_pieces, sample.contexts)
-        counts[3:] = (
-            1,
-            *(
-                sum(len(tokenizer.encode_pieces(pieces).tokens) for pieces in group)
-                for group in (documents, contexts)
-            ),
+        tokens = (
+            sum(len(tokenizer.encode_pieces(pieces).tokens) for pieces in group)
+            for group in (documents, contexts)
         )
+        counts[3:] = (1, *tokens)
     return np.array(counts, dtype=np.float64)
 
 

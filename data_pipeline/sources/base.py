@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.schema import Document, Query
 from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
 
@@ -63,8 +63,7 @@ class NumberConfig:
     short_share: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise DataError(f"data.numbers.limit is {self.limit}: give 1 or more")
+        check_least(1, self, "data.numbers.", "limit")
         if not 0 <= self.short_share <= 1:
             raise DataError(f"data.numbers.short_share is {self.short_share}: give 0 to 1")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.sources.base import BankConfig
 
 DatasetTask = Literal["given", "title", "inverse_cloze", "text"]
@@ -29,11 +29,7 @@ class NegativesConfig:
     mined: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("count", "bm25"):
-            if getattr(self, name) < 0:
-                raise DataError(
-                    f"data.datasets.*.negatives.{name} is {getattr(self, name)}: give 0 or more"
-                )
+        check_least(0, self, "data.datasets.*.negatives.", "count", "bm25")
 
 
 @dataclass(frozen=True)
@@ -77,17 +73,13 @@ class DatasetConfig:
                 raise DataError(f"data.datasets.*.tasks.{task} is {share}: give 0 or more")
         if not sum(self.tasks.values()) > 0:
             raise DataError(f"data.datasets.*.tasks is {dict(self.tasks)}: make one positive")
-        if self.questions is not None and self.questions < 1:
-            raise DataError(f"data.datasets.*.questions is {self.questions}: give 1 or more")
+        check_least(1, self, "data.datasets.*.", "questions")
         if not 0 <= self.made_held_out_share < 1:
             raise DataError(
                 f"data.datasets.*.made_held_out_share is {self.made_held_out_share}: give 0 to "
                 "below 1"
             )
-        if self.document_tokens < 16:
-            raise DataError(
-                f"data.datasets.*.document_tokens is {self.document_tokens}: give 16 or more"
-            )
+        check_least(16, self, "data.datasets.*.", "document_tokens")
 
     def held_out(self) -> DatasetConfig | None:
         """The same with the tasks for which something is held out; None without any."""

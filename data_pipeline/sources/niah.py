@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import (
     BankConfig,
@@ -77,9 +77,7 @@ class NiahConfig:
             raise DataError(f"data.niah.tasks is {dict(self.tasks)}: give one a positive share")
         if not 0 < self.needle_share <= 1:
             raise DataError(f"data.niah.needle_share is {self.needle_share}: give 0 < share <= 1")
-        for name in ("key_words", "nouns", "value_digits", "document_tokens"):
-            if getattr(self, name) < 1:
-                raise DataError(f"data.niah.{name} is {getattr(self, name)}: give 1 or more")
+        check_least(1, self, "data.niah.", "key_words", "nouns", "value_digits", "document_tokens")
         if self.values < 4:
             raise DataError(f"data.niah.values is {self.values}: a multi-value key needs 4")
         if self.adjectives < self.key_words - 1:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import (
     BankConfig,
@@ -52,8 +52,7 @@ class PydocsConfig:
                 raise DataError(f"data.pydocs.{name} is {getattr(self, name)}: give 0 to 1")
         if self.document_tokens < 32:
             raise DataError(f"data.pydocs.document_tokens is {self.document_tokens}: give 32+")
-        if self.questions < 1:
-            raise DataError(f"data.pydocs.questions is {self.questions}: give 1 or more")
+        check_least(1, self, "data.pydocs.", "questions")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline import files
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, check_least
 from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.schema import Piece, Role
 
@@ -51,9 +51,7 @@ class TokenizerConfig:
             raise DataError(
                 f"data.tokenizer.vocab_size is {self.vocab_size}: give 512 or more (256 are bytes)"
             )
-        for name in ("needle_texts", "word_repeats", "passages"):
-            if getattr(self, name) < 0:
-                raise DataError(f"data.tokenizer.{name} is {getattr(self, name)}: give 0 or more")
+        check_least(0, self, "data.tokenizer.", "needle_texts", "word_repeats", "passages")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from msa_kernels.norm_rope import norm_rope
 from msa_kernels.pool import chunk_mean
 from msa_kernels.prepared import BlockScores, PreparedKeys, prepared_scores
 from msa_kernels.quantised import QuantisedKeys, quantise, quantised_document_scores
-from msa_kernels.ragged import chunk_offsets
+from msa_kernels.ragged import chunk_offsets, cumulative
 from msa_kernels.scores import chunk_scores, document_scores
 from msa_kernels.selection import select_chunks, top_documents
 
@@ -35,6 +35,7 @@ __all__ = [
     "chunk_offsets",
     "chunk_scores",
     "context_attention",
+    "cumulative",
     "document_attention",
     "document_scores",
     "norm_rope",

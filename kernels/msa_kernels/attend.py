@@ -424,13 +424,14 @@ def context_attention(
 ) -> Tensor:
     """Each context attends to its selected pooled chunks and its own tokens (SPEC section 2).
 
-    q [Nq, H, D], k, v [Nk, G, D]; q_cu, k_cu [m+1]: a context's q rows are its LAST tokens, each
-    sees its own and earlier keys. pooled_k, pooled_v [C, G, D]; index [S], index_cu [m+1]: the
-    chunks each context reads; bias [S] (the gate, SPEC section 3) is added to an entry's logits
-    for all heads; q rows before memory_from [m] (counted within the context's q rows) see no
-    chunk. Returns [Nq, H, D]. Differentiable in q, k, v, pooled_k, pooled_v, bias; gradients are
-    the same in every run. scratch_mb bounds the masks of the torch path. Raises KernelError for
-    tensors that do not fit together.
+    q [Nq, H, D], k, v [Nk, G, D]; q_cu, k_cu [m+1]: a context's q rows are its LAST tokens (all in
+    training, the newest in decoding), each sees its own and earlier keys. pooled_k, pooled_v
+    [C, G, D]; index [S], index_cu [m+1]: the chunks each context reads; bias [S] (the gate, SPEC
+    section 3) is added to an entry's logits for all heads; q rows before memory_from [m] (counted
+    within the context's q rows) see no chunk: the template head never depends on the memory.
+    Returns [Nq, H, D]. Differentiable in q, k, v, pooled_k, pooled_v, bias; gradients are the same
+    in every run. scratch_mb bounds the masks of the torch path. Raises KernelError for tensors that
+    do not fit together.
     """
     _check("context_attention", q, k, v, q_cu, k_cu)
     _check_selected(q, k, q_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from)

@@ -1,11 +1,7 @@
-"""The torch truth of every operation: shapes, formula and empty cases, written once.
+"""The torch truth of every operation, empty cases included.
 
-Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. The public
-functions take the same arguments and are tested against these.
-
-Shape letters: N tokens, n documents, C chunks, m contexts, b banks, H query heads, G key/value
-heads, D head dim, V = G*D, S selected chunk entries (ragged over contexts). `*_cu` are cumulative
-lengths: int64, first entry 0.
+Slow and simple on purpose; differentiable by autograd; every dtype, float64 included. Arguments and
+results are those of the public function of the same name, which is tested against this one.
 """
 
 from __future__ import annotations
@@ -26,11 +22,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """Mean over the real tokens of each chunk (SPEC section 2, "Chunks").
-
-    x [N, ...], cu_seqlens [n+1] -> [C, ...] in x's dtype, accumulated in float32. Chunk j of a
-    document covers its tokens j*chunk_size .. min((j+1)*chunk_size, length)-1.
-    """
+    """Chunk j of a document is its tokens j*chunk_size .. min((j+1)*chunk_size, length)-1."""
     wide = x.to(accumulation_dtype(x))
     means = [
         wide[start : min(start + chunk_size, end)].mean(0)
@@ -49,8 +41,6 @@ def norm_rope(
     sin: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """q [N, H, D], k [N, G, D]: every head RMS-normed, then value i rotated with value i + D/2."""
-
     def one(x: Tensor, weight: Tensor) -> Tensor:
         wide = x.to(accumulation_dtype(x))
         normed = wide / (wide.square().mean(2, keepdim=True) + eps).sqrt() * weight
@@ -69,14 +59,6 @@ def document_scores(
     context_bank: Tensor,
     bank_cu: Tensor,
 ) -> Tensor:
-    """Score of every document of each context's bank (SPEC section 2, "Scores").
-
-    query [N, V] of query tokens, query_cu [m+1]; keys [C, V], chunk_cu [n+1]; context_bank [m];
-    bank_cu [b+1] documents per bank -> [m, n] float32: the maximum of <query, key> over the
-    context's query tokens and the document's chunks. -inf outside the context's bank, for
-    documents without chunks, and for contexts without query tokens. The gradient goes to the
-    arg-max (token, chunk) alone; among equals to the first chunk, then to its first token.
-    """
     dtype = accumulation_dtype(query, keys)
     query, keys = query.to(dtype), keys.to(dtype)
     nothing = query.new_tensor(-math.inf)
@@ -95,12 +77,6 @@ def document_scores(
 def chunk_scores(
     query: Tensor, query_cu: Tensor, keys: Tensor, index: Tensor, index_cu: Tensor
 ) -> Tensor:
-    """Scores of selected chunks, which the gate weighs (SPEC section 3, "The gate").
-
-    query [N, V], query_cu [m+1]; keys [C, V]; index [S] chunks, index_cu [m+1] entries per context
-    -> [S] float32: the maximum over the context's query tokens of <query, keys[index]>; -inf for
-    a context without query tokens. Gradient as in document_scores.
-    """
     dtype = accumulation_dtype(query, keys)
     query, keys = query.to(dtype), keys.to(dtype)
     scores = []
@@ -114,22 +90,12 @@ def chunk_scores(
 
 
 def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best documents of each context (SPEC section 2, "Selection").
-
-    scores [m, n] -> values [m, k'], index [m, k'], k' = min(k, n); best first, equal scores in
-    ascending document order. Where fewer exist (score -inf): value -inf, index -1.
-    """
     values, index = scores.sort(dim=1, descending=True, stable=True)
     values, index = values[:, :k], index[:, :k]
     return values, index.masked_fill(values == -math.inf, -1)
 
 
 def select_chunks(index: Tensor, chunk_cu: Tensor) -> tuple[Tensor, Tensor]:
-    """All chunks of the selected documents.
-
-    index [m, k'] documents, -1 for none; chunk_cu [n+1] -> chunks [S], entries per context [m+1];
-    documents ascending within a context.
-    """
     chunks: list[int] = []
     counts = []
     for row in index.tolist():
@@ -142,10 +108,6 @@ def select_chunks(index: Tensor, chunk_cu: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
-    """Causal attention inside each packed document (SPEC section 1).
-
-    q [N, H, D], k, v [N, G, D], cu_seqlens [n+1] -> [N, H, D]; head i reads kv head i // (H/G).
-    """
     out = [q[:0]]
     for start, end in _spans(cu_seqlens):
         part = slice(start, end)
@@ -169,15 +131,6 @@ def context_attention(
     memory_from: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Each context attends to its selected pooled chunks and its own tokens (SPEC section 2).
-
-    q [Nq, H, D], k, v [Nk, G, D], q_cu, k_cu [m+1]: the q rows are the LAST tokens of their
-    context (all of them in training, the newest in decoding), each sees its own and earlier keys.
-    pooled_k, pooled_v [C, G, D]; index [S], index_cu [m+1] the chunks each context reads; bias [S]
-    is added to the logits of an entry for all heads (the gate); q rows before memory_from [m]
-    (counted within the context's q rows) see no chunk: the template head never depends on the
-    memory. Returns [Nq, H, D].
-    """
     out = [q[:0]]
     for context, (start, end) in enumerate(_spans(q_cu)):
         own = slice(int(k_cu[context]), int(k_cu[context + 1]))

@@ -1,7 +1,7 @@
 """Tile sizes of the Triton kernels: a short list per GPU generation and kind of kernel.
 
-MEASURED names the cards on which somebody timed them. No length is looked at: a new sequence
-length never compiles or tunes anything.
+Nobody has timed them on a card yet. No length is looked at: a new sequence length never compiles or
+tunes anything.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import functools
 import torch
 
 from msa_kernels.dispatch import interpreting
-
-MEASURED: tuple[str, ...] = ()  # nobody has timed these on a card yet
 
 # generation: {kind: (tiles, warps, stages)}. T query tokens, C chunks, V values of a product of
 # scores; M query rows, N keys of an attention tile.

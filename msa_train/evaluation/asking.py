@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,9 +85,13 @@ def bm25_recalls(
     return recall_columns(numbers[ranked].tolist(), queries, "bm25_")
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
-    """Columns over the questions of all parts."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def joined(parts: Iterable[Columns]) -> Columns:
+    """Each column over the questions of all parts that have it."""
+    found: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        for name, values in part.items():
+            found.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _questions(queries: Sequence[Query]) -> list[str]:

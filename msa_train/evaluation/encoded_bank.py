@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from msa_kernels import cumulative
 from torch import Tensor
 
 from data_pipeline.progress import ProgressBar
@@ -68,11 +69,8 @@ class EncodedBank:
             self,
             documents=tuple(self.documents[place] for place in places),
             tokens=self.tokens[places],
-            pooled={
-                layer: Pooled(states.k[rows], states.v[rows], states.key[rows])
-                for layer, states in self.pooled.items()
-            },
-            chunk_cu=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+            pooled={n: states.map(lambda x: x[rows]) for n, states in self.pooled.items()},
+            chunk_cu=cumulative(lengths),
         )
 
     def misrouted(self, seed: int) -> EncodedBank:

@@ -120,19 +120,18 @@ def precision_recall_f1(
 
 
 class Bootstrap:
-    """Percentile intervals from `resamples` draws of n questions with replacement.
+    """95 % percentile intervals from `resamples` draws of n questions with replacement.
 
     Every measure meets the same draws, so that differences between measures over the same
     questions are paired.
     """
 
-    def __init__(self, n: int, resamples: int = 2000, seed: int = 0, confidence: float = 0.95):
+    def __init__(self, n: int, resamples: int = 2000, seed: int = 0):
         if n < 1:
             raise ValueError("a bootstrap needs at least one question")
         rng = np.random.default_rng(seed)
         counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
         self._weights = counts / n  # [resamples, n]
-        self._percentiles = (50 * (1 - confidence), 50 * (1 + confidence))
 
     @property
     def n(self) -> int:
@@ -154,5 +153,5 @@ class Bootstrap:
         return float(1 - after.mean() / before.mean()), low, high
 
     def _between(self, drawn: np.ndarray) -> tuple[float, float]:
-        low, high = np.percentile(drawn, self._percentiles)
+        low, high = np.percentile(drawn, (2.5, 97.5))
         return float(low), float(high)

@@ -183,16 +183,12 @@ def _search(
     bm25: BM25, memory: EncodedBank, asked: Sequence[QuestionGroup], length: int
 ) -> Columns:
     numbers = np.array(memory.numbers)
-    return joined([bm25_recalls(bm25, g.banks[length], numbers, g.queries) for g in asked])
+    return joined(bm25_recalls(bm25, g.banks[length], numbers, g.queries) for g in asked)
 
 
 def _collected(results: Mapping[Key, Columns], task: str, which: int | str) -> Columns:
     """All measures of a length or control, over the questions of all groups."""
-    found: dict[str, list[Columns]] = {}
-    for (name, part, measure, _), columns in results.items():
-        if (name, part) == (task, which):
-            found.setdefault(measure, []).append(columns)
-    return {name: column for parts in found.values() for name, column in joined(parts).items()}
+    return joined(columns for key, columns in results.items() if key[:2] == (task, which))
 
 
 def _sizes(task: NestedTask, length: int, memory: EncodedBank) -> dict[str, Any]:

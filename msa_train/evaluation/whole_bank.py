@@ -36,11 +36,7 @@ def whole_bank_section(
     bank, answers = held_out.bank, held_out.measure == "answers"
     memory = EncodedBank.encode(asker.model, asker.tokenizer, bank.documents)
     results = run_jobs(_jobs(name, bank.queries, memory, answers, asker, config), workers)
-    found: dict[str, list[Columns]] = {}
-    for (measure, _), part in results.items():
-        found.setdefault(measure, []).append(part)
-    columns = {name: column for parts in found.values() for name, column in joined(parts).items()}
-    return summarise(columns, config.resamples, config.seed) | {
+    return summarise(joined(results.values()), config.resamples, config.seed) | {
         "questions": len(bank.queries),
         "documents": len(memory.documents),
         "memory_tokens": int(memory.tokens.sum()),

@@ -7,7 +7,7 @@ from them is here, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,12 @@ class Pooled:
     def map(self, change: Callable[[Tensor], Tensor]) -> Pooled:
         """The same of each state: another dtype or device, some rows."""
         return Pooled(change(self.k), change(self.v), change(self.key))
+
+    @staticmethod
+    def joined(parts: Sequence[Pooled]) -> Pooled:
+        """The chunks of all parts, one part after another."""
+        states = zip(*((part.k, part.v, part.key) for part in parts), strict=True)
+        return Pooled(*map(torch.cat, states))
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,7 @@ Attend = Callable[[int, Tensor, Projections], Tensor | None]
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        d, wide, narrow = (
-            config.hidden,
-            config.heads * config.head_dim,
-            config.kv_heads * config.head_dim,
-        )
+        d, wide, narrow = (config.sizes[name] for name in ("hidden", "queries", "keys"))
         self.head_dim = config.head_dim
         biased = config.shape.qkv_bias
         self.q_proj = nn.Linear(d, wide, bias=biased)

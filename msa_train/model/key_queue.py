@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from msa_kernels import cumulative
 from torch import Tensor
 
 from msa_train.model.config import RouterConfig
@@ -39,7 +40,7 @@ class KeyQueue:
         """
         device = routing.query.device
         contexts = len(routing.query_cu) - 1
-        chunk_cu = torch.nn.functional.pad(self._chunks.cumsum(0), (1, 0)).to(device)
+        chunk_cu = cumulative(self._chunks).to(device)
         scores = router.scoring.document_scores(
             routing.query,
             routing.query_cu,

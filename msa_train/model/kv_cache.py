@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from msa_kernels import cumulative
 from torch import Tensor
 
 from msa_train.model.attention import SelectedChunks
@@ -173,7 +174,7 @@ class KVCache:
         for row, count in zip(rows, counts, strict=True):
             self.lengths[row] += count
         chosen, more = (torch.tensor(each, device=self.length.device) for each in (rows, counts))
-        offset = positions_within(F.pad(more.cumsum(0), (1, 0)))
+        offset = positions_within(cumulative(more))
         of_token = chosen.repeat_interleave(more)
         place, position = self.length[of_token] + offset, self.position[of_token] + offset
         self.length[chosen] += more

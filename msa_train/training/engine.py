@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from msa_train.config import TrainingConfig
 from msa_train.errors import CheckpointError
@@ -97,7 +97,8 @@ class Engine:
             if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
                 weight = safe_get_full_fp32_param(parameter)
             weight = parameter if weight is None else weight
-            yield name, weight.detach().to("cpu", torch.float32).clone().view(_shape(parameter))
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            yield name, weight.detach().to("cpu", torch.float32).clone().view(shape)
 
     def save(self, folder: Path, tag: str) -> None:
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
@@ -106,10 +107,6 @@ class Engine:
         found, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if found is None:  # which DeepSpeed only logs
             raise CheckpointError(f"{folder / tag}: DeepSpeed found no state of this layout in it")
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _import_deepspeed():

@@ -41,11 +41,8 @@ class HeldOutEvaluation:
         parts = [part for i in range(len(reader)) for part in _parts(reader[i])]
         self.names = sorted({part.source for part in parts})
         self._layers, self._collate = layers, collate
-        rank, ranks = (
-            DeepSpeedGroups.get_data_parallel_rank(),
-            DeepSpeedGroups.get_data_parallel_world_size(),
-        )
-        self._own = parts[rank::ranks]
+        ranks = DeepSpeedGroups.get_data_parallel_world_size()
+        self._own = parts[DeepSpeedGroups.get_data_parallel_rank() :: ranks]
         # Every forward may be a collective: ranks with fewer samples repeat one, uncounted.
         self._idle = -(-len(parts) // ranks) - len(self._own)
         self._spare = parts[0]

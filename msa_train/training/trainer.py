@@ -134,7 +134,10 @@ class Trainer:
         rate = self.schedule.learning_rate(self.step)
         self.engine.set_learning_rate(rate, stage.trains == "router")
         self.engine.model.queue.limit = stage.queue_documents
-        metrics = self._step_metrics(labels, contexts) if logs else None
+        metrics = None
+        if logs:
+            layers, device = self.config.model.router_layers, self.engine.device
+            metrics = StepMetrics(layers, self.group, device, labels, contexts)
 
         def weigh(losses: Losses) -> Tensor:
             lm, router = losses.lm / max(1.0, labels), losses.router / max(1.0, contexts)
@@ -148,8 +151,10 @@ class Trainer:
         self.engine.step()
         if metrics is None:
             return {}, stop
-        place = {"lr": rate, "stage": self.schedule.place(self.step)[0]}
-        return metrics.result() | place | self._gradient_norm(), stop
+        numbers = metrics.result() | {"lr": rate, "stage": self.schedule.place(self.step)[0]}
+        if (norm := self.engine.gradient_norm()) is not None:
+            numbers["grad_norm"] = norm
+        return numbers, stop
 
     def _count_skipped(self) -> None:
         if not self.engine.skipped:
@@ -171,14 +176,6 @@ class Trainer:
                 f"{what}: continue it with --resume and a lower learning rate, or look at the "
                 "data of these steps"
             )
-
-    def _step_metrics(self, labels: float, contexts: float) -> StepMetrics:
-        layers, device = self.config.model.router_layers, self.engine.device
-        return StepMetrics(layers, self.group, device, labels, contexts)
-
-    def _gradient_norm(self) -> Numbers:
-        norm = self.engine.gradient_norm()
-        return {} if norm is None else {"grad_norm": norm}
 
     def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""

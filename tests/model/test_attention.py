@@ -67,6 +67,9 @@ def test_each_state_of_pooled_documents_is_changed_alike():
     part = pooled.map(lambda x: x[1:].half())
     assert [tuple(x.shape) for x in (part.k, part.v, part.key)] == [(2, 2, 4), (2, 2, 4), (2, 8)]
     assert part.k.dtype == torch.float16 and part.k.all() and not part.v.any()
+    both = Pooled.joined([pooled, pooled.map(lambda x: x[:1] + 1)])
+    assert both.k[:, 0, 0].tolist() == [1, 1, 1, 2] and both.v[:, 0, 0].tolist() == [0, 0, 0, 1]
+    assert both.key[:, 0].tolist() == [1, 1, 1, 2]
 
 
 def test_a_router_layer_reads_the_best_documents_and_its_own_tokens():

@@ -12,6 +12,7 @@ from torch import Tensor
 from msa_train.interop.conformance.recorder import Recorder
 from msa_train.interop.published_config import from_published
 from msa_train.model.attention import Pooled
+from msa_train.model.batch import PackedDocuments
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder, PooledMemory
 from msa_train.model.kv_cache import KVCache, Prefill
@@ -31,10 +32,9 @@ def compare_serving(
     pooled = model.encode(doc_tokens, doc_cu)
     for layer, ours in pooled.items():
         _compare_memory(layer, ours, stored, config, recorder)
-    chunks = (doc_cu.diff() + config.router.chunk_size - 1) // config.router.chunk_size
-    numbers = torch.arange(1, len(chunks) + 1).repeat_interleave(chunks)
+    chunk_cu = PackedDocuments(doc_tokens, doc_cu).layout(config.router.chunk_size).chunk_cu
+    numbers = torch.arange(1, len(chunk_cu)).repeat_interleave(chunk_cu.diff())
     recorder.equal("chunk_doc", numbers.tolist(), stored["chunk_doc"].tolist())
-    chunk_cu = torch.nn.functional.pad(chunks.cumsum(0), (1, 0))
     memory = PooledMemory(pooled, chunk_cu, config.router)
     query = load_file(case / "query.safetensors")
     _compare_decoding(model, head, memory, query, stored, meta, recorder)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msa_train.interop.conformance.recorder import Recorder
 from msa_train.interop.published_config import from_published
-from msa_train.model.batch import IGNORE, MemoryBatch
+from msa_train.model.batch import IGNORE, MemoryBatch, StreamLayout
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder, Output
 from msa_train.model.losses import router_loss_sum, token_loss_sum
@@ -115,8 +115,8 @@ def _compare_layout(
     packed: PackedCase, config: ModelConfig, expected: dict[str, Tensor], recorder: Recorder
 ) -> None:
     """The sample and the document number of each pooled row."""
-    lengths, size = packed.batch.doc_cu.diff(), config.router.chunk_size
-    rows = torch.tensor(packed.documents).repeat_interleave((lengths + size - 1) // size, 0)
+    chunk_cu = StreamLayout.of(packed.batch, config.router.chunk_size).chunk_cu
+    rows = torch.tensor(packed.documents).repeat_interleave(chunk_cu.diff(), 0)
     for name, ours in (("chunk_sample", rows[:, 0]), ("chunk_doc", rows[:, 1])):
         if (theirs := expected.get(name)) is not None:
             recorder.equal(name, ours.tolist(), theirs.tolist())
@@ -190,8 +190,7 @@ def _compare_chunk_scores(
     if (theirs := expected.get(f"chunk_scores.{layer}")) is None:
         return
     routing, batch, keys = out.routings[layer], packed.batch, out.pooled[layer].key
-    lengths = (batch.doc_cu.diff() + config.router.chunk_size - 1) // config.router.chunk_size
-    chunk_bank_cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))[batch.bank_cu]
+    chunk_bank_cu = StreamLayout.of(batch, config.router.chunk_size).chunk_cu[batch.bank_cu]
     scores = config.router.scoring.document_scores(
         routing.query,
         routing.query_cu,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from msa_kernels import chunk_offsets
+from msa_kernels import chunk_offsets, cumulative
 
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
@@ -23,7 +23,6 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.lock import WriterLock
 from msa_train.memory.bank.manifest import SegmentEntry
 from msa_train.memory.bank.segment import EncodedBatch, Target
-from msa_train.model.attention import Pooled
 from msa_train.model.decoder import MSADecoder
 
 # Measured with the quickstart model: 2,048 to 4,096 tokens fit in the cache of a core; 16,384 take
@@ -106,10 +105,10 @@ def _encode(
 ) -> EncodedBatch:
     device = model.model.embed_tokens.weight.device
     lengths = torch.tensor([len(ids) for ids in tokens])
-    doc_cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    doc_cu = cumulative(lengths)
     packed = torch.tensor([i for ids in tokens for i in ids], device=device)
     pooled = {
-        layer: Pooled(*(x.to("cpu", dtype) for x in (states.k, states.v, states.key)))
+        layer: states.map(lambda x: x.to("cpu", dtype))
         for layer, states in model.encode(packed, doc_cu.to(device)).items()
     }
     chunks = chunk_offsets(doc_cu, model.config.router.chunk_size).diff()

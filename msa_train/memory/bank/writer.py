@@ -30,7 +30,6 @@ from msa_train.memory.bank.manifest import (
 )
 from msa_train.memory.bank.segment import EncodedBatch, Segment, SegmentWriter, Target
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.model.attention import Pooled
 
 SEGMENT_DOCUMENTS = 1 << 17  # in a segment, at most
 _COPIED = 1024  # documents that compaction holds in memory
@@ -290,9 +289,6 @@ def _batch(segment: Segment, rows: np.ndarray) -> EncodedBatch:
     cu = segment.chunk_cu
     counts = cu.diff()[places]
     chunks = torch.cat([torch.arange(int(cu[row]), int(cu[row + 1])) for row in rows.tolist()])
-    pooled = {
-        layer: Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
-        for layer, states in segment.pooled.items()
-    }
+    pooled = {n: states.map(lambda x: x[chunks]) for n, states in segment.pooled.items()}
     tokens = torch.from_numpy(segment.documents.tokens[rows])
     return EncodedBatch([segment.documents[row] for row in rows.tolist()], tokens, counts, pooled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
+from msa_kernels import cumulative
 from torch import Tensor
 
 from data_pipeline.schema import Piece, Role
@@ -40,7 +40,7 @@ def prefill_encoded(
     positions = [context_positions(len(c.tokens), c.head_length, top_k) for c in contexts]
     return model.prefill(
         tensor(token for each in contexts for token in each.tokens),
-        F.pad(tensor(len(each.tokens) for each in contexts).cumsum(0), (1, 0)),
+        cumulative(tensor(len(each.tokens) for each in contexts)),
         torch.cat(positions).to(device),
         tensor(role == Role.QUERY for each in contexts for role in each.roles),
         tensor(each.head_length for each in contexts),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from msa_kernels import cumulative
 from torch import Tensor
 
 from msa_train.memory.bank.snapshot import BankSnapshot
@@ -133,15 +134,12 @@ class DistributedSearcher:
             return next(iter(found.values()))
         joined = torch.cat([places[rank] for rank in found])
         order = joined.argsort()
-        states = [torch.cat([getattr(x, name) for x in found.values()]) for name in _NAMES]
+        states = Pooled.joined(list(found.values()))
         if bool((joined.diff() > 0).all()):
-            return Pooled(*states)
-        cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
-        rows = chunks_of(order, cu).to(states[0].device)
-        return Pooled(*(x[rows] for x in states))
-
-
-_NAMES = ("k", "v", "key")
+            return states
+        cu = cumulative(self._counts[joined])
+        rows = chunks_of(order, cu).to(states.k.device)
+        return states.map(lambda x: x[rows])
 
 
 def _owners(bank: BankSnapshot, shares: tuple[float, ...]) -> Tensor:

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+from itertools import product
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -61,12 +61,11 @@ class HotDocuments:
         found = self._get(stored, layer, rows.tolist())
         if self.ahead is not None:
             self._order(stored, [each for each in stored.layers if each > layer], rows.tolist())
-        states = [[getattr(each, name) for each in found] for name in STATES]
         if self._stream is not None:  # it may reuse their memory once the cache drops them
             reader = torch.cuda.current_stream(self._device)
-            for tensor in chain(*states):
-                tensor.record_stream(reader)
-        return Pooled(*map(torch.cat, states))
+            for each, name in product(found, STATES):
+                getattr(each, name).record_stream(reader)
+        return Pooled.joined(found)
 
     def close(self) -> None:
         """Fetches nothing ahead any more."""

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
-from msa_kernels import BlockScores, prepared_scores
+from msa_kernels import BlockScores, cumulative, prepared_scores
 from torch import Tensor
 
 from msa_train.memory.search.keys import LayerKeys, chunks_of
@@ -176,7 +175,7 @@ def _pair_scores(
     device, contexts = query.device, len(query_cu) - 1
     documents, which = row.unique(return_inverse=True)
     counts = keys.chunk_cu[documents + 1] - keys.chunk_cu[documents]
-    cu = F.pad(counts.cumsum(0), (1, 0))
+    cu = cumulative(counts)
     wide = keys.full[chunks_of(documents, keys.chunk_cu)].to(device).double()
     query, query_cu = query.double(), query_cu.to(device)
     if not scoring.scores_chunks:
@@ -184,7 +183,7 @@ def _pair_scores(
         scores = scoring.document_scores(query, query_cu, wide, cu.to(device), *bank)
         return scores.cpu()[context, which].float()
     entries = counts.new_zeros(contexts).index_add_(0, context, counts[which])
-    entry_cu = F.pad(entries.cumsum(0), (1, 0)).to(device)
+    entry_cu = cumulative(entries).to(device)
     chunks = chunks_of(which, cu).to(device)
     scores = scoring.chunk_scores(query, query_cu, wide, chunks, entry_cu).cpu()
     pair = torch.arange(len(row)).repeat_interleave(counts[which])

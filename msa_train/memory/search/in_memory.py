@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
+from msa_kernels import cumulative
 from torch import Tensor
 
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
 from msa_train.memory.bank.encode import TOKEN_BUDGET, encode_documents
-from msa_train.memory.bank.segment import STATES, EncodedBatch
+from msa_train.memory.bank.segment import EncodedBatch
 from msa_train.memory.search.keys import LayerKeys, chunks_of
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.view import MemoryView
@@ -39,15 +39,10 @@ def encode_in_memory(
 def joined(batches: Sequence[EncodedBatch]) -> tuple[dict[int, Pooled], Tensor]:
     """Pooled states per router layer, and chunk_cu [n+1], of all batches."""
     pooled = {
-        layer: Pooled(
-            *(
-                torch.cat([getattr(batch.pooled[layer], name) for batch in batches])
-                for name in STATES
-            )
-        )
+        layer: Pooled.joined([batch.pooled[layer] for batch in batches])
         for layer in batches[0].pooled
     }
-    return pooled, F.pad(torch.cat([batch.chunks for batch in batches]).cumsum(0), (1, 0))
+    return pooled, cumulative(torch.cat([batch.chunks for batch in batches]))
 
 
 def view_of(
@@ -65,14 +60,14 @@ def view_of(
     places = torch.arange(len(documents)) if places is None else places
     counts, rows = chunk_cu.diff()[places], _consecutive(chunks_of(places, chunk_cu))
     heads, head_dim = next(iter(pooled.values())).k.shape[1:]
-    cu = F.pad(counts.cumsum(0), (1, 0))
+    cu = cumulative(counts)
     keys = {
         layer: LayerKeys(states.key[rows], cu, router, heads) for layer, states in pooled.items()
     }
 
     def read(layer: int, documents: Tensor) -> Pooled:
         chunks, states = chunks_of(places[documents], chunk_cu), pooled[layer]
-        return Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
+        return states.map(lambda x: x[chunks])
 
     live = torch.ones(len(places), dtype=torch.bool)
     searcher = LocalSearcher([Part(0, cu, keys, read)], router, live)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from msa_train.memory.bank.segment import STATES, Segment
+from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
 from msa_train.memory.search.keys import LayerKeys
@@ -106,7 +106,7 @@ class _LoadedSegment:
         for layer in form.layers:
             segment.check_keys(layer)
             states = segment.pooled[layer]
-            own = Pooled(states.k[chunks], states.v[chunks], states.key[chunks])
+            own = states.map(lambda x: x[chunks])
             self._keys[layer] = LayerKeys(
                 own.key, self._chunk_cu, loader.router, form.kv_heads, settings.keys, self._device
             )
@@ -122,13 +122,8 @@ class _LoadedSegment:
         self._segment.check_states(layer, place + self._first)
         states, cu = self._pooled[layer], self._chunk_cu
         found = [
-            Pooled(
-                *(
-                    getattr(states, name)[first:end].to(self._device, copy=True, non_blocking=True)
-                    for name in STATES
-                )
-            )
-            for first, end in zip(cu[place].tolist(), cu[place + 1].tolist(), strict=True)
+            states.map(lambda x, own=own: x[own].to(self._device, copy=True, non_blocking=True))
+            for own in map(slice, cu[place].tolist(), cu[place + 1].tolist())
         ]
         if self._device.type == "cuda":  # other streams may read them from now on
             torch.cuda.current_stream(self._device).synchronize()

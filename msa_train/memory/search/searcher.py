@@ -12,7 +12,6 @@ import torch
 from msa_kernels import top_documents
 from torch import Tensor
 
-from msa_train.memory.bank.segment import STATES
 from msa_train.memory.search.certified import CertifiedSearch
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.model.attention import Pooled
@@ -123,7 +122,7 @@ class LocalSearcher:
     def states(self, layer: int, places: Tensor) -> Pooled:
         """Rows of all chunks of its documents at places [p], ascending, in their order."""
         found = [part.read(layer, rows) for part, rows in self._divided(places)]
-        return Pooled(*(_joined([getattr(each, name) for each in found]) for name in STATES))
+        return found[0] if len(found) == 1 else Pooled.joined(found)
 
     def certified(self, layer: int) -> CertifiedSearch:
         """The search in the keys of a layer; needs at least one document."""
@@ -151,7 +150,3 @@ def _padded(context: Tensor, places: Tensor, scores: Tensor, contexts: int) -> F
     out.places[real], out.scores[real] = places, scores
     out.places[out.scores == -math.inf] = -1
     return out
-
-
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -8,12 +8,10 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from msa_kernels import select_chunks
+from msa_kernels import cumulative, select_chunks
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from msa_train.memory.bank.segment import STATES
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.searcher import Searcher
 from msa_train.model.attention import Pooled
@@ -79,7 +77,7 @@ class MemoryView:
         """
         found = self.searcher.best(layer, query, query_cu, self.router.top_k, self.allowed)
         places, local = _numbered(found.places)
-        cu = F.pad(self.chunk_counts[places].cumsum(0), (1, 0))
+        cu = cumulative(self.chunk_counts[places])
         index, index_cu = (x.to(query.device) for x in select_chunks(local, cu))
         states = self._states(layer, places, query)
         own = self.router.scoring.chunk_scores(
@@ -103,8 +101,7 @@ class MemoryView:
 
     def _states(self, layer: int, places: Tensor, query: Tensor) -> Pooled:
         if len(places):
-            states = self.searcher.states(layer, places)
-            return Pooled(*(getattr(states, name).to(query.device) for name in STATES))
+            return self.searcher.states(layer, places).map(lambda x: x.to(query.device))
         empty = query.new_empty(0, self.heads, self.head_dim)
         return Pooled(empty, empty, empty.flatten(1))
 

@@ -70,7 +70,7 @@ class Tracker:
             try:
                 artifact = checkpoint_artifact(folder, run.id, self._copies)
             except FileNotFoundError:  # training.keep_checkpoints has removed it meanwhile
-                print(f"W&B: {folder} is gone, not recorded", file=sys.stderr, flush=True)
+                _say(f"W&B: {folder} is gone, not recorded")
                 return
             run.log_artifact(artifact, aliases=[_alias(step), *aliases])
 
