@@ -255,7 +255,7 @@ def to_plain(config: Any) -> Any:
 
 def load_config(arguments: list[str]) -> Config:
     """Config of `--config FILE --dotted.key value ...`. Raises ConfigError, naming the key."""
-    parser = ArgumentParser(exit_on_error=False, prog="msa")
+    parser = ArgumentParser(exit_on_error=False, prog="msa", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(Config, nested_key=None, sub_configs=False)
     try:

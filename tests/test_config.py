@@ -68,6 +68,7 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.wandb.finish_timeout_s", "0"], "training.wandb.finish_timeout_s"),
         (["--training.wandb.artifacts", "all"], "training.wandb.artifacts"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--training.zero_stag", "3"], "zero_stag 3"),  # not taken for what it begins
     ],
 )
 def test_wrong_settings_are_refused_by_name(arguments, key):

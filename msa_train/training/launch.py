@@ -14,7 +14,7 @@ import torch
 from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
-from msa_train.errors import RankError
+from msa_train.errors import ConfigError, RankError
 
 MODULE = "msa_train.training.trainer"
 
@@ -25,6 +25,8 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     arguments: `--config FILE --dotted.key value ...`, checked before anything is started.
     """
     config = load_config(arguments)
+    if ranks < 1:
+        raise ConfigError(f"--ranks is {ranks}: give 1 or more")
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks),
         "--master_port", str(_free_port()), "--module", MODULE, *arguments,

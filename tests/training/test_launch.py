@@ -33,6 +33,11 @@ def start(monkeypatch, shards, tmp_path):
     return lambda ranks=2, resume=False: launching.launch(arguments, ranks, resume)
 
 
+def test_no_rank_at_all_is_refused(start):
+    with pytest.raises(ConfigError, match="--ranks is 0: give 1 or more"):
+        start(0)
+
+
 def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
     monkeypatch.setattr(Launcher, "code", 10)
     assert start(2, resume=True) == 10
