@@ -41,7 +41,7 @@ def assemble(
     names, the default first. folder: where banks may be made and dropped."""
 
     def open_bank(path: Path) -> LiveBank:
-        return LiveBank.open(path, model.model, model.fingerprint, tiers, ranks)
+        return LiveBank(path, model.model, model.fingerprint, tiers, ranks)
 
     banks = Banks(open_bank, folder)
     for name, path in reversed(named):
@@ -66,9 +66,9 @@ def search_ranks(
     if count == 1:
         yield None
         return
-    ranks = Ranks.start(count, tiers=tiers, timeout_s=timeout_s, device=device.partition(":")[0])
+    ranks = Ranks(count, tiers=tiers, timeout_s=timeout_s, device=device.partition(":")[0])
     try:
-        yield ranks
+        yield ranks.start()
     finally:
         ranks.close()
 

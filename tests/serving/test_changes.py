@@ -15,7 +15,7 @@ from tests.serving.running import MODEL, tiny_bank
 @pytest.fixture
 def bank(tmp_path):
     path = tiny_bank(tmp_path / "notes")
-    bank = ServedBank("notes", path, LiveBank.open(path, MODEL.model, MODEL.fingerprint), False)
+    bank = ServedBank("notes", path, LiveBank(path, MODEL.model, MODEL.fingerprint), False)
     yield bank
     bank.close()
 

@@ -108,9 +108,9 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     asked = read_questions(path)
     _forget_pages(path)
-    cold_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    cold_s, live = seconds(lambda: LiveBank(path, model, fingerprint))
     live.close()
-    open_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    open_s, live = seconds(lambda: LiveBank(path, model, fingerprint))
     view, bank = live.view, live.bank
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     answers = [engine.ask([each.question], "memory", _ANSWER)[0] for each in asked[: sizes.repeats]]
@@ -226,7 +226,7 @@ def _pydocs(tokenizer: Tokenizer) -> Iterator[StoredDocument]:
 @torch.inference_mode()
 def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
-    live = LiveBank.open(path, model, fingerprint)
+    live = LiveBank(path, model, fingerprint)
     before = live.bank.info()
     first = before["next_number"]
     chunk = model.config.router.chunk_size

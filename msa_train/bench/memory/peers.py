@@ -105,7 +105,7 @@ def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
 def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     generate_bank(model, tokenizer, fingerprint, path, tokens, sizes.planted, sizes.sample)
-    live = LiveBank.open(path, model, fingerprint)
+    live = LiveBank(path, model, fingerprint)
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:
