@@ -4,10 +4,11 @@ from threading import Event
 
 import pytest
 
+from msa_train.memory.bank.corpus import DOCUMENT_TOKENS
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.search.live import LiveBank
 from msa_train.serving.banks import ServedBank
-from msa_train.serving.changes import DOCUMENT_TOKENS, put_documents, remove_documents
+from msa_train.serving.changes import put_documents, remove_documents
 from msa_train.serving.errors import ApiError
 from tests.serving.running import MODEL, tiny_bank
 
