@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msa_train.memory.bank.segment import STATES
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.snapshot import pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer
@@ -133,15 +134,12 @@ class DistributedSearcher:
             return next(iter(found.values()))
         joined = torch.cat([places[rank] for rank in found])
         order = joined.argsort()
-        states = [torch.cat([getattr(x, name) for x in found.values()]) for name in _NAMES]
+        states = [torch.cat([getattr(x, name) for x in found.values()]) for name in STATES]
         if bool((joined.diff() > 0).all()):
             return Pooled(*states)
         cu = torch.nn.functional.pad(self._counts[joined].cumsum(0), (1, 0))
         rows = chunks_of(order, cu).to(states[0].device)
         return Pooled(*(x[rows] for x in states))
-
-
-_NAMES = ("k", "v", "key")
 
 
 def _owners(bank: BankSnapshot, shares: tuple[float, ...]) -> Tensor:
