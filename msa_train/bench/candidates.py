@@ -16,13 +16,12 @@ from torch import Tensor
 
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
+from msa_train.bench.memory.layer import LAYER, layer_searcher
 from msa_train.errors import ConfigError
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import BATCH_CONTEXTS
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.loader import bank_view
-from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.settings import KeyForm
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
@@ -76,11 +75,7 @@ class _Searches:
         self.layer, self._kind, self._form = layer, kind, form
         self._full, self._chunk_cu = keys, chunk_cu
         self._heads, self._k = config.kv_heads, config.router.top_k
-        searched = {layer: LayerKeys(keys, chunk_cu, config.router, self._heads, form)}
-        everyone = torch.ones(len(chunk_cu) - 1, dtype=torch.bool)
-        self._searcher = LocalSearcher(
-            [Part(0, chunk_cu, searched, _unread)], config.router, everyone
-        )
+        self._searcher = layer_searcher(keys, chunk_cu, self._heads, config.router, form)
         self._candidates: list[Tensor] = []
         self._same = True
 
@@ -88,9 +83,9 @@ class _Searches:
         if self._kind == "random":
             query = _turned(query, self._heads)
         contexts, k = len(query_cu) - 1, min(self._k, len(self._chunk_cu) - 1)
-        context, _ = self._searcher.certified(self.layer).candidates(query, query_cu, k)
+        context, _ = self._searcher.certified(LAYER).candidates(query, query_cu, k)
         self._candidates.append(torch.bincount(context, minlength=contexts))
-        found = self._searcher.best(self.layer, query, query_cu, k)
+        found = self._searcher.best(LAYER, query, query_cu, k)
         self._same &= torch.equal(found.places, self._best_in_full_precision(query, query_cu, k))
 
     def _best_in_full_precision(self, query: Tensor, query_cu: Tensor, k: int) -> Tensor:
@@ -115,10 +110,6 @@ class _Searches:
             "share_mean": round(float(candidates.mean()) / documents, 4),
             "as_full_precision": self._same,
         }
-
-
-def _unread(layer: int, rows: Tensor) -> Any:
-    raise AssertionError("a search alone reads no states")
 
 
 def _turned(rows: Tensor, heads: int) -> Tensor:

@@ -56,11 +56,8 @@ def _help(field: dataclasses.Field) -> str:
     text, default = field.metadata["help"], field.default
     if default is None:
         return text
-    return (
-        f"{text} (default {default:g})"
-        if isinstance(default, float)
-        else (f"{text} (default {default})")
-    )
+    shown = f"{default:g}" if isinstance(default, float) else default
+    return f"{text} (default {shown})"
 
 
 def _kind(hint: Any) -> type:

@@ -41,7 +41,7 @@ def assemble(
     names, the default first. folder: where banks may be made and dropped."""
 
     def open_bank(path: Path) -> LiveBank:
-        return LiveBank.open(path, model.model, model.fingerprint, tiers, ranks)
+        return LiveBank(path, model.model, model.fingerprint, tiers, ranks)
 
     banks = Banks(open_bank, folder)
     for name, path in reversed(named):
@@ -66,9 +66,9 @@ def search_ranks(
     if count == 1:
         yield None
         return
-    ranks = Ranks.start(count, tiers=tiers, timeout_s=timeout_s, device=device.partition(":")[0])
+    ranks = Ranks(count, tiers=tiers, timeout_s=timeout_s, device=device.partition(":")[0])
     try:
-        yield ranks
+        yield ranks.start()
     finally:
         ranks.close()
 
@@ -91,19 +91,17 @@ def check_fits(
     paths = list(paths)
     if folder is not None and folder.is_dir():
         paths += [each.parent for each in folder.glob(f"*/{MANIFEST}")]
-    sizes = [plan.BankSize.of_manifest(BankManifest.load(path)) for path in paths]
-    if not any(each.documents for each in sizes):
+    manifests = [BankManifest.load(path) for path in paths]
+    if not any(each.segments for each in manifests):
         return
-    counts = (sum(getattr(e, name) for e in sizes) for name in ("documents", "chunks", "tokens"))
-    bank = plan.BankSize(*counts, sizes[0].dtype)
+    bank = plan.BankSize.of_manifests(manifests)
     compute = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     serving = plan.Serving(
-        keys=tiers.keys, states=tiers.states, hot_mb=tiers.hot_mb * len(sizes),
+        keys=tiers.keys, states=tiers.states, hot_mb=tiers.hot_mb * len(manifests),
         slots=limits.concurrent, slot_tokens=limits.context_tokens, compute=compute,
     )  # fmt: skip
-    cards = [device] if ranks == 1 else [f"cuda:{rank}" for rank in range(ranks)]
-    if not device.startswith("cuda"):
-        cards = []
+    alone = ranks == 1 or device == "cpu"
+    cards = [device] if alone else [f"cuda:{rank}" for rank in range(ranks)]
     plan.plan(decoder.config, bank, hardware.this_machine(cards), serving).check()
 
 

@@ -14,8 +14,6 @@ from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.serving.banks import ServedBank, ServedModel
 from msa_train.serving.errors import ApiError
 
-DOCUMENT_TOKENS = 2048  # longer ones are split, as `msa memory add` does
-
 
 def put_documents(
     bank: ServedBank,
@@ -33,7 +31,7 @@ def put_documents(
     """
     _check_ids(documents, update)
     numbered = _Numbered(bank, update, abandoned)
-    splitting = Splitting(model.tokenizer, DOCUMENT_TOKENS)
+    splitting = Splitting(model.tokenizer)  # as `msa memory add` does
     with bank.writing(wait_s), bank.named_errors():
         add_documents(
             bank.path,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from msa_train.memory.engine.interleave import InterleaveLimits, Mode
 from msa_train.memory.engine.sampling import Sampling
 from msa_train.serving.errors import ApiError, bad_request
-from msa_train.serving.schemas import Filter, Strict, checked_text, parsed
+from msa_train.serving.schemas import Filter, Strict, check_text, parsed
 
 _MAX_TOKENS = 1 << 20  # a larger number is a mistake
 _MAX_ROUNDS = 16
@@ -163,4 +163,4 @@ def _check_messages(messages: Sequence[ChatMessage]) -> None:
                 raise bad_request(problem, "unsupported_parameter")
     if messages[-1].role != "user":
         raise bad_request(f"messages: the last one is the {messages[-1].role}'s, not the user's")
-    checked_text(messages[-1].text, f"messages[{len(messages) - 1}].content")
+    check_text(messages[-1].text, f"messages[{len(messages) - 1}].content")

@@ -14,6 +14,7 @@ from msa_train.memory.engine.events import (
     Event,
     Evidence,
     Finished,
+    RoundReport,
     Routed,
     Selection,
     TextPiece,
@@ -156,7 +157,7 @@ def chosen_json(chosen: Selection) -> dict[str, Any]:
     }
 
 
-def round_json(report: Any) -> dict[str, Any]:
+def round_json(report: RoundReport) -> dict[str, Any]:
     return {
         **chosen_json(report.chosen),
         "written": report.written,

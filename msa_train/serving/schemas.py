@@ -93,8 +93,7 @@ def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:
         )
     now = time.time_ns() // 1_000_000
     for place, each in enumerate(new.documents):
-        if not each.text.strip():
-            raise bad_request(f"documents[{place}].text is blank")
+        check_text(each.text, f"documents[{place}].text")
     return [
         StoredDocument(0, each.text, each.id, each.title, each.metadata, added=now)
         for each in new.documents
@@ -118,10 +117,9 @@ def document_json(document: Document) -> dict[str, Any]:
     return fields
 
 
-def checked_text(value: str, field: str) -> str:
+def check_text(value: str, field: str) -> None:
     if not value.strip():
         raise bad_request(f"{field} is blank")
-    return value
 
 
 def _problem(error: Any) -> str:

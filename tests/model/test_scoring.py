@@ -10,7 +10,7 @@ from msa_train.interop.published_config import from_published, to_published
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.loader import BankLoader, bank_view
 from msa_train.memory.search.settings import TierSettings
 from msa_train.model import scoring
 from msa_train.model.config import RouterConfig
@@ -151,7 +151,7 @@ def test_a_new_scoring_searches_a_bank(tmp_path, form):
     model, tokenizer = tiny_model("threshold", query_reduce="pooled"), tiny_tokenizer()
     build_bank(tmp_path / "b", model, tokenizer, tiny_documents(), FINGERPRINT, "float32", 50)
     bank = BankSnapshot.open(tmp_path / "b", FINGERPRINT)
-    view = BankLoader(TierSettings(form), model.config.router).view(bank)
+    view = bank_view(bank, model.config.router, BankLoader(TierSettings(form)))
     pieces = [prompt_pieces(text) for text in ("Where is it?", "Who sleeps standing?")]
     with torch.no_grad():
         found = prefill_pieces(model, tokenizer, view, pieces).selected

@@ -4,10 +4,11 @@ from threading import Event
 
 import pytest
 
+from msa_train.memory.bank.corpus import DOCUMENT_TOKENS
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.search.live import LiveBank
 from msa_train.serving.banks import ServedBank
-from msa_train.serving.changes import DOCUMENT_TOKENS, put_documents, remove_documents
+from msa_train.serving.changes import put_documents, remove_documents
 from msa_train.serving.errors import ApiError
 from tests.serving.running import MODEL, tiny_bank
 
@@ -15,7 +16,7 @@ from tests.serving.running import MODEL, tiny_bank
 @pytest.fixture
 def bank(tmp_path):
     path = tiny_bank(tmp_path / "notes")
-    bank = ServedBank("notes", path, LiveBank.open(path, MODEL.model, MODEL.fingerprint), False)
+    bank = ServedBank("notes", path, LiveBank(path, MODEL.model, MODEL.fingerprint), False)
     yield bank
     bank.close()
 

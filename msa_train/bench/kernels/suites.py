@@ -163,7 +163,7 @@ def _narrow_keys(chunks: int, tokens: int) -> Iterator[Case]:
         run = partial(quantised_document_scores, query, query_cu, small, chunk_cu)
         moved, dtype = size(small.values, small.scales), small.values.dtype
         yield Case("route", shape, dtype, run, {name: baseline}, moved, flops)
-        searcher = layer_searcher(keys, chunk_cu, KV_HEADS, TOP_K, form)
+        searcher = layer_searcher(keys, chunk_cu, KV_HEADS, RouterConfig(top_k=TOP_K), form)
         certified = partial(searcher.best, 0, query, query_cu, TOP_K)
         exact = {f"{name}, top {TOP_K}": lambda: top_documents(baseline(), TOP_K)}
         yield Case("certified", shape, dtype, certified, exact, moved, flops)

@@ -31,7 +31,7 @@ from msa_train.bench.memory.generate import (
 from msa_train.bench.memory.sizes import Sizes
 from msa_train.bench.runner import in_process, in_turns, log, process_gb, seconds
 from msa_train.memory.bank.build import build_bank
-from msa_train.memory.bank.corpus import Splitting, read_corpus
+from msa_train.memory.bank.corpus import Splitting, pydocs, read_corpus
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.encode import encode_documents
 from msa_train.memory.bank.snapshot import BankSnapshot
@@ -46,7 +46,6 @@ from msa_train.model.decoder import MSADecoder
 Load = Callable[[], tuple[MSADecoder, Tokenizer, dict[str, str]]]  # picklable
 _ANSWER = InterleaveLimits(answer_tokens=16)
 _TOGETHER = 4  # questions routed at once: scores of all documents are held for each
-_DOCUMENT_TOKENS = 2048
 _CHARACTERS = 5  # of a token, at most: enough text is read
 
 
@@ -108,9 +107,9 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     asked = read_questions(path)
     _forget_pages(path)
-    cold_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    cold_s, live = seconds(lambda: LiveBank(path, model, fingerprint))
     live.close()
-    open_s, live = seconds(lambda: LiveBank.open(path, model, fingerprint))
+    open_s, live = seconds(lambda: LiveBank(path, model, fingerprint))
     view, bank = live.view, live.bank
     engine = MemoryEngine(model, tokenizer, view, _TOGETHER)
     answers = [engine.ask([each.question], "memory", _ANSWER)[0] for each in asked[: sizes.repeats]]
@@ -191,7 +190,7 @@ def _real_documents(
     tokenizer: Tokenizer, corpus: Path | None, tokens: int
 ) -> Iterator[StoredDocument]:
     """Documents until there is text for `tokens` tokens, long ones in parts."""
-    source = _pydocs(tokenizer) if corpus is None else _corpora(corpus)
+    source = pydocs(tokenizer)[0] if corpus is None else _corpora(corpus)
 
     def enough() -> Iterator[StoredDocument]:
         left = tokens * _CHARACTERS
@@ -201,7 +200,7 @@ def _real_documents(
             left -= len(document.text)
             yield document
 
-    return Splitting(tokenizer, _DOCUMENT_TOKENS)(enough())
+    return Splitting(tokenizer)(enough())
 
 
 def _corpora(folder: Path) -> Iterator[StoredDocument]:
@@ -215,18 +214,10 @@ def _corpora(folder: Path) -> Iterator[StoredDocument]:
             yield replace(document, id=f"{file.parent.name}/{file.name}/{document.id}")
 
 
-def _pydocs(tokenizer: Tokenizer) -> Iterator[StoredDocument]:
-    from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
-
-    for number, entry in enumerate(PydocsSource(PydocsConfig(), tokenizer).entries):
-        found = entry.document(number)
-        yield StoredDocument(number, found.text, found.id, found.title)
-
-
 @torch.inference_mode()
 def _appended(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
-    live = LiveBank.open(path, model, fingerprint)
+    live = LiveBank(path, model, fingerprint)
     before = live.bank.info()
     first = before["next_number"]
     chunk = model.config.router.chunk_size

@@ -101,7 +101,8 @@ def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
     cu = torch.arange(rank.chunks + 1)
     # Float keys are searched as they lie; 8-bit ones beside full ones, for documents in doubt.
     form = rank.form if rank.form == "int8" else "stored"
-    searcher = layer_searcher(full, cu, rank.heads, TOP_K, form, rank.first, rank.total)
+    router = RouterConfig(top_k=TOP_K)
+    searcher = layer_searcher(full, cu, rank.heads, router, form, rank.first, rank.total)
     keys = searcher.parts[0].keys[LAYER]
     searched = read_all([full]) if form == "stored" else read_all(_searched_tensors(keys))
     searches = {tokens: _search(searcher, unit_query(tokens, rank)) for tokens in rank.queries}
@@ -119,14 +120,13 @@ def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
 
 
 def layer_searcher(
-    keys: Tensor, chunk_cu: Tensor, heads: int, top_k: int, form: KeyForm = "stored",
+    keys: Tensor, chunk_cu: Tensor, heads: int, router: RouterConfig, form: KeyForm = "stored",
     first: int = 0, total: int | None = None,
 ) -> LocalSearcher:  # fmt: skip
     """What the memory searches: one layer's keys [C, V] of documents chunk_cu [n+1], on the device
     where they lie; `first` of `total` documents. It has no states to read."""
-    router, documents = RouterConfig(top_k=top_k), len(chunk_cu) - 1
     layer = LayerKeys(keys, chunk_cu, router, heads, form, keys.device)
-    live = torch.ones(documents if total is None else total, dtype=torch.bool)
+    live = torch.ones(layer.documents if total is None else total, dtype=torch.bool)
     return LocalSearcher([Part(first, chunk_cu.cpu(), {LAYER: layer}, _no_states)], router, live)
 
 

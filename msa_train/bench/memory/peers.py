@@ -22,6 +22,7 @@ from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.search.live import LiveBank
 from msa_train.model.attention import self_attention
 from msa_train.model.batch import positions_within
+from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
 
 _TOKENS, _TOP_K, _WIDTH, _HEADS = 32, 16, 64, 2
@@ -44,7 +45,7 @@ def _faiss(sizes: Sizes) -> dict[str, Any]:
     rank = Rank("float32", 0, sizes.vectors, sizes.vectors, _WIDTH, _HEADS, (_TOKENS,))
     keys, query = unit_keys(rank), unit_query(_TOKENS, rank)
     cu, start = torch.arange(len(keys) + 1), process_gb()["resident"]
-    searcher = layer_searcher(keys, cu, _HEADS, _TOP_K)
+    searcher = layer_searcher(keys, cu, _HEADS, RouterConfig(top_k=_TOP_K))
     ours = process_gb()["resident"]
     index = faiss.IndexFlatIP(_WIDTH)
     index.add(keys.numpy())
@@ -105,7 +106,7 @@ def dense_ttft(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
 def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str, Any]:
     model, tokenizer, fingerprint = load()
     generate_bank(model, tokenizer, fingerprint, path, tokens, sizes.planted, sizes.sample)
-    live = LiveBank.open(path, model, fingerprint)
+    live = LiveBank(path, model, fingerprint)
     question = prompt_pieces(read_questions(path)[0].question)
 
     def first() -> None:

@@ -23,7 +23,7 @@ from msa_train.memory.bank.encode import (
 )
 from msa_train.memory.bank.lock import BusyError, WriterLock
 from msa_train.memory.bank.manifest import BankForm, SegmentEntry, building_name
-from msa_train.memory.bank.segment import Target, changed_files
+from msa_train.memory.bank.segment import changed_files
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.model.config import ModelConfig
@@ -80,7 +80,7 @@ def build_bank(
         with UnfinishedBank(path, form) as bank, _progress(expected) as progress:
             fresh = _unencoded(blocks_of(map(_with_id, documents), size), bank, progress)
             with contextlib.closing(
-                encoding.segments(fresh, bank.target, bank.lock, progress.advance)
+                encoding.segments(fresh, bank.writer.target, bank.writer.lock, progress.advance)
             ) as sealed:
                 for entry in sealed:
                     bank.put(entry)
@@ -117,18 +117,10 @@ class UnfinishedBank:
 
     def __init__(self, path: Path, form: BankForm):
         self.path, self._folder = path, building_name(path)
-        self._writer = self._resumed(form) or self._new(form)
-        self._left = {each.entry.first: each for each in self._writer.bank.segments}
+        self.writer = self._resumed(form) or self._new(form)
+        self._left = {each.entry.first: each for each in self.writer.bank.segments}
         self._used: list[SegmentEntry] = []
         self._finished = False
-
-    @property
-    def target(self) -> Target:
-        return self._writer.target
-
-    @property
-    def lock(self) -> WriterLock:
-        return self._writer.lock
 
     def has(self, block: Sequence[Document]) -> bool:
         """Whether an earlier build finished this block: compares its documents and every byte."""
@@ -143,20 +135,20 @@ class UnfinishedBank:
             self._used.append(segment.entry)
             return True
         _say(f"{problem}: encoded anew")
-        self._writer.forget(segment.entry)
+        self.writer.forget(segment.entry)
         return False
 
     def put(self, entry: SegmentEntry) -> None:
         """Records a finished block, which then need not be encoded again."""
-        self._writer.keep(entry)
+        self.writer.keep(entry)
         self._used.append(entry)
 
     def finish(self) -> None:
         """Makes it the bank. Raises BankError where one appeared meanwhile."""
         if self.path.exists():
             raise BankError(f"{self.path} appeared while its documents were encoded: left alone")
-        if self._used or self._writer.manifest.segments:
-            self._writer.complete(self._used)
+        if self._used or self.writer.manifest.segments:
+            self.writer.complete(self._used)
         files.rename(self._folder, self.path)
         self._finished = True
 
@@ -170,10 +162,10 @@ class UnfinishedBank:
                 with contextlib.suppress(OSError):
                     self._leave()
         finally:
-            self._writer.close()
+            self.writer.close()
 
     def _leave(self) -> None:
-        segments = self._writer.manifest.segments
+        segments = self.writer.manifest.segments
         if not segments:
             files.remove(self._folder)
             return
@@ -182,7 +174,7 @@ class UnfinishedBank:
             f"{documents:,} encoded documents are kept in {self._folder}: build again to go on, "
             "or remove it"
         )
-        self._writer.clear()
+        self.writer.clear()
 
     def _resumed(self, form: BankForm) -> BankWriter | None:
         if not self._folder.exists():

@@ -19,6 +19,7 @@ from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
 from msa_train.memory.bank.documents import StoredDocument
 
+DOCUMENT_TOKENS = 2048  # of a document, at most, unless asked otherwise
 _WIDE_NUMBER = 999_999_999
 _WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # in bytes; the 4 are control tokens
 
@@ -136,7 +137,7 @@ class Splitting:
     """
 
     tokenizer: Tokenizer
-    limit: int
+    limit: int = DOCUMENT_TOKENS
     split: int = 0
     parts: int = 0
     made: int = 0

@@ -85,7 +85,7 @@ class DocumentFilter:
         found = np.ones(segment.entry.documents, dtype=bool)
         if self.ids is not None:
             found[:] = False
-            found[segment.rows_of_any(self.ids)] = True
+            found[segment.rows_of(self.ids)] = True
         if self._reads and found.any():
             segment.check_documents()
             if self.added_after is not None or self.added_before is not None:

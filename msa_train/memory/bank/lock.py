@@ -29,18 +29,18 @@ class WriterLock:
     def __init__(self, bank: Path, operation: str):
         self.path = bank / LOCK
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BankError(f"{self.path} cannot be written: {error}") from error
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _described(os.pread(self._descriptor, 4096, 0))
-            os.close(self._descriptor)
+            holder = _described(os.pread(self.descriptor, 4096, 0))
+            os.close(self.descriptor)
             raise BusyError(
                 f"{bank} is being written by {holder}: wait until it has finished"
             ) from None
-        left = os.pread(self._descriptor, 4096, 0)
+        left = os.pread(self.descriptor, 4096, 0)
         self.dead = _described(left) if left else None
         holder = {
             "process": os.getpid(),
@@ -49,22 +49,18 @@ class WriterLock:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, json.dumps(holder).encode(), 0)
         except OSError as error:
-            os.close(self._descriptor)
+            os.close(self.descriptor)
             raise BankError(f"{self.path} cannot be written: {error}") from error
 
     def release(self) -> None:
-        if self._descriptor >= 0:
+        if self.descriptor >= 0:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)  # empty: the writer did not die
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    @property
-    def descriptor(self) -> int:
-        return self._descriptor
+                os.ftruncate(self.descriptor, 0)  # empty: the writer did not die
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def _described(text: bytes) -> str:

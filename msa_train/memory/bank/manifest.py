@@ -105,6 +105,10 @@ class BankManifest:
     segments: tuple[SegmentEntry, ...] = ()
     removed: Removed | None = None
 
+    def total(self, count: str) -> int:
+        """Over all segments; count: documents, chunks, tokens or bytes."""
+        return sum(getattr(entry, count) for entry in self.segments)
+
     def following(self, **changes: Any) -> BankManifest:
         return replace(self, generation=self.generation + 1, **changes)
 
@@ -127,10 +131,10 @@ class BankManifest:
         body, _, digest = text.rstrip("\n").rpartition("\n")
         whole = hashlib.sha256(body.encode()).hexdigest() == digest
         _check_version(file, body if whole else text, whole)
-        return cls._from_json(json.loads(body))
+        return cls.from_json(json.loads(body))
 
     @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> BankManifest:
+    def from_json(cls, data: dict[str, Any]) -> BankManifest:
         form = data["form"]
         return cls(
             form=BankForm(**{**form, "layers": tuple(form["layers"])}),

@@ -79,7 +79,7 @@ class SegmentWriter:
         files.make_folder(self._partial)
         self._documents = DocumentWriter(self._partial / DOCUMENTS)
         self._files = {
-            self._state(layer, kind): NewFile(self._partial / self._state(layer, kind))
+            state_file(layer, kind): NewFile(self._partial / state_file(layer, kind))
             for layer in form.layers
             for kind in (*STATES, "crc")
         }
@@ -102,9 +102,9 @@ class SegmentWriter:
             states = batch.pooled[layer]
             raw = {kind: self._bytes(getattr(states, kind), layer, kind) for kind in STATES}
             for kind, data in raw.items():
-                self._files[self._state(layer, kind)].write(data)
+                self._files[state_file(layer, kind)].write(data)
             checksums = rows_crc(raw["k"], raw["v"], bounds * self._row_bytes)
-            self._files[self._state(layer, "crc")].write(checksums)
+            self._files[state_file(layer, "crc")].write(checksums)
 
     def seal(self) -> SegmentEntry:
         """Syncs and renames it; it is part of a bank once a manifest lists it."""
@@ -139,9 +139,6 @@ class SegmentWriter:
     @property
     def _row_bytes(self) -> int:
         return self._form.width * self._form.torch_dtype.itemsize
-
-    def _state(self, layer: int, kind: str) -> str:
-        return state_file(layer, kind)
 
     def _bytes(self, states: Tensor, layer: int, kind: str) -> memoryview:
         if not states.isfinite().all():
@@ -204,12 +201,9 @@ class Segment:
         digests, rows = self._raw_ids.view("<u8").reshape(-1, 2).T
         return np.ascontiguousarray(digests), rows  # or every search would copy them
 
-    def rows_of(self, id: str) -> list[int]:
-        """Rows of the documents with this id, ascending (the parts of one that was split)."""
-        return self.rows_of_any([id])
-
-    def rows_of_any(self, ids: Sequence[str]) -> list[int]:
-        """Rows of the documents that have one of these ids, id by id."""
+    def rows_of(self, ids: Sequence[str]) -> list[int]:
+        """Rows of the documents that have one of these ids, id by id; those of one ascending (the
+        parts of a document that was split)."""
         digests, rows = self.ids
         wanted = np.array([id_digest(id) for id in ids], dtype=np.uint64)
         first = np.searchsorted(digests, wanted, "left")

@@ -112,7 +112,7 @@ class BankSnapshot:
         """Numbers of the documents with this id that were not removed."""
         found = []
         for start, segment in zip(self.starts, self.segments, strict=False):
-            places = (int(start) + row for row in segment.rows_of(id))
+            places = (int(start) + row for row in segment.rows_of([id]))
             found += [int(self.numbers[place]) for place in places if self.live[place]]
         return found
 
@@ -136,10 +136,7 @@ class BankSnapshot:
             "documents": len(self),
             "removed": len(self.numbers) - len(self),
             "next_number": manifest.next_number,
-            **{
-                name: sum(getattr(entry, name) for entry in manifest.segments)
-                for name in ("chunks", "tokens", "bytes")
-            },
+            **{name: manifest.total(name) for name in ("chunks", "tokens", "bytes")},
             "segments": len(manifest.segments),
             "generation": manifest.generation,
             "created": manifest.created,

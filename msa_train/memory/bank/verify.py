@@ -54,10 +54,7 @@ def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
         "generation": manifest.generation,
         "segments": len(manifest.segments),
         "files": sum(len(entry.files) for entry in manifest.segments),
-        **{
-            name: sum(getattr(entry, name) for entry in manifest.segments)
-            for name in ("documents", "chunks", "tokens", "bytes")
-        },
+        **{name: manifest.total(name) for name in ("documents", "chunks", "tokens", "bytes")},
         "removed": manifest.removed.count if manifest.removed else 0,
         "problems": sorted(set(problems)),
         "orphans": [str(each) for each in orphans],

@@ -68,21 +68,17 @@ class BankWriter:
         self.path, self._operation = Path(path), operation
         self._segment_documents = segment_documents
         BankManifest.load(self.path)  # or a lock would be left in a folder that is no bank
-        self._lock = WriterLock(self.path, operation)
+        self.lock = WriterLock(self.path, operation)
         try:
             self.bank = BankSnapshot.open(self.path, fingerprint, reuse)
-            if self._lock.dead:
-                print(f"{self.path}: {self._lock.dead} did not finish", file=sys.stderr)
-            self._manifest = self.bank.manifest
+            if self.lock.dead:
+                print(f"{self.path}: {self.lock.dead} did not finish", file=sys.stderr)
+            self.manifest = self.bank.manifest
             with self._reported():
                 self.clear()
         except BaseException:
-            self._lock.release()
+            self.lock.release()
             raise
-
-    @property
-    def manifest(self) -> BankManifest:
-        return self._manifest
 
     def add(self, batches: Iterable[EncodedBatch], replaced: Iterable[int] = ()) -> int:
         """Adds encoded documents, numbered from manifest.next_number on, and removes `replaced`.
@@ -168,12 +164,8 @@ class BankWriter:
         """Where the segments of the next commit are written."""
         return Target(self.path / SEGMENTS, self.manifest.form, self.manifest.generation + 1)
 
-    @property
-    def lock(self) -> WriterLock:
-        return self._lock
-
     def close(self) -> None:
-        self._lock.release()
+        self.lock.release()
 
     def __enter__(self) -> BankWriter:
         return self
@@ -236,7 +228,7 @@ class BankWriter:
 
     def _save(self, manifest: BankManifest) -> None:
         manifest.save(self.path)
-        self._manifest = manifest
+        self.manifest = manifest
 
     def _save_removed(self, gone: np.ndarray) -> Removed | None:
         if not len(gone):

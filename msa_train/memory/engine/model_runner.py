@@ -61,9 +61,8 @@ class ModelRunner:
             self._cache = KVCache(
                 model.config, rows, limit, weight, limit if preallocate else _FIRST_TOKENS
             )
-            self.last = weight.new_zeros(
-                rows, model.config.hidden
-            )  # hidden states [rows, d] after the last token
+            # Hidden states [rows, d] after the last token.
+            self.last = weight.new_zeros(rows, model.config.hidden)
         self._model = model
         self._graphs = DecodeGraphs(model, self._cache) if weight.is_cuda else None
         self.count = 0  # contexts; they are in rows 0..count-1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,13 +53,13 @@ class BankSize:
             )
 
     @classmethod
-    def of_manifest(cls, manifest: BankManifest) -> BankSize:
-        """What a bank holds, including removed documents."""
+    def of_manifests(cls, manifests: Sequence[BankManifest]) -> BankSize:
+        """What banks of one dtype hold, including removed documents."""
         counts = (
-            sum(getattr(entry, name) for entry in manifest.segments)
+            sum(each.total(name) for each in manifests)
             for name in ("documents", "chunks", "tokens")
         )
-        return cls(*counts, manifest.form.dtype)
+        return cls(*counts, manifests[0].form.dtype)
 
     @classmethod
     def of_tokens(

@@ -32,24 +32,28 @@ class Ranks:
 
     A worker that dies, fails or is late makes the request fail with RankError; the next request
     starts all workers again and opens its snapshot in them, RESTARTS times within WINDOW_S.
+
+    shares: part of the documents that each rank holds, in proportion (None: equal; 0: none).
+    timeout_s of a request; start_timeout_s of starting workers and of opening a bank in them (every
+    router key is read). device: "cuda" (rank r on card r) or "cpu" (None: cuda where there is one);
+    on a CPU the ranks divide its cores. Raises ConfigError for settings that cannot be.
     """
 
     def __init__(
         self,
         count: int,
-        shares: Sequence[float] | None,
-        tiers: TierSettings,
-        timeout_s: float,
-        start_timeout_s: float,
-        device: str | None,
+        shares: Sequence[float] | None = None,
+        tiers: TierSettings | None = None,
+        timeout_s: float = 60.0,
+        start_timeout_s: float = 300.0,
+        device: str | None = None,
     ):
         self.count, self.shares = count, _checked_shares(shares, count)
-        self.device = _device(device, count)
-        self._settings, self._timeout_s, self._start_timeout_s = tiers, timeout_s, start_timeout_s
-        self._loaders: dict[RouterConfig, BankLoader] = {}  # rank 0's own
+        self.device, self._settings = _device(device, count), tiers or TierSettings()
+        self._timeout_s, self._start_timeout_s = timeout_s, start_timeout_s
+        self._loader = BankLoader(self._settings, self.device, Share(0, self.shares))
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._alive: weakref.WeakSet[DistributedSearcher] = weakref.WeakSet()
         self._dropped: deque[int] = deque()  # filled by the garbage collector, in any thread
         self._group: list[WorkerGroup] = []  # none or one
         self._epoch = 0
@@ -58,28 +62,17 @@ class Ranks:
         self._stopped: str | None = None
         self._at_exit = weakref.finalize(self, _close_all, self._group)
 
-    @classmethod
-    def start(
-        cls,
-        count: int,
-        shares: Sequence[float] | None = None,
-        tiers: TierSettings | None = None,
-        timeout_s: float = 60.0,
-        start_timeout_s: float = 300.0,
-        device: str | None = None,
-    ) -> Ranks:
-        """Starts the workers.
-
-        shares: part of the documents that each rank holds, in proportion (None: equal; 0: none).
-        timeout_s of a request; start_timeout_s of starting workers and of opening a bank in them
-        (every router key is read). device: "cuda" (rank r on card r) or "cpu" (None: cuda where
-        there is one); on a CPU the ranks divide its cores.
-
-        Raises ConfigError for settings that cannot be, RankError for a worker that does not start.
-        """
-        ranks = cls(count, shares, tiers or TierSettings(), timeout_s, start_timeout_s, device)
-        ranks._start_group()
-        return ranks
+    def start(self) -> Ranks:
+        """Starts the workers. Raises RankError for one that does not start."""
+        told = {"shares": self.shares, "tiers": asdict(self._settings)}
+        given = self.count, self.device, told, self._timeout_s, self._start_timeout_s
+        try:
+            self._group.append(WorkerGroup(*given))
+        except RankError as error:
+            self._failure = str(error)
+            raise
+        self._epoch += 1
+        return self
 
     def searcher(self, bank: BankSnapshot, router: RouterConfig) -> DistributedSearcher:
         """A snapshot, opened in every rank and searched by all; let go of when nobody has it.
@@ -88,17 +81,11 @@ class Ranks:
         for damage, RankError.
         """
         with self._lock:
-            loader = self._loaders.get(router)
-            if loader is None:
-                share = Share(0, self.shares)
-                loader = BankLoader(self._settings, router, self.device, share)
-                self._loaders[router] = loader
             number = next(self._numbers)
             found = DistributedSearcher(self.ask, number, bank, router, self.shares, self.device)
             weakref.finalize(found, self._dropped.append, number).atexit = False
-            self._alive.add(found)
             found.own = self._guarded(
-                lambda group: self._open(group, found, lambda: loader.searcher(bank))
+                lambda group: self._open(group, found, lambda: self._loader.searcher(bank, router))
             )
             return found
 
@@ -120,8 +107,7 @@ class Ranks:
         with self._lock:
             self._stopped = self._stopped or "they were closed"
             _close_all(self._group)
-            for loader in self._loaders.values():
-                loader.close()
+            self._loader.close()
 
     def _guarded(self, run: Callable[[WorkerGroup], T]) -> T:
         """run(group); a group that failed, or was interrupted in a request, is ended."""
@@ -153,18 +139,8 @@ class Ranks:
                 )
                 raise RankError(f"the ranks do not run: {self._stopped}")
             self._restarts.append(now)
-            self._start_group()
+            self.start()
         return self._group[0]
-
-    def _start_group(self) -> None:
-        told = {"shares": self.shares, "tiers": asdict(self._settings)}
-        given = self.count, self.device, told, self._timeout_s, self._start_timeout_s
-        try:
-            self._group.append(WorkerGroup(*given))
-        except RankError as error:
-            self._failure = str(error)
-            raise
-        self._epoch += 1
 
     def _open(self, group: WorkerGroup, searcher: DistributedSearcher, own: Callable[[], T]) -> T:
         """Opens a snapshot in the workers that hold some of it, while own() runs here."""
@@ -183,14 +159,12 @@ class Ranks:
         return mine
 
     def _forget(self, group: WorkerGroup) -> None:
-        """Lets go of snapshots that nobody has any more, here and in the workers."""
+        """Lets the workers let go of snapshots that nobody has any more."""
         if not self._dropped:
             return
         gone = []
         while self._dropped:
             gone.append(self._dropped.popleft())
-        for router, loader in self._loaders.items():
-            loader.keep_only([each.bank for each in self._alive if each.router == router])
         everyone = {rank: {} for rank in group.workers}
         group.ask(
             Call({"do": "drop", "snapshots": gone}, "letting go of old snapshots", everyone),

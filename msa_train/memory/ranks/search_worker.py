@@ -34,9 +34,8 @@ class Holdings:
     """The snapshots that this rank has open."""
 
     def __init__(self, share: Share, settings: TierSettings, device: torch.device):
-        self._share, self._settings, self._device = share, settings, device
-        self._loaders: dict[RouterConfig, BankLoader] = {}
-        self._open: dict[int, tuple[RouterConfig, OpenedSegments, LocalSearcher]] = {}
+        self._loader = BankLoader(settings, device, share)
+        self._open: dict[int, tuple[OpenedSegments, LocalSearcher]] = {}
 
     def answer(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
         methods: dict[str, Callable[..., Reply]] = {
@@ -50,24 +49,18 @@ class Holdings:
 
     def open(self, head: dict[str, Any], tensors: dict[str, Tensor], _: Tensor) -> Reply:
         router = RouterConfig(**head["router"])
-        known = (segment for _, held, _ in self._open.values() for segment in held.segments)
+        known = (segment for held, _ in self._open.values() for segment in held.segments)
         held = opened(head, unpack(tensors["live"], head["documents"]), known)
-        loader = self._loaders.get(router)
-        if loader is None:
-            loader = BankLoader(self._settings, router, self._device, self._share)
-            self._loaders[router] = loader
-        self._open[head["snapshot"]] = router, held, loader.searcher(held)
+        self._open[head["snapshot"]] = held, self._loader.searcher(held, router)
         return {}, None
 
     def drop(self, head: dict[str, Any], *_: Any) -> Reply:
         for number in head["snapshots"]:
             self._open.pop(number, None)
-        for router, loader in self._loaders.items():
-            loader.keep_only([held for other, held, _ in self._open.values() if other == router])
         return {}, None
 
     def best(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
-        _, held, searcher = self._open[head["snapshot"]]
+        held, searcher = self._open[head["snapshot"]]
         allowed = tensors.get("allowed")
         allowed = None if allowed is None else unpack(allowed, len(held.live))
         cu = tensors["query_cu"].to(query.device)
@@ -75,12 +68,12 @@ class Holdings:
         return {"places": found.places, "scores": found.scores}, None
 
     def score(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
-        _, _, searcher = self._open[head["snapshot"]]
+        _, searcher = self._open[head["snapshot"]]
         cu = tensors["query_cu"].to(query.device)
         return {"scores": searcher.score(head["layer"], query, cu, tensors["places"])}, None
 
     def states(self, head: dict[str, Any], tensors: dict[str, Tensor], _: Tensor) -> Reply:
-        _, _, searcher = self._open[head["snapshot"]]
+        _, searcher = self._open[head["snapshot"]]
         states = searcher.states(head["layer"], tensors["places"])
         return {}, torch.cat([as_bytes(x) for x in (states.k, states.v, states.key)])
 

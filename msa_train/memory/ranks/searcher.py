@@ -30,7 +30,7 @@ class DistributedSearcher:
     segments are gone.
 
     number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part; workers:
-    the other ranks that hold some of it. shares: see Ranks.start. device: rank 0's.
+    the other ranks that hold some of it. shares: see Ranks. device: rank 0's.
     """
 
     own: LocalSearcher

@@ -28,13 +28,7 @@ class OpenedSegments:
 
 def described(bank: BankSnapshot) -> dict[str, Any]:
     """What `opened` needs, as JSON; `bank.live` is sent beside it, packed."""
-    manifest = bank.manifest
-    return {
-        "path": str(Path(bank.path).absolute()),
-        "generation": manifest.generation,
-        "form": asdict(manifest.form),
-        "segments": [asdict(entry) for entry in manifest.segments],
-    }
+    return {"path": str(bank.path.absolute()), "manifest": asdict(bank.manifest)}
 
 
 def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) -> OpenedSegments:
@@ -43,21 +37,22 @@ def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) 
     known: segments that are open already. Raises GenerationGoneError where segments were removed
     since then, BankError for damage.
     """
-    path, form = Path(description["path"]), description["form"]
-    form = BankForm(**{**form, "layers": tuple(form["layers"])})
-    entries = [SegmentEntry.from_json(entry) for entry in description["segments"]]
+    path, manifest = Path(description["path"]), BankManifest.from_json(description["manifest"])
     open_ones = {segment.folder: segment for segment in known}
     try:
-        segments = [_segment(path / SEGMENTS, entry, form, open_ones) for entry in entries]
+        segments = [
+            _segment(path / SEGMENTS, entry, manifest.form, open_ones)
+            for entry in manifest.segments
+        ]
     except (BankError, FileNotFoundError) as error:
         newest = BankManifest.load(path).generation
-        if newest == description["generation"]:
+        if newest == manifest.generation:
             raise
         raise GenerationGoneError(
-            f"generation {description['generation']} of {path} is gone, it has {newest} now: "
-            "open the bank again"
+            f"generation {manifest.generation} of {path} is gone, it has {newest} now: open the "
+            "bank again"
         ) from error
-    starts = np.cumsum([0, *(entry.documents for entry in entries)])
+    starts = np.cumsum([0, *(entry.documents for entry in manifest.segments)])
     return OpenedSegments(segments, starts, live)
 
 

@@ -82,10 +82,8 @@ class WorkerGroup:
         Raises RankError for a worker that died, failed or is late, within the timeout; any other
         MSAError that a rank met, as it met it, and the group is as good as before.
         """
-        deadline, number = (
-            Deadline.of(call.doing, timeout_s or self._timeout_s),
-            next(self._numbers),
-        )
+        deadline = Deadline.of(call.doing, timeout_s or self._timeout_s)
+        number = next(self._numbers)
         workers = [self.workers[rank] for rank in call.tensors]
         sent = [self._send(worker, number, call, deadline) for worker in workers]
         mine, failure = None, None

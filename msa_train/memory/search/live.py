@@ -31,42 +31,29 @@ class SearchRanks(Protocol):
 class LiveBank:
     """What a server or a command asks. Thread-safe; a view that was taken stays as it is.
 
-    bank: the newest snapshot that was opened. searchers: a loader of this process, which ends with
-    this bank, or ranks, which do not.
+    fingerprint: of `model`; a bank that another model built is refused. ranks: what searches it
+    (None: this process, by `settings`). bank: the newest snapshot that was opened.
+
+    Raises BankError for what is missing, damaged or built by other weights.
     """
 
     def __init__(
         self,
         path: Path | str,
-        router: RouterConfig,
+        model: MSADecoder,
         fingerprint: Mapping[str, str],
-        searchers: BankLoader | SearchRanks,
+        settings: TierSettings | None = None,
+        ranks: SearchRanks | None = None,
     ):
-        self.path, self._router = Path(path), router
-        self._fingerprint, self._searchers = dict(fingerprint), searchers
+        device = model.model.embed_tokens.weight.device
+        self.path, self._router = Path(path), model.config.router
+        self._fingerprint = dict(fingerprint)
+        self._searchers = ranks or BankLoader(settings or TierSettings(), device)
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None
         self.bank: BankSnapshot | None = None
         self._view: MemoryView | None = None
         self.refresh()
-
-    @classmethod
-    def open(
-        cls,
-        path: Path | str,
-        model: MSADecoder,
-        fingerprint: Mapping[str, str],
-        settings: TierSettings | None = None,
-        ranks: SearchRanks | None = None,
-    ) -> LiveBank:
-        """fingerprint: of `model`; a bank that another model built is refused. ranks: what searches
-        it (None: this process, by `settings`).
-
-        Raises BankError for what is missing, damaged or built by other weights.
-        """
-        config, device = model.config, model.model.embed_tokens.weight.device
-        searchers = ranks or BankLoader(settings or TierSettings(), config.router, device)
-        return cls(path, config.router, fingerprint, searchers)
 
     @property
     def view(self) -> MemoryView:
@@ -98,15 +85,9 @@ class LiveBank:
     def _take(self, bank: BankSnapshot) -> None:
         # A bank that was built again in its place may be of the same generation.
         if self.bank is None or bank.manifest != self.bank.manifest:
-            self._view = MemoryView.of(bank, self._searcher_of(bank), self._router)
+            searcher = self._searchers.searcher(bank, self._router)
+            self._view = MemoryView.of(bank, searcher, self._router)
             self.bank = bank
-
-    def _searcher_of(self, bank: BankSnapshot) -> Searcher:
-        if not isinstance(self._searchers, BankLoader):
-            return self._searchers.searcher(bank, self._router)
-        searcher = self._searchers.searcher(bank)
-        self._searchers.keep_only([bank])
-        return searcher
 
     def _stat(self) -> tuple[int, ...]:
         try:

@@ -7,9 +7,9 @@ hot documents    read lately, on the computing device, within a budget (cache.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Share:
 
 
 class BankLoader:
-    """Opens snapshots for a model on `device`. A segment that is open already is not read again.
+    """Opens snapshots on `device`. A segment that a searcher holds already is not read again.
 
     share: which documents are this process's (None: all).
     """
@@ -52,49 +52,45 @@ class BankLoader:
     def __init__(
         self,
         settings: TierSettings,
-        router: RouterConfig,
         device: torch.device | str = "cpu",
         share: Share | None = None,
     ):
-        self.settings, self.router, self.device = settings, router, torch.device(device)
+        self.settings, self.device = settings, torch.device(device)
         self.share = share or Share()
         self.hot = HotDocuments(int(settings.hot_mb * (1 << 20)), self.device, settings.prefetch)
-        self._loaded: dict[str, _LoadedSegment] = {}
+        self._loaded: WeakValueDictionary[tuple[str, RouterConfig], _LoadedSegment]
+        self._loaded = WeakValueDictionary()  # the searchers hold them
 
-    def view(self, bank: BankSnapshot) -> MemoryView:
-        """A view of a snapshot. Raises BankError for router keys that were changed on disk."""
-        return MemoryView.of(bank, self.searcher(bank), self.router)
+    def searcher(self, bank: BankSnapshot, router: RouterConfig) -> LocalSearcher:
+        """The documents of a snapshot that are this process's.
 
-    def searcher(self, bank: BankSnapshot) -> LocalSearcher:
-        """The documents of a snapshot that are this process's. Raises BankError, as `view`."""
+        Raises BankError for router keys that were changed on disk.
+        """
         parts = []
         for first, segment in zip(bank.starts, bank.segments, strict=False):
-            loaded = self._loaded.get(segment.identity)
+            name = segment.identity, router
+            loaded = self._loaded.get(name)
             if loaded is None:
-                loaded = self._loaded[segment.identity] = _LoadedSegment(segment, self)
+                loaded = self._loaded[name] = _LoadedSegment(segment, router, self)
             parts.append(loaded.part(int(first), self.hot))
-        return LocalSearcher(parts, self.router, bank.live)
-
-    def keep_only(self, banks: Sequence[BankSnapshot]) -> None:
-        """Lets go of segments that are in none of these snapshots."""
-        needed = {segment.identity for bank in banks for segment in bank.segments}
-        self._loaded = {name: each for name, each in self._loaded.items() if name in needed}
+        return LocalSearcher(parts, router, bank.live)
 
     def close(self) -> None:
         self.hot.close()
 
 
 def bank_view(
-    bank: BankSnapshot, router: RouterConfig, device: torch.device | str = "cpu"
+    bank: BankSnapshot, router: RouterConfig, loader: BankLoader | None = None
 ) -> MemoryView:
-    """A bank, opened with default settings by this process alone."""
-    return BankLoader(TierSettings(), router, device).view(bank)
+    """A bank, opened by this process alone. loader: None for one with default settings."""
+    loader = loader or BankLoader(TierSettings())
+    return MemoryView.of(bank, loader.searcher(bank, router), router)
 
 
 class _LoadedSegment:
     """This process's documents of a segment: keys to search, K and V to copy (StoredDocuments)."""
 
-    def __init__(self, segment: Segment, loader: BankLoader):
+    def __init__(self, segment: Segment, router: RouterConfig, loader: BankLoader):
         form, settings = segment.form, loader.settings
         self.identity, self.layers = segment.identity, form.layers
         self._segment, self._device = segment, loader.device
@@ -104,11 +100,12 @@ class _LoadedSegment:
         chunks = slice(int(cu[0]), int(cu[-1]))
         self._keys, self._pooled = {}, {}
         for layer in form.layers:
-            segment.check_keys(layer)
+            if end > self._first:  # those of others are for them to check
+                segment.check_keys(layer)
             states = segment.pooled[layer]
             own = states.map(lambda x: x[chunks])
             self._keys[layer] = LayerKeys(
-                own.key, self._chunk_cu, loader.router, form.kv_heads, settings.keys, self._device
+                own.key, self._chunk_cu, router, form.kv_heads, settings.keys, self._device
             )
             self._pooled[layer] = self._in_host(own) if settings.states == "host" else own
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -55,13 +54,9 @@ class MemoryView:
         """A view of only those documents that are `allowed` [n], too."""
         return replace(self, allowed=allowed if self.allowed is None else allowed & self.allowed)
 
-    @cached_property
-    def size(self) -> int:
+    def __len__(self) -> int:
         """Documents that can be found."""
         return int((self.live if self.allowed is None else self.live & self.allowed).sum())
-
-    def __len__(self) -> int:
-        return self.size
 
     def knows(self, number: int) -> bool:
         """Whether a document of this number can be found."""

@@ -14,7 +14,7 @@ def test_a_question_is_found_by_its_documents_number(tmp_path):
     path = tmp_path / "bank"
     generate_bank(model, tokenizer, FINGERPRINT, path, 50 * CHUNK, 4, 40)
     asked = read_questions(path)
-    view = LiveBank.open(path, model, FINGERPRINT).view
+    view = LiveBank(path, model, FINGERPRINT).view
     engine = banks.MemoryEngine(model, tokenizer, view)
     nobody = [Planted(each.question, 10_000, "") for each in asked]
     assert banks._found(engine, nobody, 16) == 0

@@ -73,5 +73,5 @@ def test_changed_states_are_named_when_they_are_read(tiny, tmp_path):
 
 def test_ids_are_found_unread(tiny):
     (segment,) = tiny.segments
-    assert segment.rows_of("d17") == [2] and segment.rows_of("d18") == []
-    assert segment.rows_of_any(["d1000", "nobody", "d2"]) == [5, 0]
+    assert segment.rows_of(["d17"]) == [2] and segment.rows_of(["d18"]) == []
+    assert segment.rows_of(["d1000", "nobody", "d2"]) == [5, 0]

@@ -53,7 +53,7 @@ def test_other_weights_are_refused_by_name(tiny):
 def test_an_empty_bank_is_a_bank(tmp_path):
     tiny_bank(tmp_path / "bank", [])
     view = bank_view(BankSnapshot.open(tmp_path / "bank", FINGERPRINT), tiny_model().config.router)
-    assert (len(view), view.size, view.knows(0)) == (0, 0, False)
+    assert (len(view), view.knows(0)) == (0, False)
     (answer,) = MemoryEngine(tiny_model(), tiny_tokenizer(), view).ask(
         ["?"], "router", InterleaveLimits(answer_tokens=2)
     )

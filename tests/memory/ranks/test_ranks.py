@@ -34,7 +34,7 @@ from msa_train.memory.ranks import Ranks
 from msa_train.memory.bank.snapshot import BankSnapshot
 from tests.memory.ranks.banks import CONFIG, questions
 
-ranks = Ranks.start(2, timeout_s=30)
+ranks = Ranks(2, timeout_s=30).start()
 searcher = ranks.searcher(BankSnapshot.open({path!r}), CONFIG.router)
 group = ranks._group[0]
 input()
@@ -74,7 +74,7 @@ def ranks(killed_driver):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_group, "MODULE", faulty_worker.__name__)
         patch.setattr(driver, "RESTARTS", 1000)
-        ranks = Ranks.start(2, (0, 1), timeout_s=TIMEOUT_S)
+        ranks = Ranks(2, (0, 1), timeout_s=TIMEOUT_S).start()
         yield ranks
         ranks.close()
 
@@ -99,7 +99,7 @@ def gone(pid):
 def right(searcher, bank):
     gc.collect()  # snapshots of earlier tests are let go of now, not in the request that is to fail
     found = searcher.best(LAYER, *QUERY, 3)
-    expected = BankLoader(TierSettings(), ROUTER).searcher(bank).best(LAYER, *QUERY, 3)
+    expected = BankLoader(TierSettings()).searcher(bank, ROUTER).best(LAYER, *QUERY, 3)
     assert torch.equal(found.places, expected.places)
     assert torch.equal(found.scores, expected.scores)
 
@@ -210,7 +210,7 @@ def test_a_bank_compacted_between_two_ranks_is_opened_again(ranks, folder):
                 compact(path)
             return ranks.searcher(bank, router)
 
-    served = LiveBank.open(path, tiny_model(), FINGERPRINT, ranks=Racing())
+    served = LiveBank(path, tiny_model(), FINGERPRINT, ranks=Racing())
     assert served.bank.manifest.removed is None and len(served.bank.segments) == 1
     add(path, [1])
     assert len(served.view) == 4
@@ -233,7 +233,7 @@ def test_workers_go_with_their_driver(killed_driver):
 def test_restarts_end_with_the_reason(monkeypatch, bank):
     monkeypatch.setattr(worker_group, "MODULE", "msa_train.memory.ranks.nowhere")
     monkeypatch.setattr(driver, "RESTARTS", 2)
-    ranks = Ranks(2, None, TierSettings(), 60.0, 60.0, "cpu")
+    ranks = Ranks(2, device="cpu")
     for _ in range(2):
         with pytest.raises(RankError, match="No module named"):
             ranks.searcher(bank, ROUTER)
@@ -243,7 +243,7 @@ def test_restarts_end_with_the_reason(monkeypatch, bank):
 
 
 def test_closed_ranks_say_so(ranks, bank):
-    other = Ranks.start(1)
+    other = Ranks(1).start()
     searcher = other.searcher(bank, ROUTER)
     other.close()
     with pytest.raises(RankError, match="closed"):
@@ -289,4 +289,4 @@ def test_impossible_settings_are_refused(settings, message):
     if "device" in settings and torch.cuda.device_count() > 1:
         pytest.skip("there are two GPUs")
     with pytest.raises(ConfigError, match=message):
-        Ranks.start(**settings)
+        Ranks(**settings)

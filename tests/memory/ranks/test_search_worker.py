@@ -18,7 +18,7 @@ def test_it_answers_for_its_share_alone(tmp_path):
     bank = write(tmp_path / "bank", [[1, 2, 3, 4], [2] * 6], removed=[2])
     share = Share(1, (1.0, 2.0))
     holdings = Holdings(share, TierSettings(), torch.device("cpu"))
-    searcher = BankLoader(TierSettings(), ROUTER, share=share).searcher(bank)
+    searcher = BankLoader(TierSettings(), share=share).searcher(bank, ROUTER)
     head = {
         "do": "open", "snapshot": 5, "router": asdict(ROUTER), "documents": len(bank.numbers),
         **described(bank),

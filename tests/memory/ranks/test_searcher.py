@@ -10,7 +10,7 @@ import torch
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks import Ranks
-from msa_train.memory.search.loader import BankLoader
+from msa_train.memory.search.loader import BankLoader, bank_view
 from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.view import MemoryView
 from tests.memory.ranks.banks import CONFIG, add, compact, questions, write
@@ -37,7 +37,7 @@ GROUPS = {
 @pytest.fixture(scope="module", params=GROUPS)
 def ranks(request):
     count, shares, tiers = GROUPS[request.param]
-    ranks = Ranks.start(count, shares, tiers, timeout_s=60)
+    ranks = Ranks(count, shares, tiers, timeout_s=60).start()
     yield ranks
     ranks.close()
 
@@ -55,7 +55,7 @@ def searchers(ranks, banks):
 
 
 def alone(bank):
-    return BankLoader(TierSettings(), ROUTER).searcher(bank)
+    return BankLoader(TierSettings()).searcher(bank, ROUTER)
 
 
 def same(ours, theirs):
@@ -106,8 +106,7 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path):
     path, model = tmp_path / "bank", tiny_model()
     build_bank(path, model, tiny_tokenizer(), tiny_documents(), FINGERPRINT, token_budget=50)
     bank = BankSnapshot.open(path, FINGERPRINT)
-    tiers = BankLoader(TierSettings(), ROUTER)
-    views = tiers.view(bank), MemoryView.of(bank, ranks.searcher(bank, ROUTER), ROUTER)
+    views = bank_view(bank, ROUTER), MemoryView.of(bank, ranks.searcher(bank, ROUTER), ROUTER)
     tokens = torch.arange(5, 29)
     is_query = torch.zeros(24, dtype=torch.bool)
     is_query[[3, 4, 5, 15, 16]] = True

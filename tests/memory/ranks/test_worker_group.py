@@ -36,10 +36,10 @@ def test_a_worker_that_cannot_start_is_named_with_what_it_said(monkeypatch):
     with pytest.raises(
         RankError, match=r"(?s)rank 1 .*ended with code 1.*No module named .*nowhere"
     ):
-        Ranks.start(2, timeout_s=60)
+        Ranks(2, timeout_s=60).start()
 
 
 def test_a_worker_that_never_comes_up_is_named(monkeypatch):
     monkeypatch.setattr(worker_group, "MODULE", "http.server")  # waits for what never comes
     with pytest.raises(RankError, match=r"rank 1 .*rank 2|rank [12] "):
-        Ranks.start(3, timeout_s=5, start_timeout_s=0.5)
+        Ranks(3, timeout_s=5, start_timeout_s=0.5).start()

@@ -12,10 +12,9 @@ from tests.memory.tiny import tiny_model
 
 
 def test_winners_are_fetched_ahead_for_the_layers_above(path):
-    router = tiny_model().config.router
     first, *above = tiny_model().config.router_layers
-    loader = BankLoader(TierSettings(), router)
-    searcher = loader.searcher(BankSnapshot.open(path))
+    loader = BankLoader(TierSettings())
+    searcher = loader.searcher(BankSnapshot.open(path), tiny_model().config.router)
     searcher.states(first, torch.tensor([0, 3]))
     loader.close()  # waits for what is under way
     assert loader.hot.misses == 2
@@ -26,11 +25,10 @@ def test_winners_are_fetched_ahead_for_the_layers_above(path):
 
 def test_what_is_kept_of_documents_is_within_the_budget(path):
     """Also when one of several that were read together is used again and again."""
-    router = tiny_model().config.router
     layer = tiny_model().config.router_layers[-1]
     bank = BankSnapshot.open(path)
-    loader = BankLoader(TierSettings(hot_mb=0.002, prefetch=False), router)
-    searcher = loader.searcher(bank)
+    loader = BankLoader(TierSettings(hot_mb=0.002, prefetch=False))
+    searcher = loader.searcher(bank, tiny_model().config.router)
     for other in (1, 2, 3, 4, 5, 6):
         searcher.states(layer, torch.tensor([0, other]))
     held = [x for states in loader.hot._held.values() for x in vars(states).values()]
@@ -46,8 +44,8 @@ def test_orders_to_fetch_ahead_do_not_pile_up(path, monkeypatch):
         assert go.wait(30)
 
     monkeypatch.setattr(HotDocuments, "_fetch", slow)
-    loader = BankLoader(TierSettings(), tiny_model().config.router)
-    searcher = loader.searcher(BankSnapshot.open(path))
+    loader = BankLoader(TierSettings())
+    searcher = loader.searcher(BankSnapshot.open(path), tiny_model().config.router)
     for i in range(50):
         searcher.states(tiny_model().config.router_layers[0], torch.tensor([i % 7]))
     go.set()

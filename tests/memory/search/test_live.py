@@ -23,7 +23,7 @@ def more(count):
 
 
 def test_a_bank_built_again_in_its_place_is_a_new_one(path):
-    live = LiveBank.open(path, tiny_model(), FINGERPRINT)
+    live = LiveBank(path, tiny_model(), FINGERPRINT)
     assert len(live.view) == 7
     shutil.rmtree(path)
     tiny_bank(path, more(3))
@@ -32,7 +32,7 @@ def test_a_bank_built_again_in_its_place_is_a_new_one(path):
 
 
 def test_a_live_bank_shows_commits_to_the_next_question_and_keeps_old_views(path):
-    live = LiveBank.open(path, tiny_model(), FINGERPRINT)
+    live = LiveBank(path, tiny_model(), FINGERPRINT)
     before = live.view
     states, documents = answered(before)
     segment = live.bank.segments[0]
@@ -59,22 +59,22 @@ class LateRanks:
         self.asked += 1
         if self.asked <= self.late:
             raise GenerationGoneError("compacted")
-        return BankLoader(TierSettings(), router).searcher(bank)
+        return BankLoader(TierSettings()).searcher(bank, router)
 
 
 def test_a_bank_is_opened_again_where_others_came_too_late(path):
     ranks = LateRanks(2)
-    live = LiveBank.open(path, tiny_model(), FINGERPRINT, ranks=ranks)
+    live = LiveBank(path, tiny_model(), FINGERPRINT, ranks=ranks)
     assert ranks.asked == 3 and len(live.view) == 7
     live.close()
     with pytest.raises(GenerationGoneError):
-        LiveBank.open(path, tiny_model(), FINGERPRINT, ranks=LateRanks(99))
+        LiveBank(path, tiny_model(), FINGERPRINT, ranks=LateRanks(99))
 
 
 def test_a_bank_that_is_gone_or_another_model_is_refused(path):
     with pytest.raises(BankError, match="built by another model"):
-        LiveBank.open(path, tiny_model(), FINGERPRINT | {"model": "c" * 64})
-    live = LiveBank.open(path, tiny_model(), FINGERPRINT)
+        LiveBank(path, tiny_model(), FINGERPRINT | {"model": "c" * 64})
+    live = LiveBank(path, tiny_model(), FINGERPRINT)
     shutil.rmtree(path)
     with pytest.raises(BankError, match="is no memory bank any more"):
         _ = live.view

@@ -27,8 +27,8 @@ from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_toke
 def test_answers_do_not_depend_on_tiers(path, keys, states, hot_mb, prefetch):
     bank, router = BankSnapshot.open(path), tiny_model().config.router
     expected, documents = answered(bank_view(bank, router))
-    loader = BankLoader(TierSettings(keys, states, hot_mb, prefetch), router)
-    view = loader.view(bank)
+    loader = BankLoader(TierSettings(keys, states, hot_mb, prefetch))
+    view = bank_view(bank, router, loader)
     for _ in range(2):
         ours, chosen = answered(view)
         assert torch.equal(chosen, documents) and torch.equal(ours, expected)
@@ -61,7 +61,7 @@ def test_search_over_segments_equals_search_over_the_same_documents(changed, cha
     torch.testing.assert_close(ours.chunk_scores, theirs.chunk_scores)
     torch.testing.assert_close(k[ours.chunk_index], other_k[theirs.chunk_index])
     torch.testing.assert_close(v[ours.chunk_index], other_v[theirs.chunk_index])
-    assert len(view) == view.size == len(same)
+    assert len(view) == len(same)
 
 
 def test_a_damaged_key_is_never_searched(path):
@@ -79,13 +79,15 @@ def test_a_rank_without_a_share_holds_nothing_of_a_segment_however_long():
 
 
 def test_segments_are_loaded_once_and_let_go(changed):
-    loader = BankLoader(TierSettings(), tiny_model().config.router)
+    loader, router = BankLoader(TierSettings()), tiny_model().config.router
     old = BankSnapshot.open(changed)
-    loader.searcher(old)
+    searcher = loader.searcher(old, router)
+    assert searcher.parts
     loaded = dict(loader._loaded)
     CHANGES["add"].run(changed)
     new = BankSnapshot.open(changed, reuse=old)
-    loader.searcher(new)
-    assert loader._loaded.items() > loaded.items()
-    loader.keep_only([old])
-    assert loader._loaded == loaded
+    newer = loader.searcher(new, router)
+    assert len(newer.parts) > len(searcher.parts)
+    assert dict(loader._loaded).items() > loaded.items()
+    del newer
+    assert dict(loader._loaded) == loaded
