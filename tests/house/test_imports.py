@@ -42,6 +42,20 @@ ALLOWED = {
 }  # fmt: skip
 WIRING = ("msa_train.cli", "msa_train.commands", "msa_train.bench")  # these may import all others
 
+_DATA = ("data_pipeline.sources", "data_pipeline.shards", "data_pipeline.converters",
+         "data_pipeline.cleaning", "data_pipeline.tokenizer")  # fmt: skip
+
+# part of a room -> parts of the same room that it must not import
+ABOVE = {
+    "data_pipeline.tokenizer": _DATA,
+    "data_pipeline.converters": _DATA,
+    "data_pipeline.cleaning": _DATA,
+    "data_pipeline.sources": ("data_pipeline.shards", *_DATA[2:4]),
+    "data_pipeline.shards": _DATA[2:4],
+    "msa_train.training.tracking": ("msa_train.training",),
+    "msa_train.interop.export": ("msa_train.interop.conformance",),
+}
+
 # package -> the only places that may import it
 HOMES = {
     "deepspeed": ("msa_train/training/engine.py", "msa_train/parallel/"),
@@ -76,6 +90,20 @@ def test_rooms_import_in_one_direction(path):
     assert there <= ALLOWED[here], f"{path} must not import {there - ALLOWED[here]}"
     if here.startswith("msa_train.memory"):
         assert not any(name.startswith("msa_train.model.megatron") for name in ours)
+
+
+@pytest.mark.parametrize("part", ABOVE)
+def test_parts_of_a_room_import_in_one_direction(part):
+    members = {name for name in modules() if f"{name}.".startswith(f"{part}.")}
+    assert members, "the part has another name now"
+    above = tuple(f"{name}." for name in ABOVE[part])
+    wrong = {
+        f"{name} imports {other}"
+        for name in members
+        for other in imported(modules()[name]) - members
+        if f"{other}.".startswith(above)
+    }
+    assert not wrong
 
 
 def test_no_file_imports_itself_in_a_circle():
