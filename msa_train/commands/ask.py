@@ -34,7 +34,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     ask.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
     ask.add_argument(
-        "--max-tokens", type=int, help="of an answer (default: as many as the engine allows)"
+        "--max-tokens", type=int, help="of an answer (default 128)"
     )
     ask.add_argument(
         "--where", metavar="JSON",
