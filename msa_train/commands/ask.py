@@ -33,9 +33,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share"
     )
     ask.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
-    ask.add_argument(
-        "--max-tokens", type=int, help="of an answer (default 128)"
-    )
+    ask.add_argument("--max-tokens", type=int, help="of an answer (default 128)")
     ask.add_argument(
         "--where", metavar="JSON",
         help='answer from these documents only: {"ids": [..], "numbers": [..], "metadata": '
