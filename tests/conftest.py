@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 # Where single tests take longest, because they start processes and wait for them.
 LONG = ("tests/training/", "tests/distributed/", "tests/faults/", "tests/bench/")
 
