@@ -3,14 +3,6 @@
 import pytest
 import torch
 
-# Where single tests take longest, because they start processes and wait for them.
-LONG = ("tests/training/", "tests/distributed/", "tests/faults/", "tests/bench/")
-
-
-def pytest_collection_modifyitems(items):
-    """Long tests first: at the end no worker is left with one while the other has nothing to do."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
-
 
 @pytest.fixture(scope="module")
 def megatron():
