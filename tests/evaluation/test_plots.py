@@ -12,37 +12,6 @@ from msa_train.evaluation.plots import (
     plot_training,
     spoken_name,
 )
-from msa_train.evaluation.report import machine, relative_losses, summarise
-
-LENGTHS = (16384, 1048576)
-
-
-def columns(share, n=200):
-    rng = np.random.default_rng(0)
-
-    def column():
-        return (rng.random(n) < share).astype(float)
-
-    names = [
-        f"{prefix}recall@{k}" for k in (1, 5, 16) for prefix in ("", "layer2/", "layer3/", "bm25_")
-    ]
-    return {name: column() for name in (*names, "answer_memory", "answer_text", "ids_f1")}
-
-
-@pytest.fixture
-def report():
-    short, long = columns(0.95), columns(0.8)
-    sections = {
-        str(length): summarise(chosen, 200, 0) | {"questions": 200, "documents": length // 62}
-        for length, chosen in zip(LENGTHS, (short, long), strict=True)
-    }
-    return {
-        "niah": {"single": sections, "multi_value": sections},
-        "niah_loss": dict.fromkeys(("single", "multi_value"), relative_losses(short, long, 200, 0)),
-        "niah_controls": {"single": {"no_memory": {"answer_memory": 0.004}}},
-        "pydocs": summarise(columns(0.7), 200, 0) | {"questions": 200, "documents": 5000},
-        "machine": machine(),
-    }
 
 
 def test_plots_are_pictures(report, tmp_path):
