@@ -66,6 +66,8 @@ def _environment(ranks: int) -> dict[str, str]:
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks))}
+        # Megatron decorates fusions that no CPU run uses; loading their compiler takes seconds.
+        env["TORCHDYNAMO_DISABLE"] = "1"
     return env
 
 
