@@ -1,11 +1,22 @@
 """The two losses, as sums: the trainer divides by global counts (SPEC section 3)."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from msa_train.model.config import RouterConfig
+from msa_train.model.router import Routing
+
+
+@dataclass
+class Losses:
+    """Sums of one micro-batch."""
+
+    lm: Tensor  # sum over labelled tokens
+    router: Tensor  # sum over contexts with a positive, averaged over the loss layers
+    routings: dict[int, Routing]
 
 
 def router_loss_sum(

@@ -45,7 +45,7 @@ from msa_train.model.attention import (
 from msa_train.model.batch import IGNORE, MemoryBatch, PackedDocuments, StreamLayout
 from msa_train.model.config import ModelConfig
 from msa_train.model.key_queue import KeyQueue
-from msa_train.model.losses import router_loss_sum, stale_loss_sum
+from msa_train.model.losses import Losses, router_loss_sum, stale_loss_sum
 from msa_train.model.ops import (
     RMSNorm,
     linear_cross_entropy_sum,
@@ -247,15 +247,6 @@ def transformer_config(model: ModelConfig) -> TransformerConfig:
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
     )
-
-
-@dataclass
-class Losses:
-    """Sums of one micro-batch; the trainer divides by global counts (SPEC section 3)."""
-
-    lm: Tensor  # sum over labelled tokens
-    router: Tensor  # sum over contexts with a positive, averaged over the loss layers
-    routings: dict[int, Routing]
 
 
 class MSAModel(MegatronModule):

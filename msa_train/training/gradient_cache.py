@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from msa_train.model.batch import MemoryBatch, PackedDocuments
-from msa_train.model.megatron import Losses
+from msa_train.model.losses import Losses
 
 Weigh = Callable[[Losses], Tensor]
 

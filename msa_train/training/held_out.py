@@ -16,7 +16,7 @@ from data_pipeline.shards.reader import ShardReader
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import MemoryBatch
-from msa_train.model.megatron import Losses
+from msa_train.model.losses import Losses
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.data import Collate
 from msa_train.training.engine import Engine

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from msa_train.model.batch import MemoryBatch
-from msa_train.model.megatron import Losses
+from msa_train.model.losses import Losses
 
 Numbers = dict[str, float]  # of a logged step, by name
 

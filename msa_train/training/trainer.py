@@ -21,7 +21,8 @@ from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError
 from msa_train.model.batch import MemoryBatch
-from msa_train.model.megatron import Losses, MSAModel
+from msa_train.model.losses import Losses
+from msa_train.model.megatron import MSAModel
 from msa_train.parallel import groups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msa_train.model.megatron import Losses
+from msa_train.model.losses import Losses
 from msa_train.model.router import Routing
 from msa_train.training import metrics
 
