@@ -49,19 +49,16 @@ Below each number: 95 % bootstrap interval."""
 
 def summarise(columns: Columns, resamples: int, seed: int) -> dict[str, Any]:
     """Means, intervals and counts of measures over questions; columns may differ in length."""
-    draws: dict[int, Bootstrap] = {}
-    section: dict[str, Any] = {}
-    means, intervals, counts = {}, {}, {}
-    for name, values in columns.items():
-        n = len(values)
-        draws.setdefault(n, Bootstrap(n, resamples, seed))
-        means[name] = float(values.mean())
-        intervals[name] = list(draws[n].interval(values))
-        counts[name] = n
-    section |= {name: mean for name, mean in means.items() if "/" not in name}
-    section["layers"] = _by_layer(means)
-    section["intervals"], section["n"] = intervals, counts
-    return section
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    counts = {name: len(values) for name, values in columns.items()}
+    draws = {n: Bootstrap(n, resamples, seed) for n in set(counts.values())}
+    intervals = {name: list(draws[len(x)].interval(x)) for name, x in columns.items()}
+    return {
+        **{name: mean for name, mean in means.items() if "/" not in name},
+        "layers": _by_layer(means),
+        "intervals": intervals,
+        "n": counts,
+    }
 
 
 def relative_losses(first: Columns, last: Columns, resamples: int, seed: int) -> dict[str, Any]:
