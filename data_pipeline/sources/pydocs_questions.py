@@ -170,10 +170,9 @@ def _sentences(text: str) -> list[str]:
         joined = " ".join(paragraph.split())
         for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", joined):
             plain = ">>>" not in sentence and "::" not in sentence and sentence.endswith(".")
-            if plain and 6 <= len(sentence.split()) <= 30:
+            # The first is kept whatever it is: it is never quoted.
+            if not found or (plain and 6 <= len(sentence.split()) <= 30):
                 found.append(sentence)
-            elif not found:
-                found.append(sentence)  # the first is kept whatever it is: it is never quoted
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
+from msa_train.evaluation.report import mean_of
 
 CURVES = (  # measure, label, colour, marker, line style
     ("recall@16", "router finds (recall@16)", "#1f5fa8", "o", "-"),
@@ -123,11 +124,9 @@ def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
 
 
 def _bars(axis, x, width: float, section, prefix: str, label: str, colour: str) -> None:
-    layer = prefix.removeprefix("layer").removesuffix("/")
-    source = section["layers"][layer] if prefix.startswith("layer") else section
-    start = "bm25_" if prefix == "bm25_" else ""
-    values = [source[f"{start}recall@{k}"] for k in (1, 5, 16)]
-    bounds = [section["intervals"][f"{prefix}recall@{k}"] for k in (1, 5, 16)]
+    names = [f"{prefix}recall@{k}" for k in (1, 5, 16)]
+    values = [mean_of(section, name) for name in names]
+    bounds = [section["intervals"][name] for name in names]
     below = [value - low for value, (low, _) in zip(values, bounds, strict=True)]
     above = [high - value for value, (_, high) in zip(values, bounds, strict=True)]
     axis.bar(x, values, width, color=colour, label=label)

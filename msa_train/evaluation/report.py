@@ -61,6 +61,12 @@ def summarise(columns: Columns, resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
+def mean_of(section: dict[str, Any], name: str) -> float:
+    """The mean of a column, wherever it stands in its section."""
+    layer, _, measure = name.rpartition("/")
+    return section["layers"][layer.removeprefix("layer")][measure] if layer else section[name]
+
+
 def relative_losses(first: Columns, last: Columns, resamples: int, seed: int) -> dict[str, Any]:
     """Per measure: loss from the shortest to the longest memory, paired over the same questions."""
     losses = {}
@@ -187,10 +193,8 @@ def _control_lines(tasks: dict[str, Any]) -> str:
 def _with_interval(section: dict[str, Any], name: str) -> str:
     if name not in section["intervals"]:
         return "-"
-    layer, _, measure = name.rpartition("/")
-    value = section["layers"][layer.removeprefix("layer")][measure] if layer else section[name]
     low, high = section["intervals"][name]
-    return f"{value:.3f}\n[dim]{_short(low)}-{_short(high)}[/dim]"
+    return f"{mean_of(section, name):.3f}\n[dim]{_short(low)}-{_short(high)}[/dim]"
 
 
 def _short(share: float) -> str:
