@@ -123,14 +123,14 @@ class PydocsSource(Source):
         chosen = zip(members, numbers, strict=True)
         return DrawnBank.of((self._own[i].document(number) for i, number in chosen), queries)
 
-    def whole_bank(self, rng: np.random.Generator, split: Split = "held_out") -> DrawnBank:
-        """All documents of both splits, and every question about the documents of one."""
+    def whole_bank(self, rng: np.random.Generator) -> DrawnBank:
+        """All documents of both splits, and every question about the held-out ones."""
         numbers = self.numbers.draw(rng, len(self.entries)).tolist()
         numbered = list(zip(self.entries, numbers, strict=True))
         queries = [
             entry.query(which, number)
             for entry, number in numbered
-            if split_of(entry.name, self.config) == split
+            if split_of(entry.name, self.config) == "held_out"
             for which in range(len(entry.questions))
         ]
         return DrawnBank.of((entry.document(number) for entry, number in numbered), queries)

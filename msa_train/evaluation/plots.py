@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
+from msa_train.evaluation.metrics import RECALL_AT
 from msa_train.evaluation.report import mean_of
 
 CURVES = (  # measure, label, colour, marker, line style
@@ -63,9 +64,9 @@ def plot_recall(title: str, section: dict[str, Any], path: Path) -> None:
     with _drawn(path, (7.4, 4.4)) as (figure, (axis,)):
         width = 0.8 / len(groups)
         for place, (label, (prefix, colour)) in enumerate(groups.items()):
-            x = [k + (place - (len(groups) - 1) / 2) * width for k in range(3)]
+            x = [k + (place - (len(groups) - 1) / 2) * width for k in range(len(RECALL_AT))]
             _bars(axis, x, width * 0.92, section, prefix, label, colour)
-        axis.set_xticks(range(3), [f"recall@{k}" for k in (1, 5, 16)])
+        axis.set_xticks(range(len(RECALL_AT)), [f"recall@{k}" for k in RECALL_AT])
         axis.set_ylim(0, 1.12)
         axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axis.grid(axis="x", visible=False)
@@ -124,7 +125,7 @@ def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
 
 
 def _bars(axis, x, width: float, section, prefix: str, label: str, colour: str) -> None:
-    names = [f"{prefix}recall@{k}" for k in (1, 5, 16)]
+    names = [f"{prefix}recall@{k}" for k in RECALL_AT]
     values = [mean_of(section, name) for name in names]
     bounds = [section["intervals"][name] for name in names]
     below = [value - low for value, (low, _) in zip(values, bounds, strict=True)]

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from data_pipeline import files
 from data_pipeline.sources.registry import SOURCES
-from msa_train.evaluation.metrics import Bootstrap, Columns
+from msa_train.evaluation.metrics import RECALL_AT, Bootstrap, Columns
 
 PACKAGES = ("msa-train", "torch", "numpy", "bm25s", "PyStemmer", "sentencepiece")
 SHOWN = {  # column of the tables of nested banks -> measure
@@ -154,7 +154,7 @@ def _retrieval_table(name: str, section: dict[str, Any]) -> Table:
     )
     table = _table(title)
     table.add_column("")
-    for k in (1, 5, 16):
+    for k in RECALL_AT:
         table.add_column(f"recall@{k}", justify="right")
     rows = {"router, voted": ""} | {
         f"router, layer {layer}": f"layer{layer}/" for layer in section["layers"]
@@ -162,7 +162,7 @@ def _retrieval_table(name: str, section: dict[str, Any]) -> Table:
     if "random_recall@1" in section:
         rows["random router"] = "random_"
     for name, prefix in (rows | {"BM25": "bm25_"}).items():
-        cells = [_with_interval(section, f"{prefix}recall@{k}") for k in (1, 5, 16)]
+        cells = [_with_interval(section, f"{prefix}recall@{k}") for k in RECALL_AT]
         table.add_row(name, *cells)
     return table
 
