@@ -232,7 +232,7 @@ def _add_bm25(rows: list[dict[str, Any]], passages: pa.Table, count: int) -> Non
     for row, best in zip(rows, ranked.tolist(), strict=True):
         taken = {part for step in row["steps"] for part in step}.union(row["negatives"])
         fresh = (p for p in best if p not in taken and not holds_answer(texts[p], row["answers"]))
-        row["negatives"] += [part for part, _ in zip(fresh, range(count), strict=False)]
+        row["negatives"] += islice(fresh, count)
 
 
 def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,13 @@ class DatasetSource(Source):
     ):
         self.name, self.config, self.numbers = name, config, numbers
         self._tables, self._held_out, self._seed = tables, held_out, seed
-        self._open()
+        self._passages = open_table(tables / PASSAGES)
+        has_questions = (tables / QUESTIONS).exists()
+        self._questions = open_table(tables / QUESTIONS) if has_questions else None
+        self._candidates = {
+            task: self._candidates_of(task) for task in DATASET_TASKS if config.tasks.get(task)
+        }
+        self._order = lru_cache(2 * len(DATASET_TASKS))(self._permuted)
 
     @classmethod
     def make(cls, config: StagedDataset, inputs) -> DatasetSource:
@@ -129,22 +136,9 @@ class DatasetSource(Source):
         rng = np.random.default_rng((evaluation.seed, 2))
         return HeldOutBank(whole_bank(tables, inputs.numbers, rng), "retrieval")
 
-    def __getstate__(self) -> dict:
-        opened = ("_passages", "_questions", "_candidates", "_order")
-        return {key: value for key, value in vars(self).items() if key not in opened}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._open()
-
-    def _open(self) -> None:
-        self._passages = open_table(self._tables / PASSAGES)
-        has_questions = (self._tables / QUESTIONS).exists()
-        self._questions = open_table(self._tables / QUESTIONS) if has_questions else None
-        self._candidates = {
-            task: self._candidates_of(task) for task in DATASET_TASKS if self.config.tasks.get(task)
-        }
-        self._order = lru_cache(2 * len(DATASET_TASKS))(self._permuted)
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = (self.name, self.config, self._tables, self.numbers, self._held_out, self._seed)
+        return DatasetSource, own
 
     def __len__(self) -> int:
         """Documents, after long ones were split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,14 +196,8 @@ def truncate(tokenizer: Tokenizer, text: str, limit: int, number: int) -> tuple[
     if (tokens := length(text)) <= limit:
         return text, tokens
     ends = [i for i, character in enumerate(text) if character.isspace()]
-    low, high = 0, len(ends)  # text[:ends[low - 1]] fits, text[:ends[high]] does not
-    while low < high:
-        middle = (low + high) // 2
-        if length(text[: ends[middle]]) <= limit:
-            low = middle + 1
-        else:
-            high = middle
-    kept = text[: ends[low - 1]].rstrip() if low else ""
+    fitting = bisect_right(ends, limit, key=lambda end: length(text[:end]))
+    kept = text[: ends[fitting - 1]].rstrip() if fitting else ""
     return kept, length(kept)
 
 

@@ -78,7 +78,8 @@ def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict
 def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryBatch]:
     """The micro-batches of one step."""
     if mode == "dense":
-        yield from (_dense(memory_tokens) for _ in range(questions))
+        # Documents and question as one sequence without a memory.
+        yield from (_batch(0, 1, memory_tokens + CONTEXT) for _ in range(questions))
     elif mode == "published":
         yield from (_batch(memory_tokens, 1) for _ in range(questions))
     else:
@@ -127,11 +128,6 @@ def bank_batch(
         positives=positives,
         masked=torch.zeros_like(positives),
     )
-
-
-def _dense(memory_tokens: int) -> MemoryBatch:
-    """Documents and question as one sequence without a memory."""
-    return _batch(0, 1, memory_tokens + CONTEXT)
 
 
 def single_rank_engine():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -220,13 +221,10 @@ def _by_layer(means: dict[str, float]) -> dict[str, dict[str, float]]:
 
 def _cpu_model() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
+        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
