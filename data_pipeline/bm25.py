@@ -20,9 +20,6 @@ class BM25:
         self._corpus = _tokenize(texts, self._stemmer)
         self._indexed: tuple[bytes, object] | None = None
 
-    def __len__(self) -> int:
-        return len(self._corpus.ids)
-
     def rank(self, part: np.ndarray, questions: Sequence[str], k: int) -> np.ndarray:
         """[questions, min(k, len(part))] places in texts, best first; equal scores: lower place.
 

@@ -63,9 +63,7 @@ class Document:
             raise DataError(f"document {self.id!r} has number {self.number}: give 0 or more")
 
     def to_json(self) -> dict[str, Any]:
-        return _without_empty(
-            {"number": self.number, "text": self.text, "id": self.id, "title": self.title}
-        )
+        return _without_empty(vars(self))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Document:
@@ -106,17 +104,7 @@ class Query:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return _without_empty(
-            {
-                "question": self.question,
-                "answers": list(self.answers),
-                "positives": list(self.positives),
-                "values": list(self.values),
-                "id": self.id,
-                "steps": [list(step) for step in self.steps],
-                "masked": list(self.masked),
-            }
-        )
+        return _without_empty(vars(self))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Query:
@@ -161,15 +149,8 @@ class Context:
             )
 
     def to_json(self) -> dict[str, Any]:
-        data = {
-            "question": self.question,
-            "kind": self.kind,
-            "response": [piece.to_json() for piece in self.response],
-            "positives": list(self.positives),
-            "masked": list(self.masked),
-            "rounds": self.rounds,
-        }
-        return _without_empty(data)
+        response = [piece.to_json() for piece in self.response]
+        return _without_empty({**vars(self), "response": response})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Context:

@@ -116,6 +116,7 @@ def clean_dataset(
     return result
 
 
+@dataclass(frozen=True)
 class _Judge:
     """Decides about the questions of one split, in the order of the rules below.
 
@@ -123,19 +124,11 @@ class _Judge:
     in a positive; None where that is not required.
     """
 
-    def __init__(
-        self,
-        passages: CleanedPassages,
-        evals: Sequence[EvalSet],
-        quality: QualityRules,
-        answered: set[int] | None,
-        findings: Findings,
-    ):
-        self._passages = passages
-        self._evals = evals
-        self._quality = quality
-        self._answered = answered
-        self._findings = findings
+    passages: CleanedPassages
+    evals: Sequence[EvalSet]
+    quality: QualityRules
+    answered: set[int] | None
+    findings: Findings
 
     def survivors(self, pairs: Sequence[tuple[str, Question]], first: int) -> Iterator[Question]:
         """The questions that stay, naming kept passages. first: the number of the first one."""
@@ -143,33 +136,33 @@ class _Judge:
             self._check_names(where, question)
             fault = self._fault(number, question)
             if fault is not None:
-                self._findings.note(fault, id=question.id, question=question.question)
-            elif (settled := remap(question, self._passages, self._findings)) is not None:
+                self.findings.note(fault, id=question.id, question=question.question)
+            elif (settled := remap(question, self.passages, self.findings)) is not None:
                 yield settled
 
     def _check_names(self, where: str, question: Question) -> None:
         for name in (*question.positives, *sum(question.steps, ()), *question.negatives):
-            if not self._passages.known(name):
+            if not self.passages.known(name):
                 raise DataError(
                     f"{where}: the corpus has no passage {name!r}: give the corpus that the "
                     "questions were made for"
                 )
 
     def _fault(self, number: int, question: Question) -> str | None:
-        if (fault := question_fault(question, self._quality)) is not None:
+        if (fault := question_fault(question, self.quality)) is not None:
             return fault
         if not question.positives:
             return "no_positives"
         if self._contaminated(question):
             return "in_evaluation"
-        if self._answered is not None and number not in self._answered:
+        if self.answered is not None and number not in self.answered:
             return "answer_not_in_positive"
         return None
 
     def _contaminated(self, question: Question) -> bool:
         """Every evaluation set is asked, so that each one's count is complete."""
         hit = False
-        for one in self._evals:
+        for one in self.evals:
             shown = {"id": question.id, "question": question.question}
             if (match := one.question_match(question)) is not None:
                 how, other = match
@@ -180,7 +173,7 @@ class _Judge:
                     evaluation_question=other.question,
                 )
                 hit = True
-            if any(self._passages.copies(name, one) for name in question.positives):
+            if any(self.passages.copies(name, one) for name in question.positives):
                 one.findings.note("question_with_copied_positive", **shown)
                 hit = True
         return hit

@@ -21,11 +21,8 @@ def remap(question: Question, passages: CleanedPassages, findings: Findings) -> 
     positives = [passages.stands_for(name) for name in question.positives]
     if question.any_of:
         positives = [name for name in positives if name is not None] or [None]
-    if None in positives:
-        findings.note("positive_removed", id=question.id, question=question.question)
-        return None
     steps = [[passages.stands_for(name) for name in step] for step in question.steps]
-    if any(None in step for step in steps):  # a step outside the positives
+    if None in positives or any(None in step for step in steps):  # a step may name others
         findings.note("positive_removed", id=question.id, question=question.question)
         return None
     found = [passages.stands_for(name) for name in question.negatives]

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record, files_with_splits, line_records
+from data_pipeline.converters.inputs import Record, each_record, line_records
 
 
-def dureader(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+@each_record(line_records)
+def dureader(builder: Builder, split: str, record: Record) -> None:
     """Selected documents, and those of answer_docs, are positives; the others negatives.
 
     Raises DataError for a broken record.
     """
-    for path, split in files_with_splits(inputs, splits):
-        for record in line_records(path):
-            _add_record(builder, split, record)
-
-
-def _add_record(builder: Builder, split: str, record: Record) -> None:
     ids, selected = [], set()
     for place, document in enumerate(record.records("documents")):
         text = "\n".join(document.texts("paragraphs"))

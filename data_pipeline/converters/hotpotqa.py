@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record
+from data_pipeline.converters.inputs import Record, each_record, list_records
 from data_pipeline.converters.matching import entity, words
-from data_pipeline.converters.multihop import convert_multihop
+from data_pipeline.converters.multihop import add_multihop
 
 
-def hotpotqa(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+@each_record(list_records)
+def hotpotqa(builder: Builder, split: str, record: Record) -> None:
     """A comparison is one step; a bridge has two where it is plain which passage comes first.
 
     Raises DataError for a broken record.
     """
-    convert_multihop(builder, inputs, splits, _steps)
+    add_multihop(builder, split, record, _steps)
 
 
 def _steps(record: Record, positives: dict[str, str]) -> list[list[str]]:

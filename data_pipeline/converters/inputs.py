@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.converters.builder import Builder
 from data_pipeline.converters.json_list import read_list
 from data_pipeline.errors import DataError
 from data_pipeline.jsonl import open_input, read_lines, read_objects
@@ -20,6 +22,9 @@ from data_pipeline.jsonl import open_input, read_lines, read_objects
 DEFAULT_SPLIT = "train"
 _LONGEST_CELL = 1 << 24  # csv's own limit of 128 KB is shorter than a published summary may be
 _REQUIRED: Any = object()
+
+Convert = Callable[[Builder, Sequence[Path], Sequence[str]], None]
+AddRecord = Callable[[Builder, str, "Record"], None]
 
 
 def files_with_splits(inputs: Sequence[Path], splits: Sequence[str]) -> list[tuple[Path, str]]:
@@ -44,6 +49,24 @@ def files_by_split(inputs: Sequence[Path], splits: Sequence[str]) -> dict[str, l
     for path, split in files_with_splits(inputs, splits):
         files.setdefault(split, []).append(path)
     return files
+
+
+def each_record(read: Callable[[Path], Iterable[Record]]) -> Callable[[AddRecord], Convert]:
+    """Decorator: a converter of all files from the function that adds one record of them.
+
+    read: the records of a file.
+    """
+
+    def converter(add: AddRecord) -> Convert:
+        @wraps(add)
+        def convert(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+            for path, split in files_with_splits(inputs, splits):
+                for record in read(path):
+                    add(builder, split, record)
+
+        return convert
+
+    return converter
 
 
 def one_folder(inputs: Sequence[Path], holds: str) -> Path:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record, files_with_splits, list_records
+from data_pipeline.converters.inputs import Record
 
 StepsOf = Callable[[Record, dict[str, str]], list[list[str]]]
 
 
-def convert_multihop(
-    builder: Builder, inputs: Sequence[Path], splits: Sequence[str], steps_of: StepsOf
-) -> None:
+def add_multihop(builder: Builder, split: str, record: Record, steps_of: StepsOf) -> None:
     """Paragraphs become passages, those of the supporting facts positives, others negatives.
 
     steps_of: (record, {title: text} of the positives) -> titles of each step, [] if not known.
     Raises DataError for a broken record.
     """
-    for path, split in files_with_splits(inputs, splits):
-        for record in list_records(path):
-            _add_record(builder, split, record, steps_of)
-
-
-def _add_record(builder: Builder, split: str, record: Record, steps_of: StepsOf) -> None:
     paragraphs = _paragraphs(record)
     ids = [builder.passage(record.where, title, text) for title, text in paragraphs]
     first: dict[str, int] = {}

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record, files_with_splits, line_records
+from data_pipeline.converters.inputs import Record, each_record, line_records
 
 
-def musique(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+@each_record(line_records)
+def musique(builder: Builder, split: str, record: Record) -> None:
     """Supporting paragraphs are positives, in the steps of the question's decomposition.
 
     Questions marked unanswerable are left out; their paragraphs stay. Raises DataError for a
     broken record.
     """
-    for path, split in files_with_splits(inputs, splits):
-        for record in line_records(path):
-            _add_record(builder, split, record)
-
-
-def _add_record(builder: Builder, split: str, record: Record) -> None:
     ids: dict[int, str | None] = {}
     positives = []
     for paragraph in record.records("paragraphs"):

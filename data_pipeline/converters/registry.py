@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +29,13 @@ from data_pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Converter:
-    """A format. read: (builder, inputs, splits, **options) reads it into a builder.
+    """A format. read: (builder, inputs, splits, *, options) reads it into a builder.
 
-    needs, takes: names of the options that must be given, and of those that can be.
+    An option without a default must be given.
     """
 
     read: Callable[..., None]
     description: str
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
 
 
 CONVERTERS = {
@@ -46,21 +45,16 @@ CONVERTERS = {
     "musique": Converter(musique, "MuSiQue: jsonl files, questions of two to four steps"),
     "2wiki": Converter(two_wiki, "2WikiMultihopQA: json files, steps from their evidences"),
     "triviaqa": Converter(
-        triviaqa, "TriviaQA: json files, and --evidence, its folder of documents", ("evidence",)
+        triviaqa, "TriviaQA: json files, and --evidence, its folder of documents"
     ),
     "dureader": Converter(dureader, "DuReader 2.0: jsonl files, raw or preprocessed"),
     "msmarco": Converter(
-        msmarco,
-        "MS MARCO: tsv triples of texts, or of ids with --collection and --queries",
-        takes=("collection", "queries"),
+        msmarco, "MS MARCO: tsv triples of texts, or of ids with --collection and --queries"
     ),
     "beir": Converter(beir, "BEIR: a folder of corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"),
     "dpr": Converter(dpr, "DPR: json files of questions with positive and negative contexts"),
     "kilt": Converter(
-        kilt,
-        "KILT: jsonl files, and --knowledge, its source; --all-passages takes all of it",
-        ("knowledge",),
-        ("all_passages",),
+        kilt, "KILT: jsonl files, and --knowledge, its source; --all-passages takes all of it"
     ),
     "sentence_transformers": Converter(
         sentence_transformers, "its embedding training data: jsonl pairs, triplets and sets"
@@ -68,7 +62,6 @@ CONVERTERS = {
     "narrativeqa": Converter(
         narrativeqa,
         "NarrativeQA: its folder; --stories takes tmp/ID.content instead of the summaries",
-        takes=("stories",),
     ),
     "text": Converter(text, "folders of .txt and .md files: passages without questions"),
 }
@@ -84,7 +77,7 @@ def convert(
     """Read `inputs` of a format and write the dataset folder `out`, whole or not at all.
 
     splits: the split of all files, or one for each; for a folder that holds several, those to
-    take. Empty: train, or all of a folder in this project's own form. options: see CONVERTERS.
+    take. Empty: train, or all of a folder in this project's own form. options: keywords of `read`.
     Raises DataError for a format, option or input that is wrong, naming the place in the input.
     """
     converter = CONVERTERS.get(format)
@@ -103,10 +96,12 @@ def convert(
 
 
 def _check_options(format: str, converter: Converter, options: dict[str, Any]) -> None:
-    for name in options.keys() - {*converter.needs, *converter.takes}:
+    found = inspect.signature(converter.read).parameters.values()
+    takes = {option.name: option for option in found if option.kind is option.KEYWORD_ONLY}
+    for name in options.keys() - takes.keys():
         raise DataError(f"the format {format} takes no {_flag(name)}: leave it out")
-    for name in converter.needs:
-        if name not in options:
+    for name, option in takes.items():
+        if option.default is option.empty and name not in options:
             raise DataError(f"the format {format} needs {_flag(name)}: give it")
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record, files_with_splits, list_records
+from data_pipeline.converters.inputs import Record, each_record, list_records
 
 
-def squad(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+@each_record(partial(list_records, key="data"))
+def squad(builder: Builder, split: str, article: Record) -> None:
     """Every paragraph is a passage. Questions that are marked impossible are left out.
 
     Raises DataError for a broken record, as for a question without answers that is not marked.
     """
-    for path, split in files_with_splits(inputs, splits):
-        for article in list_records(path, "data"):
-            title = article.text("title", "")
-            for paragraph in article.records("paragraphs"):
-                passage = builder.passage(paragraph.where, title, paragraph.text("context"))
-                for qa in paragraph.records("qas"):
-                    _add_question(builder, split, qa, passage)
+    title = article.text("title", "")
+    for paragraph in article.records("paragraphs"):
+        passage = builder.passage(paragraph.where, title, paragraph.text("context"))
+        for qa in paragraph.records("qas"):
+            _add_question(builder, split, qa, passage)
 
 
 def _add_question(builder: Builder, split: str, qa: Record, passage: str | None) -> None:

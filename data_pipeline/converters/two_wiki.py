@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record
+from data_pipeline.converters.inputs import Record, each_record, list_records
 from data_pipeline.converters.matching import entity
-from data_pipeline.converters.multihop import convert_multihop
+from data_pipeline.converters.multihop import add_multihop
 
 _STEPS = {"comparison": 1, "compositional": 2, "inference": 2, "bridge_comparison": 2}
 
 
-def two_wiki(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
+@each_record(list_records)
+def two_wiki(builder: Builder, split: str, record: Record) -> None:
     """A comparison is one step; the triples of `evidences` tell the two steps of the others.
 
     Raises DataError for a broken record.
     """
-    convert_multihop(builder, inputs, splits, _steps)
+    add_multihop(builder, split, record, _steps)
 
 
 def _steps(record: Record, positives: dict[str, str]) -> list[list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Protocol
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
@@ -17,37 +16,25 @@ def is_url(location: Path | str) -> bool:
     return re.match(r"[a-z0-9+]+://", str(location)) is not None
 
 
-class Files(Protocol):
-    """Files by name. folder: where manifest, index and tokenizer lie. place: for messages."""
-
-    folder: Path
-    place: str
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file, None when it is missing."""
-        ...
-
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a file, fewer at its end. Raises OSError."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class LocalFiles:
-    """Files of a folder, kept open."""
+    """Files of a folder by name, kept open.
+
+    folder: where manifest, index and tokenizer lie. place: for messages.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.place = folder, str(folder)
         self._open: dict[str, int] = {}
 
     def size(self, name: str) -> int | None:
+        """Bytes of a file, None when it is missing."""
         try:
             return (self.folder / name).stat().st_size
         except FileNotFoundError:
             return None
 
     def read(self, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a file, fewer at its end. Raises OSError."""
         if name not in self._open:
             self._open[name] = os.open(self.folder / name, os.O_RDONLY)
         return os.pread(self._open[name], size, offset)
@@ -59,8 +46,8 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Files behind a URL. A file is copied whole into `cache` when it is first read; when those
-    there hold cache_gb, samples of the others are read one by one. Ranks of a node share a cache.
+    """As LocalFiles, behind a URL. A file is copied whole into `cache` when it is first read; when
+    those there hold cache_gb, samples of others are read one by one. Ranks of a node share a cache.
     """
 
     def __init__(self, url: str, cache: Path, cache_gb: float):

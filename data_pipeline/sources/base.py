@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -32,6 +32,12 @@ class DrawnBank:
     queries: tuple[Query, ...]
     texts: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, documents: Iterable[Document], queries: Iterable[Query]) -> DrawnBank:
+        """Documents in any order."""
+        in_order = sorted(documents, key=lambda document: document.number)
+        return cls(tuple(in_order), tuple(queries))
+
 
 @dataclass(frozen=True)
 class BankConfig:
@@ -42,13 +48,10 @@ class BankConfig:
     contexts: int = 64
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise DataError(f"weight of a bank (data.banks.*) is {self.weight}: give 0 or more")
-        for name in ("documents", "contexts"):
-            if getattr(self, name) < 1:
-                raise DataError(
-                    f"{name} of a bank (data.banks.*) is {getattr(self, name)}: give 1 or more"
-                )
+        for name, least in (("weight", 0), ("documents", 1), ("contexts", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise DataError(f"{name} of a bank (data.banks.*) is {value}: give {least} or more")
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,15 @@ class HeldOutBank:
     caption: str = ""
 
 
+def check_tasks(tasks: Mapping[str, float], known: Sequence[str], setting: str) -> None:
+    """Refuses shares of tasks that are unknown or below 0."""
+    for task, share in tasks.items():
+        if task not in known:
+            raise DataError(f"{setting} names {task!r}: give {', '.join(known)}")
+        if share < 0:
+            raise DataError(f"{setting}.{task} is {share}: give 0 or more")
+
+
 def place_of(name: str) -> float:
     """A place in [0, 1) by a name alone, the same on every machine: it tells what is held out."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
@@ -148,7 +160,8 @@ class Source(ABC):
     title: in tables and pictures. settings: dataclass of data.NAME; every field has a default.
     banks: default of data.banks.NAME; weight 0 leaves runs that do not name the source as they are.
 
-    Below, `config` is always an instance of `settings`.
+    Below, `config` is always an instance of `settings`. A source repeats names and defaults of what
+    it overrides, and of its types only those that are narrower.
     """
 
     name: str

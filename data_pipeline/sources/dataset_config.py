@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from data_pipeline.errors import DataError, check_least
-from data_pipeline.sources.base import BankConfig
+from data_pipeline.sources.base import BankConfig, check_tasks
 
 DatasetTask = Literal["given", "title", "inverse_cloze", "text"]
 DATASET_TASKS: tuple[DatasetTask, ...] = get_args(DatasetTask)
@@ -64,13 +64,7 @@ class DatasetConfig:
                 f"data.datasets.*.split is {self.split!r}: name the questions to train on, as "
                 "in train for questions.train.jsonl"
             )
-        for task, share in self.tasks.items():
-            if task not in DATASET_TASKS:
-                raise DataError(
-                    f"data.datasets.*.tasks names {task!r}: give {', '.join(DATASET_TASKS)}"
-                )
-            if share < 0:
-                raise DataError(f"data.datasets.*.tasks.{task} is {share}: give 0 or more")
+        check_tasks(self.tasks, DATASET_TASKS, "data.datasets.*.tasks")
         if not sum(self.tasks.values()) > 0:
             raise DataError(f"data.datasets.*.tasks is {dict(self.tasks)}: make one positive")
         check_least(1, self, "data.datasets.*.", "questions")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -231,15 +232,10 @@ def _add_bm25(rows: list[dict[str, Any]], passages: pa.Table, count: int) -> Non
     for row, best in zip(rows, ranked.tolist(), strict=True):
         taken = {part for step in row["steps"] for part in step}.union(row["negatives"])
         fresh = (p for p in best if p not in taken and not holds_answer(texts[p], row["answers"]))
-        row["negatives"] += [part for part, _ in zip(fresh, range(count), strict=False)]
+        row["negatives"] += islice(fresh, count)
 
 
 def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        batch: list[dict[str, Any]] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == _ROWS:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                batch = []
-        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        while batch := list(islice(rows, _ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import (
-    DrawnBank,
-    EvaluationSettings,
-    HeldOutBank,
-    NumberConfig,
-    Source,
-    SourceInputs,
-    place_of,
-)
+from data_pipeline.sources.base import DrawnBank, HeldOutBank, NumberConfig, Source, place_of
 from data_pipeline.sources.dataset_config import DATASET_TASKS, DatasetConfig, DatasetTask
 from data_pipeline.sources.dataset_tables import (
     PASSAGES,
@@ -31,7 +24,6 @@ from data_pipeline.sources.dataset_tables import (
     shown_text,
 )
 from data_pipeline.splitting import sentences
-from data_pipeline.tokenizer import TokenizerConfig
 
 _KEEP_CLOZE = 0.1  # share of inverse cloze sentences that stay in their passage
 _SHORTEST_SENTENCE = 5  # words of a sentence that may ask for its passage
@@ -85,26 +77,27 @@ class DatasetSource(Source):
     ):
         self.name, self.config, self.numbers = name, config, numbers
         self._tables, self._held_out, self._seed = tables, held_out, seed
-        self._open()
+        self._passages = open_table(tables / PASSAGES)
+        has_questions = (tables / QUESTIONS).exists()
+        self._questions = open_table(tables / QUESTIONS) if has_questions else None
+        self._candidates = {
+            task: self._candidates_of(task) for task in DATASET_TASKS if config.tasks.get(task)
+        }
+        self._order = lru_cache(2 * len(DATASET_TASKS))(self._permuted)
 
     @classmethod
-    def make(cls, config: StagedDataset, inputs: SourceInputs) -> DatasetSource:
+    def make(cls, config: StagedDataset, inputs) -> DatasetSource:
         tables = cls.preparation(config, inputs)()
         return cls(inputs.name, config.config, tables, inputs.numbers, inputs.held_out, inputs.seed)
 
     @classmethod
-    def for_stage(
-        cls,
-        config: DatasetConfig,
-        document_tokens: int | None,
-        tasks: Mapping[str, float] | None,
-    ) -> StagedDataset:
+    def for_stage(cls, config: DatasetConfig, document_tokens, tasks) -> StagedDataset:
         """A stage may only shorten documents; `tasks` are the needles' alone."""
         own = config.document_tokens
         return StagedDataset(config, min(document_tokens or own, own))
 
     @classmethod
-    def preparation(cls, config: StagedDataset, inputs: SourceInputs) -> Callable[[], Path]:
+    def preparation(cls, config: StagedDataset, inputs) -> Callable[[], Path]:
         """Makes the tables, unless they are there."""
         dataset = config.config
         split = dataset.held_out_split if inputs.held_out else dataset.split
@@ -118,9 +111,7 @@ class DatasetSource(Source):
         )
 
     @classmethod
-    def tokenizer_texts(
-        cls, config: DatasetConfig, amounts: TokenizerConfig, rng: np.random.Generator
-    ) -> Iterator[str]:
+    def tokenizer_texts(cls, config: DatasetConfig, amounts, rng) -> Iterator[str]:
         """Passages under their titles, from all over the corpus, and questions of training."""
         corpus = read_passages(find_file(config.path, "corpus"))
         texts = [[shown_text(passage.title, passage.text) for passage in corpus]]
@@ -136,9 +127,7 @@ class DatasetSource(Source):
         return config.held_out()
 
     @classmethod
-    def held_out_bank(
-        cls, config: DatasetConfig, inputs: SourceInputs, evaluation: EvaluationSettings
-    ) -> HeldOutBank | None:
+    def held_out_bank(cls, config: DatasetConfig, inputs, evaluation) -> HeldOutBank | None:
         """The whole corpus, and every question of held_out_split."""
         if config.held_out_split is None:
             return None
@@ -147,35 +136,15 @@ class DatasetSource(Source):
         rng = np.random.default_rng((evaluation.seed, 2))
         return HeldOutBank(whole_bank(tables, inputs.numbers, rng), "retrieval")
 
-    def __getstate__(self) -> dict:
-        opened = ("_passages", "_questions", "_candidates", "_order")
-        return {key: value for key, value in vars(self).items() if key not in opened}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._open()
-
-    def _open(self) -> None:
-        self._passages = open_table(self._tables / PASSAGES)
-        has_questions = (self._tables / QUESTIONS).exists()
-        self._questions = open_table(self._tables / QUESTIONS) if has_questions else None
-        self._candidates = {
-            task: self._candidates_of(task) for task in DATASET_TASKS if self.config.tasks.get(task)
-        }
-        self._order = lru_cache(2 * len(DATASET_TASKS))(self._permuted)
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = (self.name, self.config, self._tables, self.numbers, self._held_out, self._seed)
+        return DatasetSource, own
 
     def __len__(self) -> int:
         """Documents, after long ones were split."""
         return len(self._passages)
 
-    def bank(
-        self,
-        rng: np.random.Generator,
-        documents: int,
-        questions: int | None = None,
-        document_tokens: int | None = None,
-        place: int = 0,
-    ) -> DrawnBank:
+    def bank(self, rng, documents, questions=None, document_tokens=None, place=0) -> DrawnBank:
         """Positives of `questions` questions, then hard negatives, then random documents.
 
         Questions whose documents would not fit are left out. document_tokens is not used: tables
@@ -191,7 +160,7 @@ class DatasetSource(Source):
                     items.append(item)
         documents = min(documents, len(self._passages))
         items, members = self._members(items, documents, rng)
-        return self._numbered(items, members, tuple(texts), rng)
+        return replace(self._numbered(items, members, rng), texts=tuple(texts))
 
     def _shares(self, questions: int) -> dict[DatasetTask, int]:
         """Questions of each task in a bank, by largest remainder."""
@@ -290,25 +259,17 @@ class DatasetSource(Source):
         return kept, list(chosen)
 
     def _numbered(
-        self,
-        items: list[_Item],
-        members: list[int],
-        texts: tuple[str, ...],
-        rng: np.random.Generator,
+        self, items: list[_Item], members: list[int], rng: np.random.Generator
     ) -> DrawnBank:
         numbers = dict(zip(members, self.numbers.draw(rng, len(members)).tolist(), strict=True))
         shown = {row: self._text(row) for row in members}
         for item in items:
             shown.update(item.shown)
-        documents = sorted(
-            (
-                Document(number, shown[row], self._passages["id"][row].as_py())
-                for row, number in numbers.items()
-            ),
-            key=lambda document: document.number,
+        documents = (
+            Document(number, shown[row], self._passages["id"][row].as_py())
+            for row, number in numbers.items()
         )
-        queries = tuple(_query(item, numbers, shown) for item in items)
-        return DrawnBank(tuple(documents), queries, texts)
+        return DrawnBank.of(documents, (_query(item, numbers, shown) for item in items))
 
 
 def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query:
@@ -348,5 +309,4 @@ def whole_bank(tables: Path, numbers: NumberConfig, rng: np.random.Generator) ->
         for row in questions.to_pylist()
     ]
     order = rng.permutation(len(queries)).tolist()
-    documents.sort(key=lambda document: document.number)
-    return DrawnBank(tuple(documents), tuple(queries[place] for place in order))
+    return DrawnBank.of(documents, (queries[place] for place in order))

@@ -19,16 +19,15 @@ from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import (
     BankConfig,
     DrawnBank,
-    EvaluationSettings,
     HeldOutBank,
     NumberConfig,
     Source,
-    SourceInputs,
+    check_tasks,
     register,
 )
 from data_pipeline.sources.niah_words import Prose, WordLists, sentences, word_lists
 from data_pipeline.splitting import document_length
-from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
+from data_pipeline.tokenizer import Tokenizer
 
 NeedleTask = Literal["single", "multi_key", "multi_value", "multi_query"]
 TASKS: tuple[NeedleTask, ...] = get_args(NeedleTask)
@@ -68,11 +67,7 @@ class NiahConfig:
     document_tokens: int = 64
 
     def __post_init__(self) -> None:
-        for task, share in self.tasks.items():
-            if task not in TASKS:
-                raise DataError(f"data.niah.tasks names {task!r}: give {', '.join(TASKS)}")
-            if share < 0:
-                raise DataError(f"data.niah.tasks.{task} is {share}: give 0 or more")
+        check_tasks(self.tasks, TASKS, "data.niah.tasks")
         if not sum(self.tasks.values()) > 0:
             raise DataError(f"data.niah.tasks is {dict(self.tasks)}: give one a positive share")
         if not 0 < self.needle_share <= 1:
@@ -235,17 +230,10 @@ class NiahSource(Source):
         self._cost = _NeedleCost(self.needles, self._prose, tokenizer)
 
     @classmethod
-    def make(cls, config: NiahConfig, inputs: SourceInputs) -> NiahSource:
+    def make(cls, config: NiahConfig, inputs) -> NiahSource:
         return cls(config, inputs.tokenizer, inputs.numbers)
 
-    def bank(
-        self,
-        rng: np.random.Generator,
-        documents: int,
-        questions: int | None = None,
-        document_tokens: int | None = None,
-        place: int = 0,
-    ) -> DrawnBank:
+    def bank(self, rng, documents, questions=None, document_tokens=None, place=0) -> DrawnBank:
         """A bank of needles; its questions in random order (None: one for every needle or group).
 
         document_tokens: target length with the wrapper (None: the config's). A needle that is
@@ -268,24 +256,14 @@ class NiahSource(Source):
                 queries += self._queries(group, own)
         built += [self._hay(rng, number, target) for number in numbers]
         order = rng.permutation(len(queries))[:questions].tolist()
-        return DrawnBank(
-            tuple(sorted(built, key=lambda document: document.number)),
-            tuple(queries[i] for i in order),
-        )
+        return DrawnBank.of(built, (queries[i] for i in order))
 
     @classmethod
-    def for_stage(
-        cls,
-        config: NiahConfig,
-        document_tokens: int | None,
-        tasks: Mapping[NeedleTask, float] | None,
-    ) -> NiahConfig:
+    def for_stage(cls, config: NiahConfig, document_tokens, tasks) -> NiahConfig:
         return config if tasks is None else replace(config, tasks=dict(tasks))
 
     @classmethod
-    def check_stage(
-        cls, config: NiahConfig, bank: BankConfig, stage: int, document_tokens: int | None
-    ) -> None:
+    def check_stage(cls, config: NiahConfig, bank, stage, document_tokens) -> None:
         if (document_tokens or 0) > config.document_tokens:
             raise DataError(
                 f"stages[{stage}].data.document_tokens is {document_tokens}, more than "
@@ -298,18 +276,14 @@ class NiahSource(Source):
             )
 
     @classmethod
-    def tokenizer_texts(
-        cls, config: NiahConfig, amounts: TokenizerConfig, rng: np.random.Generator
-    ) -> Iterator[str]:
+    def tokenizer_texts(cls, config: NiahConfig, amounts, rng) -> Iterator[str]:
         words = list(Needles(config).words.all)
         for _ in range(amounts.word_repeats):
             yield "".join(f" {word}" for word in rng.permutation(words))
         yield from needle_texts(config, rng, amounts.needle_texts)
 
     @classmethod
-    def held_out_bank(
-        cls, config: NiahConfig, inputs: SourceInputs, evaluation: EvaluationSettings
-    ) -> HeldOutBank:
+    def held_out_bank(cls, config: NiahConfig, inputs, evaluation) -> HeldOutBank:
         """Needles of all tasks in equal shares, no other documents, enough for the longest memory.
 
         A fresh seed is held out: no bank of training has these needles together.

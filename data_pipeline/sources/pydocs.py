@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,18 +16,16 @@ from data_pipeline.schema import Document, Query
 from data_pipeline.sources.base import (
     BankConfig,
     DrawnBank,
-    EvaluationSettings,
     HeldOutBank,
     NumberConfig,
     Source,
-    SourceInputs,
     place_of,
     register,
 )
 from data_pipeline.sources.pydocs_questions import QuestionWriter
 from data_pipeline.sources.stdlib import Docstring, docstrings
 from data_pipeline.splitting import document_length
-from data_pipeline.tokenizer import Tokenizer, TokenizerConfig
+from data_pipeline.tokenizer import Tokenizer
 
 Split = Literal["train", "held_out"]
 
@@ -63,7 +62,6 @@ class Entry:
     module: str
     text: str
     tokens: int  # with wrapper and the widest number
-    truncated: bool
     questions: tuple[str, ...]
 
     def document(self, number: int) -> Document:
@@ -100,18 +98,11 @@ class PydocsSource(Source):
             self._by_module[entry.module].append(i)
 
     @classmethod
-    def make(cls, config: PydocsConfig, inputs: SourceInputs) -> PydocsSource:
+    def make(cls, config: PydocsConfig, inputs) -> PydocsSource:
         split: Split = "held_out" if inputs.held_out else "train"
         return cls(config, inputs.tokenizer, inputs.numbers, split)
 
-    def bank(
-        self,
-        rng: np.random.Generator,
-        documents: int,
-        questions: int | None = None,
-        document_tokens: int | None = None,
-        place: int = 0,
-    ) -> DrawnBank:
+    def bank(self, rng, documents, questions=None, document_tokens=None, place=0) -> DrawnBank:
         """A bank of the split's documents; one question for each document asked about.
 
         Of the others, near_share come from the same modules. document_tokens is not used: real
@@ -130,48 +121,33 @@ class PydocsSource(Source):
             self._own[i].query(int(rng.integers(len(self._own[i].questions))), number)
             for i, number in zip(asked, numbers, strict=False)
         ]
-        chosen = [self._own[i] for i in members]
-        return DrawnBank(_numbered(chosen, numbers), tuple(queries))
+        chosen = zip(members, numbers, strict=True)
+        return DrawnBank.of((self._own[i].document(number) for i, number in chosen), queries)
 
-    def whole_bank(self, rng: np.random.Generator, split: Split = "held_out") -> DrawnBank:
-        """All documents of both splits, and every question about the documents of one."""
+    def whole_bank(self, rng: np.random.Generator) -> DrawnBank:
+        """All documents of both splits, and every question about the held-out ones."""
         numbers = self.numbers.draw(rng, len(self.entries)).tolist()
+        numbered = list(zip(self.entries, numbers, strict=True))
         queries = [
             entry.query(which, number)
-            for entry, number in zip(self.entries, numbers, strict=True)
-            if split_of(entry.name, self.config) == split
+            for entry, number in numbered
+            if split_of(entry.name, self.config) == "held_out"
             for which in range(len(entry.questions))
         ]
-        return DrawnBank(_numbered(self.entries, numbers), tuple(queries))
+        return DrawnBank.of((entry.document(number) for entry, number in numbered), queries)
 
     @classmethod
-    def tokenizer_texts(
-        cls, config: PydocsConfig, amounts: TokenizerConfig, rng: np.random.Generator
-    ) -> Iterator[str]:
+    def tokenizer_texts(cls, config: PydocsConfig, amounts, rng) -> Iterator[str]:
         return iter(training_texts(config))
 
     @classmethod
-    def held_out_bank(
-        cls, config: PydocsConfig, inputs: SourceInputs, evaluation: EvaluationSettings
-    ) -> HeldOutBank:
+    def held_out_bank(cls, config: PydocsConfig, inputs, evaluation) -> HeldOutBank:
         """All documents, and evaluation.pydocs_questions (or all there are) about held-out ones."""
         rng = np.random.default_rng((evaluation.seed, 1))
         bank = cls.make(config, inputs).whole_bank(rng)
         chosen = rng.permutation(len(bank.queries))[: evaluation.pydocs_questions]
         queries = tuple(bank.queries[place] for place in chosen)
         return HeldOutBank(DrawnBank(bank.documents, queries), picture="pydocs.png")
-
-    def counts(self) -> dict[str, int]:
-        """Documents, questions and tokens, and how many documents were cut."""
-        held_out = [e for e in self.entries if split_of(e.name, self.config) == "held_out"]
-        return {
-            "documents": len(self.entries),
-            "held_out_documents": len(held_out),
-            "truncated_documents": sum(entry.truncated for entry in self.entries),
-            "questions": sum(len(entry.questions) for entry in self.entries),
-            "held_out_questions": sum(len(entry.questions) for entry in held_out),
-            "tokens": sum(entry.tokens for entry in self.entries),
-        }
 
     def _build(self, tokenizer: Tokenizer) -> tuple[Entry, ...]:
         items = docstrings()
@@ -184,7 +160,6 @@ class PydocsSource(Source):
                 item.module,
                 text,
                 tokens,
-                text != _text(item),
                 tuple(writer.questions(i, self.config.questions)),
             )
             for i, (item, (text, tokens)) in enumerate(zip(items, cut, strict=True))
@@ -221,14 +196,8 @@ def truncate(tokenizer: Tokenizer, text: str, limit: int, number: int) -> tuple[
     if (tokens := length(text)) <= limit:
         return text, tokens
     ends = [i for i, character in enumerate(text) if character.isspace()]
-    low, high = 0, len(ends)  # text[:ends[low - 1]] fits, text[:ends[high]] does not
-    while low < high:
-        middle = (low + high) // 2
-        if length(text[: ends[middle]]) <= limit:
-            low = middle + 1
-        else:
-            high = middle
-    kept = text[: ends[low - 1]].rstrip() if low else ""
+    fitting = bisect_right(ends, limit, key=lambda end: length(text[:end]))
+    kept = text[: ends[fitting - 1]].rstrip() if fitting else ""
     return kept, length(kept)
 
 
@@ -236,8 +205,3 @@ def _text(item: Docstring) -> str:
     """Name and signature on the first line, then the docstring."""
     prefix = {"class": "class ", "module": "module "}.get(item.kind, "")
     return f"{prefix}{item.name}{item.signature}\n{item.text}"
-
-
-def _numbered(entries: Sequence[Entry], numbers: Sequence[int]) -> tuple[Document, ...]:
-    pairs = sorted(zip(numbers, entries, strict=True), key=lambda pair: pair[0])
-    return tuple(entry.document(number) for number, entry in pairs)

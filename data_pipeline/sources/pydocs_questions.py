@@ -11,6 +11,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from data_pipeline.sources.stdlib import Docstring
 
@@ -55,9 +56,8 @@ class QuestionWriter:
     def __init__(self, documents: Sequence[Docstring], texts: Sequence[str]):
         """texts: the documents as they stand in a bank (perhaps cut)."""
         self._documents = documents
-        self._bodies = [
-            text.partition("\n")[2] if "\n" in text else "" for text in texts
-        ]  # the docstring without the line of name and signature
+        # Without the line of name and signature.
+        self._bodies = [text.partition("\n")[2] for text in texts]
         self._words = [frozenset(_content_words(text)) for text in texts]
         self._holders: dict[str, set[int]] = defaultdict(set)
         for i, words in enumerate(self._words):
@@ -77,7 +77,7 @@ class QuestionWriter:
         found: list[str] = []
         for template in templates:
             good = (q for q in template(i, rng) if q not in found and self.is_good(i, q))
-            found += [question for question, _ in zip(good, range(1), strict=False)]
+            found += islice(good, 1)
         return found[:most]
 
     def is_good(self, i: int, question: str) -> bool:
@@ -170,10 +170,9 @@ def _sentences(text: str) -> list[str]:
         joined = " ".join(paragraph.split())
         for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", joined):
             plain = ">>>" not in sentence and "::" not in sentence and sentence.endswith(".")
-            if plain and 6 <= len(sentence.split()) <= 30:
+            # The first is kept whatever it is: it is never quoted.
+            if not found or (plain and 6 <= len(sentence.split()) <= 30):
                 found.append(sentence)
-            elif not found:
-                found.append(sentence)  # the first is kept whatever it is: it is never quoted
     return found
 
 

@@ -111,11 +111,8 @@ def _public(node: ast.Module | ast.ClassDef) -> Iterator[Definition]:
             if not item.name.startswith("_"):
                 yield item
         elif isinstance(item, ast.If | ast.Try | ast.ExceptHandler):
-            pending[:0] = [child for child in ast.iter_child_nodes(item) if _is_statement(child)]
-
-
-def _is_statement(node: ast.AST) -> bool:
-    return isinstance(node, ast.stmt | ast.ExceptHandler)
+            inside = ast.iter_child_nodes(item)
+            pending[:0] = [x for x in inside if isinstance(x, ast.stmt | ast.ExceptHandler)]
 
 
 def _initialiser(node: ast.ClassDef) -> ast.FunctionDef | None:

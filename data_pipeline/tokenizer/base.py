@@ -6,9 +6,10 @@ Lossless: `decode(encode_text(s)) == s` for every string of Unicode characters.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,17 +157,9 @@ class Tokenizer(ABC):
         """The piece that holds the first byte of each token."""
         if len(parts) == 1:
             return parts * len(ids)
-        ends, end = [], 0
-        for piece in parts:
-            end += len(piece.text.encode())
-            ends.append(end)
-        owners, at, current = [], 0, 0
-        for i in ids:
-            while at >= ends[current]:
-                current += 1
-            owners.append(parts[current])
-            at += len(self._bytes[i])
-        return owners
+        ends = list(accumulate(len(piece.text.encode()) for piece in parts))
+        begins = accumulate((len(self._bytes[i]) for i in ids[:-1]), initial=0)
+        return [parts[bisect_right(ends, at)] for at in begins] if ids else []
 
 
 def _extend(encoded: TokenizedPieces, ids: list[int], owners: list[Piece]) -> None:

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from msa_train.bench.runner import in_process, log
-from msa_train.bench.train import MODEL, single_rank_engine
-from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+from msa_train.bench.train import ASKED, DOCUMENT, MODEL, bank_batch, single_rank_engine
+from msa_train.model.batch import IGNORE, MemoryBatch
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import found_positives
 
 TrainingLayout = Literal["shared", "published"]
 
-DOCUMENTS, DOCUMENT, KEY = 64, 64, 3
-HEAD, ASKED, CONTEXT = 4, 20, 24  # tokens: template, up to the end of the question, all
+DOCUMENTS, KEY, CONTEXT = 64, 3, 24  # in a bank; tokens of a key, of a context
 RARE = 1024  # the last tokens of the vocabulary make keys, the others filler
 ROWS: tuple[tuple[TrainingLayout, int], ...] = (
     ("shared", 1), ("shared", 8), ("shared", 64), ("published", 8), ("published", 64),
@@ -97,23 +96,7 @@ def _bank(generator: torch.Generator, questions: int) -> MemoryBatch:
     contexts[:, ASKED - KEY : ASKED] = keys[asked]
     positives = torch.zeros(questions, DOCUMENTS, dtype=torch.bool)
     positives[torch.arange(questions), asked] = True
-    tokens, at = questions * CONTEXT, torch.arange(CONTEXT).repeat(questions)
-    return MemoryBatch(
-        doc_tokens=documents.flatten(),
-        doc_cu=torch.arange(DOCUMENTS + 1) * DOCUMENT,
-        doc_numbers=torch.arange(DOCUMENTS),
-        doc_ids=torch.arange(DOCUMENTS),
-        bank_cu=torch.tensor([0, DOCUMENTS]),
-        tokens=contexts.flatten(),
-        ctx_cu=torch.arange(questions + 1) * CONTEXT,
-        ctx_bank=torch.zeros(questions, dtype=torch.int64),
-        positions=context_positions(CONTEXT, HEAD, MODEL.router.top_k).repeat(questions),
-        is_query=(at >= HEAD) & (at < ASKED),
-        memory_from=torch.full((questions,), HEAD),
-        labels=torch.full((tokens,), IGNORE),
-        positives=positives,
-        masked=torch.zeros_like(positives),
-    )
+    return bank_batch(documents, contexts, torch.full_like(contexts, IGNORE), positives)
 
 
 def _draw(generator: torch.Generator, low: int, high: int, shape: tuple[int, ...]) -> Tensor:

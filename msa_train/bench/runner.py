@@ -87,13 +87,9 @@ class Workers:
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a call in a fresh process, whose peak memory is its own. Raises as Workers."""
-    prepare = partial(_bound, function, arguments)
+    prepare = partial(partial, function, *arguments)  # its part is to bind, asking is the call
     with Workers(function.__name__.strip("_"), [prepare], torch.get_num_threads()) as workers:
         return workers.ask()[0]
-
-
-def _bound(function: Callable[..., Any], arguments: tuple) -> Callable[[], Any]:
-    return partial(function, *arguments)
 
 
 def _work(end: Connection, prepare: Callable[[], Callable[..., Any]], threads: int) -> None:

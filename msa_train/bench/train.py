@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from msa_train.bench.runner import in_process, log, process_bytes, seconds
 from msa_train.config import TrainingConfig
@@ -77,7 +78,8 @@ def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict
 def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryBatch]:
     """The micro-batches of one step."""
     if mode == "dense":
-        yield from (_dense(memory_tokens) for _ in range(questions))
+        # Documents and question as one sequence without a memory.
+        yield from (_batch(0, 1, memory_tokens + CONTEXT) for _ in range(questions))
     elif mode == "published":
         yield from (_batch(memory_tokens, 1) for _ in range(questions))
     else:
@@ -86,33 +88,46 @@ def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryB
 
 def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> MemoryBatch:
     """One bank of documents of DOCUMENT tokens; each question has one positive."""
-    documents, tokens = memory_tokens // DOCUMENT, questions * context
-    place = torch.arange(tokens) % context
-    written = torch.randint(MODEL.vocab_size, (tokens,))
+    documents = memory_tokens // DOCUMENT
+    written = torch.randint(MODEL.vocab_size, (questions, context))
     positives = torch.zeros(questions, documents, dtype=torch.bool)
     if documents:
         positives[torch.arange(questions), torch.randint(documents, (questions,))] = True
-    return MemoryBatch(
-        doc_tokens=torch.randint(MODEL.vocab_size, (documents * DOCUMENT,)),
-        doc_cu=torch.arange(documents + 1) * DOCUMENT,
-        doc_numbers=torch.arange(documents),
-        doc_ids=torch.arange(documents),
-        bank_cu=torch.tensor([0, documents]),
-        tokens=torch.randint(MODEL.vocab_size, (tokens,)),
-        ctx_cu=torch.arange(questions + 1) * context,
-        ctx_bank=torch.zeros(questions, dtype=torch.int64),
-        positions=context_positions(context, HEAD, MODEL.router.top_k).repeat(questions),
-        is_query=(place >= HEAD) & (place < ASKED),
-        memory_from=torch.full((questions,), HEAD),
-        labels=torch.where(place >= context - CONTEXT + ASKED, written, IGNORE),
-        positives=positives,
-        masked=torch.zeros_like(positives),
+    labelled = torch.arange(context) >= context - CONTEXT + ASKED
+    return bank_batch(
+        torch.randint(MODEL.vocab_size, (documents, DOCUMENT)),
+        torch.randint(MODEL.vocab_size, (questions, context)),
+        torch.where(labelled, written, IGNORE),
+        positives,
     )
 
 
-def _dense(memory_tokens: int) -> MemoryBatch:
-    """Documents and question as one sequence without a memory."""
-    return _batch(0, 1, memory_tokens + CONTEXT)
+def bank_batch(
+    documents: Tensor, contexts: Tensor, labels: Tensor, positives: Tensor
+) -> MemoryBatch:
+    """One bank of n documents, and the m contexts that ask it, of MODEL's tokens.
+
+    documents [n, DOCUMENT]; contexts, labels [m, c]: HEAD template tokens, question up to ASKED;
+    positives [m, n].
+    """
+    (n, _), (m, length) = documents.shape, contexts.shape
+    place = torch.arange(length).repeat(m)
+    return MemoryBatch(
+        doc_tokens=documents.flatten(),
+        doc_cu=torch.arange(n + 1) * DOCUMENT,
+        doc_numbers=torch.arange(n),
+        doc_ids=torch.arange(n),
+        bank_cu=torch.tensor([0, n]),
+        tokens=contexts.flatten(),
+        ctx_cu=torch.arange(m + 1) * length,
+        ctx_bank=torch.zeros(m, dtype=torch.int64),
+        positions=context_positions(length, HEAD, MODEL.router.top_k).repeat(m),
+        is_query=(place >= HEAD) & (place < ASKED),
+        memory_from=torch.full((m,), HEAD),
+        labels=labels.flatten(),
+        positives=positives,
+        masked=torch.zeros_like(positives),
+    )
 
 
 def single_rank_engine():

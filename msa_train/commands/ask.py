@@ -33,7 +33,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share"
     )
     ask.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
-    ask.add_argument("--max-tokens", type=int, help="of an answer (default 128)")
+    ask.add_argument("--max-tokens", type=int, default=128, help="of an answer (default 128)")
     ask.add_argument(
         "--where", metavar="JSON",
         help='answer from these documents only: {"ids": [..], "numbers": [..], "metadata": '
@@ -56,11 +56,7 @@ def _ask(options: argparse.Namespace) -> int:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
     only = None if options.where is None else _filter(options.where)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
-    limits = (
-        InterleaveLimits()
-        if options.max_tokens is None
-        else InterleaveLimits(answer_tokens=options.max_tokens)
-    )
+    limits = InterleaveLimits(answer_tokens=options.max_tokens)
     loaded = load_export(options.export)
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     view = bank_view(bank, loaded.model.config.router)

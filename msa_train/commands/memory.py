@@ -36,7 +36,8 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="of pooled states and router keys (default float16)",
     )
     _encoding(actions, "add", "encode more documents, whose ids are new", _add)
-    _encoding(actions, "update", "encode documents anew that take their ids' places", _update)
+    update = partial(_add, update=True)
+    _encoding(actions, "update", "encode documents anew that take their ids' places", update)
     remove = _action(actions, "remove", "remove documents; their numbers never come back", _remove)
     remove.add_argument("--ids", nargs="+", default=[], metavar="ID")
     remove.add_argument("--numbers", nargs="+", default=[], type=int, metavar="N")
@@ -97,10 +98,6 @@ def _add(options: argparse.Namespace, update: bool = False) -> int:
     with _inputs(options) as inputs:
         add_documents(options.bank, update=update, **inputs)
     return _info(options)
-
-
-def _update(options: argparse.Namespace) -> int:
-    return _add(options, update=True)
 
 
 @contextmanager

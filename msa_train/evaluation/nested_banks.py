@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from msa_train.evaluation.metrics import Columns
 from msa_train.evaluation.report import relative_losses, summarise
 from msa_train.memory.search.view import MemoryView
 
+T = TypeVar("T")
 Key = tuple[str, int | str, str, int]  # task, length or control, measure, group
 Measure = Callable[[MemoryView, Sequence[Query]], Columns]
 CONTROLS = ("no_memory", "random_router")
@@ -121,12 +122,8 @@ def whole_groups(parts: Sequence[QuestionGroup], count: int) -> list[QuestionGro
 
     Whole groups, because questions of one bank are answered together.
     """
-    for taken in range(1, len(parts) + 1):
-        chosen = [parts[i * len(parts) // taken] for i in range(taken)]
-        if sum(len(group.queries) for group in chosen) >= count:
-            break
     left, kept = count, []
-    for group in chosen:
+    for group in _spread(parts, count, lambda group: len(group.queries)):
         kept.append(replace(group, queries=group.queries[:left]))
         left -= len(kept[-1].queries)
     return [group for group in kept if group.queries]
@@ -240,7 +237,7 @@ def groups(
     tokens = np.asarray(document_tokens)[ring]
     usable = _with_questions(queries, place_of, ring, _disjoint(tokens, min(lengths)))
     chosen, total = [], 0
-    for first, asked in _spread(usable, questions):
+    for first, asked in _spread(usable, questions, lambda window: len(window[1])):
         if not (asked := asked[: questions - total]):
             break  # the groups before this one happened to be rich
         total += len(asked)
@@ -284,10 +281,10 @@ def _with_questions(
     return [(int(w[0]), asked) for w, asked in zip(windows, inside, strict=True) if asked]
 
 
-def _spread(usable: list[tuple[int, list[Query]]], questions: int) -> list[tuple[int, list[Query]]]:
-    """The fewest evenly spaced windows whose questions suffice; all if none do."""
-    for count in range(1, len(usable) + 1):
-        chosen = [usable[i * len(usable) // count] for i in range(count)]
-        if sum(len(asked) for _, asked in chosen) >= questions:
+def _spread(parts: Sequence[T], questions: int, asked: Callable[[T], int]) -> Sequence[T]:
+    """The fewest evenly spaced parts whose questions suffice; all if none do. asked: of a part."""
+    for count in range(1, len(parts) + 1):
+        chosen = [parts[i * len(parts) // count] for i in range(count)]
+        if sum(map(asked, chosen)) >= questions:
             return chosen
-    return usable
+    return parts

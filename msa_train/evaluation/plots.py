@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
+from msa_train.evaluation.metrics import RECALL_AT
+from msa_train.evaluation.report import mean_of
 
 CURVES = (  # measure, label, colour, marker, line style
     ("recall@16", "router finds (recall@16)", "#1f5fa8", "o", "-"),
@@ -39,37 +43,30 @@ PANELS = {  # title -> which keys of metrics.jsonl it shows
 
 def plot_growth(caption: str, tasks: dict[str, Any], path: Path) -> None:
     """What is found and answered, against memory tokens; tasks: a section each, with a panel."""
-    plt = _pyplot()
-    with plt.rc_context(STYLE):
-        width = max(5.6, 4.6 * len(tasks))
-        figure, axes = plt.subplots(
-            1, len(tasks), figsize=(width, 4.6), sharey=True, squeeze=False, layout="constrained"
-        )
-        for axis, (task, sections) in zip(axes[0], tasks.items(), strict=True):
+    size = max(5.6, 4.6 * len(tasks)), 4.6
+    with _drawn(path, size, len(tasks), sharey=True) as (figure, axes):
+        for axis, (task, sections) in zip(axes, tasks.items(), strict=True):
             _memory_panel(axis, task, sections)
-        axes[0, 0].set_ylabel("share found, or answered right")
-        axes[0, 0].set_ylim(_bottom(tasks), 1.025)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
+        axes[0].set_ylabel("share found, or answered right")
+        axes[0].set_ylim(_bottom(tasks), 1.025)
+        handles, labels = axes[0].get_legend_handles_labels()
         figure.suptitle(f"{caption} (bands: 95 %)", fontsize=12)
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        _save(figure, path)
 
 
 def plot_recall(title: str, section: dict[str, Any], path: Path) -> None:
     """Recall of held-out questions over a whole bank: router, its layers, BM25."""
-    plt = _pyplot()
     layers = list(section["layers"])
     groups = {"router, all layers voting": ("", "#1f5fa8")}
     for shade, layer in zip(("#7aa6d6", "#a9c6e6", "#cfdff1"), layers[:3], strict=False):
         groups[f"router, layer {layer} alone"] = (f"layer{layer}/", shade)
     groups["BM25"] = ("bm25_", "#8a8a8a")
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
+    with _drawn(path, (7.4, 4.4)) as (figure, (axis,)):
         width = 0.8 / len(groups)
         for place, (label, (prefix, colour)) in enumerate(groups.items()):
-            x = [k + (place - (len(groups) - 1) / 2) * width for k in range(3)]
+            x = [k + (place - (len(groups) - 1) / 2) * width for k in range(len(RECALL_AT))]
             _bars(axis, x, width * 0.92, section, prefix, label, colour)
-        axis.set_xticks(range(3), [f"recall@{k}" for k in (1, 5, 16)])
+        axis.set_xticks(range(len(RECALL_AT)), [f"recall@{k}" for k in RECALL_AT])
         axis.set_ylim(0, 1.12)
         axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axis.grid(axis="x", visible=False)
@@ -80,7 +77,6 @@ def plot_recall(title: str, section: dict[str, Any], path: Path) -> None:
             fontsize=11,
         )
         figure.legend(loc="outside lower center", ncols=2)
-        _save(figure, path)
 
 
 def plot_training(metrics: Path, path: Path) -> None:
@@ -93,19 +89,14 @@ def plot_training(metrics: Path, path: Path) -> None:
     }
     if not panels:
         raise DataError(f"{metrics}: no step with a loss, recall or gate; nothing to draw")
-    plt = _pyplot()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(4.2 * len(panels), 3.9), squeeze=False, layout="constrained"
-        )
-        for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+    with _drawn(path, (4.2 * len(panels), 3.9), len(panels)) as (_, axes):
+        for axis, (title, lines) in zip(axes, panels.items(), strict=True):
             for key, (steps, values) in lines.items():
                 axis.plot(steps, values, label=spoken_name(key), linewidth=1.6)
             axis.set_title(title, fontsize=11)
             axis.set_xlabel("step")
             axis.set_ylim(bottom=0)
             axis.legend(fontsize=9)
-        _save(figure, path)
 
 
 def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
@@ -134,11 +125,9 @@ def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
 
 
 def _bars(axis, x, width: float, section, prefix: str, label: str, colour: str) -> None:
-    layer = prefix.removeprefix("layer").removesuffix("/")
-    source = section["layers"][layer] if prefix.startswith("layer") else section
-    start = "bm25_" if prefix == "bm25_" else ""
-    values = [source[f"{start}recall@{k}"] for k in (1, 5, 16)]
-    bounds = [section["intervals"][f"{prefix}recall@{k}"] for k in (1, 5, 16)]
+    names = [f"{prefix}recall@{k}" for k in RECALL_AT]
+    values = [mean_of(section, name) for name in names]
+    bounds = [section["intervals"][name] for name in names]
     below = [value - low for value, (low, _) in zip(values, bounds, strict=True)]
     above = [high - value for value, (_, high) in zip(values, bounds, strict=True)]
     axis.bar(x, values, width, color=colour, label=label)
@@ -188,17 +177,22 @@ def spoken_name(key: str) -> str:
     return f"layer {layer[1]}" if layer else key.rpartition("/")[2].replace("_", " ")
 
 
-def _save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as partial:
-        figure.savefig(partial, format="png")
-    _pyplot().close(figure)
-
-
-def _pyplot():
+@contextmanager
+def _drawn(
+    path: Path, size: tuple[float, float], panels: int = 1, **shared: Any
+) -> Iterator[tuple[Any, Any]]:
+    """A figure of `size` inches and its panels side by side; a PNG when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(
+            1, panels, figsize=size, squeeze=False, layout="constrained", **shared
+        )
+        yield figure, axes[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.whole(path) as partial:
+            figure.savefig(partial, format="png")
+        pyplot.close(figure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from data_pipeline import files
 from data_pipeline.sources.registry import SOURCES
-from msa_train.evaluation.metrics import Bootstrap, Columns
+from msa_train.evaluation.metrics import RECALL_AT, Bootstrap, Columns
 
 PACKAGES = ("msa-train", "torch", "numpy", "bm25s", "PyStemmer", "sentencepiece")
 SHOWN = {  # column of the tables of nested banks -> measure
@@ -49,19 +50,22 @@ Below each number: 95 % bootstrap interval."""
 
 def summarise(columns: Columns, resamples: int, seed: int) -> dict[str, Any]:
     """Means, intervals and counts of measures over questions; columns may differ in length."""
-    draws: dict[int, Bootstrap] = {}
-    section: dict[str, Any] = {}
-    means, intervals, counts = {}, {}, {}
-    for name, values in columns.items():
-        n = len(values)
-        draws.setdefault(n, Bootstrap(n, resamples, seed))
-        means[name] = float(values.mean())
-        intervals[name] = list(draws[n].interval(values))
-        counts[name] = n
-    section |= {name: mean for name, mean in means.items() if "/" not in name}
-    section["layers"] = _by_layer(means)
-    section["intervals"], section["n"] = intervals, counts
-    return section
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    counts = {name: len(values) for name, values in columns.items()}
+    draws = {n: Bootstrap(n, resamples, seed) for n in set(counts.values())}
+    intervals = {name: list(draws[len(x)].interval(x)) for name, x in columns.items()}
+    return {
+        **{name: mean for name, mean in means.items() if "/" not in name},
+        "layers": _by_layer(means),
+        "intervals": intervals,
+        "n": counts,
+    }
+
+
+def mean_of(section: dict[str, Any], name: str) -> float:
+    """The mean of a column, wherever it stands in its section."""
+    layer, _, measure = name.rpartition("/")
+    return section["layers"][layer.removeprefix("layer")][measure] if layer else section[name]
 
 
 def relative_losses(first: Columns, last: Columns, resamples: int, seed: int) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def _retrieval_table(name: str, section: dict[str, Any]) -> Table:
     )
     table = _table(title)
     table.add_column("")
-    for k in (1, 5, 16):
+    for k in RECALL_AT:
         table.add_column(f"recall@{k}", justify="right")
     rows = {"router, voted": ""} | {
         f"router, layer {layer}": f"layer{layer}/" for layer in section["layers"]
@@ -159,7 +163,7 @@ def _retrieval_table(name: str, section: dict[str, Any]) -> Table:
     if "random_recall@1" in section:
         rows["random router"] = "random_"
     for name, prefix in (rows | {"BM25": "bm25_"}).items():
-        cells = [_with_interval(section, f"{prefix}recall@{k}") for k in (1, 5, 16)]
+        cells = [_with_interval(section, f"{prefix}recall@{k}") for k in RECALL_AT]
         table.add_row(name, *cells)
     return table
 
@@ -190,10 +194,8 @@ def _control_lines(tasks: dict[str, Any]) -> str:
 def _with_interval(section: dict[str, Any], name: str) -> str:
     if name not in section["intervals"]:
         return "-"
-    layer, _, measure = name.rpartition("/")
-    value = section["layers"][layer.removeprefix("layer")][measure] if layer else section[name]
     low, high = section["intervals"][name]
-    return f"{value:.3f}\n[dim]{_short(low)}-{_short(high)}[/dim]"
+    return f"{mean_of(section, name):.3f}\n[dim]{_short(low)}-{_short(high)}[/dim]"
 
 
 def _short(share: float) -> str:
@@ -219,13 +221,10 @@ def _by_layer(means: dict[str, float]) -> dict[str, dict[str, float]]:
 
 def _cpu_model() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
+        found = re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -87,7 +87,7 @@ def test_texts_of_split_documents_can_be_added_to_another_bank(memory, bank):
 
 
 def test_pydocs_are_a_corpus(memory, monkeypatch):
-    entries = [Entry(f"e{n}", "m", "Cranes sleep. " * n, 9, False, ()) for n in range(1, 40, 6)]
+    entries = [Entry(f"e{n}", "m", "Cranes sleep. " * n, 9, ()) for n in range(1, 40, 6)]
     monkeypatch.setattr(
         PydocsSource, "__init__", lambda self, *_: setattr(self, "entries", entries)
     )

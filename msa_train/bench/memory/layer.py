@@ -104,7 +104,8 @@ def rank_runs(rank: Rank) -> dict[tuple[str, int], Callable[[], Any]]:
     router = RouterConfig(top_k=TOP_K)
     searcher = layer_searcher(full, cu, rank.heads, router, form, rank.first, rank.total)
     keys = searcher.parts[0].keys[LAYER]
-    searched = read_all([full]) if form == "stored" else read_all(_searched_tensors(keys))
+    narrow = keys._searched
+    searched = read_all([full] if form == "stored" else [narrow.values, narrow.scales])
     searches = {tokens: _search(searcher, unit_query(tokens, rank)) for tokens in rank.queries}
     for search in searches.values():
         search()
@@ -157,12 +158,6 @@ def unit_query(tokens: int, rank: Rank) -> Tensor:
     generator = torch.Generator().manual_seed(tokens)
     drawn = torch.randn(tokens, rank.heads, rank.width // rank.heads, generator=generator)
     return F.normalize(drawn, dim=2).flatten(1) / rank.heads
-
-
-def _searched_tensors(keys: LayerKeys) -> list[Tensor]:
-    """Values and scales of 8-bit keys."""
-    searched = keys._searched
-    return [searched.values, searched.scales]
 
 
 def _no_states(layer: int, rows: Tensor) -> Any:

@@ -7,13 +7,19 @@ from data_pipeline.sources.pydocs import PydocsConfig, split_of, training_texts,
 from data_pipeline.sources.stdlib import docstrings
 
 
+def held_out(pydocs):
+    return [e for e in pydocs.entries if split_of(e.name, pydocs.config) == "held_out"]
+
+
 def test_most_documents_are_asked_about(pydocs):
-    counts = pydocs.counts()
-    assert counts["documents"] == len(pydocs.entries) > 3000
-    assert sum(bool(entry.questions) for entry in pydocs.entries) > 0.7 * counts["documents"]
-    assert counts["questions"] > counts["documents"]
-    assert 0.05 < counts["held_out_documents"] / counts["documents"] < 0.15
-    assert 0 < counts["truncated_documents"] < 0.2 * counts["documents"]
+    documents = len(pydocs.entries)
+    assert documents > 3000
+    assert sum(bool(entry.questions) for entry in pydocs.entries) > 0.7 * documents
+    assert sum(len(entry.questions) for entry in pydocs.entries) > documents
+    assert 0.05 < len(held_out(pydocs)) / documents < 0.15
+    whole = {item.name: item.text for item in docstrings()}
+    cut = sum(not entry.text.endswith(whole[entry.name]) for entry in pydocs.entries)
+    assert 0 < cut < 0.2 * documents
 
 
 def test_splits_do_not_depend_on_the_other_documents():
@@ -53,7 +59,7 @@ def test_half_of_the_others_come_from_the_same_modules(pydocs):
 def test_the_whole_bank_asks_the_held_out_documents(pydocs, rng):
     bank = pydocs.whole_bank(rng)
     assert len(bank.documents) == len(pydocs.entries)
-    assert len(bank.queries) == pydocs.counts()["held_out_questions"]
+    assert len(bank.queries) == sum(len(entry.questions) for entry in held_out(pydocs))
     names = {document.number: document.id for document in bank.documents}
     for query in bank.queries:
         assert query.answers == (names[query.positives[0]],)
