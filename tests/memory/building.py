@@ -9,7 +9,7 @@ from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.encode import BlockEncoder, BlockSize
 from msa_train.memory.bank.manifest import BankManifest
-from msa_train.memory.engine.interleave import Interleave
+from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.ranks.encoding import EncodingRanks
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
@@ -58,7 +58,7 @@ QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?"]
 
 def answered(view):
     """Final states of some questions, and what was selected for them."""
-    prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
+    prompts = [Interleave(Request(question, view, "memory")).context for question in QUESTIONS]
     prefill = prefill_pieces(tiny_model(), tiny_tokenizer(), view, prompts)
     chosen = [reading.routing.documents for reading in prefill.selected.values()]
     return prefill.last, torch.cat(chosen, 1)

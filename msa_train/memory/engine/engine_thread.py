@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from msa_train.errors import MSAError
 from msa_train.memory.engine.events import Event, Failed, Finished
+from msa_train.memory.engine.interleave import Request
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ import torch
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import RankError
 from msa_train.memory.engine.events import Event, Failed, selections
+from msa_train.memory.engine.interleave import Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_encoded
-from msa_train.memory.engine.sequence import Request, Sequence
+from msa_train.memory.engine.sequence import Sequence
 from msa_train.model.decoder import MSADecoder
 
 SLOTS = 64

@@ -12,9 +12,8 @@ import pytest
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.engine_thread import EngineStopped, EngineThread
 from msa_train.memory.engine.events import Failed, Finished, Routed
-from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request
 from msa_train.memory.search.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 

@@ -10,10 +10,10 @@ from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory.engine import scheduler as scheduling
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.events import Evidence, Failed, Finished, Routed, TextPiece
-from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request, Sequence
+from msa_train.memory.engine.sequence import Sequence
 from msa_train.memory.search.in_memory import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
