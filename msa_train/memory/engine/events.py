@@ -51,7 +51,7 @@ def selections(selected: Mapping[int, SelectedChunks], view: MemoryView) -> list
     ]
     places = pad_sequence([row[row >= 0] for row in union], batch_first=True, padding_value=-1)
     scores = [
-        view.scores(layer, routing.query, routing.query_cu, places)
+        view.searcher.score(layer, routing.query, routing.query_cu, places)
         for layer, routing in routings.items()
     ]
     mean, order = torch.stack(scores).mean(0).sort(dim=1, descending=True, stable=True)

@@ -23,8 +23,6 @@ from msa_train.memory.engine.model_runner import ModelRunner, prefill_encoded
 from msa_train.memory.engine.sequence import Sequence
 from msa_train.model.decoder import MSADecoder
 
-SLOTS = 64
-SLOT_TOKENS = 4096
 PREFILL_TOKENS = 8192
 
 T = TypeVar("T")
@@ -48,8 +46,8 @@ class Scheduler:
         self,
         model: MSADecoder,
         tokenizer: Tokenizer,
-        slots: int = SLOTS,
-        slot_tokens: int = SLOT_TOKENS,
+        slots: int,
+        slot_tokens: int,
         prefill_tokens: int = PREFILL_TOKENS,
         together: bool = False,
     ):

@@ -74,4 +74,4 @@ def test_what_a_search_returns_is_what_its_indices_say(gate):
         expected = view.searcher.parts[0].read(layer, torch.arange(len(cu) - 1))
         assert torch.equal(k[index], expected.k[rows]) and torch.equal(v[index], expected.v[rows])
     places = routing.documents.cpu()
-    torch.testing.assert_close(view.scores(layer, query, query_cu, places), routing.values)
+    torch.testing.assert_close(view.searcher.score(layer, query, query_cu, places), routing.values)
