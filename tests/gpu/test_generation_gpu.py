@@ -7,7 +7,7 @@ import torch
 
 from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 pytestmark = [

@@ -7,11 +7,12 @@ import torch
 
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.encode import BlockEncoder, BlockSize
+from msa_train.memory.bank.encode import TOKEN_BUDGET, BlockEncoder, BlockSize, encode_documents
 from msa_train.memory.bank.manifest import BankManifest
 from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.ranks.encoding import EncodingRanks
+from msa_train.memory.search.in_memory import joined, view_of
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 BLOCKS = BlockSize(documents=3)
@@ -43,6 +44,13 @@ def tiny_bank(path, documents=None, **settings):
     documents = tiny_documents() if documents is None else documents
     settings = {"fingerprint": FINGERPRINT, "dtype": "float32", "token_budget": 50} | settings
     build_bank(path, tiny_model(), tiny_tokenizer(), documents, **settings)
+
+
+def encode_in_memory(model, tokenizer, documents, token_budget=TOKEN_BUDGET, dtype=torch.float32):
+    """A view of documents without a bank on disk; arguments as of encode_documents."""
+    batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
+    held = [document for batch in batches for document in batch.documents]
+    return view_of(held, *joined(batches), model.config.router)
 
 
 def search(view, layer=3):

@@ -12,9 +12,9 @@ from msa_train.memory.engine.events import Evidence, Finished, Routed, TextPiece
 from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from msa_train.memory.engine.sequence import Sequence
-from msa_train.memory.search.in_memory import encode_in_memory
 from msa_train.memory.search.loader import bank_view
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = [

@@ -15,7 +15,7 @@ from data_pipeline.protocol import (
 from data_pipeline.schema import Role
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next, Request
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTION = "What is the code of the harbour?"

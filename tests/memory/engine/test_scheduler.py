@@ -14,7 +14,7 @@ from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.engine.scheduler import Scheduler
 from msa_train.memory.engine.sequence import Sequence
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?", "東京", "Rain? " * 9]

@@ -7,7 +7,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.engine.events import Evidence, Finished, Routed, Selection, TextPiece
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.sequence import Sequence
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.search.in_memory import encode_in_memory, view_of
+from msa_train.memory.search.in_memory import view_of
 from msa_train.memory.search.loader import bank_view
+from tests.memory.building import encode_in_memory
 from tests.memory.search.test_in_memory import encoded
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
