@@ -70,10 +70,6 @@ class Scheduler:
         """Requests that wait for a prefill."""
         return len(self._new) + len(self._continued)
 
-    @property
-    def decoding(self) -> int:
-        return len(self._rows)
-
     def submit(self, request: Request) -> int:
         """Adds a request; its events carry the ticket that is returned."""
         ticket = next(self._tickets)

@@ -229,7 +229,7 @@ def test_cancelled_requests_leave_their_slot_and_are_silent(views):
     limits = InterleaveLimits(answer_tokens=40)
     tickets = [scheduler.submit(Request(q, views[0], "memory", limits)) for q in QUESTIONS[:4]]
     scheduler.step()
-    assert (scheduler.decoding, scheduler.waiting) == (2, 2)
+    assert (len(scheduler._rows), scheduler.waiting) == (2, 2)
     scheduler.cancel(tickets[0])  # it writes
     scheduler.cancel(tickets[3])  # it waits
     scheduler.cancel(tickets[3])
@@ -237,7 +237,7 @@ def test_cancelled_requests_leave_their_slot_and_are_silent(views):
     assert set(events) == {tickets[1], tickets[2]}
     alone = run(scheduler_of(), [Request(QUESTIONS[2], views[0], "memory", limits)])[0]
     assert told(events[tickets[2]]) == told(alone)
-    assert scheduler.decoding == 0
+    assert len(scheduler._rows) == 0
 
 
 def scripted(monkeypatch, *turns):
