@@ -32,11 +32,10 @@ def create_app(state: ServerState) -> RequestGuard:
         app.include_router(router)
     if EXPLORER.is_dir():
         app.mount("/explorer", StaticFiles(directory=EXPLORER), name="explorer")
-    for kind in (ApiError, MSAError, DataError):
+    for kind in (ApiError, MSAError, DataError, Exception):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misread)
-    app.add_exception_handler(Exception, _failed)
     return RequestGuard(app, state)
 
 

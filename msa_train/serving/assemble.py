@@ -11,9 +11,8 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.manifest import MANIFEST, BankManifest
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.memory.engine.events import Failed
-from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request
 from msa_train.memory.planner import hardware, plan
 from msa_train.memory.ranks import Ranks
 from msa_train.memory.search.live import LiveBank

@@ -24,7 +24,6 @@ from msa_train.model.decoder import MSADecoder
 from msa_train.serving.errors import ApiError, to_api_error
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_DROPPED = ".{name}.dropped-{nonce}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,11 @@ class Banks:
         """An empty bank. Raises ApiError 400, 403 or 409."""
         check_name(name)
         if self._folder is None:
-            raise _no_folder()
+            raise ApiError(
+                403,
+                "no_banks_dir",
+                "this server makes and drops no banks: start it with --banks-dir DIR",
+            )
         path = self._folder / name
         with self._changing:
             if name in self._banks or path.exists():
@@ -153,7 +156,7 @@ class Banks:
                 "bank_not_droppable",
                 f"bank {name!r} was given at the start: only banks in --banks-dir are dropped",
             )
-        aside = bank.path.with_name(_DROPPED.format(name=name, nonce=secrets.token_hex(4)))
+        aside = bank.path.with_name(f".{name}.dropped-{secrets.token_hex(4)}")
         with bank.writing(timeout_s), BankWriter(bank.path, "drop"), self._changing:
             files.rename(bank.path, aside)
             bank.dropped = True
@@ -184,9 +187,3 @@ def check_name(name: str) -> None:
         raise ConfigError(
             f"a bank's name is {name[:80]!r}: give up to 64 letters, digits, - and _, not - first"
         )
-
-
-def _no_folder() -> ApiError:
-    return ApiError(
-        403, "no_banks_dir", "this server makes and drops no banks: start it with --banks-dir DIR"
-    )

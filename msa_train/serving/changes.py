@@ -30,20 +30,32 @@ def put_documents(
     without a change.
     """
     _check_ids(documents, update)
-    numbered = _Numbered(bank, update, abandoned)
     splitting = Splitting(model.tokenizer)  # as `msa memory add` does
+    first = 0
+
+    def checked() -> Iterator[Document]:
+        """Read while the writer holds the bank's lock: `first` is the first number given."""
+        nonlocal first
+        bank.view()  # with what other processes committed before they released the lock
+        first = bank.snapshot.manifest.next_number
+        _check_known(bank, documents, update)
+        for document in splitting(documents):
+            if abandoned.is_set():
+                raise ApiError(503, "abandoned", "nobody waits any more: nothing was changed")
+            yield document
+
     with bank.writing(wait_s), bank.named_errors():
-        add_documents(
+        added = add_documents(
             bank.path,
             model.model,
             model.tokenizer,
-            numbered(documents, splitting),
+            checked(),
             model.fingerprint,
             update=update,
             reuse=bank.snapshot,
         )
         bank.view()
-    return list(range(numbered.first, numbered.first + numbered.count))
+    return list(range(first, first + added))
 
 
 def remove_documents(
@@ -64,36 +76,18 @@ def remove_documents(
     return gone
 
 
-class _Numbered:
-    """Checks documents and passes them on while the writer holds the bank's lock: so `first` is the
-    first number that they are given."""
-
-    def __init__(self, bank: ServedBank, update: bool, abandoned: Event):
-        self._bank, self._update, self._abandoned = bank, update, abandoned
-        self.first = self.count = 0
-
-    def __call__(
-        self, documents: Sequence[StoredDocument], splitting: Splitting
-    ) -> Iterator[Document]:
-        self._bank.view()  # with what other processes committed before they released the lock
-        snapshot = self._bank.snapshot
-        self.first = snapshot.manifest.next_number
-        for document in documents:
-            known = bool(document.id) and bool(snapshot.numbers_of(document.id))
-            if known and not self._update:
-                raise ApiError(
-                    409,
-                    "id_exists",
-                    f"bank {self._bank.name!r} has a document of id {document.id!r}: update it "
-                    "(PUT), or give another id",
-                )
-            if self._update and not known:
-                raise self._bank.no_document(f"of id {document.id!r} to update")
-        for document in splitting(documents):
-            if self._abandoned.is_set():
-                raise ApiError(503, "abandoned", "nobody waits any more: nothing was changed")
-            self.count += 1
-            yield document
+def _check_known(bank: ServedBank, documents: Sequence[StoredDocument], update: bool) -> None:
+    for document in documents:
+        known = bool(document.id) and bool(bank.snapshot.numbers_of(document.id))
+        if known and not update:
+            raise ApiError(
+                409,
+                "id_exists",
+                f"bank {bank.name!r} has a document of id {document.id!r}: update it (PUT), or "
+                "give another id",
+            )
+        if update and not known:
+            raise bank.no_document(f"of id {document.id!r} to update")
 
 
 def _check_ids(documents: Sequence[StoredDocument], update: bool) -> None:

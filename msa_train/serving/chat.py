@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from msa_train.memory.engine import sequence
+from msa_train.memory.engine import interleave
 from msa_train.memory.engine.engine_thread import Stream
 from msa_train.memory.engine.events import Event, Evidence, Finished, Routed, TextPiece
 from msa_train.memory.search.view import MemoryView
@@ -161,9 +161,9 @@ class AnswerStream:
         with self._bank.named_errors():
             return restricted(self._bank.view(), self._asked.options.filter)
 
-    def _engine_request(self, view: MemoryView) -> sequence.Request:
+    def _engine_request(self, view: MemoryView) -> interleave.Request:
         asked = self._asked
-        return sequence.Request(
+        return interleave.Request(
             asked.question,
             view,
             asked.options.retrieval,

@@ -116,14 +116,10 @@ class ChatRequest(BaseModel):
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy unless a temperature is given."""
+        """Greedy unless a temperature is given. Without a seed, every request draws anew."""
         top_p = 1.0 if self.top_p is None else self.top_p
-        return Sampling(self.temperature or 0.0, top_p, self._seed)
-
-    @property
-    def _seed(self) -> int:
-        """Without one, every request draws anew."""
-        return secrets.randbits(63) if self.seed is None else self.seed
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return Sampling(self.temperature or 0.0, top_p, seed)
 
     @property
     def stops(self) -> tuple[str, ...]:

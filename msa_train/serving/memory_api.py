@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from threading import Event
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
@@ -22,24 +20,18 @@ from msa_train.serving.schemas import (
     stored_documents,
 )
 from msa_train.serving.state import ServerState
-from msa_train.serving.threads import in_thread
 
 _PAGE, _MAX_PAGE = 50, 500
-T = TypeVar("T")
 _Number = Annotated[int, Path(ge=0, lt=NUMBERS_END)]
 
 
 def routes(state: ServerState) -> list[APIRouter]:
-    return [_reading(state), _banks(state), _changing(state)]
+    return [_reading(state), _changing(state)]
 
 
 def _reading(state: ServerState) -> APIRouter:
     router = APIRouter(prefix="/v1/memory", dependencies=[requires(state.keys, "read")])
-    banks = state.banks
-
-    async def looked_up(work: Callable[[Event], T]) -> T:
-        async with state.looking.admitted():
-            return await in_thread(work)
+    banks, looked_up = state.banks, state.looking.in_thread
 
     @router.get("/banks")
     async def all_banks() -> dict[str, Any]:
@@ -69,71 +61,57 @@ def _reading(state: ServerState) -> APIRouter:
         asked, found = parsed(Search, await json_body(request)), banks[bank]
         state.check_length(asked.query)
         most = state.limits.context_tokens
-        async with state.answering.admitted():
-            documents = await in_thread(lambda _: search(found, state.model, asked, most))
+        documents = await state.answering.in_thread(
+            lambda _: search(found, state.model, asked, most)
+        )
         return JSONResponse({"documents": documents})
 
     return router
 
 
-def _banks(state: ServerState) -> APIRouter:
-    router = APIRouter(prefix="/v1/memory", dependencies=[requires(state.keys, "write")])
-    banks, limits = state.banks, state.limits
+def _changing(state: ServerState) -> APIRouter:
+    router = APIRouter(prefix="/v1/memory/banks", dependencies=[requires(state.keys, "write")])
+    banks, limits, changed = state.banks, state.limits, state.changing.in_thread
 
-    @router.post("/banks")
+    @router.post("")
     async def create(request: Request) -> Response:
         name = parsed(NewBank, await json_body(request)).name
-        async with state.changing.admitted():
-            bank = await in_thread(lambda _: banks.create(name, state.model))
+        bank = await changed(lambda _: banks.create(name, state.model))
         return JSONResponse(bank.info(), 201)
 
-    @router.delete("/banks/{bank}")
+    @router.delete("/{bank}")
     async def drop(bank: str) -> Response:
-        async with state.changing.admitted():
-            await in_thread(lambda _: banks.drop(bank, limits.timeout_s))
+        await changed(lambda _: banks.drop(bank, limits.timeout_s))
         return JSONResponse({"dropped": bank})
-
-    return router
-
-
-def _changing(state: ServerState) -> APIRouter:
-    router = APIRouter(
-        prefix="/v1/memory/banks/{bank}/documents", dependencies=[requires(state.keys, "write")]
-    )
-    banks, limits = state.banks, state.limits
 
     async def put(bank: str, request: Request, update: bool) -> Response:
         form = parsed(NewDocuments, await json_body(request))
         documents, target = stored_documents(form, limits.batch), banks[bank]
-        async with state.changing.admitted():
-            numbers = await in_thread(
-                lambda abandoned: put_documents(
-                    target, state.model, documents, update, limits.timeout_s, abandoned
-                )
+        numbers = await changed(
+            lambda abandoned: put_documents(
+                target, state.model, documents, update, limits.timeout_s, abandoned
             )
+        )
         return JSONResponse({"added": len(numbers), "numbers": numbers})
 
-    @router.post("")
+    @router.post("/{bank}/documents")
     async def add(bank: str, request: Request) -> Response:
         return await put(bank, request, update=False)
 
-    @router.put("")
+    @router.put("/{bank}/documents")
     async def update(bank: str, request: Request) -> Response:
         return await put(bank, request, update=True)
 
     async def take(bank: str, ids: list[str], numbers: list[int]) -> Response:
         target = banks[bank]
-        async with state.changing.admitted():
-            gone = await in_thread(
-                lambda _: remove_documents(target, ids, numbers, limits.timeout_s)
-            )
+        gone = await changed(lambda _: remove_documents(target, ids, numbers, limits.timeout_s))
         return JSONResponse({"removed": len(gone)})
 
-    @router.delete("/{number}")
+    @router.delete("/{bank}/documents/{number}")
     async def remove_one(bank: str, number: _Number) -> Response:
         return await take(bank, [], [number])
 
-    @router.post("/remove")
+    @router.post("/{bank}/documents/remove")
     async def remove(bank: str, request: Request) -> Response:
         form = parsed(Removal, await json_body(request))
         return await take(bank, form.ids, form.numbers)

@@ -62,10 +62,9 @@ class RequestGuard:
             async with asyncio.timeout(state.limits.timeout_s):
                 with contextlib.closing(_Body(receive, state)) as body:
                     await self._app(scope, body, send)
-        except (ApiError, TimeoutError) as error:
-            await send.finish(to_api_error(error), scope, receive)
         except Exception as error:  # raised further, it would close the connection too
-            log.exception("a request failed: %s %s", scope["method"], scope["path"])
+            if not isinstance(error, ApiError | TimeoutError):
+                log.exception("a request failed: %s %s", scope["method"], scope["path"])
             await send.finish(to_api_error(error), scope, receive)
         except asyncio.CancelledError:
             if not state.stopping:

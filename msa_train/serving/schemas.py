@@ -102,19 +102,10 @@ def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:
 
 def document_json(document: Document) -> dict[str, Any]:
     """A document as JSON."""
-    fields = {
-        "number": document.number,
-        "id": document.id,
-        "title": document.title,
-        "text": document.text,
-    }
+    names = ["number", "id", "title", "text"]
     if isinstance(document, StoredDocument):
-        fields |= {
-            "metadata": document.metadata,
-            "part": document.part,
-            "added": document.added,
-        }
-    return fields
+        names += ["metadata", "part", "added"]
+    return {name: getattr(document, name) for name in names}
 
 
 def check_text(value: str, field: str) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from msa_train.errors import ConfigError
+from msa_train.memory.search.settings import flag
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-def _limit(default: Any, flag: str, help: str) -> Any:
-    return field(default=default, metadata={"flag": flag, "help": help})
 
 
 @dataclass(frozen=True)
@@ -20,16 +16,16 @@ class ServerLimits:
     """How much at once, how large and how long. A request's time counts from its first byte to its
     last. The metadata are the flags of `msa serve`."""
 
-    concurrent: int = _limit(32, "--max-concurrent", "answers at once")
-    context_tokens: int = _limit(
-        4096, "--context-tokens", "of a conversation with all that is read for it"
+    concurrent: int = flag(32, "answers at once", flag="--max-concurrent")
+    context_tokens: int = flag(
+        4096, "of a conversation with all that is read for it", flag="--context-tokens"
     )
-    waiting: int = _limit(128, "--queue", "answers that wait; more are refused with 429")
-    body_mb: float = _limit(16.0, "--max-body-mb", "of a request")
-    batch: int = _limit(256, "--max-batch", "documents in one request")
-    timeout_s: float = _limit(300.0, "--timeout-s", "for a request")
-    drain_s: float = _limit(
-        30.0, "--drain-s", "for running requests when the server is told to stop"
+    waiting: int = flag(128, "answers that wait; more are refused with 429", flag="--queue")
+    body_mb: float = flag(16.0, "of a request", flag="--max-body-mb")
+    batch: int = flag(256, "documents in one request", flag="--max-batch")
+    timeout_s: float = flag(300.0, "for a request", flag="--timeout-s")
+    drain_s: float = flag(
+        30.0, "for running requests when the server is told to stop", flag="--drain-s"
     )
 
     def __post_init__(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.serving.access import ApiKeys
@@ -12,7 +13,9 @@ from msa_train.serving.banks import Banks, ServedModel
 from msa_train.serving.errors import ApiError, bad_request
 from msa_train.serving.metrics import ServerMetrics
 from msa_train.serving.settings import AllowedHosts, ServerLimits
+from msa_train.serving.threads import in_thread
 
+T = TypeVar("T")
 _RETRY_AFTER_S = 2
 _CHANGES = 4  # at once, of different banks: each encodes, beside the answers
 _LOOKUPS = 16  # at once: each has a thread
@@ -25,11 +28,11 @@ class Admission:
         self._what, self._places, self._most = what, asyncio.Semaphore(concurrent), waiting
         self.running = self.waiting = 0
 
-    @contextlib.asynccontextmanager
-    async def admitted(self) -> AsyncIterator[None]:
+    async def in_thread(self, work: Callable[[threading.Event], T]) -> T:
+        """As threads.in_thread, once it is admitted."""
         await self.enter()
         try:
-            yield
+            return await in_thread(work)
         finally:
             self.leave()
 

@@ -21,15 +21,8 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
     The threads are daemons, which the interpreter's end stops anywhere: what they write must
     survive that at any moment, and a bank does.
     """
-    abandoned, results = threading.Event(), _Mailbox()
-
-    def run() -> None:
-        try:
-            results.put((work(abandoned), None))
-        except BaseException as error:
-            results.put((None, error))
-
-    _start(run)
+    abandoned = threading.Event()
+    results = _started(map(work, [abandoned]))
     try:
         result, error = await results.get()
     except BaseException:
@@ -42,17 +35,7 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
 
 async def iterated(source: Iterable[T], idle_s: float) -> AsyncIterator[T | None]:
     """The items of a blocking iterable, as they come; None whenever none came for `idle_s`."""
-    items = _Mailbox()
-
-    def run() -> None:
-        try:
-            for item in source:
-                items.put((item, None))
-            items.put((_END, None))
-        except BaseException as error:
-            items.put((None, error))
-
-    _start(run)
+    items = _started(source)
     while True:
         try:
             async with asyncio.timeout(idle_s):
@@ -75,16 +58,25 @@ def join_all(seconds: float) -> int:
     return sum(thread.is_alive() for thread in list(_running))
 
 
-def _start(run: Callable[[], None]) -> None:
-    def registered() -> None:
+def _started(source: Iterable[Any]) -> _Mailbox:
+    """A thread that hands over pairs: an item and None; at last _END and None, or None and the
+    error."""
+    mailbox = _Mailbox()
+
+    def run() -> None:
         try:
-            run()
+            for item in source:
+                mailbox.put((item, None))
+            mailbox.put((_END, None))
+        except BaseException as error:
+            mailbox.put((None, error))
         finally:
             _running.discard(threading.current_thread())
 
-    thread = threading.Thread(target=registered, name="msa-serving", daemon=True)
+    thread = threading.Thread(target=run, name="msa-serving", daemon=True)
     _running.add(thread)
     thread.start()
+    return mailbox
 
 
 class _Mailbox:

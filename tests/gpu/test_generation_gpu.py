@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from msa_train.memory.engine.interleave import Interleave
+from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 pytestmark = [
@@ -21,7 +21,7 @@ def test_captured_steps_equal_plain_ones():
     try:
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
         asked = ("Rain?", "Who sleeps?", "東京", "x", "?")
-        prompts = [Interleave(question, view, "memory").context for question in asked]
+        prompts = [Interleave(Request(question, view, "memory")).context for question in asked]
         prefill = prefill_pieces(model, tiny_tokenizer(), view, prompts)
         captured, plain = ModelRunner(model, 8, 256), ModelRunner(model, 8, 256)
         plain._graphs = None
@@ -55,7 +55,7 @@ def test_steps_are_captured_while_another_thread_asks_for_memory():
     thread.start()
     try:
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
-        prompts = [Interleave("Rain?", view, "memory").context] * 5
+        prompts = [Interleave(Request("Rain?", view, "memory")).context] * 5
         prefill = prefill_pieces(model, tiny_tokenizer(), view, prompts)
         for count in range(1, 6):
             contexts = ModelRunner(model, 8, 256)

@@ -7,11 +7,12 @@ import torch
 
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.encode import BlockEncoder, BlockSize
+from msa_train.memory.bank.encode import TOKEN_BUDGET, BlockEncoder, BlockSize, encode_documents
 from msa_train.memory.bank.manifest import BankManifest
-from msa_train.memory.engine.interleave import Interleave
+from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.ranks.encoding import EncodingRanks
+from msa_train.memory.search.in_memory import joined, view_of
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 BLOCKS = BlockSize(documents=3)
@@ -45,6 +46,13 @@ def tiny_bank(path, documents=None, **settings):
     build_bank(path, tiny_model(), tiny_tokenizer(), documents, **settings)
 
 
+def encode_in_memory(model, tokenizer, documents, token_budget=TOKEN_BUDGET, dtype=torch.float32):
+    """A view of documents without a bank on disk; arguments as of encode_documents."""
+    batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
+    held = [document for batch in batches for document in batch.documents]
+    return view_of(held, *joined(batches), model.config.router)
+
+
 def search(view, layer=3):
     """What three contexts find, the second of which asks nothing."""
     gen = torch.Generator().manual_seed(5)
@@ -58,7 +66,7 @@ QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?"]
 
 def answered(view):
     """Final states of some questions, and what was selected for them."""
-    prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
+    prompts = [Interleave(Request(question, view, "memory")).context for question in QUESTIONS]
     prefill = prefill_pieces(tiny_model(), tiny_tokenizer(), view, prompts)
     chosen = [reading.routing.documents for reading in prefill.selected.values()]
     return prefill.last, torch.cat(chosen, 1)

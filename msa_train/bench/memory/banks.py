@@ -31,7 +31,7 @@ from msa_train.bench.memory.generate import (
 from msa_train.bench.memory.sizes import Sizes
 from msa_train.bench.runner import in_process, in_turns, log, process_gb, seconds
 from msa_train.memory.bank.build import build_bank
-from msa_train.memory.bank.corpus import Splitting, pydocs, read_corpus
+from msa_train.memory.bank.corpus import CorpusFile, Splitting, pydocs
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.encode import encode_documents
 from msa_train.memory.bank.snapshot import BankSnapshot
@@ -210,7 +210,7 @@ def _corpora(folder: Path) -> Iterator[StoredDocument]:
     if not files:
         raise DataError(f"corpus {folder}: it has no *.jsonl, *.jsonl.gz or */corpus.jsonl(.gz)")
     for file in files:
-        for document in read_corpus(file):
+        for document in CorpusFile(file).documents():
             yield replace(document, id=f"{file.parent.name}/{file.name}/{document.id}")
 
 

@@ -32,10 +32,6 @@ from msa_train.model.decoder import MSADecoder
 Expected = Callable[[], int | None]
 
 
-def _unknown() -> None:
-    return None
-
-
 def bank_form(config: ModelConfig, fingerprint: Mapping[str, str], dtype: str) -> BankForm:
     """The form of the banks that a model builds."""
     geometry = config.router_layers, config.kv_heads, config.head_dim, config.router.chunk_size
@@ -56,7 +52,7 @@ def build_bank(
     token_budget: int = TOKEN_BUDGET,
     size: BlockSize = BLOCKS,
     ranks: Encoding | None = None,
-    expected: Expected = _unknown,
+    expected: Expected = lambda: None,
 ) -> None:
     """Encodes documents (ascending number) into a new bank at `path`.
 
@@ -219,7 +215,7 @@ def add_documents(
     token_budget: int = TOKEN_BUDGET,
     size: BlockSize = BLOCKS,
     ranks: Encoding | None = None,
-    expected: Expected = _unknown,
+    expected: Expected = lambda: None,
     reuse: BankSnapshot | None = None,
 ) -> int:
     """Adds documents to a bank under new numbers, in one commit; returns how many.

@@ -95,11 +95,6 @@ def pydocs(tokenizer: Tokenizer) -> tuple[Iterator[StoredDocument], Callable[[],
     return documents(), lambda: read / max(1, len(entries))
 
 
-def read_corpus(path: Path | str, first_number: int = 0) -> Iterator[StoredDocument]:
-    """Documents of a file, see CorpusFile."""
-    return CorpusFile(path).documents(first_number)
-
-
 def _encodable(text: str, key: str, where: str) -> str:
     try:
         text.encode()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,13 +68,10 @@ class DocumentFilter:
         if self.numbers is not None:
             found &= torch.isin(bank.numbers, torch.tensor(self.numbers, dtype=torch.int64))
         if self.ids is not None or self._reads:
-            start = 0
-            for segment in bank.segments:
-                end = start + segment.entry.documents
+            for segment, (start, end) in zip(bank.segments, pairwise(bank.starts), strict=True):
                 part = found[start:end]
                 if bool(part.any()):
                     part &= torch.from_numpy(self._in_segment(segment))
-                start = end
         return found
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,7 @@ class BankSnapshot:
 
     def __init__(self, path: Path, manifest: BankManifest, reuse: BankSnapshot | None = None):
         self.path, self.manifest = path, manifest
-        known = {} if reuse is None else {each.entry.name: each for each in reuse.segments}
-        self.segments = [
-            old if (old := known.get(entry.name)) and old.entry == entry
-            else Segment(path / SEGMENTS, entry, manifest.form)
-            for entry in manifest.segments
-        ]  # fmt: skip
+        self.segments = open_segments(path, manifest, () if reuse is None else reuse.segments)
         nothing = np.empty(0, dtype=np.int64)
         numbers = [segment.documents.numbers for segment in self.segments]
         self.numbers = torch.from_numpy(np.concatenate([nothing, *numbers]))
@@ -145,6 +140,16 @@ class BankSnapshot:
             "chunk_size": form.chunk_size,
             "fingerprint": form.fingerprint,
         }
+
+
+def open_segments(path: Path, manifest: BankManifest, known: Iterable[Segment]) -> list[Segment]:
+    """Those of a manifest; known: open ones, which are shared where they are among them."""
+    held = {segment.folder: segment for segment in known}
+    return [
+        old if (old := held.get(path / SEGMENTS / entry.name)) and old.entry == entry
+        else Segment(path / SEGMENTS, entry, manifest.form)
+        for entry in manifest.segments
+    ]  # fmt: skip
 
 
 def read_removed(path: Path, manifest: BankManifest) -> np.ndarray:

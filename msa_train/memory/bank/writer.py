@@ -247,17 +247,15 @@ class BankWriter:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self.clear()
+            if not isinstance(error, OSError):
+                raise
             raise BankError(
                 f"{self._operation}: {self.path} cannot be written: {error}; the bank is as it "
                 "was, repeat what you did when the cause is gone"
             ) from error
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.clear()
-            raise
 
 
 def unlisted(path: Path, manifest: BankManifest) -> list[Path]:

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.engine.events import Answer, Event, Failed, Finished, Selection, selections
-from msa_train.memory.engine.interleave import InterleaveLimits, Mode
+from msa_train.memory.engine.interleave import InterleaveLimits, Mode, Request
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 

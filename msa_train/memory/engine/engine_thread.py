@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from msa_train.errors import MSAError
 from msa_train.memory.engine.events import Event, Failed, Finished
+from msa_train.memory.engine.interleave import Request
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request
 
 log = logging.getLogger(__name__)
 
@@ -24,46 +24,33 @@ class EngineStopped(MSAError):
 
 
 class Stream:
-    """The events of one request, for one reader. Closing it cancels the request."""
+    """The events of one request, for one reader."""
 
     def __init__(self, engine: EngineThread, timeout_s: float):
         self._engine, self._timeout_s = engine, timeout_s
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
-    def events(self, timeout_s: float | None = None) -> Iterator[Event]:
-        """Until Finished or Failed, or until it is cancelled. timeout_s: the longest wait for an
-        event (default: the engine's). Raises TimeoutError; the request goes on."""
-        wait = self._timeout_s if timeout_s is None else timeout_s
+    def __iter__(self) -> Iterator[Event]:
+        """Until Finished, or until it is cancelled. Raises the error of Failed, and TimeoutError
+        where no event comes in time; then the request goes on."""
         while True:
             try:
-                event = self._events.get(timeout=wait)
+                event = self._events.get(timeout=self._timeout_s)
             except queue.Empty:
-                raise TimeoutError(f"no event of the answer within {wait:g} s") from None
+                problem = f"no event of the answer within {self._timeout_s:g} s"
+                raise TimeoutError(problem) from None
             if event is None:
                 return
-            yield event
-            if isinstance(event, Finished | Failed):
-                return
-
-    def __iter__(self) -> Iterator[Event]:
-        """As `events`, but the error of Failed is raised."""
-        for event in self.events():
             if isinstance(event, Failed):
                 raise event.error
             yield event
+            if isinstance(event, Finished):
+                return
 
     def cancel(self) -> None:
         """Ends the request and its events; does nothing where it has ended."""
         self._engine._put(None, self)
         self._events.put(None)
-
-    close = cancel
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.cancel()
 
 
 class EngineThread:

@@ -51,7 +51,7 @@ def selections(selected: Mapping[int, SelectedChunks], view: MemoryView) -> list
     ]
     places = pad_sequence([row[row >= 0] for row in union], batch_first=True, padding_value=-1)
     scores = [
-        view.scores(layer, routing.query, routing.query_cu, places)
+        view.searcher.score(layer, routing.query, routing.query_cu, places)
         for layer, routing in routings.items()
     ]
     mean, order = torch.stack(scores).mean(0).sort(dim=1, descending=True, stable=True)
@@ -69,23 +69,15 @@ def selections(selected: Mapping[int, SelectedChunks], view: MemoryView) -> list
 def _documents(found: SelectedChunks, view: MemoryView) -> list[list[SelectedDocument]]:
     """Each context's selected documents in one layer."""
     routing = found.routing
-    numbers = _numbers(view, routing.documents.cpu())
-    chunks = gates = None
+    nothing = [[None] * routing.documents.shape[1]] * len(routing.documents)
+    chunks = gates = nothing
     if routing.best_chunks is not None:
         chunks = routing.best_chunks.tolist()
-        gates = None if found.bias is None else _gates(found, view).tolist()
+        gates = nothing if found.bias is None else _gates(found, view).tolist()
+    columns = _numbers(view, routing.documents.cpu()), routing.values.tolist(), chunks, gates
     return [
-        [
-            SelectedDocument(
-                number,
-                score,
-                None if chunks is None else chunks[row][column],
-                None if gates is None else gates[row][column],
-            )
-            for column, (number, score) in enumerate(zip(numbers[row], values, strict=True))
-            if number >= 0
-        ]
-        for row, values in enumerate(routing.values.tolist())
+        [SelectedDocument(*each) for each in zip(*rows, strict=True) if each[0] >= 0]
+        for rows in zip(*columns, strict=True)
     ]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, get_args
 
+from data_pipeline.errors import check_least
 from data_pipeline.protocol import (
     END_OF_RETRIEVE,
     IM_END,
@@ -28,6 +29,7 @@ from data_pipeline.protocol import (
 )
 from data_pipeline.schema import Piece
 from msa_train.errors import ConfigError
+from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.search.view import MemoryView
 
 Mode = Literal["generate", "router", "memory"]
@@ -51,15 +53,36 @@ class InterleaveLimits:
     evidence_tokens: int = 8192
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}: give 1 or more")
+        check_least(1, self, "", *vars(self), error=ConfigError)
 
 
-def check_mode(mode: str) -> None:
-    """Raises ConfigError for what is no Mode."""
-    if mode not in get_args(Mode):
-        raise ConfigError(f"retrieval is {mode!r}: give one of {', '.join(get_args(Mode))}")
+@dataclass(frozen=True)
+class Request:
+    """A question to a view of a memory, which stays the same in all its rounds.
+
+    mode generate: the model writes ids and reads the texts, round by round, until it asks for the
+    answer (the paper). router: one round with the documents that the router layers vote for in
+    place of written ids. memory: the answer comes from pooled memory alone. instructions stand
+    before the question, earlier turns (role, text) before the prompt (data_pipeline/protocol.py).
+    stop: strings before which the answer ends. Raises ConfigError.
+    """
+
+    question: str
+    view: MemoryView
+    mode: Mode = "generate"
+    limits: InterleaveLimits = field(default_factory=InterleaveLimits)
+    sampling: Sampling = field(default_factory=Sampling)
+    instructions: str = ""
+    earlier: tuple[Turn, ...] = ()
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConfigError(
+                f"retrieval is {self.mode!r}: give one of {', '.join(get_args(Mode))}"
+            )
+        if not all(self.stop):
+            raise ConfigError("stop: an empty string ends every answer, give at least a character")
 
 
 class Next(Enum):
@@ -75,19 +98,11 @@ class Next(Enum):
 class Interleave:
     """The state of one question on its way to an answer.
 
-    mode generate: the model writes ids and reads the texts, round by round, until it asks for the
-    answer (the paper). router: one round with the documents that the router layers vote for in
-    place of written ids. memory: the answer comes from pooled memory alone. instructions, earlier:
-    see data_pipeline/protocol.py. count: the number of tokens of a text. room: how many tokens the
-    context can still take (None: not limited).
+    count: the number of tokens of a text. room: how many tokens the context can still take (None:
+    not limited).
     """
 
-    question: str
-    view: MemoryView
-    mode: Mode = "generate"
-    limits: InterleaveLimits = field(default_factory=InterleaveLimits)
-    instructions: str = ""
-    earlier: tuple[Turn, ...] = ()
+    request: Request
     count: Callable[[str], int] = len
     room: int | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -98,20 +113,20 @@ class Interleave:
     _evidence_tokens: int = 0
 
     def __post_init__(self) -> None:
-        check_mode(self.mode)
-        if self.mode == "memory":
+        if self.request.mode == "memory":
             self.stage = "answer"
 
     @property
     def awaits_vote(self) -> bool:
         """Whether the next prefill is for its routing alone; `choose` takes the result."""
-        return self.mode == "router" and not self.rounds
+        return self.request.mode == "router" and not self.rounds
 
     @property
     def context(self) -> list[Piece]:
         """All pieces to prefill now."""
-        pieces = rounds_pieces(self.question, self.rounds, self.instructions, self.earlier)
-        return pieces if self.stage == "ids" else [*pieces, *memory_answer_pieces(self.question)]
+        asked = self.request
+        pieces = rounds_pieces(asked.question, self.rounds, asked.instructions, asked.earlier)
+        return pieces if self.stage == "ids" else [*pieces, *memory_answer_pieces(asked.question)]
 
     @property
     def answer(self) -> str:
@@ -119,7 +134,7 @@ class Interleave:
 
     def choose(self, ranking: list[int]) -> Next:
         """Mode router: the voted document numbers, best first, take the place of written ids."""
-        numbers = ranking[: self.limits.documents]
+        numbers = ranking[: self.request.limits.documents]
         self._close_round(written_ids(numbers), numbers)
         self.stage = "answer"
         return Next.PREFILL
@@ -140,24 +155,24 @@ class Interleave:
         if control not in (None, REF_END):
             return self._request_answer(f"{control} instead of ids")
         earlier = sum(len(past.written) for past in self.rounds)
-        if earlier + len(text) > self.limits.retrieval_characters:
+        if earlier + len(text) > self.request.limits.retrieval_characters:
             return self._request_answer(
-                f"more than {self.limits.retrieval_characters} characters of ids"
+                f"more than {self.request.limits.retrieval_characters} characters of ids"
             )
         if control is None:
             return Next.WRITE
-        self._close_round(text, parse_ids(text, self.view.knows))
-        if len(self.rounds) == self.limits.rounds:
-            self.forced.append(f"{self.limits.rounds} rounds")
+        self._close_round(text, parse_ids(text, self.request.view.knows))
+        if len(self.rounds) == self.request.limits.rounds:
+            self.forced.append(f"{self.request.limits.rounds} rounds")
             self.stage = "answer"
         return Next.PREFILL
 
     def _advance_answer(self, text: str, tokens: int, control: str | None) -> Next:
         self.answer_text = text
-        if control is None and tokens < self.limits.answer_tokens:
+        if control is None and tokens < self.request.limits.answer_tokens:
             return Next.WRITE
         if control is None:
-            self.forced.append(f"{self.limits.answer_tokens} tokens of answer")
+            self.forced.append(f"{self.request.limits.answer_tokens} tokens of answer")
         elif control != IM_END:
             self.forced.append(f"{control} in the answer")
         return Next.STOP
@@ -165,7 +180,7 @@ class Interleave:
     def _request_answer(self, forced: str | None = None) -> Next:
         """Ends retrieval: the model wrote its end, or it is appended as if the model had."""
         self.stage = "answer"
-        self.appended = answer_request_pieces(self.question)
+        self.appended = answer_request_pieces(self.request.question)
         if forced is not None:
             self.forced.append(forced)
             self.appended = [*end_of_retrieve_pieces(), *self.appended]
@@ -174,11 +189,11 @@ class Interleave:
     def _close_round(self, written: str, numbers: list[int]) -> None:
         """numbers: the documents to append, in the order in which they may fill the room."""
         appended, left_out = [], []
-        room = self.limits.evidence_tokens - self._evidence_tokens
+        room = self.request.limits.evidence_tokens - self._evidence_tokens
         if self.room is not None:
-            room = min(room, self.room - min(self.limits.answer_tokens, _RESERVED_TOKENS))
+            room = min(room, self.room - min(self.request.limits.answer_tokens, _RESERVED_TOKENS))
         for number in numbers:
-            document = self.view.documents[number]
+            document = self.request.view.documents[number]
             tokens = self.count(evidence_text(document))
             if tokens > room:
                 left_out.append(number)

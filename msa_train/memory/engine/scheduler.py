@@ -18,12 +18,11 @@ import torch
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import RankError
 from msa_train.memory.engine.events import Event, Failed, selections
+from msa_train.memory.engine.interleave import Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_encoded
-from msa_train.memory.engine.sequence import Request, Sequence
+from msa_train.memory.engine.sequence import Sequence
 from msa_train.model.decoder import MSADecoder
 
-SLOTS = 64
-SLOT_TOKENS = 4096
 PREFILL_TOKENS = 8192
 
 T = TypeVar("T")
@@ -47,8 +46,8 @@ class Scheduler:
         self,
         model: MSADecoder,
         tokenizer: Tokenizer,
-        slots: int = SLOTS,
-        slot_tokens: int = SLOT_TOKENS,
+        slots: int,
+        slot_tokens: int,
         prefill_tokens: int = PREFILL_TOKENS,
         together: bool = False,
     ):
@@ -70,10 +69,6 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests that wait for a prefill."""
         return len(self._new) + len(self._continued)
-
-    @property
-    def decoding(self) -> int:
-        return len(self._rows)
 
     def submit(self, request: Request) -> int:
         """Adds a request; its events carry the ticket that is returned."""

@@ -1,13 +1,12 @@
-"""A request, and the sequence that it becomes while it is served."""
+"""A sequence: what a request becomes while it is served."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from data_pipeline.protocol import ANSWER, IM_END, Turn, answer_request_pieces
+from data_pipeline.protocol import ANSWER, IM_END, answer_request_pieces
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.detokenizer import Detokenizer
@@ -21,35 +20,11 @@ from msa_train.memory.engine.events import (
     Selection,
     TextPiece,
 )
-from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Mode, Next, check_mode
-from msa_train.memory.engine.sampling import Sampler, Sampling
-from msa_train.memory.search.view import MemoryView
+from msa_train.memory.engine.interleave import Interleave, Next, Request
+from msa_train.memory.engine.sampling import Sampler
 
 _ID_TOKENS = 20  # more than `[number]` can have
 _SPARE_TOKENS = 64  # that evidence leaves for the ids of another round
-
-
-@dataclass(frozen=True)
-class Request:
-    """A question to a view of a memory, which stays the same in all its rounds.
-
-    instructions stand before the question, earlier turns (role, text) before the prompt: see
-    data_pipeline/protocol.py. stop: strings before which the answer ends. Raises ConfigError.
-    """
-
-    question: str
-    view: MemoryView
-    mode: Mode = "generate"
-    limits: InterleaveLimits = field(default_factory=InterleaveLimits)
-    sampling: Sampling = field(default_factory=Sampling)
-    instructions: str = ""
-    earlier: tuple[Turn, ...] = ()
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_mode(self.mode)
-        if not all(self.stop):
-            raise ConfigError("stop: an empty string ends every answer, give at least a character")
 
 
 class Sequence:
@@ -69,15 +44,7 @@ class Sequence:
         self._sampler = Sampler(request.sampling) if request.sampling.temperature else None
         self._detokenizer = Detokenizer(tokenizer)
         self._context: TokenizedPieces | None = None
-        self._interleave = Interleave(
-            request.question,
-            request.view,
-            request.mode,
-            request.limits,
-            request.instructions,
-            request.earlier,
-            lambda text: len(tokenizer.encode_text(text)),
-        )
+        self._interleave = Interleave(request, lambda text: len(tokenizer.encode_text(text)))
         answer_request = tokenizer.encode_pieces(answer_request_pieces(request.question))
         self._answer_request_tokens = len(answer_request.tokens)
         self._prompt_tokens = self._tokens = 0
@@ -160,8 +127,8 @@ class Sequence:
         interleave = self._interleave
         return Finished(
             Answer(
-                interleave.question,
-                interleave.mode,
+                self.request.question,
+                self.request.mode,
                 interleave.answer,
                 interleave.answer_text,
                 tuple(self._reports),

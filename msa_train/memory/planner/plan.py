@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from data_pipeline.errors import check_least
 from msa_train.errors import ConfigError
 from msa_train.memory.planner.hardware import Machine
-from msa_train.memory.search.settings import TierSettings
+from msa_train.memory.search.settings import TierSettings, flag
 from msa_train.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -89,28 +90,22 @@ class BankSize:
         return cls(documents, chunks, tokens, dtype)
 
 
-def _flag(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help, "metavar": None})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Serving(TierSettings):
     """How a memory is served: its tiers, and the model beside it. slots: rows of the KV cache;
     question_tokens: T of the floor; compute: dtype of weights and KV cache. The metadata are the
     flags of `msa plan memory`."""
 
-    slots: int = _flag(32, "contexts that decode at once")
-    slot_tokens: int = _flag(4096, "length of each")
-    question_tokens: int = _flag(32, "T of the floor")
+    slots: int = flag(32, "contexts that decode at once", metavar=None)
+    slot_tokens: int = flag(4096, "length of each", metavar=None)
+    question_tokens: int = flag(32, "T of the floor", metavar=None)
     compute: str = "bfloat16"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.compute not in STORED:
             raise ConfigError(f"compute is {self.compute!r}: give {', '.join(STORED)}")
-        for name in ("slots", "slot_tokens", "question_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+        check_least(1, self, "", "slots", "slot_tokens", "question_tokens", error=ConfigError)
 
     def to_json(self) -> dict[str, Any]:
         """Without `prefetch`, which takes no bytes of its own."""

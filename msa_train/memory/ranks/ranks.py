@@ -160,16 +160,10 @@ class Ranks:
 
     def _forget(self, group: WorkerGroup) -> None:
         """Lets the workers let go of snapshots that nobody has any more."""
-        if not self._dropped:
-            return
-        gone = []
-        while self._dropped:
-            gone.append(self._dropped.popleft())
-        everyone = {rank: {} for rank in group.workers}
-        group.ask(
-            Call({"do": "drop", "snapshots": gone}, "letting go of old snapshots", everyone),
-            lambda: None,
-        )
+        gone = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        if gone:
+            head, everyone = {"do": "drop", "snapshots": gone}, {rank: {} for rank in group.workers}
+            group.ask(Call(head, "letting go of old snapshots", everyone), lambda: None)
 
 
 def _close_all(groups: list[WorkerGroup]) -> None:

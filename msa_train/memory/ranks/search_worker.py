@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,8 @@ class Holdings:
         self._open: dict[int, tuple[OpenedSegments, LocalSearcher]] = {}
 
     def answer(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
-        methods: dict[str, Callable[..., Reply]] = {
-            "open": self.open,
-            "drop": self.drop,
-            "best": self.best,
-            "score": self.score,
-            "states": self.states,
-        }
-        return methods[head["do"]](head, tensors, query)
+        """What the method that `do` names answers."""
+        return getattr(self, head["do"])(head, tensors, query)
 
     def open(self, head: dict[str, Any], tensors: dict[str, Tensor], _: Tensor) -> Reply:
         router = RouterConfig(**head["router"])
@@ -78,11 +71,7 @@ class Holdings:
         return {}, torch.cat([as_bytes(x) for x in (states.k, states.v, states.key)])
 
 
-def main() -> None:
-    run_worker(_work)
-
-
-def _work(channel: Channel) -> None:
+def work(channel: Channel) -> None:
     """Starts as the first message says, and answers. Ends by Closed, or by an error that is not a
     user's to repair."""
     told = channel.receive(None).head
@@ -141,4 +130,4 @@ def _query(head: dict[str, Any], exchange: Exchange, timeout_s: float) -> Tensor
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(work)

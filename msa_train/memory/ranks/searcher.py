@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,21 +59,14 @@ class DistributedSearcher:
     ) -> Found:
         """The k best documents of each context, on the CPU. See LocalSearcher.best."""
         tensors = {} if allowed is None else {"allowed": pack(allowed)}
-
-        def own() -> Found:
-            return self.own.best(layer, query, query_cu, k, allowed)
-
-        head = {"do": "best", "k": k}
-        mine, answers = self._ask(head, layer, query, query_cu, tensors, own)
+        own = partial(self.own.best, layer, query, query_cu, k, allowed)
+        mine, answers = self._ask({"do": "best", "k": k}, layer, query, query_cu, tensors, own)
         found = [Found(x.tensors["places"], x.tensors["scores"]) for x in answers.values()]
         return _trimmed(best_of([mine, *found], k))
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
         """[m, c] float32 on the CPU: scores of documents by place, -1 for none."""
-
-        def own() -> Tensor:
-            return self.own.score(layer, query, query_cu, places)
-
+        own = partial(self.own.score, layer, query, query_cu, places)
         tensors = {"places": places.cpu()}
         mine, answers = self._ask({"do": "score"}, layer, query, query_cu, tensors, own)
         for answer in answers.values():  # each document has one owner, the others say -inf

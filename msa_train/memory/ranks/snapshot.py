@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from msa_train.errors import BankError
-from msa_train.memory.bank.manifest import SEGMENTS, BankForm, BankManifest, SegmentEntry
+from msa_train.memory.bank.manifest import BankManifest
 from msa_train.memory.bank.segment import Segment
-from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
+from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError, open_segments
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,8 @@ def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) 
     since then, BankError for damage.
     """
     path, manifest = Path(description["path"]), BankManifest.from_json(description["manifest"])
-    open_ones = {segment.folder: segment for segment in known}
     try:
-        segments = [
-            _segment(path / SEGMENTS, entry, manifest.form, open_ones)
-            for entry in manifest.segments
-        ]
+        segments = open_segments(path, manifest, known)
     except (BankError, FileNotFoundError) as error:
         newest = BankManifest.load(path).generation
         if newest == manifest.generation:
@@ -54,13 +50,6 @@ def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) 
         ) from error
     starts = np.cumsum([0, *(entry.documents for entry in manifest.segments)])
     return OpenedSegments(segments, starts, live)
-
-
-def _segment(
-    folder: Path, entry: SegmentEntry, form: BankForm, known: dict[Path, Segment]
-) -> Segment:
-    held = known.get(folder / entry.name)
-    return held if held and held.entry == entry else Segment(folder, entry, form)
 
 
 def pack(bits: Tensor) -> Tensor:

@@ -144,10 +144,8 @@ class WorkerGroup:
         worker.send(head, call.tensors[worker.rank], deadline)
         if call.query is None:
             return None
-        try:
+        with _named(worker, call.doing):
             return self._exchange.send(call.query, worker.rank)
-        except ExchangeError as error:
-            raise _unfinished(worker, call.doing, error) from error
 
     def _answers(
         self,
@@ -161,13 +159,11 @@ class WorkerGroup:
         for worker, wait in zip(workers, sent, strict=True):
             reply, data = found[worker.rank], None
             size = 0 if "error" in reply.head else call.returns.get(worker.rank, 0)
-            try:
+            with _named(worker, call.doing):
                 if wait is not None:
                     wait(deadline.at)
                 if size:
                     data = self._exchange.receive(size, worker.rank, deadline.at)
-            except ExchangeError as error:
-                raise _unfinished(worker, call.doing, error) from error
             answers[worker.rank] = WorkerAnswer(*reply, data)
         return answers
 
@@ -186,10 +182,12 @@ def _fewer_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _unfinished(worker: Worker, doing: str, error: ExchangeError) -> RankError:
-    how = (
-        worker.fate()
-        if worker.exit_code(_MOMENT_S) is not None
-        else f"did not finish in time ({error})"
-    )
-    return RankError(f"{worker} {how} ({doing})")
+@contextlib.contextmanager
+def _named(worker: Worker, doing: str) -> Iterator[None]:
+    """An exchange that fails is the failure of this worker."""
+    try:
+        yield
+    except ExchangeError as error:
+        ended = worker.exit_code(_MOMENT_S) is not None
+        how = worker.fate() if ended else f"did not finish in time ({error})"
+        raise RankError(f"{worker} {how} ({doing})") from error

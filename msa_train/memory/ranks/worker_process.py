@@ -199,14 +199,14 @@ def _path() -> str:
 def run_worker(work: Callable[[Channel], None]) -> NoReturn:
     """Runs `work` until it returns, or raises Closed: the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's: it ends its workers itself
-    code = 1
+    code = 0
     try:
         work(Channel(socket.socket(fileno=int(sys.argv[1]))))
-        code = 0
     except Closed:
-        code = 0
+        pass
     except BaseException:
         traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # interpreter exit after gloo aborts now and then

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from msa_kernels import cumulative
 from torch import Tensor
 
 from data_pipeline.schema import Document
-from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
-from msa_train.memory.bank.encode import TOKEN_BUDGET, encode_documents
 from msa_train.memory.bank.segment import EncodedBatch
 from msa_train.memory.search.keys import LayerKeys, chunks_of
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
-from msa_train.model.decoder import MSADecoder
-
-
-def encode_in_memory(
-    model: MSADecoder,
-    tokenizer: Tokenizer,
-    documents: Iterable[Document],
-    token_budget: int = TOKEN_BUDGET,
-    dtype: torch.dtype = torch.float32,
-) -> MemoryView:
-    """Encodes documents into a view of them; arguments as of encode_documents."""
-    batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
-    if not batches:
-        raise BankError("a memory needs at least one document")
-    held = [document for batch in batches for document in batch.documents]
-    return view_of(held, *joined(batches), model.config.router)
 
 
 def joined(batches: Sequence[EncodedBatch]) -> tuple[dict[int, Pooled], Tensor]:
-    """Pooled states per router layer, and chunk_cu [n+1], of all batches."""
+    """Pooled states per router layer, and chunk_cu [n+1], of all batches (at least one)."""
+    if not batches:
+        raise BankError("a memory needs at least one document")
     pooled = {
         layer: Pooled.joined([batch.pooled[layer] for batch in batches])
         for layer in batches[0].pooled

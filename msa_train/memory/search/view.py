@@ -90,10 +90,6 @@ class MemoryView:
         )
         return routing, states.k, states.v
 
-    def scores(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
-        """[m, c] float32 of documents by place, -1 for none: what the vote needs."""
-        return self.searcher.score(layer, query, query_cu, places)
-
     def _states(self, layer: int, places: Tensor, query: Tensor) -> Pooled:
         if len(places):
             return self.searcher.states(layer, places).map(lambda x: x.to(query.device))

@@ -5,8 +5,8 @@ import torch
 from msa_train.bench.memory import generate
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
-from msa_train.memory.search.in_memory import encode_in_memory
 from tests.bench.memory.tiny_sizes import CHUNK, load
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import FINGERPRINT
 
 

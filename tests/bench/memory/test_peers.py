@@ -3,8 +3,8 @@
 import torch
 
 from msa_train.bench.memory import peers
-from msa_train.memory.search.in_memory import encode_in_memory
 from tests.bench.memory.tiny_sizes import load
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents
 
 

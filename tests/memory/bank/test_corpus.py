@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from msa_train.errors import ConfigError
-from msa_train.memory.bank.corpus import CorpusFile, Splitting, pydocs, read_corpus
+from msa_train.memory.bank.corpus import CorpusFile, Splitting, pydocs
 from msa_train.memory.bank.documents import StoredDocument
 from tests.memory.tiny import tiny_tokenizer
 
@@ -18,7 +18,7 @@ def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
     lines += '{"text": "three", "metadata": {"n": 1}}\n'
     file = tmp_path / f"corpus{suffix}"
     file.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
-    found = list(read_corpus(file, first_number=5))
+    found = list(CorpusFile(file).documents(5))
     expected = [(5, "one\u2028two", "a", "T", None), (6, "three", "", "", {"n": 1})]
     assert [(d.number, d.text, d.id, d.title, d.metadata) for d in found] == expected
 
@@ -34,16 +34,16 @@ def test_a_broken_line_is_named(tmp_path, line):
     file = tmp_path / "corpus.jsonl"
     file.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     with pytest.raises(DataError, match=r"corpus.jsonl, line 2"):
-        list(read_corpus(file))
+        list(CorpusFile(file).documents())
 
 
 def test_a_missing_or_cut_corpus_is_named(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        list(read_corpus(tmp_path / "corpus.jsonl"))
+        list(CorpusFile(tmp_path / "corpus.jsonl").documents())
     whole = gzip.compress(os.urandom(2000).hex().join(['{"text": "', '"}']).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
     with pytest.raises(DataError, match="no complete gzip"):
-        list(read_corpus(tmp_path / "cut.jsonl.gz"))
+        list(CorpusFile(tmp_path / "cut.jsonl.gz").documents())
 
 
 def test_how_much_of_a_file_is_read_is_known(tmp_path):

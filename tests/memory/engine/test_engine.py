@@ -9,12 +9,12 @@ from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.events import Evidence, Finished, Routed, TextPiece
-from msa_train.memory.engine.interleave import Interleave, InterleaveLimits
+from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from msa_train.memory.engine.sequence import Sequence
-from msa_train.memory.search.in_memory import encode_in_memory
 from msa_train.memory.search.loader import bank_view
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = [
@@ -72,7 +72,7 @@ def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
     model, tokenizer, documents = tiny_model(gate), tiny_tokenizer(), tiny_documents()[:count]
     build_bank(tmp_path / "b", model, tokenizer, documents, FINGERPRINT, "float32", 50)
     view = bank_view(BankSnapshot.open(tmp_path / "b", FINGERPRINT), model.config.router)
-    prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
+    prompts = [Interleave(Request(question, view, "memory")).context for question in QUESTIONS]
     with torch.no_grad():
         prefill = prefill_pieces(model, tokenizer, view, prompts)
         batch = ModelRunner(model, len(prompts) + 1, 1024, preallocate=count == 7)
@@ -201,7 +201,7 @@ def test_the_answer_is_written_on_the_context_as_it_stands(monkeypatch):
     (answer,) = engine_of().ask(QUESTIONS[:1])
     assert len(answer.rounds) == 1
     tokenizer, view = tiny_tokenizer(), view_of()
-    prompt = Interleave(QUESTIONS[0], view, "memory").context
+    prompt = Interleave(Request(QUESTIONS[0], view, "memory")).context
     whole = tokenizer.encode_pieces(prompt).tokens + tokenizer.encode_text("4711")
     assert whole[-len(fed) :] == fed
     alone = ModelRunner(tiny_model(), 1, 1024)

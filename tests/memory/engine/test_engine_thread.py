@@ -11,11 +11,10 @@ import pytest
 
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.engine_thread import EngineStopped, EngineThread
-from msa_train.memory.engine.events import Failed, Finished, Routed
-from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.events import Finished, Routed
+from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?", "東京"]
@@ -50,20 +49,20 @@ def test_many_threads_ask_and_each_hears_its_own(view, service):
     expected = [engine.ask([q], mode, LIMITS)[0].text for q, mode in asked]
 
     def ask(each):
-        with service.submit(Request(each[0], view, each[1], LIMITS)) as stream:
-            *_, last = stream
-            return last.answer.text
+        *_, last = service.submit(Request(each[0], view, each[1], LIMITS))
+        return last.answer.text
 
     with ThreadPoolExecutor(len(asked)) as pool:
         assert list(pool.map(ask, asked)) == expected
 
 
-def test_a_closed_stream_cancels(view, service, monkeypatch):
-    with service.submit(endless(view, monkeypatch)) as stream:
-        assert isinstance(next(stream.events()), Routed)
-        assert service._scheduler.busy
-        reader = threading.Thread(target=lambda: list(stream))
-        reader.start()
+def test_a_cancelled_stream_ends(view, service, monkeypatch):
+    stream = service.submit(endless(view, monkeypatch))
+    assert isinstance(next(iter(stream)), Routed)
+    assert service._scheduler.busy
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    stream.cancel()
     reader.join(30)
     assert not reader.is_alive()  # its events have an end
     deadline = time.monotonic() + 30
@@ -73,35 +72,36 @@ def test_a_closed_stream_cancels(view, service, monkeypatch):
     stream.cancel()  # nothing happens
 
 
-def test_a_wait_for_an_event_has_an_end(view, service, monkeypatch):
+def test_a_wait_for_an_event_has_an_end(view, monkeypatch):
+    service = EngineThread(Scheduler(tiny_model(), tiny_tokenizer(), 4, 2000), 0.05)
     hold = threading.Event()
     monkeypatch.setattr(type(service._scheduler), "step", lambda self: hold.wait(30) and [])
     stream = service.submit(Request("?", view))
     with pytest.raises(TimeoutError, match=r"within 0.05 s"):
-        next(stream.events(0.05))
-    stream.close()
+        next(iter(stream))
+    stream.cancel()
     hold.set()
     monkeypatch.undo()
+    service.stop()
+    assert not service._thread.is_alive()
 
 
 def test_a_request_that_cannot_be_read_fails_alone(view, service):
     bad = service.submit(Request("half \ud800", view, "memory", LIMITS))
     good = service.submit(Request("?", view, "memory", LIMITS))
-    (failed,) = bad.events()
-    assert isinstance(failed, Failed) and "surrogate" in str(failed.error)
     with pytest.raises(ValueError, match="surrogate"):
-        list(service.submit(Request("half \ud800", view)))
+        next(iter(bad))
     assert isinstance(list(good)[-1], Finished)
 
 
 def test_all_fail_with_the_reason_when_the_scheduler_does(view, monkeypatch):
     service = EngineThread(Scheduler(tiny_model(), tiny_tokenizer(), 1, 2000), 60)
     streams = [service.submit(endless(view, monkeypatch)) for _ in range(3)]
-    assert isinstance(next(streams[0].events()), Routed)
+    assert isinstance(next(iter(streams[0])), Routed)
     monkeypatch.setattr(type(tiny_model()), "decode", lambda *_: 1 / 0)
     for stream in streams:
-        *_, last = stream.events()
-        assert isinstance(last, Failed) and isinstance(last.error, ZeroDivisionError)
+        with pytest.raises(ZeroDivisionError):
+            list(stream)
     service._thread.join(30)
     with pytest.raises(EngineStopped, match="division by zero"):
         service.submit(Request("?", view))
@@ -126,8 +126,8 @@ def test_stopping_fails_what_does_not_finish(view, monkeypatch):
     service.stop(drain_s=0.3)
     assert time.monotonic() - began < 20
     for stream in streams:
-        *_, last = stream.events()
-        assert isinstance(last, Failed) and isinstance(last.error, EngineStopped)
+        with pytest.raises(EngineStopped):
+            list(stream)
 
 
 def test_a_snapshot_is_let_go_of_once_its_answers_are_given(view, service):
@@ -142,10 +142,10 @@ def test_a_snapshot_is_let_go_of_once_its_answers_are_given(view, service):
         time.sleep(0.05)
 
 
-def test_streams_closed_after_the_end_leave_nothing_behind(view):
+def test_streams_cancelled_after_the_end_leave_nothing_behind(view):
     service = EngineThread(Scheduler(tiny_model(), tiny_tokenizer(), 1, 2000), 60)
     stream = service.submit(Request("?", view, "memory", LIMITS))
     service.stop(drain_s=60)
     for _ in range(3):
-        stream.close()
+        stream.cancel()
     assert not service._inbox

@@ -5,7 +5,7 @@ import pytest
 from data_pipeline.protocol import prompt_pieces
 from msa_train.memory.engine.events import Answer, RoundReport, Selection, selections
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?"]

@@ -14,8 +14,8 @@ from data_pipeline.protocol import (
 )
 from data_pipeline.schema import Role
 from msa_train.errors import ConfigError
-from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next
-from msa_train.memory.search.in_memory import encode_in_memory
+from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next, Request
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTION = "What is the code of the harbour?"
@@ -41,7 +41,7 @@ def write(state, text, control=None):
 
 
 def test_two_rounds_then_the_answer(view):
-    state = Interleave(QUESTION, view)
+    state = Interleave(Request(QUESTION, view))
     assert state.context == prompt_pieces(QUESTION)
     assert write(state, "[41][2]", REF_END) == (Next.PREFILL, "[41][2]")
     first = f"[2]. {DOCUMENTS[2].text}\n[41]. {DOCUMENTS[41].text}\n"
@@ -69,7 +69,7 @@ def test_two_rounds_then_the_answer(view):
     ],
 )
 def test_unknown_ids_and_doubles_are_dropped(view, written, evidence):
-    state = Interleave(QUESTION, view)
+    state = Interleave(Request(QUESTION, view))
     assert state.advance(written, 1, REF_END) is Next.PREFILL
     assert tuple(document.number for document in state.rounds[0].evidence) == evidence
     assert state.rounds[0].written == written
@@ -78,7 +78,7 @@ def test_unknown_ids_and_doubles_are_dropped(view, written, evidence):
 
 
 def test_too_many_characters_end_retrieval_as_if_the_model_had(view):
-    state = Interleave(QUESTION, view, limits=InterleaveLimits(retrieval_characters=20))
+    state = Interleave(Request(QUESTION, view, limits=InterleaveLimits(retrieval_characters=20)))
     assert write(state, "[2][17]", REF_END)[0] is Next.PREFILL  # 7 characters
     follows, written = write(state, "[40]" * 10)
     assert (follows, len(written)) == (Next.APPEND, 14)
@@ -88,20 +88,20 @@ def test_too_many_characters_end_retrieval_as_if_the_model_had(view):
 
 
 def test_the_published_limit_is_a_thousand_characters(view):
-    state = Interleave(QUESTION, view)
+    state = Interleave(Request(QUESTION, view))
     assert len(write(state, "[2]" * 400)[1]) == 1001
 
 
 @pytest.mark.parametrize("control", [IM_END, IM_START])
 def test_another_control_token_ends_retrieval(view, control):
-    state = Interleave(QUESTION, view)
+    state = Interleave(Request(QUESTION, view))
     assert write(state, "[2]", control)[0] is Next.APPEND
     assert state.forced == [f"{control} instead of ids"]
     assert not state.rounds
 
 
 def test_too_many_rounds_end_retrieval_within_the_last_prefill(view):
-    state = Interleave(QUESTION, view, limits=InterleaveLimits(rounds=2))
+    state = Interleave(Request(QUESTION, view, limits=InterleaveLimits(rounds=2)))
     for _ in range(2):
         assert write(state, "[2]", REF_END)[0] is Next.PREFILL
     assert state.forced == ["2 rounds"]
@@ -112,13 +112,13 @@ def test_too_many_rounds_end_retrieval_within_the_last_prefill(view):
 
 
 def test_a_long_answer_is_cut(view):
-    state = Interleave(QUESTION, view, "memory", InterleaveLimits(answer_tokens=5))
+    state = Interleave(Request(QUESTION, view, "memory", InterleaveLimits(answer_tokens=5)))
     assert write(state, "abcdefgh") == (Next.STOP, "abcde")
     assert state.forced == ["5 tokens of answer"]
 
 
 def test_the_router_may_choose(view):
-    state = Interleave(QUESTION, view, "router", InterleaveLimits(documents=2))
+    state = Interleave(Request(QUESTION, view, "router", InterleaveLimits(documents=2)))
     assert state.awaits_vote
     assert state.context == prompt_pieces(QUESTION)
     assert state.choose([41, 2, 17]) is Next.PREFILL
@@ -131,7 +131,7 @@ def test_the_router_may_choose(view):
 
 
 def test_pooled_memory_alone(view):
-    state = Interleave(QUESTION, view, "memory")
+    state = Interleave(Request(QUESTION, view, "memory"))
     assert not state.awaits_vote
     request = f"{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
     assert text_of(state.context) == text_of(prompt_pieces(QUESTION)) + request
@@ -143,6 +143,6 @@ def test_pooled_memory_alone(view):
 
 def test_impossible_settings_are_refused(view):
     with pytest.raises(ConfigError, match="retrieval is 'guess': give one of generate"):
-        Interleave(QUESTION, view, "guess")
+        Interleave(Request(QUESTION, view, "guess"))
     with pytest.raises(ConfigError, match="rounds is 0"):
         InterleaveLimits(rounds=0)

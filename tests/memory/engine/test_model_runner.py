@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from msa_train.memory.engine.interleave import Interleave
+from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
-from msa_train.memory.search.in_memory import encode_in_memory
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ("Rain?", "Who sleeps standing?", "東京", "What is the code of the harbour? " * 4)
@@ -14,7 +14,7 @@ QUESTIONS = ("Rain?", "Who sleeps standing?", "東京", "What is the code of the
 @pytest.fixture(scope="module")
 def prefill():
     view = encode_in_memory(tiny_model(), tiny_tokenizer(), tiny_documents())
-    prompts = [Interleave(question, view, "memory").context for question in QUESTIONS]
+    prompts = [Interleave(Request(question, view, "memory")).context for question in QUESTIONS]
     return prefill_pieces(tiny_model(), tiny_tokenizer(), view, prompts)
 
 

@@ -10,11 +10,11 @@ from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory.engine import scheduler as scheduling
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.events import Evidence, Failed, Finished, Routed, TextPiece
-from msa_train.memory.engine.interleave import InterleaveLimits
+from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.engine.scheduler import Scheduler
-from msa_train.memory.engine.sequence import Request, Sequence
-from msa_train.memory.search.in_memory import encode_in_memory
+from msa_train.memory.engine.sequence import Sequence
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?", "東京", "Rain? " * 9]
@@ -229,7 +229,7 @@ def test_cancelled_requests_leave_their_slot_and_are_silent(views):
     limits = InterleaveLimits(answer_tokens=40)
     tickets = [scheduler.submit(Request(q, views[0], "memory", limits)) for q in QUESTIONS[:4]]
     scheduler.step()
-    assert (scheduler.decoding, scheduler.waiting) == (2, 2)
+    assert (len(scheduler._rows), scheduler.waiting) == (2, 2)
     scheduler.cancel(tickets[0])  # it writes
     scheduler.cancel(tickets[3])  # it waits
     scheduler.cancel(tickets[3])
@@ -237,7 +237,7 @@ def test_cancelled_requests_leave_their_slot_and_are_silent(views):
     assert set(events) == {tickets[1], tickets[2]}
     alone = run(scheduler_of(), [Request(QUESTIONS[2], views[0], "memory", limits)])[0]
     assert told(events[tickets[2]]) == told(alone)
-    assert scheduler.decoding == 0
+    assert len(scheduler._rows) == 0
 
 
 def scripted(monkeypatch, *turns):

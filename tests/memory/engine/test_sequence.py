@@ -5,9 +5,9 @@ import pytest
 from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END, answer_request_pieces
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.events import Evidence, Finished, Routed, Selection, TextPiece
-from msa_train.memory.engine.interleave import InterleaveLimits
-from msa_train.memory.engine.sequence import Request, Sequence
-from msa_train.memory.search.in_memory import encode_in_memory
+from msa_train.memory.engine.interleave import InterleaveLimits, Request
+from msa_train.memory.engine.sequence import Sequence
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

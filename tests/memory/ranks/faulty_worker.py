@@ -24,4 +24,4 @@ class Holdings(worker.Holdings):
 worker.Holdings = Holdings
 
 if __name__ == "__main__":
-    worker.main()
+    worker.run_worker(worker.work)

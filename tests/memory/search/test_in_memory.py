@@ -5,7 +5,8 @@ import torch
 
 from msa_train.errors import BankError
 from msa_train.memory.bank.encode import encode_documents
-from msa_train.memory.search.in_memory import encode_in_memory, joined, view_of
+from msa_train.memory.search.in_memory import joined, view_of
+from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 
@@ -46,4 +47,4 @@ def test_consecutive_parts_copy_nothing():
 
 def test_no_documents_no_memory():
     with pytest.raises(BankError, match="at least one document"):
-        encode_in_memory(tiny_model(), tiny_tokenizer(), [])
+        joined([])

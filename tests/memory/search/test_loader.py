@@ -7,11 +7,10 @@ import torch
 
 from msa_train.errors import BankError
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.search.in_memory import encode_in_memory
 from msa_train.memory.search.loader import BankLoader, Share, bank_view
 from msa_train.memory.search.settings import TierSettings
 from tests.faults.bank_changes import CHANGES
-from tests.memory.building import answered, search
+from tests.memory.building import answered, encode_in_memory, search
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.search.in_memory import encode_in_memory, view_of
+from msa_train.memory.search.in_memory import view_of
 from msa_train.memory.search.loader import bank_view
+from tests.memory.building import encode_in_memory
 from tests.memory.search.test_in_memory import encoded
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
@@ -74,4 +75,4 @@ def test_what_a_search_returns_is_what_its_indices_say(gate):
         expected = view.searcher.parts[0].read(layer, torch.arange(len(cu) - 1))
         assert torch.equal(k[index], expected.k[rows]) and torch.equal(v[index], expected.v[rows])
     places = routing.documents.cpu()
-    torch.testing.assert_close(view.scores(layer, query, query_cu, places), routing.values)
+    torch.testing.assert_close(view.searcher.score(layer, query, query_cu, places), routing.values)
