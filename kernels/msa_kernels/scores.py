@@ -232,24 +232,19 @@ def segment_max(
                 index[:, own] = at
         window *= 2
         if window <= longest:
-            values, place = _double(values, place, window // 2)
+            half = window // 2
+            values, place = _larger(values, place, slice(None, -half), slice(half, None))
     return out, index
 
 
-def _larger(values: Tensor, place: Tensor | None, first: Tensor, second: Tensor):
+def _larger(
+    values: Tensor, place: Tensor | None, first: Tensor | slice, second: Tensor | slice
+) -> tuple[Tensor, Tensor | None]:
     """Columns `first` or `second`, whichever is larger; `first` among equals."""
     a, b = values[:, first], values[:, second]
     if place is None:
         return torch.maximum(a, b), None
     return torch.maximum(a, b), torch.where(b > a, place[:, second], place[:, first])
-
-
-def _double(values: Tensor, place: Tensor | None, window: int) -> tuple[Tensor, Tensor | None]:
-    """Windows of 2 * window from windows of window columns."""
-    a, b = values[:, :-window], values[:, window:]
-    if place is None:
-        return torch.maximum(a, b), None
-    return torch.maximum(a, b), torch.where(b > a, place[:, window:], place[:, :-window])
 
 
 def first_place(scores: Tensor, values: Tensor) -> Tensor:
