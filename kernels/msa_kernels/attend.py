@@ -359,8 +359,8 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, _):
-    *states, d_bias = _attend_backward(grad, *ctx.saved_tensors, ctx.scale)
-    d_q, d_k, d_v, d_pooled_k, d_pooled_v = states
+    found = _attend_backward(grad, *ctx.saved_tensors, ctx.scale)
+    d_q, d_k, d_v, d_pooled_k, d_pooled_v, d_bias = found
     d_bias = None if ctx.saved_tensors[11] is None else d_bias
     return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, None, None
 

@@ -110,11 +110,10 @@ class PreparedKeys:
 
     def _cut(self, chunks: int) -> np.ndarray:
         """Edges of blocks of documents with about this many chunks each."""
-        documents = len(self._cu) - 1
         marks = np.arange(0, int(self._cu[-1]), chunks)
         edges = np.unique(np.searchsorted(self._cu[:-1], marks, "left"))
-        inner = edges[(edges > 0) & (edges < documents)]
-        return np.array([0, *inner, documents] if documents else [0], dtype=np.int64)
+        inner = edges[(edges > 0) & (edges < self.documents)]
+        return np.array([0, *inner, self.documents] if self.documents else [0], dtype=np.int64)
 
 
 def prepared_scores(
