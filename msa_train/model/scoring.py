@@ -174,20 +174,15 @@ class DotProduct(Scoring):
         """[T, kv_heads*D]"""
         return rq.unflatten(1, (kv_heads, -1)).sum(2).flatten(1) * (scale / total_heads)
 
-    def document_scores(
-        self, query: Tensor, query_cu: Tensor, keys: Tensor, chunk_cu: Tensor, ctx_bank: Tensor,
-        bank_cu: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def document_scores(self, *given: Tensor) -> Tensor:
         from msa_kernels import document_scores
 
-        return document_scores(query, query_cu, keys, chunk_cu, ctx_bank, bank_cu)
+        return document_scores(*given)
 
-    def chunk_scores(
-        self, query: Tensor, query_cu: Tensor, keys: Tensor, index: Tensor, index_cu: Tensor
-    ) -> Tensor:
+    def chunk_scores(self, *given: Tensor) -> Tensor:
         from msa_kernels import chunk_scores
 
-        return chunk_scores(query, query_cu, keys, index, index_cu)
+        return chunk_scores(*given)
 
 
 @register
