@@ -126,10 +126,9 @@ def batch_padding(cu: Tensor, batches: list[PaddedBatch], part: int) -> tuple[Pa
 
     part: which of a batch's widths: 0 query rows, 1 own keys, 2 selected chunks.
     """
-    members = [torch.tensor(batch.members, device=cu.device) for batch in batches]
     padded = [
-        padded_rows(cu, own, batch.widths[part])
-        for own, batch in zip(members, batches, strict=True)
+        padded_rows(cu, torch.tensor(batch.members, device=cu.device), batch.widths[part])
+        for batch in batches
     ]
     rows, real = (torch.cat([x.flatten() for x in each]) for each in zip(*padded, strict=True))
     kept = real.nonzero().squeeze(1)
