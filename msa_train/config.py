@@ -6,6 +6,7 @@ types and impossible values are refused before anything heavy is imported, namin
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -244,13 +245,7 @@ class Config:
 
 def to_plain(config: Any) -> Any:
     """A dataclass as dicts and lists that YAML and JSON can hold."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items()}
-        return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-    return plain(asdict(config))
+    return json.loads(json.dumps(asdict(config)))
 
 
 def load_config(arguments: list[str]) -> Config:
@@ -259,7 +254,8 @@ def load_config(arguments: list[str]) -> Config:
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(Config, nested_key=None, sub_configs=False)
     try:
-        return Config(**_values(parser, arguments))
+        chosen = vars(parser.instantiate(parser.parse_args(arguments)))
+        return Config(**{name: value for name, value in chosen.items() if name != "config"})
     except ArgumentError as error:
         raise ConfigError(_in_plain_words(error)) from None
 
@@ -268,11 +264,6 @@ def load_config_file(path: Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file")
     return load_config(["--config", str(path)])
-
-
-def _values(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
-    chosen = parser.instantiate(parser.parse_args(arguments))
-    return {name: value for name, value in vars(chosen).items() if name != "config"}
 
 
 def _in_plain_words(error: Exception) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msa_kernels import dispatch
 from msa_kernels.errors import KernelError
-from msa_kernels.ragged import cumulative, similar_lengths
+from msa_kernels.ragged import padded_rows, similar_lengths
 
 SCRATCH_MB = 64.0
 SLACK, WASTE = 128, 0.1  # padded rows of a batch, where the cost is quadratic (measured)
@@ -41,25 +41,6 @@ class Padding:
     place: Tensor
     complete: bool
     same: bool
-
-    @classmethod
-    def of(cls, cu: Tensor, order: list[int], widths: list[int]) -> Padding:
-        """The sequences `order` one after the other, each padded to its width."""
-        new = {"dtype": torch.int64, "device": cu.device}
-        sequences, width = torch.tensor(order, **new), torch.tensor(widths, **new)
-        starts, lengths = cu[sequences], cu.diff()[sequences]
-        total = sum(widths)
-        begins = cumulative(width)[:-1].repeat_interleave(width)
-        place = torch.arange(total, device=cu.device) - begins
-        real = place < lengths.repeat_interleave(width)
-        last = torch.where(lengths > 0, starts + lengths - 1, 0).repeat_interleave(width)
-        rows = torch.minimum(starts.repeat_interleave(width) + place, last)
-        places = torch.full((int(cu[-1]),), total, **new)
-        kept = real.nonzero().squeeze(1)
-        places[rows[kept]] = kept
-        complete = len(kept) == len(places)
-        same = complete and total == len(places) and order == sorted(order)
-        return cls(rows, real, places, complete, same)
 
     def pad(self, packed: Tensor) -> Tensor:
         """[N, ...] -> [p, ...]; no gradient through padding."""
@@ -145,9 +126,19 @@ def batch_padding(cu: Tensor, batches: list[PaddedBatch], part: int) -> tuple[Pa
 
     part: which of a batch's widths: 0 query rows, 1 own keys, 2 selected chunks.
     """
+    padded = [
+        padded_rows(cu, torch.tensor(batch.members, device=cu.device), batch.widths[part])
+        for batch in batches
+    ]
+    rows, real = (torch.cat([x.flatten() for x in each]) for each in zip(*padded, strict=True))
+    kept = real.nonzero().squeeze(1)
+    place = cu.new_full((int(cu[-1]),), len(rows))
+    place[rows[kept]] = kept
+    complete = len(kept) == len(place)
     order = [i for batch in batches for i in batch.members]
-    widths = [batch.widths[part] for batch in batches for _ in batch.members]
-    return Padding.of(cu, order, widths), [len(b.members) * b.widths[part] for b in batches]
+    same = complete and len(rows) == len(place) and order == sorted(order)
+    padding = Padding(rows, real, place, complete, same)
+    return padding, [x.numel() for x, _ in padded]
 
 
 # In torch, with its fused attention. Documents need no further mask: under a causal one, padding at
@@ -167,26 +158,10 @@ def _documents_in_torch(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: floa
     return padding.unpad(_join(parts))
 
 
-@dataclass(frozen=True)
-class _SelectedChunks:
-    """The chunks that contexts read; shapes as in context_attention."""
-
-    k: Tensor  # [C, G, D]
-    v: Tensor  # [C, G, D]
-    index: Tensor  # [S]
-    bias: Tensor | None  # [S]
-    memory_from: Tensor | None  # [m]
-
-
 def _contexts_in_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cus: tuple[Tensor, ...],
-    selected: _SelectedChunks,
-    scale: float,
-    budget: int,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, cus: tuple[Tensor, ...], pooled_k: Tensor, pooled_v: Tensor,
+    index: Tensor, bias: Tensor | None, memory_from: Tensor | None, scale: float, budget: int,
+) -> Tensor:  # fmt: skip
     """Contexts attend to their chunks and own tokens; differentiable. cus: of q, k, index."""
     sizes = list(zip(*(cu.diff().tolist() for cu in cus), strict=True))
     batches = make_batches(sizes, budget, q.element_size())
@@ -197,18 +172,18 @@ def _contexts_in_torch(
     )
     rows, own, entries = paddings
     gate = None
-    if selected.bias is not None:
-        gate = _gate_columns(entries.pad(selected.bias) / scale, q.dtype)
+    if bias is not None:
+        gate = _gate_columns(entries.pad(bias) / scale, q.dtype)
     extra = 0 if gate is None else gate.shape[1]
-    chunks, width = selected.index[entries.rows], q.shape[2]
+    chunks, width = index[entries.rows], q.shape[2]
     q = rows.pad(q)
     if extra:
         q = F.pad(q, (0, extra), value=1.0)
-    keys = _ChunksThenTokens.apply(k, selected.k, gate, own, chunks, batches, extra)
-    values = _ChunksThenTokens.apply(v, selected.v, None, own, chunks, batches, extra)
+    keys = _ChunksThenTokens.apply(k, pooled_k, gate, own, chunks, batches, extra)
+    values = _ChunksThenTokens.apply(v, pooled_v, None, own, chunks, batches, extra)
     parts, unreal = [], (~entries.real).split(counts[2])
     for x in zip(_split(q, counts[0], batches), keys, values, batches, unreal, strict=True):
-        mask = _BatchMask(*x[3:], cus, selected.memory_from)
+        mask = _BatchMask(*x[3:], cus, memory_from)
         parts.append(_attend_batch(*x[:3], scale, mask, budget)[..., :width])
     return rows.unpad(_join(parts))
 
@@ -383,8 +358,8 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, _):
-    *states, d_bias = _attend_backward(grad, *ctx.saved_tensors, ctx.scale)
-    d_q, d_k, d_v, d_pooled_k, d_pooled_v = states
+    found = _attend_backward(grad, *ctx.saved_tensors, ctx.scale)
+    d_q, d_k, d_v, d_pooled_k, d_pooled_v, d_bias = found
     d_bias = None if ctx.saved_tensors[11] is None else d_bias
     return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, None, None
 
@@ -438,9 +413,9 @@ def context_attention(
     if dispatch.can_inspect(q_cu) and bool((q_cu.diff() > k_cu.diff()).any()):
         raise KernelError("context_attention: a context has more q rows than keys (q_cu, k_cu)")
     if not dispatch.takes_triton("context_attention", q, k, v, pooled_k, pooled_v):
-        budget = int(scratch_mb * (1 << 20))
-        selected = _SelectedChunks(pooled_k, pooled_v, index, bias, memory_from)
-        return _contexts_in_torch(q, k, v, (q_cu, k_cu, index_cu), selected, scale, budget)
+        cus, budget = (q_cu, k_cu, index_cu), int(scratch_mb * (1 << 20))
+        memory = (pooled_k, pooled_v, index, bias, memory_from)
+        return _contexts_in_torch(q, k, v, cus, *memory, scale, budget)
     entries = (index, index_cu, bias, memory_from)
     return _attend(q, k, v, q_cu, k_cu, pooled_k, pooled_v, *entries, scale)[0]
 

@@ -13,14 +13,12 @@ Row numbers and their products with widths are 64-bit: 100M tokens times 1,024 v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.ragged import cumulative
+from msa_kernels.ragged import chunk_offsets
 from msa_kernels.scores_triton import sum_into_chunks
 from msa_kernels.tiles import shrunk, tiles
 
@@ -311,9 +309,9 @@ def forward(
     width = _padded_width(q)
     options = _tile_options("attend", q, width)
     if q.numel():
-        grid = _RowTiles.of(cus[0], options["M"], len(q))
-        attend_forward[(len(grid.row), q.shape[1])](
-            q, k, v, pooled_k, pooled_v, index, bias, memory_from, *cus, grid.context, grid.row,
+        context, row = _row_tiles(cus[0], options["M"], len(q))
+        attend_forward[(len(row), q.shape[1])](
+            q, k, v, pooled_k, pooled_v, index, bias, memory_from, *cus, context, row,
             out, lse, len(cus[0]) - 1, q.shape[1], k.shape[1], q.shape[2], scale,
             BIAS=bias is not None, D=width, **options,
         )  # fmt: skip
@@ -338,23 +336,23 @@ def backward(
         row_products[(triton.cdiv(delta.numel(), options["M"]),)](
             grad, out, delta, delta.numel(), width, D=padded, M=options["M"]
         )
-        grid = _RowTiles.of(cus[0], options["M"], len(q))
-        query_gradient[(len(grid.row), heads)](
-            q, k, v, pooled_k, pooled_v, index, bias, memory_from, *cus, grid.context, grid.row,
+        context, row = _row_tiles(cus[0], options["M"], len(q))
+        query_gradient[(len(row), heads)](
+            q, k, v, pooled_k, pooled_v, index, bias, memory_from, *cus, context, row,
             *given, dq, *sizes, BIAS=bias is not None, **shape,
         )  # fmt: skip
     if k.numel():
-        grid = _RowTiles.of(cus[1], options["N"], len(k))
-        token_gradient[(len(grid.row), kv_heads)](
-            q, k, v, cus[0], cus[1], grid.context, grid.row, *given, dk, dv, *sizes, **shape
+        context, row = _row_tiles(cus[1], options["N"], len(k))
+        token_gradient[(len(row), kv_heads)](
+            q, k, v, cus[0], cus[1], context, row, *given, dk, dv, *sizes, **shape
         )
     ek, ev = (pooled_k.new_zeros(len(index), *k.shape[1:], dtype=torch.float32) for _ in range(2))
     d_gate = lse.new_zeros(len(index), kv_heads)
     if ek.numel():
-        grid = _RowTiles.of(cus[2], options["N"], len(index))
-        entry_gradient[(len(grid.row), kv_heads)](
-            q, pooled_k, pooled_v, index, bias, memory_from, cus[0], cus[2], grid.context,
-            grid.row, *given, ek, ev, d_gate, *sizes, BIAS=bias is not None, **shape,
+        context, row = _row_tiles(cus[2], options["N"], len(index))
+        entry_gradient[(len(row), kv_heads)](
+            q, pooled_k, pooled_v, index, bias, memory_from, cus[0], cus[2], context, row,
+            *given, ek, ev, d_gate, *sizes, BIAS=bias is not None, **shape,
         )  # fmt: skip
     own = torch.arange(len(index), device=index.device)
     d_pooled_k, d_pooled_v = (
@@ -365,22 +363,17 @@ def backward(
     return dq, dk, dv, d_pooled_k, d_pooled_v, d_bias
 
 
-@dataclass(frozen=True)
-class _RowTiles:
-    """Tiles of ragged sequences, as many as there could be; those past the last have context m."""
+def _row_tiles(cu: Tensor, size: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Context and first row of each tile of `size` rows, of `rows` in sequences by cu [m+1].
 
-    context: Tensor
-    row: Tensor
-
-    @classmethod
-    def of(cls, cu: Tensor, size: int, rows: int) -> _RowTiles:
-        """cu [m+1] of `rows` rows in tiles of `size`; nothing waits for the device."""
-        bound = rows // size + len(cu) - 1
-        tile_cu = cumulative((cu.diff() + size - 1) // size)
-        tile = torch.arange(bound, device=cu.device)
-        context = torch.searchsorted(tile_cu[1:], tile, right=True)
-        own = context.clamp(max=len(cu) - 2)
-        return cls(context, cu[own] + (tile - tile_cu[own]) * size)
+    As many tiles as there could be, so that nothing waits for the device; those past the last have
+    context m.
+    """
+    tile_cu = chunk_offsets(cu, size)
+    tile = torch.arange(rows // size + len(cu) - 1, device=cu.device)
+    context = torch.searchsorted(tile_cu[1:], tile, right=True)
+    own = context.clamp(max=len(cu) - 2)
+    return context, cu[own] + (tile - tile_cu[own]) * size
 
 
 def _tile_options(kind: str, q: Tensor, width: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -81,8 +81,8 @@ def backend_report(device: str | torch.device | None = None) -> dict[str, dict[s
     """{operation: {"backend", "reason"}} for float32 tensors of `device` (default: CUDA if any)."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    choices = {name: choose(name, torch.device(device), torch.float32) for name in OPERATIONS}
-    return {name: {"backend": c.backend, "reason": c.reason} for name, c in choices.items()}
+    device = torch.device(device)
+    return {name: asdict(choose(name, device, torch.float32)) for name in OPERATIONS}
 
 
 def check_floating(operation: str, **tensors: Tensor | None) -> None:

@@ -36,8 +36,8 @@ def _gradients_in_torch(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and the weight; scale as the forward pass returned it."""
     wide = scale.dtype
-    dx, weight = torch.empty_like(x), weight.to(wide)
-    d_weight = torch.zeros_like(weight)
+    dx, factor = torch.empty_like(x), weight.to(wide)
+    d_weight = torch.zeros_like(factor)
     for tile in _tiles(x, wide):
         part, own = x[tile].to(wide), scale[tile]
         back = torch.empty_like(part)
@@ -45,9 +45,9 @@ def _gradients_in_torch(
         product = back * part
         d_weight += torch.einsum("nd,n->d", product.flatten(0, -2), own.flatten())
         # d scale / d x = -scale^3 x / D
-        along = (product @ weight)[..., None] * (own.pow(3) / -x.shape[-1])
-        dx[tile] = back.mul_(weight).mul_(own).addcmul_(part, along)
-    return dx, d_weight
+        along = (product @ factor)[..., None] * (own.pow(3) / -x.shape[-1])
+        dx[tile] = back.mul_(factor).mul_(own).addcmul_(part, along)
+    return dx, d_weight.to(weight.dtype)
 
 
 def _tiles(x: Tensor, wide: torch.dtype) -> Iterator[slice]:
@@ -80,12 +80,9 @@ def _norm_rope(
         given = (x.contiguous() for x in (q, k, q_weight, k_weight, cos, sin))
         return *norm_rope_triton.forward(*given, eps), q.new_empty(0), q.new_empty(0)
     wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
-    outs, scales = [], []
-    for x, weight in ((q, q_weight), (k, k_weight)):
-        out, scale = _rotated_in_torch(x, weight, *tables, eps, wide)
-        outs.append(out)
-        scales.append(scale)
-    return *outs, *scales
+    q_out, q_scale = _rotated_in_torch(q, q_weight, *tables, eps, wide)
+    k_out, k_scale = _rotated_in_torch(k, k_weight, *tables, eps, wide)
+    return q_out, k_out, q_scale, k_scale
 
 
 @_norm_rope.register_fake
@@ -107,14 +104,9 @@ def _backward(
 
         given = (x.contiguous() for x in (q_grad, k_grad, q, k, q_weight, k_weight, cos, sin))
         return norm_rope_triton.backward(*given, eps)
-    tables, found = (cos[:, None], sin[:, None]), []
-    for grad, x, weight, scale in (
-        (q_grad, q, q_weight, q_scale),
-        (k_grad, k, k_weight, k_scale),
-    ):
-        d_x, d_weight = _gradients_in_torch(grad, x, weight, scale, *tables)
-        found.append((d_x, d_weight.to(weight.dtype)))
-    (d_q, d_q_weight), (d_k, d_k_weight) = found
+    tables = cos[:, None], sin[:, None]
+    d_q, d_q_weight = _gradients_in_torch(q_grad, q, q_weight, q_scale, *tables)
+    d_k, d_k_weight = _gradients_in_torch(k_grad, k, k_weight, k_scale, *tables)
     return d_q, d_k, d_q_weight, d_k_weight
 
 

@@ -76,24 +76,22 @@ class PreparedKeys:
         """Whether keys are multiplied where they lie."""
         return self._read is None
 
-    def scores(self, query: Tensor, query_cu: Tensor, gone: Tensor | None = None) -> BlockScores:
-        """Scores of every document: prepared_scores of these keys alone."""
-        return prepared_scores([self], query, query_cu, gone)
-
     def search(
-        self, queries: _PaddedQueries, tile: _DocumentTile, buffers: _TileBuffers, out: Tensor
-    ) -> None:
+        self, queries: _PaddedQueries, tile: _DocumentTile, products: Tensor, wide: Tensor,
+        out: Tensor,
+    ) -> None:  # fmt: skip
         """Writes the scores of a tile's documents into out [m, n].
 
-        As few Python calls as possible: threads take turns at them.
+        products, wide: flat, written over for products and widened keys. As few Python calls as
+        possible: threads take turns at them.
         """
         chunks, contexts = tile.stop - tile.start, len(queries.contexts)
         if self._read is None:
             keys = self.keys[tile.start : tile.stop]
         else:
-            keys = buffers.keys[: chunks * self.width].view(chunks, self.width)
+            keys = wide[: chunks * self.width].view(chunks, self.width)
             self._read(tile.start, tile.stop, keys)
-        found = buffers.products[: len(queries.vectors) * chunks].view(len(queries.vectors), chunks)
+        found = products[: len(queries.vectors) * chunks].view(len(queries.vectors), chunks)
         torch.mm(queries.vectors, keys.T, out=found)
         found = found.view(contexts, -1, chunks)
         if tile.edges is None and isinstance(queries.rows, slice):
@@ -112,11 +110,10 @@ class PreparedKeys:
 
     def _cut(self, chunks: int) -> np.ndarray:
         """Edges of blocks of documents with about this many chunks each."""
-        documents = len(self._cu) - 1
         marks = np.arange(0, int(self._cu[-1]), chunks)
         edges = np.unique(np.searchsorted(self._cu[:-1], marks, "left"))
-        inner = edges[(edges > 0) & (edges < documents)]
-        return np.array([0, *inner, documents] if documents else [0], dtype=np.int64)
+        inner = edges[(edges > 0) & (edges < self.documents)]
+        return np.array([0, *inner, self.documents] if self.documents else [0], dtype=np.int64)
 
 
 def prepared_scores(
@@ -164,19 +161,9 @@ def _search(
     mine = [work[place] for place in own]
     largest = max(tile.stop - tile.start for _, tile, _ in mine)
     width = max(0 if part.read_in_place else part.width for part, _, _ in mine)
-    buffers = _TileBuffers(
-        torch.empty(len(queries.vectors) * largest), torch.empty(largest * width)
-    )
+    buffers = torch.empty(len(queries.vectors) * largest), torch.empty(largest * width)
     for part, tile, at in mine:
-        part.search(queries, tile, buffers, out[:, at : at + part.documents])
-
-
-@dataclass(frozen=True)
-class _TileBuffers:
-    """What a thread writes over for every tile: products and widened keys, both flat."""
-
-    products: Tensor
-    keys: Tensor
+        part.search(queries, tile, *buffers, out[:, at : at + part.documents])
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,7 @@ def context_attention(
 
 
 def _spans(cu: Tensor) -> list[tuple[int, int]]:
-    bounds = cu.tolist()
-    return list(itertools.pairwise(bounds))
+    return list(itertools.pairwise(cu.tolist()))
 
 
 def _first_maximum(scores: Tensor) -> Tensor:

@@ -96,14 +96,12 @@ def document_scores_in_torch(
     if with_index:
         best += [torch.zeros(shape, dtype=torch.int64, device=query.device) for _ in range(2)]
     for queries in _bank_queries(query, query_cu, context_bank, bank_cu, dtype, budget / 4):
-        first, last = queries.documents
-        if len(queries.contexts) == shape[0]:
-            _search_bank(queries, keys, chunk_cu, budget * 3 / 4, [x[:, first:last] for x in best])
-            continue
-        part = [x[queries.contexts, first:last] for x in best]
+        columns, every = slice(*queries.documents), len(queries.contexts) == shape[0]
+        part = [x[:, columns] if every else x[queries.contexts, columns] for x in best]
         _search_bank(queries, keys, chunk_cu, budget * 3 / 4, part)
-        for whole, found in zip(best, part, strict=True):
-            whole[queries.contexts, first:last] = found
+        if not every:  # then these are copies
+            for whole, found in zip(best, part, strict=True):
+                whole[queries.contexts, columns] = found
     return best
 
 
@@ -168,15 +166,6 @@ def _chunk_scores_in_torch(
     return scores, places
 
 
-def _scatter_in_torch(
-    grad: Tensor, rows: Tensor, chunks: Tensor, query: Tensor, keys: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of scores[i] = <query[rows[i]], keys[chunks[i]]> for flat grad, rows, chunks."""
-    grad_query = _weighted_sums(keys, chunks, grad, rows, len(query))
-    grad_keys = _weighted_sums(query, rows, grad, chunks, len(keys))
-    return grad_query.to(query.dtype), grad_keys.to(keys.dtype)
-
-
 def _weighted_sums(
     source: Tensor, rows: Tensor, weights: Tensor, targets: Tensor, count: int
 ) -> Tensor:
@@ -232,24 +221,19 @@ def segment_max(
                 index[:, own] = at
         window *= 2
         if window <= longest:
-            values, place = _double(values, place, window // 2)
+            half = window // 2
+            values, place = _larger(values, place, slice(None, -half), slice(half, None))
     return out, index
 
 
-def _larger(values: Tensor, place: Tensor | None, first: Tensor, second: Tensor):
+def _larger(
+    values: Tensor, place: Tensor | None, first: Tensor | slice, second: Tensor | slice
+) -> tuple[Tensor, Tensor | None]:
     """Columns `first` or `second`, whichever is larger; `first` among equals."""
     a, b = values[:, first], values[:, second]
     if place is None:
         return torch.maximum(a, b), None
     return torch.maximum(a, b), torch.where(b > a, place[:, second], place[:, first])
-
-
-def _double(values: Tensor, place: Tensor | None, window: int) -> tuple[Tensor, Tensor | None]:
-    """Windows of 2 * window from windows of window columns."""
-    a, b = values[:, :-window], values[:, window:]
-    if place is None:
-        return torch.maximum(a, b), None
-    return torch.maximum(a, b), torch.where(b > a, place[:, window:], place[:, :-window])
 
 
 def first_place(scores: Tensor, values: Tensor) -> Tensor:
@@ -371,7 +355,10 @@ def _scatter(
         d_query = scores_triton.sum_into_rows(*given, span, query_cu, source)
         return d_query, scores_triton.sum_into_chunks(source, rows, grad, chunks, keys)
     there = rows >= 0
-    return _scatter_in_torch(grad[there], rows[there], chunks[there], query, keys)
+    grad, rows, chunks = grad[there], rows[there], chunks[there]
+    d_query = _weighted_sums(keys, chunks, grad, rows, len(query))
+    d_keys = _weighted_sums(query, rows, grad, chunks, len(keys))
+    return d_query.to(query.dtype), d_keys.to(keys.dtype)
 
 
 @_scatter.register_fake

@@ -20,8 +20,8 @@ def _conformance(options: argparse.Namespace) -> int:
 
     passed = []
     for case in find_cases(options.directory):
-        report = run_case(case)
-        print(report.line(), flush=True)
-        passed.append(report.passed)
+        found = run_case(case)
+        print(found.line(), flush=True)
+        passed.append(found.passed)
     print(f"{sum(passed)} of {len(passed)} cases pass")
     return 0 if all(passed) else ConformanceError.exit_code

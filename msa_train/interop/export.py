@@ -107,15 +107,11 @@ def _checkpoint(source: Path) -> Path:
     return found
 
 
-def _tokenizer_files(folder: Path) -> list[str]:
-    return [name for name in (MODEL_FILE, METADATA_FILE) if (folder / name).is_file()]
-
-
 def _fingerprint(folder: Path) -> dict[str, str]:
     """sha256 of what the states of a memory depend on."""
-    files = {"weights": [WEIGHTS], "config": [CONFIG], "tokenizer": _tokenizer_files(folder)}
+    tokenizer = [name for name in (MODEL_FILE, METADATA_FILE) if (folder / name).is_file()]
     digests = {}
-    for name, parts in files.items():
+    for name, parts in {"weights": [WEIGHTS], "config": [CONFIG], "tokenizer": tokenizer}.items():
         digest = hashlib.sha256()
         for part in parts:
             with (folder / part).open("rb") as file:

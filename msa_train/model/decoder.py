@@ -7,7 +7,7 @@ No Megatron, no DeepSpeed. `forward` runs a whole two-stream batch (tests, confo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -70,7 +70,7 @@ class PooledMemory:
         bank = query_cu.new_zeros(len(query_cu) - 1), everything
         routing = route(query, query_cu, pooled.key, self._chunk_cu, *bank, self._router)
         chunks, place = torch.unique(routing.chunk_index, return_inverse=True)
-        return routing.pointing_at(place), pooled.k[chunks], pooled.v[chunks]
+        return replace(routing, chunk_index=place), pooled.k[chunks], pooled.v[chunks]
 
 
 # What a layer's tokens attended to: (number of the layer, normed states, their projections).

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from msa_kernels import cumulative
+from msa_kernels.ragged import cumulative, segment_ids
 from torch import Tensor
 
 from msa_train.model.attention import SelectedChunks
 from msa_train.model.batch import positions_within
 from msa_train.model.config import ModelConfig
-from msa_train.model.router import entry_contexts
 
 Window = tuple[int, int]  # columns before and after E that some row uses
 _CHUNKS = 64  # chunks a row has room for at first
@@ -214,7 +213,7 @@ class KVCache:
 
     def _put_chunks(self, layer: int, selected: SelectedChunks, target: Tensor) -> None:
         routing = selected.routing
-        counts, context = routing.index_cu.diff(), entry_contexts(routing.index_cu)
+        counts, context = routing.index_cu.diff(), segment_ids(routing.index_cu)
         row = target[context]
         kept = (row >= 0).nonzero().squeeze(1)
         column = self.entries - counts[context] + positions_within(routing.index_cu)

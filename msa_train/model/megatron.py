@@ -339,21 +339,13 @@ class MSAModel(MegatronModule):
         return losses.sum()
 
     def _router_loss_sum(self, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
-        layers, training = self.model.loss_layers, torch.is_grad_enabled()
-        losses = [
-            router_loss_sum(
-                streams.routings[layer].document_scores,
-                batch.positives,
-                batch.masked,
-                self.model.router,
-            )
-            for layer in layers
-        ]
-        if training and len(self.queue):
-            losses = [
-                loss + self._stale_loss_sum(layer, batch, streams)
-                for layer, loss in zip(layers, losses, strict=True)
-            ]
+        layers, training, losses = self.model.loss_layers, torch.is_grad_enabled(), []
+        for layer in layers:
+            scores = streams.routings[layer].document_scores
+            loss = router_loss_sum(scores, batch.positives, batch.masked, self.model.router)
+            if training and len(self.queue):
+                loss = loss + self._stale_loss_sum(layer, batch, streams)
+            losses.append(loss)
         if training:
             keys = {layer: streams.pooled[layer].key for layer in layers}
             self.queue.add(keys, streams.layout.chunk_cu.diff(), batch.doc_ids)

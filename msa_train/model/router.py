@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from msa_kernels import select_chunks, top_documents
@@ -33,10 +33,6 @@ class Routing:
     document_scores: Tensor | None = None
     best_chunks: Tensor | None = None
 
-    def pointing_at(self, chunk_index: Tensor) -> Routing:
-        """The same routing where the selected chunks lie elsewhere."""
-        return replace(self, chunk_index=chunk_index)
-
 
 def route(
     query: Tensor,
@@ -57,9 +53,3 @@ def route(
     if router.gate != "none":
         selected = scoring.chunk_scores(query, query_cu, keys, index, index_cu)
     return Routing(query, query_cu, documents, values, index, index_cu, selected, scores)
-
-
-def entry_contexts(index_cu: Tensor) -> Tensor:
-    """[S] the context of each selected chunk entry."""
-    contexts = torch.arange(len(index_cu) - 1, device=index_cu.device)
-    return contexts.repeat_interleave(index_cu.diff())

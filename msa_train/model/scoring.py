@@ -8,7 +8,9 @@ torch and the kernels are imported where they are used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +29,7 @@ class Scoring(ABC):
     e |query|, so that rounded keys can be searched exactly, and 8-bit and prepared keys exist.
     tensor_parallel: the vectors of each rank's heads, side by side, are those of the whole model.
     published: the published code has this scoring, and serves it as trained.
+    reductions: the settings (head_reduce, query_reduce, chunk_reduce) that ask for this scoring.
     """
 
     similarity: str
@@ -38,11 +41,7 @@ class Scoring(ABC):
     certifiable: ClassVar[bool]
     tensor_parallel: ClassVar[bool]
     published: ClassVar[bool]
-
-    @classmethod
-    @abstractmethod
-    def handles(cls, head_reduce: str, query_reduce: str, chunk_reduce: str) -> bool:
-        """Whether these settings ask for this scoring."""
+    reductions: ClassVar[Collection[tuple[str, str, str]]]
 
     @abstractmethod
     def join_heads(self, rq: Tensor, kv_heads: int, total_heads: int, scale: float = 1.0) -> Tensor:
@@ -76,20 +75,21 @@ class Scoring(ABC):
         rq [T, heads, D]: router queries of `kv_heads` GQA groups, packed by query_cu. `total_heads`
         is H of the whole model: under tensor parallelism rq holds a part of the heads.
         """
-        rq = _at_least_float32(rq)
-        if self.similarity == "cosine":
-            rq = _unit(rq)
         # As published: raw dot products, and the coupled router, are scaled by D^-1/2.
         plain = self.similarity == "cosine" and self.decouple
         scale = 1.0 if plain else rq.shape[-1] ** -0.5
-        return self.join_heads(rq, kv_heads, total_heads, scale), query_cu
+        return self.join_heads(self._compared(rq), kv_heads, total_heads, scale), query_cu
 
     def key_vectors(self, rk: Tensor) -> Tensor:
         """[C, kv_heads*D] from chunk-pooled router keys [C, kv_heads, D]."""
-        rk = _at_least_float32(rk)
-        if self.similarity == "cosine":
-            rk = _unit(rk)
-        return rk.flatten(1)
+        return self._compared(rk).flatten(1)
+
+    def _compared(self, heads: Tensor) -> Tensor:
+        """At least float32; of unit length where similarity is cosine."""
+        from torch.nn.functional import normalize
+
+        heads = heads.float() if heads.dtype.itemsize < 4 else heads
+        return normalize(heads, dim=-1) if self.similarity == "cosine" else heads
 
     def longest_key(self, kv_heads: int) -> float | None:
         """No key vector is longer; None where that must be measured."""
@@ -130,7 +130,7 @@ def scoring_of(
     """The scoring that handles these settings; None where there is none."""
     reductions = head_reduce, query_reduce, chunk_reduce
     for scoring in SCORINGS:
-        if scoring.handles(*reductions):
+        if reductions in scoring.reductions:
             return scoring(similarity, decouple, *reductions)
     return None
 
@@ -168,29 +168,21 @@ class DotProduct(Scoring):
     """
 
     certifiable = tensor_parallel = published = True
-
-    @classmethod
-    def handles(cls, head_reduce: str, query_reduce: str, chunk_reduce: str) -> bool:
-        return (head_reduce, query_reduce, chunk_reduce) == ("mean", "max", "max")
+    reductions = (("mean", "max", "max"),)
 
     def join_heads(self, rq: Tensor, kv_heads: int, total_heads: int, scale: float = 1.0) -> Tensor:
         """[T, kv_heads*D]"""
         return rq.unflatten(1, (kv_heads, -1)).sum(2).flatten(1) * (scale / total_heads)
 
-    def document_scores(
-        self, query: Tensor, query_cu: Tensor, keys: Tensor, chunk_cu: Tensor, ctx_bank: Tensor,
-        bank_cu: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def document_scores(self, *given: Tensor) -> Tensor:
         from msa_kernels import document_scores
 
-        return document_scores(query, query_cu, keys, chunk_cu, ctx_bank, bank_cu)
+        return document_scores(*given)
 
-    def chunk_scores(
-        self, query: Tensor, query_cu: Tensor, keys: Tensor, index: Tensor, index_cu: Tensor
-    ) -> Tensor:
+    def chunk_scores(self, *given: Tensor) -> Tensor:
         from msa_kernels import chunk_scores
 
-        return chunk_scores(query, query_cu, keys, index, index_cu)
+        return chunk_scores(*given)
 
 
 @register
@@ -202,11 +194,7 @@ class PerHead(Scoring):
 
     certifiable = tensor_parallel = False
     published = True
-
-    @classmethod
-    def handles(cls, head_reduce: str, query_reduce: str, chunk_reduce: str) -> bool:
-        known = query_reduce in ("max", "mean", "last")
-        return known and {head_reduce, chunk_reduce} <= {"max", "mean"}
+    reductions = tuple(product(("max", "mean"), ("max", "mean", "last"), ("max", "mean")))
 
     def join_heads(self, rq: Tensor, kv_heads: int, total_heads: int, scale: float = 1.0) -> Tensor:
         """[T, H, D]"""
@@ -239,13 +227,3 @@ class PerHead(Scoring):
         else:
             chunks = tokens.amax(0) if self.query_reduce == "max" else tokens.mean(0)
         return chunks.amax() if self.chunk_reduce == "max" else chunks.mean()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x
-
-
-def _unit(x: Tensor) -> Tensor:
-    from torch.nn.functional import normalize
-
-    return normalize(x, dim=-1)

@@ -79,13 +79,11 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
     if name.endswith("router_q_proj.0.weight"):
         key = initial_weight(name.replace("router_q", "router_k"), config, seed)
         return _repeated(key, config)
-    if (
-        config.copy_start
-        and name.endswith("o_proj.weight")
-        and _layer(name) in config.router_layers
-    ):
-        value = initial_weight(name.replace("o_proj", "v_proj"), config, seed)
-        return config.copy_start * _repeated(value, config).T.contiguous()
+    if config.copy_start and name.endswith("o_proj.weight"):
+        layer = int(name.split(".")[2])
+        if layer in config.router_layers:
+            value = initial_weight(name.replace("o_proj", "v_proj"), config, seed)
+            return config.copy_start * _repeated(value, config).T.contiguous()
     if name == "model.embed_tokens.weight":
         std = config.embedding_std
     else:
@@ -111,10 +109,6 @@ def _repeated(weight: Tensor, config: ModelConfig) -> Tensor:
     """Rows of the key/value heads [G*D, d], each head repeated for its query heads: [H*D, d]."""
     heads = weight.unflatten(0, (config.kv_heads, config.head_dim))
     return heads.repeat_interleave(config.heads // config.kv_heads, 0).flatten(0, 1)
-
-
-def _layer(name: str) -> int:
-    return int(name.split(".")[2])
 
 
 def megatron_shard(

@@ -25,24 +25,12 @@ class DeepSpeedGroups:
         parallel_state.get_tensor_model_parallel_world_size
     )
     get_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
-    get_slice_parallel_rank = get_model_parallel_rank
-    get_slice_parallel_world_size = get_model_parallel_world_size
-    get_slice_parallel_group = get_model_parallel_group
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
-
-    @staticmethod
-    def get_data_parallel_rank() -> int:
-        return parallel_state.get_data_parallel_rank(with_context_parallel=True)
-
-    @staticmethod
-    def get_data_parallel_world_size() -> int:
-        return parallel_state.get_data_parallel_world_size(with_context_parallel=True)
-
-    @staticmethod
-    def get_data_parallel_group() -> dist.ProcessGroup:
-        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
 
 
 def start(tensor_parallel: int, timeout_s: float) -> None:

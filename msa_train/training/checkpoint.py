@@ -84,17 +84,16 @@ def find(output: Path) -> Path | None:
 
     Damaged ones are named on standard error. Raises CheckpointError when all are damaged.
     """
-    found: list[tuple[Path | None, str | None]] = [(None, None)]
+    found: list[Path | CheckpointError | None] = [None]
     if dist.get_rank() == 0:
         try:
-            found = [(checkpoint_folders.newest_good(output / FOLDER), None)]
+            found = [checkpoint_folders.newest_good(output / FOLDER)]
         except CheckpointError as error:
-            found = [(None, str(error))]
+            found = [error]
     dist.broadcast_object_list(found, src=0)
-    target, problem = found[0]
-    if problem is not None:
-        raise CheckpointError(problem)
-    return target
+    if isinstance(found[0], CheckpointError):
+        raise found[0]
+    return found[0]
 
 
 def load(engine: Engine, config: Config, target: Path) -> RunState:

@@ -75,22 +75,18 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> MemoryBatch:
         encode = self._tokenizer.encode_pieces
-        documents = [
-            encode(document_pieces(document.number, document.text)).tokens
-            for sample in samples
-            for document in sample.documents
-        ]
+        documents = [document for sample in samples for document in sample.documents]
+        texts = [encode(document_pieces(each.number, each.text)).tokens for each in documents]
         contexts = [encode(context_pieces(c)) for sample in samples for c in sample.contexts]
         lengths = [len(context.tokens) for context in contexts]
         heads = [context.head_length for context in contexts]
-        numbers = [document.number for sample in samples for document in sample.documents]
+        numbers = [document.number for document in documents]
+        digests = [_digest(document.text) for document in documents]
         return MemoryBatch(
-            doc_tokens=_flat(documents),
-            doc_cu=_cumulative([len(tokens) for tokens in documents]),
+            doc_tokens=_flat(texts),
+            doc_cu=_cumulative([len(tokens) for tokens in texts]),
             doc_numbers=torch.tensor(numbers, dtype=torch.int64),
-            doc_ids=torch.tensor(
-                [_digest(d.text) for s in samples for d in s.documents], dtype=torch.int64
-            ),
+            doc_ids=torch.tensor(digests, dtype=torch.int64),
             bank_cu=_cumulative([len(sample.documents) for sample in samples]),
             tokens=_flat([context.tokens for context in contexts]),
             ctx_cu=_cumulative(lengths),

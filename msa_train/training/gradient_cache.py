@@ -10,25 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from msa_train.model.batch import MemoryBatch, PackedDocuments
 from msa_train.model.losses import Losses
+from msa_train.training.engine import Engine
 
 Weigh = Callable[[Losses], Tensor]
-
-
-class Differentiator(Protocol):
-    """What the cache needs of an Engine."""
-
-    def __call__(self, *args: Any) -> Any: ...
-
-    def backward(self, loss: Tensor, scaled: bool = False) -> None: ...
-
-    def max_over_ranks(self, count: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -36,15 +26,17 @@ class GradientCache:
     """group_tokens: document tokens encoded at once with a graph (None: all of a batch at once, the
     plain step)."""
 
-    engine: Differentiator
+    engine: Engine
     group_tokens: int | None
 
     def backward(self, batch: MemoryBatch, weigh: Weigh) -> Losses:
         """Add the gradients of weigh(losses of the batch); returns the losses."""
-        groups = self._groups(batch)
-        # Every forward and backward may be a collective: all ranks do equally many, and those with
-        # fewer groups repeat one without effect.
-        rounds = self.engine.max_over_ranks(len(groups)) if self.group_tokens is not None else 1
+        rounds = 1
+        if self.group_tokens is not None:
+            groups = PackedDocuments(batch.doc_tokens, batch.doc_cu).groups(self.group_tokens)
+            # Every forward and backward may be a collective: all ranks do equally many, and those
+            # with fewer groups repeat one without effect.
+            rounds = self.engine.max_over_ranks(len(groups))
         if rounds == 1:
             losses = self.engine(batch)
             self.engine.backward(weigh(losses))
@@ -58,15 +50,12 @@ class GradientCache:
         first = 0
         for group, states in zip(groups, parts, strict=True):
             last = first + len(states[0])
-            self._backward_through(group, [_rows(state.grad, first, last) for state in memory])
+            own = [None if state.grad is None else state.grad[first:last] for state in memory]
+            self._backward_through(group, own)
             first = last
         for group in spare:
             self._backward_through(group, [None] * len(memory))
         return losses
-
-    def _groups(self, batch: MemoryBatch) -> list[PackedDocuments]:
-        documents = PackedDocuments(batch.doc_tokens, batch.doc_cu)
-        return [documents] if self.group_tokens is None else documents.groups(self.group_tokens)
 
     def _backward_through(self, group: PackedDocuments, gradients: list[Tensor | None]) -> None:
         """Encode a group with a graph and backpropagate the gradients of its pooled states (None:
@@ -75,7 +64,3 @@ class GradientCache:
         for state, gradient in zip(self.engine(group), gradients, strict=True):
             loss = loss + (state * (0.0 if gradient is None else gradient)).sum()
         self.engine.backward(loss, scaled=True)
-
-
-def _rows(gradient: Tensor | None, first: int, last: int) -> Tensor | None:
-    return None if gradient is None else gradient[first:last]

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.schema import Sample
+from data_pipeline.schema import Document, Sample
 from data_pipeline.shards.reader import ShardReader
 from msa_train.config import Config
 from msa_train.errors import ConfigError
@@ -100,7 +100,7 @@ class HeldOutEvaluation:
                 routing = losses.routings[layer]
                 best = zip(routing.documents[i].tolist(), routing.values[i].tolist(), strict=True)
                 found[layer] = [
-                    Retrieved(part.documents[place].number, score, part.documents[place].text)
+                    (part.documents[place], score)
                     for place, score in list(best)[:_EXAMPLE_DOCUMENTS]
                     if place >= 0
                 ]
@@ -118,26 +118,18 @@ def forgetting(now: Numbers, before: Numbers) -> Numbers:
     }
 
 
-@dataclass(frozen=True)
-class Retrieved:
-    """A document that a router layer chose."""
-
-    document: int
-    score: float
-    text: str
-
-
 def retrieval_rows(
-    question: str, positives: Iterable[int], found: Mapping[int, Sequence[Retrieved]]
+    question: str, positives: Iterable[int], found: Mapping[int, Sequence[tuple[Document, float]]]
 ) -> list[list[str | int | float | bool]]:
-    """Rows of COLUMNS. positives: the documents that answer; found: by router layer, best first."""
+    """Rows of COLUMNS. positives: the documents that answer; found: by router layer, best first,
+    each with its score."""
     right = set(positives)
     named = ", ".join(map(str, sorted(right)))
     return [
-        [question, named, layer, rank, each.document, each.score, each.document in right,
+        [question, named, layer, rank, each.number, score, each.number in right,
          _snippet(each.text)]
         for layer, documents in sorted(found.items())
-        for rank, each in enumerate(documents, 1)
+        for rank, (each, score) in enumerate(documents, 1)
     ]  # fmt: skip
 
 

@@ -30,26 +30,21 @@ class StepMetrics:
     ):
         self._layers, self._group = layers, group
         self._labels, self._contexts = max(1.0, labels), max(1.0, contexts)
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self._recalls = torch.zeros(2 * len(layers) + 1, dtype=torch.float64, device=device)
+        # Two losses, two counts of tokens, then those of recall_sums.
+        self._sums = torch.zeros(4 + 2 * len(layers) + 1, dtype=torch.float64, device=device)
 
     def add(self, batch: MemoryBatch, losses: Losses) -> None:
-        lm, router = losses.lm.detach(), losses.router.detach()
-        tokens = (len(batch.doc_tokens), len(batch.tokens))
-        self._sums += torch.stack(
-            [
-                lm.double() / self._labels,
-                router.double() / self._contexts,
-                *map(lm.new_tensor, tokens),
-            ]
-        )
-        self._recalls += recall_sums(batch, losses, self._layers)
+        lm = losses.lm.detach().double() / self._labels
+        router = losses.router.detach().double() / self._contexts
+        tokens = lm.new_tensor([len(batch.doc_tokens), len(batch.tokens)])
+        recalls = recall_sums(batch, losses, self._layers)
+        self._sums += torch.cat([torch.stack([lm, router]), tokens, recalls])
 
     def result(self) -> Numbers:
         """Every data-parallel rank must call."""
-        both = torch.cat([self._sums, self._recalls])
-        dist.all_reduce(both, group=self._group)
-        lm, router, memory_tokens, active_tokens, *recalls, asked = both.tolist()
+        sums = self._sums.clone()
+        dist.all_reduce(sums, group=self._group)
+        lm, router, memory_tokens, active_tokens, *recalls, asked = sums.tolist()
         numbers = {
             "loss/lm": lm,
             "loss/router": router,

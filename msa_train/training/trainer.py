@@ -24,6 +24,7 @@ from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.megatron import MSAModel
 from msa_train.parallel import groups
+from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
@@ -42,20 +43,19 @@ class Trainer:
 
     def __init__(self, config: Config, resume: bool):
         self.config, self.settings = config, config.training
-        self.group = groups.DeepSpeedGroups.get_data_parallel_group()
+        self.group = DeepSpeedGroups.get_data_parallel_group()
         self.rank = dist.get_rank()
         reader = open_shards(config)
         self.schedule = Schedule(config.stages, reader.manifest.steps)
         self.tokenizer = checked_tokenizer(config, reader)
         self.collate = Collate(self.tokenizer, config.model.router.top_k)
-        self.samples = samples_per_rank(
-            config, groups.DeepSpeedGroups.get_data_parallel_world_size()
-        )
+        ranks = DeepSpeedGroups.get_data_parallel_world_size()
+        self.samples = samples_per_rank(config, ranks)
         self.loader = ShardLoader(
             reader,
             seed=config.seed,
-            rank=groups.DeepSpeedGroups.get_data_parallel_rank(),
-            world_size=groups.DeepSpeedGroups.get_data_parallel_world_size(),
+            rank=DeepSpeedGroups.get_data_parallel_rank(),
+            world_size=ranks,
             transform=lambda sample: self.collate([sample]),
         )
         self.held_out = HeldOutEvaluation.of_run(config, self.collate)
@@ -180,14 +180,10 @@ class Trainer:
 
     def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""
-        counts = torch.tensor(
-            [
-                float(sum(batch.label_count for batch in batches)),
-                float(sum(batch.routed_context_count for batch in batches)),
-                float(self.stopping),
-            ],
-            dtype=torch.float64,
-        ).to(self.engine.device)
+        own_labels = sum(batch.label_count for batch in batches)
+        own_contexts = sum(batch.routed_context_count for batch in batches)
+        own = [own_labels, own_contexts, self.stopping]
+        counts = torch.tensor(own, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(counts, group=self.group)
         labels, contexts, stopping = counts.tolist()
         return labels, contexts, stopping > 0

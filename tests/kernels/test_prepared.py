@@ -55,7 +55,7 @@ def test_scores_equal_the_reference(counts, lengths, dtype, seed, tile, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "TILE_CHUNKS", tile)
         patch.setattr(prepared, "BLOCK_CHUNKS", 2 * tile)
-        found = PreparedKeys(keys, cu).scores(query, query_cu, gone.bool())
+        found = prepared_scores([PreparedKeys(keys, cu)], query, query_cu, gone.bool())
     expected = scored(keys.float(), cu, query, query_cu)
     checked(found, expected.masked_fill(gone.bool(), -math.inf))
 
@@ -67,7 +67,7 @@ def test_narrow_keys_are_scored_as_they_were_rounded(form):
     small = quantise(keys, 2, form)
     query, query_cu = torch.randn(7, 8), torch.tensor([0, 4, 4, 7])
     checked(
-        PreparedKeys(small, cu).scores(query, query_cu),
+        prepared_scores([PreparedKeys(small, cu)], query, query_cu),
         scored(small.dequantised(), cu, query, query_cu),
     )
 
@@ -79,7 +79,10 @@ def test_threads_share_the_blocks_and_leave_torch_as_it_was(threads):
     query, query_cu = torch.randn(20, 8), torch.tensor([0, 12, 20])
     try:
         torch.set_num_threads(threads)
-        checked(PreparedKeys(keys, cu).scores(query, query_cu), scored(keys, cu, query, query_cu))
+        checked(
+            prepared_scores([PreparedKeys(keys, cu)], query, query_cu),
+            scored(keys, cu, query, query_cu),
+        )
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -92,11 +95,13 @@ def test_a_forked_process_searches_without_its_parents_threads():
     search = PreparedKeys(keys, cu)
     try:
         torch.set_num_threads(2)
-        expected = search.scores(query, torch.tensor([0, 3])).scores
+        expected = prepared_scores([search], query, torch.tensor([0, 3])).scores
         child = os.fork()
         if not child:
             torch.set_num_threads(1)  # as every forked process must: torch's threads are gone
-            same = torch.equal(search.scores(query, torch.tensor([0, 3])).scores, expected)
+            same = torch.equal(
+                prepared_scores([search], query, torch.tensor([0, 3])).scores, expected
+            )
             os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
@@ -106,7 +111,10 @@ def test_a_forked_process_searches_without_its_parents_threads():
 def test_one_document_longer_than_a_tile():
     keys, cu = torch.randn(9000, 4), torch.tensor([0, 1, 8990, 9000])
     query, query_cu = torch.randn(3, 4), torch.tensor([0, 3])
-    checked(PreparedKeys(keys, cu).scores(query, query_cu), scored(keys, cu, query, query_cu))
+    checked(
+        prepared_scores([PreparedKeys(keys, cu)], query, query_cu),
+        scored(keys, cu, query, query_cu),
+    )
 
 
 def test_what_does_not_fit_is_refused():
@@ -114,7 +122,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(KernelError, match="chunk_cu"):
         PreparedKeys(keys, torch.tensor([0, 3]))
     with pytest.raises(KernelError, match="query"):
-        PreparedKeys(keys, torch.tensor([0, 4])).scores(torch.randn(2, 5), torch.tensor([0, 2]))
+        prepared_scores(
+            [PreparedKeys(keys, torch.tensor([0, 4]))], torch.randn(2, 5), torch.tensor([0, 2])
+        )
     with pytest.raises(KernelError, match="use document_scores"):
         PreparedKeys(keys.to("meta"), torch.tensor([0, 4]))
 
@@ -136,7 +146,9 @@ def test_scores_are_those_of_the_operator():
     query, query_cu = torch.randn(50, 16), torch.arange(0, 51, 10)
     bank = torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1000])
     expected = document_scores(query, query_cu, keys, cu, *bank)
-    torch.testing.assert_close(PreparedKeys(keys, cu).scores(query, query_cu).scores, expected)
+    torch.testing.assert_close(
+        prepared_scores([PreparedKeys(keys, cu)], query, query_cu).scores, expected
+    )
 
 
 @torch.inference_mode()
@@ -145,4 +157,7 @@ def test_threads_write_what_was_made_in_inference_mode(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     keys, cu = torch.randn(9, 6), torch.arange(10)
     query, query_cu = torch.randn(3, 6), torch.tensor([0, 3])
-    checked(PreparedKeys(keys, cu).scores(query, query_cu), scored(keys, cu, query, query_cu))
+    checked(
+        prepared_scores([PreparedKeys(keys, cu)], query, query_cu),
+        scored(keys, cu, query, query_cu),
+    )

@@ -103,10 +103,7 @@ class PooledQuery(DotProduct):
     """The mean of the query tokens' projections, then normalised per head."""
 
     published = False
-
-    @classmethod
-    def handles(cls, head_reduce, query_reduce, chunk_reduce):
-        return (head_reduce, query_reduce, chunk_reduce) == ("mean", "pooled", "max")
+    reductions = (("mean", "pooled", "max"),)
 
     def query_vectors(self, rq, query_cu, kv_heads, total_heads):
         counts = query_cu.diff()

@@ -14,7 +14,6 @@ from msa_train.training.held_out import (
     COLUMNS,
     SNIPPET,
     HeldOutEvaluation,
-    Retrieved,
     forgetting,
     retrieval_rows,
 )
@@ -22,8 +21,8 @@ from tests.batches import tiny_config
 
 
 def test_rows_of_retrievals():
-    found = {5: [Retrieved(7, 0.9, "a  b\nc")], 2: [Retrieved(3, 0.8, "x" * 999),
-             Retrieved(7, 0.1, "a b c")]}  # fmt: skip
+    short, long = Document(7, "a  b\nc"), Document(3, "x" * 999)
+    found = {5: [(short, 0.9)], 2: [(long, 0.8), (short, 0.1)]}
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in retrieval_rows("who?", [7, 4], found)]
     assert [(row["layer"], row["rank"], row["document"], row["hit"]) for row in rows] == [
         (2, 1, 3, False), (2, 2, 7, True), (5, 1, 7, True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from msa_train.errors import ConformanceError
-from msa_train.interop.conformance.recorder import CaseReport, Recorder
+from msa_train.interop.conformance.recorder import Recorder
 from msa_train.interop.conformance.serving import compare_serving
 from msa_train.interop.conformance.training import compare_training
 
@@ -28,7 +28,7 @@ def find_cases(directory: Path) -> list[Path]:
     return cases
 
 
-def run_case(case: Path) -> CaseReport:
+def run_case(case: Path) -> Recorder:
     """Compare one case. A broken case file is a failure of that case, not of the run."""
     recorder = Recorder(case.name)
     try:
@@ -36,10 +36,8 @@ def run_case(case: Path) -> CaseReport:
         weights = load_file(
             case.parent / meta.get("weights_from", case.name) / "weights.safetensors"
         )
-        if meta["kind"] == "train":
-            compare_training(case, meta, weights, recorder)
-        else:
-            compare_serving(case, meta, weights, recorder)
+        compare = compare_training if meta["kind"] == "train" else compare_serving
+        compare(case, meta, weights, recorder)
     except Exception as error:  # whatever is wrong with one case, the others are still compared
         recorder.fail(f"{type(error).__name__}: {error}")
-    return recorder.report
+    return recorder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,14 +11,14 @@ ATOL, RTOL = 2e-5, 1e-4
 
 
 @dataclass
-class CaseReport:
-    """One case: the largest error and where, or why it failed."""
+class Recorder:
+    """Collects comparisons of one case: the largest error and where, or why it failed."""
 
     case: str
     compared: int = 0
     largest_error: float = 0.0
     largest_at: str = ""
-    failures: tuple[str, ...] = ()
+    failures: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -32,17 +32,9 @@ class CaseReport:
         )
         return "\n      ".join([text, *self.failures[:8]])
 
-
-class Recorder:
-    """Collects comparisons of one case."""
-
-    def __init__(self, case: str):
-        self.report = CaseReport(case)
-
     def close(self, name: str, ours: Tensor, theirs: Tensor) -> None:
         """Float tensors: within atol 2e-5, rtol 1e-4."""
-        report = self.report
-        report.compared += 1
+        self.compared += 1
         if ours.shape != theirs.shape:
             self.fail(f"{name}: shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}")
             return
@@ -52,15 +44,15 @@ class Recorder:
         infinite = torch.isinf(theirs)  # then ours is the same, or infinitely wrong
         error = (ours - theirs).abs().masked_fill(infinite & (ours == theirs), 0)
         worst = float(error.max())
-        if not worst <= report.largest_error:  # also catches nan
-            report.largest_error, report.largest_at = worst, name
+        if not worst <= self.largest_error:  # also catches nan
+            self.largest_error, self.largest_at = worst, name
         if not bool((error <= ATOL + RTOL * theirs.abs().masked_fill(infinite, 0)).all()):
             self.fail(f"{name}: error {worst:.2e}")
 
     def equal(self, name: str, ours: object, theirs: object) -> None:
-        self.report.compared += 1
+        self.compared += 1
         if ours != theirs:
             self.fail(f"{name}: {ours}, expected {theirs}")
 
     def fail(self, what: str) -> None:
-        self.report.failures += (what,)
+        self.failures.append(what)

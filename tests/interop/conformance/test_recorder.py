@@ -14,10 +14,9 @@ def test_what_is_within_the_tolerance_passes():
     recorder.close("b", torch.tensor([-torch.inf, 100.005]), torch.tensor([-torch.inf, 100.0]))
     recorder.close("empty", ONES[:0], ONES[:0])
     recorder.equal("chosen", [1, 2], [1, 2])
-    report = recorder.report
-    assert report.passed and report.compared == 4
-    assert report.largest_at == "b" and report.largest_error == pytest.approx(0.005, rel=1e-3)
-    assert report.line() == "pass  case: 4 tensors, largest error 5.00e-03 (b)"
+    assert recorder.passed and recorder.compared == 4
+    assert recorder.largest_at == "b" and recorder.largest_error == pytest.approx(0.005, rel=1e-3)
+    assert recorder.line() == "pass  case: 4 tensors, largest error 5.00e-03 (b)"
 
 
 @pytest.mark.parametrize(
@@ -34,14 +33,14 @@ def test_what_is_not_fails_by_name(ours, theirs):
     recorder = Recorder("case")
     recorder.close("scores", ours, theirs)
     recorder.equal("chosen", 3, 3)
-    (failure,) = recorder.report.failures
+    (failure,) = recorder.failures
     assert failure.startswith("scores:")
-    assert recorder.report.line().startswith("FAIL  case: 2 tensors")
+    assert recorder.line().startswith("FAIL  case: 2 tensors")
 
 
 def test_every_failure_counts_and_the_first_are_shown():
     recorder = Recorder("case")
     for place in range(10):
         recorder.equal(f"step {place}", place, -1)
-    assert len(recorder.report.failures) == 10
-    assert recorder.report.line().splitlines()[-1].strip() == "step 7: 7, expected -1"
+    assert len(recorder.failures) == 10
+    assert recorder.line().splitlines()[-1].strip() == "step 7: 7, expected -1"
