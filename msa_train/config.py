@@ -202,8 +202,10 @@ class Config:
                 "would train the router; use loss_layers all"
             )
         ranks = self.training.tensor_parallel
-        for name in ("kv_heads", "ffn", "vocab_size"):
-            value = getattr(self.model, name)
+        divided = {name: getattr(self.model, name) for name in ("kv_heads", "ffn", "vocab_size")}
+        if self.model.router.key_heads:
+            divided["router.key_heads"] = self.model.router.key_heads
+        for name, value in divided.items():
             if value % ranks:
                 raise ConfigError(
                     f"model.{name} is {value}, not divisible by training.tensor_parallel ({ranks})"
@@ -211,7 +213,7 @@ class Config:
         if ranks > 1 and not self.model.router.scoring.tensor_parallel:
             raise ConfigError(
                 f"training.tensor_parallel is {ranks}: the router's reductions must then be "
-                "head_reduce mean, query_reduce max, chunk_reduce max"
+                "head_reduce mean, query_reduce max or pooled, chunk_reduce max"
             )
 
     @property

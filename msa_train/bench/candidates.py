@@ -55,7 +55,10 @@ def certified_candidates(
 def _searches(bank: BankSnapshot, config: ModelConfig) -> Iterator[_Searches]:
     for layer in config.router_layers:
         trained = bank.router_keys(layer).float()
-        for kind, keys in (("trained", trained), ("random", _turned(trained, config.kv_heads))):
+        for kind, keys in (
+            ("trained", trained),
+            ("random", _turned(trained, config.router_key_heads)),
+        ):
             for form in FORMS:
                 yield _Searches(layer, kind, form, keys, bank.chunk_cu, config)
 
@@ -74,7 +77,7 @@ class _Searches:
     ):
         self.layer, self._kind, self._form = layer, kind, form
         self._full, self._chunk_cu = keys, chunk_cu
-        self._heads, self._k = config.kv_heads, config.router.top_k
+        self._heads, self._k = config.router_key_heads, config.router.top_k
         self._searcher = layer_searcher(keys, chunk_cu, self._heads, config.router, form)
         self._candidates: list[Tensor] = []
         self._same = True

@@ -11,6 +11,7 @@ from msa_train.model.architecture import GEOMETRY, read_geometry, whole_geometry
 from msa_train.model.config import RETIRED, ModelConfig, RouterConfig
 
 _LOSSES = {"INFONCE_DECOUPLE": "infonce_decoupled", "INFONCE": "infonce"}
+_LATER = ("reads", "key_heads", "head_dim")  # settings that models of earlier versions do not have
 _OURS = "msa_train"  # key of config.json for what the published format has no word for
 
 
@@ -96,6 +97,9 @@ def _as_stored(config: ModelConfig) -> dict[str, Any]:
     if config.architecture == "qwen3":
         del stored["architecture"]
     router = stored["router"]
+    for name in _LATER:
+        if router[name] == getattr(RouterConfig, name):
+            del router[name]
     names = list(router)
     place = names.index("threshold_start") + 1
     stored["router"] = {name: router[name] for name in names[:place]} | RETIRED | router

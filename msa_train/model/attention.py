@@ -21,11 +21,14 @@ from msa_train.model.router import Routing, route
 
 @dataclass(frozen=True)
 class Pooled:
-    """Chunk means of a set of documents in one router layer: all that the memory keeps."""
+    """Chunk means of a set of documents in one router layer: all that the memory keeps.
+
+    A layer that only votes has no heads to read: k and v are [C, 0, D].
+    """
 
     k: Tensor  # [C, G, D] of normed and rotated keys
     v: Tensor  # [C, G, D]
-    key: Tensor  # [C, G*D] router key vectors
+    key: Tensor  # [C, V] router key vectors
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Pooled:
         """The same of each state: another dtype or device, some rows."""
@@ -77,14 +80,20 @@ Project = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Router:
-    """The router of one layer. queries: normed states [T, d] -> [T, H, D]; keys: -> [T, G, D];
-    both None where q and pooled k route themselves. gate None: as published."""
+    """The router of one layer.
+
+    queries: normed states [T, d] -> [T, query heads, D]; keys: -> [T, key heads, D], in the
+    router's own shape; both None where q and pooled k route themselves. gate None: as published.
+    key_heads: of this rank. reads: contexts attend to what was found; otherwise it is a vote only.
+    """
 
     settings: RouterConfig
     group: HeadGroup
     gate: Gate | None
     queries: Project | None
     keys: Project | None
+    key_heads: int
+    reads: bool = True
 
 
 def pool_documents(h: Tensor, documents: Projections, doc_cu: Tensor, router: Router) -> Pooled:
@@ -94,9 +103,14 @@ def pool_documents(h: Tensor, documents: Projections, doc_cu: Tensor, router: Ro
     mean: one row per chunk is projected, not one per token.
     """
     size = router.settings.chunk_size
-    k, v = chunk_mean(documents.k, doc_cu, size), chunk_mean(documents.v, doc_cu, size)
-    rk = k if router.keys is None else router.keys(chunk_mean(h, doc_cu, size))
-    return Pooled(k, v, router.group.gather(router.settings.scoring.key_vectors(rk)))
+    means = chunk_mean(documents.k if router.keys is None else h, doc_cu, size)
+    rk = means if router.keys is None else router.keys(means)
+    key = router.group.gather(router.settings.scoring.key_vectors(rk))
+    if not router.reads:
+        nothing = documents.k.new_empty(len(key), 0, documents.k.shape[2])
+        return Pooled(nothing, nothing, key)
+    k = means if router.keys is None else chunk_mean(documents.k, doc_cu, size)
+    return Pooled(k, chunk_mean(documents.v, doc_cu, size), key)
 
 
 def router_query(
@@ -106,9 +120,14 @@ def router_query(
 
     Of the query tokens `rows` of the active stream, packed by query_cu; normed states h [Na, d].
     """
-    rq = contexts.q[rows] if router.queries is None else router.queries(h[rows])
-    kv_heads, scoring = contexts.k.shape[1], router.settings.scoring
-    vectors, query_cu = scoring.query_vectors(rq, query_cu, kv_heads, router.group.heads)
+    scoring = router.settings.scoring
+    if router.queries is None:
+        states, query_cu = scoring.pool_tokens(contexts.q[rows].flatten(1), query_cu)
+        rq = states.unflatten(1, (-1, contexts.q.shape[2]))
+    else:
+        states, query_cu = scoring.pool_tokens(h[rows], query_cu)
+        rq = router.queries(states)
+    vectors, query_cu = scoring.query_vectors(rq, query_cu, router.key_heads, router.group.heads)
     return router.group.gather(vectors), query_cu
 
 
@@ -120,6 +139,7 @@ class SelectedChunks:
     k: Tensor  # [C, G, D]
     v: Tensor  # [C, G, D]
     bias: Tensor | None  # [S] the gate's addition to the attention logits
+    read: bool = True  # false: found for the vote alone
 
     @classmethod
     def of(cls, routing: Routing, k: Tensor, v: Tensor, router: Router) -> SelectedChunks:
@@ -128,13 +148,15 @@ class SelectedChunks:
         if router.gate is not None:
             bias = router.gate.sharpness * (routing.chunk_scores - router.gate.threshold)
             bias = router.group.spread(bias)
-        return cls(routing, k, v, bias)
+        return cls(routing, k, v, bias, router.reads)
 
 
 def context_with_memory(
     x: Projections, cu: Tensor, memory_from: Tensor, selected: SelectedChunks
 ) -> Tensor:
     """Contexts attend to their selected chunks and to their own earlier tokens. [Na, H, D]."""
+    if not selected.read:
+        return self_attention(x, cu)
     routing, scale = selected.routing, x.q.shape[-1] ** -0.5
     return context_attention(
         x.q, x.k, x.v, cu, cu, selected.k, selected.v, routing.chunk_index, routing.index_cu,
@@ -143,7 +165,12 @@ def context_with_memory(
 
 
 def self_attention_layer(x: Projections, layout: StreamLayout) -> Tensor:
-    """Attention of a layer without router: each document and context to itself. [N, H, D]."""
+    """Attention of a layer without router: each document and context to itself. [N, H, D].
+
+    Behind the last router layer x are the contexts alone.
+    """
+    if len(x.q) < len(layout.positions):
+        return self_attention(x, layout.ctx_cu)
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
     own = self_attention(documents, layout.doc_cu), self_attention(contexts, layout.ctx_cu)
@@ -177,8 +204,8 @@ def router_layer(
 ) -> tuple[Tensor, Routing, Pooled]:
     """Attention of a router layer (SPEC section 2): normed states h [N, d], their projections x.
 
-    Returns the attended states [N, H, D], or [Na, H, D] with `contexts_only` (the last layer,
-    where a document needs only what is pooled of it), the routing, and the pooled memory.
+    Returns the attended states [N, H, D], or [Na, H, D] with `contexts_only` (the last router
+    layer, where a document needs only what is pooled of it), the routing, and the pooled memory.
     """
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))

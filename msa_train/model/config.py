@@ -21,6 +21,11 @@ class RouterConfig:
     """The memory side of a model (SPEC sections 2 and 3).
 
     layers: "upper_half", "all", or layer numbers such as "2,3".
+    reads: router layers whose contexts attend to what was found, in the same words; "none": they
+      only vote for documents, and the backbone computes what it did without a memory. Layers
+      beyond `layers` are left out of "all" and "upper_half".
+    key_heads, head_dim: shape of the router's keys (null: the backbone's own). With a number of
+      heads of its own, queries have as many (SPEC section 8).
     top_k: documents selected per context and layer (K).
     chunk_size: document tokens per pooled key (P).
     decouple: own router projections; false: q and pooled k route.
@@ -42,7 +47,7 @@ class RouterConfig:
     decouple: bool = True
     similarity: Literal["cosine", "dot"] = "cosine"
     head_reduce: Literal["mean", "max"] = "mean"
-    query_reduce: Literal["max", "mean", "last"] = "max"
+    query_reduce: Literal["max", "mean", "last", "pooled"] = "max"
     chunk_reduce: Literal["max", "mean"] = "max"
     gate: GateKind = "threshold"
     gate_start: float = 20.0
@@ -50,6 +55,9 @@ class RouterConfig:
     temperature: float = 0.1
     loss: Literal["infonce_decoupled", "infonce"] = "infonce_decoupled"
     loss_layers: Literal["all", "upper_half"] = "all"
+    reads: str = "all"
+    key_heads: int | None = None
+    head_dim: int | None = None
     gate_growth: InitVar[Any] = RETIRED["gate_growth"]  # not a setting any more
     gate_documents: InitVar[Any] = RETIRED["gate_documents"]
 
@@ -66,12 +74,20 @@ class RouterConfig:
             )
         _positive("model.router.top_k", self.top_k)
         _positive("model.router.chunk_size", self.chunk_size)
+        for name in ("key_heads", "head_dim"):
+            if (value := getattr(self, name)) is not None:
+                _positive(f"model.router.{name}", value)
+                if not self.decouple:
+                    raise ConfigError(
+                        f"model.router.{name} is {value} with decouple false: keys of the "
+                        "attention route, in their own shape; remove it or set decouple true"
+                    )
         scoring = self.scoring  # refuses reductions that nothing handles
         if self.gate != "none" and not scoring.scores_chunks:
             raise ConfigError(
                 f"model.router.gate is {self.gate!r} with head_reduce {self.head_reduce}, "
                 f"query_reduce {self.query_reduce}, chunk_reduce {self.chunk_reduce}: the gate "
-                "needs mean, max, max; use gate none to reproduce a published variant"
+                "needs mean, max or pooled, max; use gate none to reproduce a published variant"
             )
 
     @property
@@ -135,7 +151,12 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"model.head_dim is {self.head_dim}: RoPE needs an even number")
-        parse_router_layers(self.router.layers, self.layers)
+        read = set(self.reading_layers) - set(self.router_layers)
+        if read:
+            raise ConfigError(
+                f"model.router.reads is {self.router.reads!r}: layer {min(read)} is none of the "
+                f"router layers ({self.router.layers})"
+            )
 
     @property
     def shape(self) -> Architecture:
@@ -152,12 +173,42 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "queries": self.heads * self.head_dim,
             "keys": self.kv_heads * self.head_dim,
+            "router_queries": self.router_heads * self.router_head_dim,
+            "router_keys": self.router_key_heads * self.router_head_dim,
             "one": 1,
         }
 
     @property
     def router_layers(self) -> tuple[int, ...]:
-        return parse_router_layers(self.router.layers, self.layers)
+        return parse_layers("layers", self.router.layers, self.layers)
+
+    @property
+    def last_router_layer(self) -> int:
+        """Where nothing needs a document's states any more."""
+        return self.router_layers[-1]
+
+    @property
+    def reading_layers(self) -> tuple[int, ...]:
+        """Router layers whose contexts attend to the documents they found."""
+        if self.router.reads == "none":
+            return ()
+        named = parse_layers("reads", self.router.reads, self.layers)
+        if self.router.reads in ("all", "upper_half"):
+            return tuple(layer for layer in named if layer in self.router_layers)
+        return named
+
+    @property
+    def router_key_heads(self) -> int:
+        return self.router.key_heads or self.kv_heads
+
+    @property
+    def router_heads(self) -> int:
+        """Of a router's queries: H as published, or as many as its keys have on their own."""
+        return self.router.key_heads or self.heads
+
+    @property
+    def router_head_dim(self) -> int:
+        return self.router.head_dim or self.head_dim
 
     @property
     def loss_layers(self) -> tuple[int, ...]:
@@ -166,7 +217,7 @@ class ModelConfig:
         return tuple(layer for layer in self.router_layers if layer >= first)
 
 
-def parse_router_layers(text: str, layers: int) -> tuple[int, ...]:
+def parse_layers(setting: str, text: str, layers: int) -> tuple[int, ...]:
     """Layer numbers of "upper_half", "all" or "2,3", ascending. Raises ConfigError."""
     if text == "upper_half":
         return tuple(range(layers // 2, layers))
@@ -176,11 +227,12 @@ def parse_router_layers(text: str, layers: int) -> tuple[int, ...]:
         numbers = sorted(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"model.router.layers is {text!r}: give upper_half, all, or layer numbers such as '2,3'"
+            f"model.router.{setting} is {text!r}: "
+            "give upper_half, all, or layer numbers such as '2,3'"
         ) from None
     if len(set(numbers)) < len(numbers) or not 0 <= numbers[0] <= numbers[-1] < layers:
         raise ConfigError(
-            f"model.router.layers is {text!r}: give distinct layers from 0 to {layers - 1} "
+            f"model.router.{setting} is {text!r}: give distinct layers from 0 to {layers - 1} "
             f"(model.layers is {layers})"
         )
     return tuple(numbers)

@@ -91,27 +91,31 @@ class Attention(nn.Module):
         if self.norms_heads:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.routes = layer in config.router_layers
+        self.routes, self.reads = layer in config.router_layers, layer in config.reading_layers
         self.decoupled = self.routes and config.router.decouple
         if self.decoupled:  # Sequential: the published names end in `.0.weight`
-            self.router_q_proj = nn.Sequential(nn.Linear(d, wide, bias=False))
-            self.router_k_proj = nn.Sequential(nn.Linear(d, narrow, bias=False))
-        if self.routes and config.router.gate != "none":
+            sizes = config.sizes["router_queries"], config.sizes["router_keys"]
+            self.router_q_proj, self.router_k_proj = (
+                nn.Sequential(nn.Linear(d, size, bias=False)) for size in sizes
+            )
+        if self.reads and config.router.gate != "none":
             self.router_gate = nn.Parameter(torch.zeros(1))
             self.router_threshold = nn.Parameter(torch.zeros(1))
 
     def project(self, h: Tensor, cos: Tensor, sin: Tensor) -> Projections:
         """Normed states [N, d] -> q, k, v."""
-        q, k, v = (self._heads(p(h)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (_heads(p(h), self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         norms = (self.q_norm.weight, self.k_norm.weight) if self.norms_heads else None
         return Projections(*rotate_heads(q, k, cos, sin, norms, self.norm_eps), v)
 
     def router(self, config: ModelConfig) -> Router:
         queries = keys = None
         if self.decoupled:
-            queries = lambda h: self._heads(self.router_q_proj(h))  # noqa: E731
-            keys = lambda h: self._heads(self.router_k_proj(h))  # noqa: E731
-        return Router(config.router, HeadGroup(config.heads), self.gate, queries, keys)
+            width = config.router_head_dim
+            queries = lambda h: _heads(self.router_q_proj(h), width)  # noqa: E731
+            keys = lambda h: _heads(self.router_k_proj(h), width)  # noqa: E731
+        group, key_heads = HeadGroup(config.router_heads), config.router_key_heads
+        return Router(config.router, group, self.gate, queries, keys, key_heads, self.reads)
 
     @property
     def gate(self) -> Gate | None:
@@ -119,8 +123,10 @@ class Attention(nn.Module):
             return None
         return Gate(self.router_gate, self.router_threshold)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.head_dim))
+
+def _heads(x: Tensor, width: int) -> Tensor:
+    """[T, heads*width] -> [T, heads, width]"""
+    return x.unflatten(1, (-1, width))
 
 
 class MLP(nn.Module):
@@ -202,7 +208,8 @@ class MSADecoder(nn.Module):
         tables = rotary_tables(positions, config.head_dim, config.rope_theta)
         for number, layer in enumerate(self.model.layers):
             h = layer.input_layernorm(x)
-            attended = attend(number, h, layer.self_attn.project(h, *tables))
+            cos, sin = (table[len(table) - len(x) :] for table in tables)
+            attended = attend(number, h, layer.self_attn.project(h, cos, sin))
             if attended is None:
                 return None
             x = layer.finish(x[len(x) - len(attended) :], attended)
@@ -222,7 +229,7 @@ class MSADecoder(nn.Module):
             router = self.router(layer)
             if router is None:
                 return self_attention_layer(x, layout)
-            last = layer == self.config.layers - 1 and not layout.keep_documents
+            last = layer == self.config.last_router_layer and not layout.keep_documents
             attended, routings[layer], pooled[layer] = router_layer(h, x, layout, router, last)
             return attended
 
@@ -238,7 +245,7 @@ class MSADecoder(nn.Module):
             if (router := self.router(layer)) is not None:
                 pooled[layer] = pool_documents(h, x, doc_cu, router)
             # Nothing reads a document's state after its last pooled keys.
-            return None if layer == self.config.layers - 1 else self_attention(x, doc_cu)
+            return None if layer == self.config.last_router_layer else self_attention(x, doc_cu)
 
         self.run(doc_tokens, positions_within(doc_cu), attend)
         return pooled

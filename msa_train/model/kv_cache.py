@@ -32,7 +32,7 @@ class Prefill:
     """What a prefill of m contexts leaves, packed by ctx_cu [m+1].
 
     hidden [Na, d] after the last norm; keys, values per layer [Na, G, D]; selected per router
-    layer; next_positions [m] of the token that follows each context.
+    layer, of which some may only vote; next_positions [m] of the token that follows each context.
     """
 
     hidden: Tensor
@@ -41,6 +41,11 @@ class Prefill:
     keys: list[Tensor]
     values: list[Tensor]
     selected: dict[int, SelectedChunks]
+
+    @property
+    def read(self) -> dict[int, SelectedChunks]:
+        """Of the layers whose contexts attend to what they selected."""
+        return {layer: each for layer, each in self.selected.items() if each.read}
 
     @property
     def last(self) -> Tensor:
@@ -66,7 +71,7 @@ class KVCache:
         self.length, self.position, self.active = (
             torch.zeros(rows, dtype=torch.int64, device=like.device) for _ in range(3)
         )
-        self._routes = [layer in config.router_layers for layer in range(config.layers)]
+        self._reads = [layer in config.reading_layers for layer in range(config.layers)]
         self._kv_heads, self._scale = config.kv_heads, config.head_dim**-0.5
         heads = config.kv_heads, config.head_dim
         self.keys, self.values = (
@@ -74,15 +79,15 @@ class KVCache:
             for _ in range(2)
         )
         self._own = like.new_full((rows, self.tokens), -torch.inf)
-        # Plain layers share one mask: [rows, T]; a router layer has its own [rows, E + T].
+        # Plain layers share one mask: [rows, T]; a reading layer has its own [rows, E + T].
         self.masks = [
-            like.new_full((rows, self.entries + self.tokens), -torch.inf) if routes else self._own
-            for routes in self._routes
+            like.new_full((rows, self.entries + self.tokens), -torch.inf) if reads else self._own
+            for reads in self._reads
         ]
 
     def __len__(self) -> int:
         """Layers."""
-        return len(self._routes)
+        return len(self._reads)
 
     def room(self, row: int) -> int:
         """Tokens that a row can still take."""
@@ -91,7 +96,7 @@ class KVCache:
     def admit(self, prefill: Prefill, contexts: Sequence[int], rows: Sequence[int]) -> None:
         """Puts contexts of a prefill into rows."""
         held = [prefill.ctx_cu.diff().tolist()]
-        held += [each.routing.index_cu.diff().tolist() for each in prefill.selected.values()]
+        held += [each.routing.index_cu.diff().tolist() for each in prefill.read.values()]
         own, *chunks = ([each[context] for context in contexts] for each in held)
         most = [max(counts) for counts in zip(*chunks, strict=True)] or [0] * len(own)
         self._reserve(max(most), max(own))
@@ -105,7 +110,7 @@ class KVCache:
         )  # fmt: skip
         target = torch.full_like(lengths, -1)
         target[chosen] = places
-        for mask in (self._own, *(self.masks[layer] for layer in prefill.selected)):
+        for mask in (self._own, *(self.masks[layer] for layer in prefill.read)):
             mask[places] = -torch.inf
         row = target.repeat_interleave(lengths)
         kept = (row >= 0).nonzero().squeeze(1)
@@ -113,15 +118,15 @@ class KVCache:
         self.unmask(*own)
         for layer, (k, v) in enumerate(zip(prefill.keys, prefill.values, strict=True)):
             self.write(layer, *own, k[kept], v[kept])
-        for layer, selected in prefill.selected.items():
+        for layer, selected in prefill.read.items():
             self._put_chunks(layer, selected, target)
 
     def unmask(self, row: Tensor, place: Tensor) -> None:
         """Own tokens at row, place [N] may be attended to from now on."""
         nothing = self._own.new_zeros(())
         self._own.index_put_((row, place), nothing)
-        for layer, routes in enumerate(self._routes):
-            if routes:
+        for layer, reads in enumerate(self._reads):
+            if reads:
                 self.masks[layer].index_put_((row, place + self.entries), nothing)
 
     def write(self, layer: int, row: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
@@ -234,8 +239,8 @@ class KVCache:
             return
         own = F.pad(self._own, (0, right), value=-torch.inf)
         masks = [
-            F.pad(mask, (left, right), value=-torch.inf) if routes else own
-            for mask, routes in zip(self.masks, self._routes, strict=True)
+            F.pad(mask, (left, right), value=-torch.inf) if reads else own
+            for mask, reads in zip(self.masks, self._reads, strict=True)
         ]
         self._grow(left, right)
         self._own, self.masks = own, masks
@@ -246,8 +251,8 @@ class KVCache:
         self.version += 1
         done: list[tuple[list[Tensor], int, slice]] = []
         try:
-            for layer, routes in enumerate(self._routes):
-                more = left if routes else 0
+            for layer, reads in enumerate(self._reads):
+                more = left if reads else 0
                 for kept in (self.keys, self.values):
                     old = slice(more, more + kept[layer].shape[1])
                     kept[layer] = self._grown(layer, kept[layer], more, right)
@@ -267,7 +272,7 @@ class KVCache:
 
     def _lead(self, layer: int) -> int:
         """Columns before the own tokens."""
-        return self.entries if self._routes[layer] else 0
+        return self.entries if self._reads[layer] else 0
 
     def _columns(self, layer: int, window: Window) -> slice:
         lead = self._lead(layer)

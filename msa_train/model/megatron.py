@@ -100,24 +100,25 @@ class MemoryAttention(SelfAttention):
         self.model = model
         self.number = self.layer_number - 1
         self.routes = self.number in model.router_layers
+        self.reads = self.number in model.reading_layers
         # Without a norm there is no weight: the rotation alone.
         self.qk_norm = HeadNorm(model) if model.shape.qk_norm else rotate_heads
         self.group = HeadGroup(
-            model.heads,
+            model.router_heads,
             tensor_parallel.gather_from_tensor_model_parallel_region,
             tensor_parallel.copy_to_tensor_model_parallel_region,
         )
         if self.routes and model.router.decouple:
-            self.router_q = self._router_projection(model.heads)
-            self.router_k = self._router_projection(model.kv_heads)
-        if self.routes and model.router.gate != "none":
+            self.router_q = self._router_projection("router_queries")
+            self.router_k = self._router_projection("router_keys")
+        if self.reads and model.router.gate != "none":
             self.router_gate = torch.nn.Parameter(torch.empty(1))
             self.router_threshold = torch.nn.Parameter(torch.empty(1))
 
-    def _router_projection(self, heads: int) -> ColumnParallelLinear:
+    def _router_projection(self, size: str) -> ColumnParallelLinear:
         return ColumnParallelLinear(
             self.config.hidden_size,
-            heads * self.model.head_dim,
+            self.model.sizes[size],
             config=self.config,
             init_method=self.config.init_method,
             bias=False,
@@ -126,10 +127,12 @@ class MemoryAttention(SelfAttention):
     def project(self, h: Tensor, streams: TwoStreams) -> Projections:
         """Normed states [N, 1, d] -> this rank's heads."""
         q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
-        return Projections(*self.qk_norm(q, k, streams.cos, streams.sin), v)
+        # The last rows: behind the last router layer the documents are gone.
+        cos, sin = (table[len(table) - len(h) :] for table in (streams.cos, streams.sin))
+        return Projections(*self.qk_norm(q, k, cos, sin), v)
 
     def forward(self, hidden_states: Tensor, streams: TwoStreams, last: bool) -> Tensor:
-        """[N, 1, d] -> [N, 1, d]; in the last layer without the documents, which nothing reads."""
+        """[N, 1, d] -> [N, 1, d]; `last`: without the documents, which nothing reads any more."""
         projections = self.project(hidden_states, streams)
         if self.routes:
             attended = self._route(hidden_states.squeeze(1), projections, streams, last)
@@ -159,17 +162,18 @@ class MemoryAttention(SelfAttention):
 
     def _router(self) -> Router:
         gate = queries = keys = None
-        if self.model.router.gate != "none":
+        if self.reads and self.model.router.gate != "none":
             gate = Gate(self.router_gate, self.router_threshold)
         if self.model.router.decouple:
             queries, keys = (
                 partial(self._heads, layer) for layer in (self.router_q, self.router_k)
             )
-        return Router(self.model.router, self.group, gate, queries, keys)
+        key_heads = self.model.router_key_heads // tensor_size()
+        return Router(self.model.router, self.group, gate, queries, keys, key_heads, self.reads)
 
     def _heads(self, layer: ColumnParallelLinear, h: Tensor) -> Tensor:
         """[T, d] -> [T, this rank's heads, D]."""
-        return layer(h[:, None])[0].squeeze(1).unflatten(1, (-1, self.model.head_dim))
+        return layer(h[:, None])[0].squeeze(1).unflatten(1, (-1, self.model.router_head_dim))
 
 
 class _FusedMLP(MLP):
@@ -197,10 +201,9 @@ class MemoryLayer(TransformerLayer):
         return run, None
 
     def _run(self, x: Tensor, streams: TwoStreams) -> Tensor:
-        last = self.layer_number == self.config.num_layers and not streams.layout.keep_documents
-        attended = self.self_attention(
-            self.input_layernorm(x), streams, last and self.self_attention.routes
-        )
+        own, layout = self.self_attention, streams.layout
+        last = own.number == own.model.last_router_layer and not layout.keep_documents
+        attended = own(self.input_layernorm(x), streams, last)
         x = x[len(x) - len(attended) :] + attended
         return x + self.mlp(self.pre_mlp_layernorm(x))[0]
 

@@ -67,6 +67,10 @@ class Scoring(ABC):
         """
         return None
 
+    def pool_tokens(self, states: Tensor, query_cu: Tensor) -> tuple[Tensor, Tensor]:
+        """What router queries are projected from: a row [d] per query token, as it comes."""
+        return states, query_cu
+
     def query_vectors(
         self, rq: Tensor, query_cu: Tensor, kv_heads: int, total_heads: int
     ) -> tuple[Tensor, Tensor]:
@@ -183,6 +187,27 @@ class DotProduct(Scoring):
         from msa_kernels import chunk_scores
 
         return chunk_scores(*given)
+
+
+@register
+class PooledQuery(DotProduct):
+    """One query vector per context: the mean of its query tokens' projections, then normalised per
+    head (SPEC section 8). A projection is linear: it is taken of the mean, once per context."""
+
+    published = False
+    reductions = (("mean", "pooled", "max"),)
+
+    def pool_tokens(self, states: Tensor, query_cu: Tensor) -> tuple[Tensor, Tensor]:
+        """[m', d] means in the order of contexts; one without query tokens has none."""
+
+        from msa_kernels.ragged import cumulative, segment_ids
+
+        counts = query_cu.diff()
+        asks = counts > 0
+        wide = states.float() if states.dtype.itemsize < 4 else states
+        sums = wide.new_zeros(len(counts), states.shape[1])
+        sums = sums.index_add(0, segment_ids(query_cu), wide)[asks]
+        return (sums / counts[asks, None]).to(states.dtype), cumulative(asks.long())
 
 
 @register

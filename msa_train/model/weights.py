@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from msa_train.errors import ConfigError
 from msa_train.model.architecture import EMBEDDING, FINAL_NORM, HEAD, WeightMap
 from msa_train.model.config import ModelConfig
 
@@ -26,10 +27,10 @@ def layer_weights(config: ModelConfig, layer: int) -> list[WeightMap]:
     if layer not in config.router_layers:
         return found
     if config.router.decouple:
-        for side, size in (("q", "queries"), ("k", "keys")):
+        for side, size in (("q", "router_queries"), ("k", "router_keys")):
             published = {f"self_attn.router_{side}_proj.0.weight": (size, "hidden")}
             found.append(WeightMap(f"self_attention.router_{side}.weight", published, "rows"))
-    if config.router.gate != "none":
+    if config.router.gate != "none" and layer in config.reading_layers:
         for name in ("router_gate", "router_threshold"):
             published = {f"self_attn.{name}": ("one",)}
             found.append(WeightMap(f"self_attention.{name}", published, "whole"))
@@ -78,12 +79,14 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
         return torch.zeros(shape)
     if name.endswith("router_q_proj.0.weight"):
         key = initial_weight(name.replace("router_q", "router_k"), config, seed)
-        return _repeated(key, config)
+        return _repeated(key, config.router_key_heads, config.router_heads)
     if config.copy_start and name.endswith("o_proj.weight"):
         layer = int(name.split(".")[2])
-        if layer in config.router_layers:
+        if layer in config.reading_layers:
             value = initial_weight(name.replace("o_proj", "v_proj"), config, seed)
-            return config.copy_start * _repeated(value, config).T.contiguous()
+            return (
+                config.copy_start * _repeated(value, config.kv_heads, config.heads).T.contiguous()
+            )
     if name == "model.embed_tokens.weight":
         std = config.embedding_std
     else:
@@ -100,15 +103,28 @@ def initial_reader(config: ModelConfig, seed: int) -> Read:
 
 def router_from_backbone(name: str, read: Read, config: ModelConfig) -> Tensor:
     """The start of a router projection for a backbone that has none (SPEC section 7): its layer's
-    key projection, repeated over each GQA group for the queries."""
+    key projection, repeated over each GQA group for the queries.
+
+    Raises ConfigError for a router whose keys have another shape than the backbone's.
+    """
+    shape = config.kv_heads, config.head_dim
+    if (config.router_key_heads, config.router_head_dim) != shape:
+        raise ConfigError(
+            f"model.router has keys of {config.router_key_heads} heads of "
+            f"{config.router_head_dim}, and the backbone {shape[0]} of {shape[1]}: a router of its "
+            "own shape cannot start from the backbone's keys; remove key_heads and head_dim, or "
+            "start from `msa router start`"
+        )
     key = read(re.sub(r"router_[qk]_proj\.0", "k_proj", name))
-    return _repeated(key, config) if "router_q" in name else key.clone()
+    if "router_k" in name:
+        return key.clone()
+    return _repeated(key, config.kv_heads, config.router_heads)
 
 
-def _repeated(weight: Tensor, config: ModelConfig) -> Tensor:
-    """Rows of the key/value heads [G*D, d], each head repeated for its query heads: [H*D, d]."""
-    heads = weight.unflatten(0, (config.kv_heads, config.head_dim))
-    return heads.repeat_interleave(config.heads // config.kv_heads, 0).flatten(0, 1)
+def _repeated(weight: Tensor, heads: int, times: int) -> Tensor:
+    """Rows of key/value heads [heads*D, d], each repeated for its query heads: [times*D, d]."""
+    rows = weight.unflatten(0, (heads, -1))
+    return rows.repeat_interleave(times // heads, 0).flatten(0, 1)
 
 
 def megatron_shard(

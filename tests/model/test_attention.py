@@ -35,7 +35,7 @@ def case(seed=0, **router):
     wq, wk = (torch.randn(config.hidden, n * DIM, generator=random) for n in (HEADS, GROUPS))
     gate = Gate(torch.tensor([5.0]), torch.tensor([0.1]))
     queries, keys = (lambda x, w=w: (x @ w).unflatten(1, (-1, DIM)) for w in (wq, wk))
-    router = Router(config.router, HeadGroup(HEADS), gate, queries, keys)
+    router = Router(config.router, HeadGroup(HEADS), gate, queries, keys, GROUPS)
     return layout, h, Projections(q, k, v), router
 
 
@@ -107,7 +107,7 @@ def test_stored_documents_are_read_like_those_of_the_stream():
 
 def test_a_coupled_router_asks_with_q_and_is_known_by_pooled_k():
     layout, h, x, router = case(decouple=False)
-    coupled = Router(router.settings, router.group, router.gate, None, None)
+    coupled = Router(router.settings, router.group, router.gate, None, None, GROUPS)
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
     pooled = pool_documents(h[:nd], documents, layout.doc_cu, coupled)

@@ -3,7 +3,7 @@
 import pytest
 
 from msa_train.errors import ConfigError
-from msa_train.model.config import PRESETS, ModelConfig, RouterConfig, parse_router_layers
+from msa_train.model.config import PRESETS, ModelConfig, RouterConfig, parse_layers
 from msa_train.model.weights import weight_shapes
 
 
@@ -12,13 +12,13 @@ from msa_train.model.weights import weight_shapes
     [("upper_half", (2, 3, 4)), ("all", (0, 1, 2, 3, 4)), ("3,1", (1, 3)), ("4", (4,))],
 )
 def test_router_layers_are_read(text, layers):
-    assert parse_router_layers(text, 5) == layers
+    assert parse_layers("layers", text, 5) == layers
 
 
 @pytest.mark.parametrize("text", ["", "two", "1,1", "5", "-1", "1,,2"])
 def test_router_layers_that_cannot_be_are_refused(text):
     with pytest.raises(ConfigError, match=r"model\.router\.layers"):
-        parse_router_layers(text, 5)
+        parse_layers("layers", text, 5)
 
 
 def test_loss_layers_are_router_layers():

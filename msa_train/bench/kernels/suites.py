@@ -218,7 +218,7 @@ def _pool(tokens: int, dtype: torch.dtype) -> Iterator[Case]:
     def project(states: Tensor) -> Tensor:
         return F.linear(states, weight).unflatten(1, (KV_HEADS, HEAD_DIM))
 
-    router = Router(RouterConfig(chunk_size=CHUNK), HeadGroup(HEADS), None, None, project)
+    router = Router(RouterConfig(chunk_size=CHUNK), HeadGroup(HEADS), None, None, project, KV_HEADS)
 
     def ours() -> tuple[Tensor, ...]:
         pooled = pool_documents(h, Projections(k[:0], k, v), documents, router)  # no queries here

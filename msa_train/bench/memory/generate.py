@@ -97,7 +97,8 @@ class Likeness:
     """Mean [F] and factor [F, F] of the covariance of encoded states, by layer and kind."""
 
     moments: dict[tuple[int, str], tuple[Tensor, Tensor]]
-    shape: tuple[int, int]  # heads, head_dim
+    head_dim: int
+    key_head_dim: int
 
     @classmethod
     def of(cls, model: MSADecoder, tokenizer: Tokenizer, documents: list[Document]) -> Likeness:
@@ -110,8 +111,7 @@ class Likeness:
                 small = 1e-6 * rows.var() * torch.eye(width, dtype=rows.dtype)
                 factor = torch.linalg.cholesky(rows.T.cov() + small)
                 moments[layer, kind] = rows.mean(0).float(), factor.float()
-        config = model.config
-        return cls(moments, (config.kv_heads, config.head_dim))
+        return cls(moments, model.config.head_dim, model.config.router_head_dim)
 
     def draw(self, layer: int, count: int) -> Pooled:
         """[count] chunks; each head of a router key has length 1, as encoded ones have."""
@@ -119,8 +119,9 @@ class Likeness:
         for kind in STATES:
             mean, factor = self.moments[layer, kind]
             found[kind] = torch.addmm(mean, torch.randn(count, len(mean)), factor.T)
-        k, v, key = (found[kind].unflatten(1, self.shape) for kind in STATES)
-        return Pooled(k.to(DTYPE), v.to(DTYPE), F.normalize(key, dim=-1).flatten(1).to(DTYPE))
+        k, v = (found[kind].unflatten(1, (-1, self.head_dim)).to(DTYPE) for kind in ("k", "v"))
+        key = F.normalize(found["key"].unflatten(1, (-1, self.key_head_dim)), dim=-1)
+        return Pooled(k, v, key.flatten(1).to(DTYPE))
 
 
 def _batches(

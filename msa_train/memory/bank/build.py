@@ -34,8 +34,18 @@ Expected = Callable[[], int | None]
 
 def bank_form(config: ModelConfig, fingerprint: Mapping[str, str], dtype: str) -> BankForm:
     """The form of the banks that a model builds."""
-    geometry = config.router_layers, config.kv_heads, config.head_dim, config.router.chunk_size
-    return BankForm(dtype, *geometry, dict(fingerprint))
+    all_read = config.reading_layers == config.router_layers
+    return BankForm(
+        dtype,
+        config.router_layers,
+        config.kv_heads,
+        config.head_dim,
+        config.router.chunk_size,
+        dict(fingerprint),
+        reads=None if all_read else config.reading_layers,
+        key_heads=config.router.key_heads,
+        key_head_dim=config.router.head_dim,
+    )
 
 
 def _progress(expected: Expected) -> ProgressBar:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ class BankForm:
     head_dim: int
     chunk_size: int
     fingerprint: dict[str, str]
+    reads: tuple[int, ...] | None = None  # layers with K and V (None: all)
+    key_heads: int | None = None  # of router keys (None: kv_heads)
+    key_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -50,10 +54,25 @@ class BankForm:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
-    @property
-    def width(self) -> int:
-        """Numbers per chunk in the K, V or router keys of one layer."""
-        return self.kv_heads * self.head_dim
+    def shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Of a chunk's K, V and router key in one layer."""
+        heads = self.kv_heads if self.reads is None or layer in self.reads else 0
+        width = (self.key_heads or self.kv_heads) * (self.key_head_dim or self.head_dim)
+        return {"k": (heads, self.head_dim), "v": (heads, self.head_dim), "key": (width,)}
+
+    def bytes(self, layer: int) -> dict[str, int]:
+        """Of the same, in order."""
+        size = self.torch_dtype.itemsize
+        return {kind: math.prod(shape) * size for kind, shape in self.shapes(layer).items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What has its default is left out: earlier versions read the banks they could build."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BankForm:
+        lists = {name: tuple(data[name]) for name in ("layers", "reads") if name in data}
+        return cls(**{**data, **lists})
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,8 @@ class BankManifest:
         return replace(self, generation=self.generation + 1, **changes)
 
     def save(self, bank: Path) -> None:
-        body = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
+        content = {**asdict(self), "form": self.form.to_json()}
+        body = json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=1)
         # A line of its own, so that it covers exactly the bytes before it.
         digest = hashlib.sha256(body.encode()).hexdigest()
         files.replace_file(bank / MANIFEST, f"{body}\n{digest}\n".encode())
@@ -135,9 +155,8 @@ class BankManifest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> BankManifest:
-        form = data["form"]
         return cls(
-            form=BankForm(**{**form, "layers": tuple(form["layers"])}),
+            form=BankForm.from_json(data["form"]),
             created=data["created"],
             generation=data["generation"],
             next_number=data["next_number"],

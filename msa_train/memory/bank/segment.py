@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class SegmentWriter:
             raw = {kind: self._bytes(getattr(states, kind), layer, kind) for kind in STATES}
             for kind, data in raw.items():
                 self._files[state_file(layer, kind)].write(data)
-            checksums = rows_crc(raw["k"], raw["v"], bounds * self._row_bytes)
+            checksums = rows_crc(raw["k"], raw["v"], bounds * self._form.bytes(layer)["k"])
             self._files[state_file(layer, "crc")].write(checksums)
 
     def seal(self) -> SegmentEntry:
@@ -135,10 +136,6 @@ class SegmentWriter:
         for file in (self._documents.file, *self._files.values()):
             with contextlib.suppress(OSError):
                 file.close()
-
-    @property
-    def _row_bytes(self) -> int:
-        return self._form.width * self._form.torch_dtype.itemsize
 
     def _bytes(self, states: Tensor, layer: int, kind: str) -> memoryview:
         if not states.isfinite().all():
@@ -254,12 +251,9 @@ class Segment:
         known[fresh] = True
 
     def _map(self, layer: int) -> Pooled:
-        heads, width = self.form.kv_heads, self.form.head_dim
-        shapes = {"k": (heads, width), "v": (heads, width), "key": (heads * width,)}
-        size, dtype = self.entry.chunks * self.form.width, self.form.torch_dtype
-        states = {}
-        for kind, shape in shapes.items():
-            flat = torch.empty(0, dtype=dtype)
+        dtype, states = self.form.torch_dtype, {}
+        for kind, shape in self.form.shapes(layer).items():
+            flat, size = torch.empty(0, dtype=dtype), self.entry.chunks * math.prod(shape)
             if size:
                 file = str(self.folder / state_file(layer, kind))
                 flat = torch.from_file(file, shared=False, size=size, dtype=dtype)

@@ -3,7 +3,7 @@
 Pure arithmetic (SPEC section 5); nothing is allocated. `msa plan memory` prints it, and `msa serve`
 checks it at its start with the real bank and the real machine (hardware.py).
 
-L router layers, C chunks, n documents, V = kv_heads x head_dim values of a key.
+L router layers, C chunks, n documents, V values of a router key; K and V of reading layers only.
 """
 
 from __future__ import annotations
@@ -226,10 +226,10 @@ def plan(config: ModelConfig, bank: BankSize, machine: Machine, serving: Serving
 def key_bytes(config: ModelConfig, chunks: int, documents: int, keys: str) -> int:
     """Bytes of one layer's router keys as they are searched; 8-bit ones with their scales (float32
     per chunk and head), error and length (per chunk), and the worst error (per document)."""
-    width = config.kv_heads * config.head_dim
+    width = config.sizes["router_keys"]
     if KEY_BYTES[keys] > 1:
         return chunks * width * KEY_BYTES[keys]
-    return chunks * (width + 4 * config.kv_heads + 8) + 4 * documents
+    return chunks * (width + 4 * config.router_key_heads + 8) + 4 * documents
 
 
 def _computing(
@@ -237,7 +237,7 @@ def _computing(
 ) -> Iterator[Item]:
     """What lies where the model computes: on each card, or in host memory."""
     ranks, place = max(1, len(machine.cards)), "device" if machine.cards else "host"
-    layers, top_k = len(config.router_layers), config.router.top_k
+    layers, reading = len(config.router_layers), len(config.reading_layers)
     chunks, documents = (math.ceil(x / ranks) for x in (bank.chunks, bank.documents))
     stored, compute = KEY_BYTES[bank.dtype], KEY_BYTES[serving.compute]
     row = config.kv_heads * config.head_dim
@@ -254,10 +254,10 @@ def _computing(
         f"K/V slots, {serving.slots} of {serving.slot_tokens:,} tokens",
         place, tokens * config.layers * 2 * row * compute,
     )  # fmt: skip
-    # A slot keeps the chunks that it reads in every router layer while it decodes.
+    # A slot keeps the chunks that it reads in every reading layer while it decodes.
     each = bank.chunks / max(1, bank.documents)
-    winners = serving.slots * min(top_k, bank.documents) * each * row
-    yield Item("chunks read by the slots", place, math.ceil(winners * 2 * layers * compute))
+    winners = serving.slots * min(config.router.top_k, bank.documents) * each * row
+    yield Item("chunks read by the slots", place, math.ceil(winners * 2 * reading * compute))
     yield Item("hot documents", place, round(serving.hot_mb * (1 << 20)))
     yield Item("prefetch, one layer of all slots", place, math.ceil(winners * 3 * stored))
     scores = _SEARCH_BYTES + (_PACKED_BYTES if machine.cards else 0)
@@ -271,15 +271,15 @@ def _stored(
 ) -> Iterator[Item]:
     """What lies in host memory beside, and on the disk."""
     ranks, layers = max(1, len(machine.cards)), len(config.router_layers)
-    row = config.kv_heads * config.head_dim * KEY_BYTES[bank.dtype]
-    per_layer = bank.chunks * row
+    reading, size = len(config.reading_layers), bank.chunks * KEY_BYTES[bank.dtype]
+    states, keys = 2 * config.sizes["keys"] * size, config.sizes["router_keys"] * size
     yield Item("processes", "host", ranks * PROCESS)
     yield Item("document tables", "host", ranks * bank.documents * _DOCUMENT_BYTES)
     if serving.states == "host":
         pinned = ", pinned" if machine.cards else ""
-        yield Item(f"pooled K and V{pinned}", "host", 2 * layers * per_layer, 2 * per_layer)
-    yield Item(f"bank: router keys, {bank.dtype}", "disk", layers * per_layer, per_layer)
-    yield Item(f"bank: pooled K and V, {bank.dtype}", "disk", 2 * layers * per_layer, 2 * per_layer)
+        yield Item(f"pooled K and V{pinned}", "host", reading * states, states)
+    yield Item(f"bank: router keys, {bank.dtype}", "disk", layers * keys, keys)
+    yield Item(f"bank: pooled K and V, {bank.dtype}", "disk", reading * states, states)
     checks = bank.documents * (4 * layers + 16)
     yield Item("bank: checksums and ids (texts not counted)", "disk", checks)
 
@@ -293,12 +293,13 @@ def _floor(
     peak = min((card.flops for card in machine.cards), default=0.0)
     if not bandwidth:
         return None
-    layers, width = len(config.router_layers), config.kv_heads * config.head_dim
+    layers, width = len(config.router_layers), config.sizes["router_keys"]
     chunks = math.ceil(bank.chunks / ranks)
     form = bank.dtype if serving.keys == "stored" else serving.keys
-    scales = 4 * config.kv_heads if KEY_BYTES[form] == 1 else 0
+    scales = 4 * config.router_key_heads if KEY_BYTES[form] == 1 else 0
     size = layers * chunks * (width * KEY_BYTES[form] + scales)
-    flops = 2 * serving.question_tokens * layers * chunks * width
+    queries = 1 if config.router.query_reduce == "pooled" else serving.question_tokens
+    flops = 2 * queries * layers * chunks * width
     read, product = size / bandwidth, flops / peak if peak else 0.0
     limit = "memory" if read >= product else "arithmetic"
     return SearchFloor(size, flops, max(read, product) * 1e3, limit)

@@ -78,8 +78,7 @@ class DistributedSearcher:
         owners = self._owner[places]
         divided = {rank: places[owners == rank] for rank in owners.unique().tolist()}
         mine = divided.pop(0, None)
-        form = self.bank.manifest.form
-        width = 3 * form.width * form.torch_dtype.itemsize
+        width = sum(self.bank.manifest.form.bytes(layer).values())
         call = Call(
             self._head({"do": "states"}, layer),
             f"reading layer {layer} of {self}",
@@ -90,8 +89,8 @@ class DistributedSearcher:
             self, call, lambda: None if mine is None else self.own.states(layer, mine)
         )
         found = {} if mine is None else {0: own}
-        found.update((rank, self._unpacked(answer.data)) for rank, answer in answers.items())
-        return self._in_order(found, {0: mine, **divided})
+        found.update((rank, self._unpacked(layer, answer.data)) for rank, answer in answers.items())
+        return self._in_order(layer, found, {0: mine, **divided})
 
     def _ask(
         self,
@@ -114,16 +113,25 @@ class DistributedSearcher:
     def _head(self, head: dict[str, Any], layer: int) -> dict[str, Any]:
         return {**head, "snapshot": self.number, "layer": layer}
 
-    def _unpacked(self, data: Tensor) -> Pooled:
+    def _unpacked(self, layer: int, data: Tensor) -> Pooled:
         form = self.bank.manifest.form
-        k, v, key = data.view(form.torch_dtype).view(3, -1, form.width)
-        return Pooled(*(x.unflatten(1, (form.kv_heads, form.head_dim)) for x in (k, v)), key)
+        sizes, shapes = form.bytes(layer), form.shapes(layer)
+        chunks = len(data) // sum(sizes.values())
+        parts = data.split([chunks * size for size in sizes.values()])
+        return Pooled(
+            *(
+                part.view(form.torch_dtype).view(chunks, *shape)
+                for part, shape in zip(parts, shapes.values(), strict=True)
+            )
+        )
 
-    def _in_order(self, found: Mapping[int, Pooled], places: Mapping[int, Tensor]) -> Pooled:
+    def _in_order(
+        self, layer: int, found: Mapping[int, Pooled], places: Mapping[int, Tensor]
+    ) -> Pooled:
         """States of several ranks as one, in ascending place order."""
         if not found:
             empty = torch.empty(0, dtype=self.bank.manifest.form.torch_dtype)
-            return self._unpacked(empty.view(torch.uint8))
+            return self._unpacked(layer, empty.view(torch.uint8))
         if len(found) == 1:
             return next(iter(found.values()))
         joined = torch.cat([places[rank] for rank in found])

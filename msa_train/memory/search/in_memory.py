@@ -45,9 +45,10 @@ def view_of(
     counts, rows = chunk_cu.diff()[places], _consecutive(chunks_of(places, chunk_cu))
     heads, head_dim = next(iter(pooled.values())).k.shape[1:]
     cu = cumulative(counts)
-    keys = {
-        layer: LayerKeys(states.key[rows], cu, router, heads) for layer, states in pooled.items()
-    }
+    keys = {}
+    for layer, states in pooled.items():
+        key_heads = states.key.shape[1] // (router.head_dim or head_dim)
+        keys[layer] = LayerKeys(states.key[rows], cu, router, key_heads)
 
     def read(layer: int, documents: Tensor) -> Pooled:
         chunks, states = chunks_of(places[documents], chunk_cu), pooled[layer]

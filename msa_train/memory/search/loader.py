@@ -105,7 +105,12 @@ class _LoadedSegment:
             states = segment.pooled[layer]
             own = states.map(lambda x: x[chunks])
             self._keys[layer] = LayerKeys(
-                own.key, self._chunk_cu, router, form.kv_heads, settings.keys, self._device
+                own.key,
+                self._chunk_cu,
+                router,
+                form.key_heads or form.kv_heads,
+                settings.keys,
+                self._device,
             )
             self._pooled[layer] = self._in_host(own) if settings.states == "host" else own
 

@@ -94,7 +94,7 @@ class MemoryView:
         if len(places):
             return self.searcher.states(layer, places).map(lambda x: x.to(query.device))
         empty = query.new_empty(0, self.heads, self.head_dim)
-        return Pooled(empty, empty, empty.flatten(1))
+        return Pooled(empty, empty, query.new_empty(0, query.shape[-1]))
 
 
 def _numbered(places: Tensor) -> tuple[Tensor, Tensor]:
