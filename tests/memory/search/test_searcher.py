@@ -103,7 +103,7 @@ def test_raw_dot_products_are_searched_exactly_whatever_the_lengths(seed, form, 
     counts = torch.randint(1, 4, (40,), generator=gen).tolist()
     keys, cu = memory(counts, seed)
     keys *= (torch.randn(len(keys), 1, generator=gen) * spread).exp() * 7
-    keys = keys.to(dtype).float()
+    keys = keys.clamp(-60_000, 60_000).to(dtype).float()  # no bank has infinite keys
     query, query_cu = questions([3, 1], seed + 1)
     query *= (torch.randn(len(query), 1, generator=gen) * spread).exp() / 30
     router = RouterConfig(top_k=3, similarity="dot")
