@@ -8,13 +8,19 @@ from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_weight, weight_shapes
 
 RAGGED = [[4, 9, 1, 13, 6, 8], [7], [5, 5]]  # the second and third have fewer than top_k = 3
+# Routers as a pretrained backbone has them: a shape of their own, one query vector per context, not
+# in every layer, and some that only vote.
+OWN_ROUTER = {
+    "layers": "0,2", "reads": "2", "key_heads": 3, "head_dim": 6, "query_reduce": "pooled",
+}  # fmt: skip
+VOTING_ROUTER = OWN_ROUTER | {"reads": "none"}
 CONTEXTS = [(0, 9), (1, 6), (0, 4), (2, 11), (0, 1)]
 
 
-def tiny_config(gate: str = "threshold", layers: int = 4, **router) -> ModelConfig:
+def tiny_config(gate: str = "threshold", depth: int = 4, **router) -> ModelConfig:
     settings = {"top_k": 3, "chunk_size": 4, "gate": gate, "gate_start": 5.0} | router
     return ModelConfig(
-        layers=layers, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab_size=64,
+        layers=depth, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab_size=64,
         router=RouterConfig(**settings),
     )  # fmt: skip
 

@@ -4,17 +4,28 @@ import pytest
 import torch
 
 from msa_train.errors import CheckpointError
+from msa_train.model.attention import self_attention
 from msa_train.model.decoder import MSADecoder, PooledMemory
 from msa_train.model.kv_cache import KVCache
 from msa_train.model.weights import initial_weight, weight_shapes
-from tests.batches import RAGGED, decoder_of, random_batch, tiny_config
+from tests.batches import (
+    OWN_ROUTER,
+    RAGGED,
+    VOTING_ROUTER,
+    decoder_of,
+    random_batch,
+    tiny_config,
+)
 
-GATES = ["none", "threshold"]
+ROUTERS = pytest.mark.parametrize(
+    ("gate", "router"),
+    [("none", {}), ("threshold", {}), ("threshold", OWN_ROUTER), ("none", VOTING_ROUTER)],
+)
 
 
-@pytest.mark.parametrize("gate", GATES)
-def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
-    config = tiny_config(gate)
+@ROUTERS
+def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate, router):
+    config = tiny_config(gate, **router)
     contexts = [(0, 9), (0, 4), (0, 12)]
     batch = random_batch(RAGGED[:1], contexts, config)
     model = decoder_of(config)
@@ -31,9 +42,9 @@ def test_memory_in_a_bank_agrees_with_memory_in_the_batch(gate):
         assert torch.equal(selected.routing.documents, expected.routings[layer].documents)
 
 
-@pytest.mark.parametrize("gate", GATES)
-def test_decoding_token_by_token_agrees_with_the_whole_context(gate):
-    config = tiny_config(gate)
+@ROUTERS
+def test_decoding_token_by_token_agrees_with_the_whole_context(gate, router):
+    config = tiny_config(gate, **router)
     whole = random_batch(RAGGED[:1], [(0, 8), (0, 8)], config)
     model, length, prompt = decoder_of(config), 11, 7  # head 3, question 4, then 4 decoded
     starts = whole.ctx_cu[:-1]
@@ -52,6 +63,38 @@ def test_decoding_token_by_token_agrees_with_the_whole_context(gate):
         for place in range(prompt, length):
             step = model.decode(whole.tokens[starts + place], cache, cache.begin_step([True, True]))
             torch.testing.assert_close(step, expected[:, place], rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_only_vote_leave_the_backbone_as_it_is():
+    """Bit for bit what its layers compute with no memory in sight."""
+    config = tiny_config("none", **VOTING_ROUTER)
+    batch, model = random_batch(RAGGED[:1], [(0, 9), (0, 4)], config), decoder_of(config)
+    with torch.no_grad():
+        pooled = model.encode(batch.doc_tokens, batch.doc_cu)
+        memory = PooledMemory(pooled, torch.tensor([0, 1, 4, 5, 9, 11, 13]), config.router)
+        prefill = model.prefill(
+            batch.tokens, batch.ctx_cu, batch.positions, batch.is_query, batch.memory_from, memory
+        )
+        plain = model.run(
+            batch.tokens, batch.positions, lambda _, h, x: self_attention(x, batch.ctx_cu)
+        )
+    assert torch.equal(prefill.hidden, plain)
+    assert prefill.selected.keys() == {0, 2} and not prefill.read
+    assert pooled[0].k.shape[1:] == (0, config.head_dim)
+
+
+def test_documents_go_no_further_than_the_last_router_layer():
+    config = tiny_config("none", layers="0,1")
+    model, seen = decoder_of(config), []
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(lambda _, x, __, n=number: seen.append((n, len(x[0]))))
+    batch = random_batch(RAGGED[:1], [(0, 9)], config)
+    with torch.no_grad():
+        model(batch)
+        model.encode(batch.doc_tokens, batch.doc_cu)
+    both, contexts = len(batch.doc_tokens) + len(batch.tokens), len(batch.tokens)
+    whole = [(0, both), (1, contexts), (2, contexts), (3, contexts)]
+    assert seen == [*whole, (0, len(batch.doc_tokens))]
 
 
 def test_contexts_and_documents_do_not_see_one_another():

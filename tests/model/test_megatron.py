@@ -5,13 +5,22 @@ import torch
 
 from msa_train.model.losses import router_loss_sum, token_loss_sum
 from msa_train.model.weights import published_weights
-from tests.batches import CONTEXTS, RAGGED, decoder_of, random_batch, tiny_config
+from tests.batches import (
+    CONTEXTS,
+    OWN_ROUTER,
+    RAGGED,
+    VOTING_ROUTER,
+    decoder_of,
+    random_batch,
+    tiny_config,
+)
 
 
 @pytest.mark.parametrize("gate", ["none", "threshold"])
 @pytest.mark.parametrize("doc_labels", [False, True])
-def test_megatron_and_serving_modules_agree(megatron, gate, doc_labels):
-    config = tiny_config(gate)
+@pytest.mark.parametrize("router", [{}, OWN_ROUTER, VOTING_ROUTER], ids=["", "own", "voting"])
+def test_megatron_and_serving_modules_agree(megatron, gate, doc_labels, router):
+    config = tiny_config(gate, **router)
     batch = random_batch(RAGGED, CONTEXTS, config, doc_labels=doc_labels)
     ours, streams = megatron(config).hidden_states(batch)
     out = decoder_of(config)(batch)
@@ -21,7 +30,11 @@ def test_megatron_and_serving_modules_agree(megatron, gate, doc_labels):
         assert torch.equal(streams.routings[layer].documents, out.routings[layer].documents)
 
 
-@pytest.mark.parametrize("settings", [{}, {"decouple": False}, {"similarity": "dot"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"decouple": False}, {"similarity": "dot"}, OWN_ROUTER, VOTING_ROUTER,
+     {"decouple": False, "query_reduce": "pooled"}],
+)  # fmt: skip
 @pytest.mark.parametrize("recompute", [False, True])
 def test_losses_and_gradients_agree(megatron, settings, recompute):
     config = tiny_config(**settings)

@@ -1,8 +1,11 @@
 """Scorings: what they compute, and the example of docs/extending.md carried out."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
+from msa_kernels.ragged import cumulative
 
 from data_pipeline.protocol import prompt_pieces
 from msa_train.errors import CheckpointError, ConfigError
@@ -98,33 +101,53 @@ def test_reductions_nobody_handles_are_refused_by_name():
         from_published(raw, "serving")
 
 
-# The example of docs/extending.md: one vector per context, whatever its length.
-class PooledQuery(DotProduct):
-    """The mean of the query tokens' projections, then normalised per head."""
+def test_a_pooled_query_is_the_mean_of_projections_normalised_per_head():
+    ours = RouterConfig(query_reduce="pooled").scoring
+    _, _, rk, chunk_cu = given()
+    query_cu = torch.tensor([0, 3, 3, 5])  # the second context asks nothing
+    weight = torch.randn(HEADS * DIM, 7, generator=torch.Generator().manual_seed(3))
+    states = torch.randn(5, 7, generator=torch.Generator().manual_seed(4))
+    pooled, cu = ours.pool_tokens(states, query_cu)
+    assert cu.tolist() == [0, 1, 1, 2]
+    rows = (pooled @ weight.T).unflatten(1, (HEADS, DIM))
+    vectors, cu = ours.query_vectors(rows, cu, GROUPS, HEADS)
+    bank = torch.tensor([0, 0, 0]), torch.tensor([0, 3])
+    scores = ours.document_scores(vectors, cu, ours.key_vectors(rk), chunk_cu, *bank)
+    assert scores[1].isneginf().all()
+    keys = F.normalize(rk, dim=-1).repeat_interleave(HEADS // GROUPS, 1)
+    for context, (first, end) in ((0, (0, 3)), (2, (3, 5))):
+        mean = torch.stack([weight @ state for state in states[first:end]]).mean(0)
+        query = F.normalize(mean.unflatten(0, (HEADS, DIM)), dim=-1)
+        chunks = (query * keys).sum(2).mean(1)
+        expected = torch.stack([chunks[chunk_cu[d] : chunk_cu[d + 1]].max() for d in range(3)])
+        torch.testing.assert_close(scores[context], expected)
 
-    published = False
-    reductions = (("mean", "pooled", "max"),)
+
+# The example of docs/extending.md: one vector per context, whatever its length.
+class LongestQuery(DotProduct):
+    """The query token whose projection is longest speaks for its context."""
+
+    published = tensor_parallel = False
+    reductions = (("mean", "longest", "max"),)
 
     def query_vectors(self, rq, query_cu, kv_heads, total_heads):
-        counts = query_cu.diff()
-        context = torch.arange(len(counts), device=rq.device).repeat_interleave(counts)
-        means = rq.new_zeros(len(counts), *rq.shape[1:]).index_add(0, context, rq)
-        means = means / counts.clamp(min=1)[:, None, None]
-        asks = counts > 0  # a context without query tokens has no vector
-        rows = F.pad(asks.cumsum(0), (1, 0))
-        return super().query_vectors(means[asks], rows, kv_heads, total_heads)
+        lengths, bounds = rq.flatten(1).norm(dim=1), query_cu.tolist()
+        spans = [(first, end) for first, end in pairwise(bounds) if first < end]
+        rows = [first + int(lengths[first:end].argmax()) for first, end in spans]
+        one = cumulative((query_cu.diff() > 0).long())  # a context without query tokens has none
+        return super().query_vectors(rq[rows], one, kv_heads, total_heads)
 
 
 @pytest.fixture
-def pooled():
-    scoring.register(PooledQuery)
+def longest():
+    scoring.register(LongestQuery)
     yield
-    scoring.SCORINGS.remove(PooledQuery)
+    scoring.SCORINGS.remove(LongestQuery)
 
 
-@pytest.mark.usefixtures("pooled")
+@pytest.mark.usefixtures("longest")
 def test_a_new_scoring_trains_and_serves(megatron):
-    config = tiny_config("threshold", query_reduce="pooled")
+    config = tiny_config("threshold", query_reduce="longest")
     batch = random_batch(RAGGED, CONTEXTS, config)
     module = megatron(config)
     hidden, streams = module.hidden_states(batch)
@@ -142,10 +165,10 @@ def test_a_new_scoring_trains_and_serves(megatron):
     assert not published["msa_train"]["served_by_published_engine"]
 
 
-@pytest.mark.usefixtures("pooled")
+@pytest.mark.usefixtures("longest")
 @pytest.mark.parametrize("form", ["stored", "int8"])
 def test_a_new_scoring_searches_a_bank(tmp_path, form):
-    model, tokenizer = tiny_model("threshold", query_reduce="pooled"), tiny_tokenizer()
+    model, tokenizer = tiny_model("threshold", query_reduce="longest"), tiny_tokenizer()
     build_bank(tmp_path / "b", model, tokenizer, tiny_documents(), FINGERPRINT, "float32", 50)
     bank = BankSnapshot.open(tmp_path / "b", FINGERPRINT)
     view = bank_view(bank, model.config.router, BankLoader(TierSettings(form)))

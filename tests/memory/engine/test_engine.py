@@ -14,6 +14,7 @@ from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from msa_train.memory.engine.sequence import Sequence
 from msa_train.memory.search.loader import bank_view
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+from tests.batches import OWN_ROUTER, VOTING_ROUTER
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -66,10 +67,14 @@ def batch_of(documents, contexts, config):
 
 
 @pytest.mark.parametrize("count", [7, 2, 1])  # fewer documents than top_k = 3
-@pytest.mark.parametrize("gate", ["none", "threshold"])
-def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, count):
+@pytest.mark.parametrize(
+    ("gate", "router"),
+    [("none", {}), ("threshold", {}), ("threshold", OWN_ROUTER), ("none", VOTING_ROUTER)],
+)
+def test_reading_a_bank_equals_the_training_computation(tmp_path, gate, router, count):
     """Prefill, then tokens fed unevenly, give the states of the whole two-stream batch."""
-    model, tokenizer, documents = tiny_model(gate), tiny_tokenizer(), tiny_documents()[:count]
+    model, tokenizer = tiny_model(gate, **router), tiny_tokenizer()
+    documents = tiny_documents()[:count]
     build_bank(tmp_path / "b", model, tokenizer, documents, FINGERPRINT, "float32", 50)
     view = bank_view(BankSnapshot.open(tmp_path / "b", FINGERPRINT), model.config.router)
     prompts = [Interleave(Request(question, view, "memory")).context for question in QUESTIONS]
