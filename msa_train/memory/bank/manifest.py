@@ -132,11 +132,13 @@ class BankManifest:
         return replace(self, generation=self.generation + 1, **changes)
 
     def save(self, bank: Path) -> None:
-        content = {**asdict(self), "form": self.form.to_json()}
-        body = json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=1)
+        body = json.dumps({"format": FORMAT, "version": VERSION, **self.to_json()}, indent=1)
         # A line of its own, so that it covers exactly the bytes before it.
         digest = hashlib.sha256(body.encode()).hexdigest()
         files.replace_file(bank / MANIFEST, f"{body}\n{digest}\n".encode())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "form": self.form.to_json()}
 
     @classmethod
     def load(cls, bank: Path) -> BankManifest:

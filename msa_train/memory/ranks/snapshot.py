@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class OpenedSegments:
 
 def described(bank: BankSnapshot) -> dict[str, Any]:
     """What `opened` needs, as JSON; `bank.live` is sent beside it, packed."""
-    return {"path": str(bank.path.absolute()), "manifest": asdict(bank.manifest)}
+    return {"path": str(bank.path.absolute()), "manifest": bank.manifest.to_json()}
 
 
 def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) -> OpenedSegments:
