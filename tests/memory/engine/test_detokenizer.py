@@ -43,7 +43,7 @@ def test_bytes_that_are_no_text_are_replaced_and_do_not_hold_up_the_rest():
 
 def test_a_control_token_is_no_text():
     detokenizer = Detokenizer(TOKENIZER)
-    written(detokenizer, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_id(IM_END)])
+    written(detokenizer, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_ids(IM_END)[0]])
     assert (detokenizer.text, detokenizer.control) == ("Rain.", IM_END)
 
 
