@@ -89,7 +89,8 @@ def load_export(folder: Path) -> LoadedModel:
         fingerprint = _fingerprint(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} is no complete export: {error}; give a folder of `msa export` or `msa import`"
+            f"{folder} is no complete export: {error}; give a folder that `msa export` or "
+            "`msa import` wrote"
         ) from error
     if changed := [name for name in fingerprint if fingerprint[name] != stored.get(name)]:
         raise CheckpointError(

@@ -37,8 +37,11 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """router_layers: as RouterConfig.layers. protocol_tokens: what becomes of control tokens that
-    the vocabulary lacks. dtype: of the weights, `source` as they are (quantised ones as float32)."""
+    """How a backbone is taken.
+
+    router_layers: as RouterConfig.layers. protocol_tokens: what becomes of control tokens that the
+    vocabulary lacks. dtype: of the weights, `source` as they are (quantised ones as float32).
+    """
 
     router_layers: str = "upper_half"
     protocol_tokens: ProtocolTokens = "spell"

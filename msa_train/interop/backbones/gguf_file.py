@@ -235,6 +235,6 @@ def _numbers(tensor: Any) -> Tensor:
         return torch.from_numpy(np.array(unpack(tensor.data), np.float32)).reshape(shape)
     found = torch.empty(shape)
     for start in range(0, shape[0], _ROWS):
-        rows = np.ascontiguousarray(unpack(tensor.data[start : start + _ROWS]), np.float32)
+        rows = np.array(unpack(tensor.data[start : start + _ROWS]), np.float32)
         found[start : start + _ROWS] = torch.from_numpy(rows.reshape(-1, shape[1]))
     return found

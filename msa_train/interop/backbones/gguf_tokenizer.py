@@ -57,12 +57,11 @@ def tokenizer_json(fields: Mapping[str, Any], path: Path) -> bytes:
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     way = PRE_TOKENIZERS[cut]
+    marked = ((i, kind) for i, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED))
+    added = [_added(i, tokens[i], kind) for i, kind in marked]
     made = {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [
-            _added(i, token, kind) for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
-        ],
+        "added_tokens": added,
         "normalizer": way.get("normalizer"), "pre_tokenizer": way["pre_tokenizer"],
         "post_processor": None,
         "decoder": _bytes(True),

@@ -15,8 +15,9 @@ class Detokenizer:
     """Turns the tokens of one stage (ids, or an answer) into text, one at a time.
 
     text: its complete characters; nothing of what may become a control token that is spelled.
-    tokens: how many were written. control: the control token that ended it, if one did. stops: strings that end it; text ends before the first one. opening: where
-    the text begins with it, no stop string is looked for in it.
+    tokens: how many were written. control: the control token that ended it, if one did. stops:
+    strings that end it; text ends before the first one. opening: where the text begins with it, no
+    stop string is looked for in it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), opening: str = ""):
