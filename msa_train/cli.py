@@ -21,6 +21,7 @@ from msa_train.commands import (
     doctor,
     evaluate,
     export,
+    import_,
     memory,
     plan,
     quickstart,
@@ -29,7 +30,8 @@ from msa_train.commands import (
 )
 
 COMMANDS = (
-    doctor, quickstart, data, train, export, memory, ask, plan, serve, evaluate, conformance, bench,
+    doctor, quickstart, import_, data, train, export, memory, ask, plan, serve, evaluate,
+    conformance, bench,
 )  # fmt: skip
 
 

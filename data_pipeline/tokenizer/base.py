@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -77,18 +77,19 @@ class TokenizedPieces:
 class Tokenizer(ABC):
     """A tokenizer with the protocol's control tokens. Picklable.
 
-    token_bytes: the bytes of every token. control: id of every control token. pad_id: never
-    encoded, so free to pad with.
+    token_bytes: the bytes of every token. control: the id of every control token, or several ids
+    that stand for it and that no text is ever encoded to. pad_id: never encoded, so free to pad
+    with.
     """
 
     fingerprint: str
     pad_id: int
 
-    def __init__(self, token_bytes: list[bytes], control: dict[str, int | None]):
-        if missing := [token for token in CONTROL_TOKENS if control[token] is None]:
+    def __init__(self, token_bytes: list[bytes], control: dict[str, tuple[int, ...]]):
+        if missing := [token for token in CONTROL_TOKENS if not control[token]]:
             raise DataError(
                 f"the tokenizer has no control token {', '.join(missing)}: "
-                "it was not made for this text protocol; train one, or take a Qwen3 backbone's"
+                "it was not made for this text protocol; train one, or take a backbone's"
             )
         self._bytes, self._control = token_bytes, control
 
@@ -96,7 +97,8 @@ class Tokenizer(ABC):
     def vocab_size(self) -> int:
         return len(self._bytes)
 
-    def control_id(self, token: str) -> int:
+    def control_ids(self, token: str) -> tuple[int, ...]:
+        """Its id; several where the vocabulary has no such token and spells it."""
         try:
             return self._control[token]
         except KeyError:
@@ -135,7 +137,8 @@ class Tokenizer(ABC):
             parts = list(together)
             if control:
                 for piece in parts:
-                    _extend(encoded, [self.control_id(piece.text)], [piece])
+                    ids = self.control_ids(piece.text)
+                    _extend(encoded, ids, [piece] * len(ids))
             else:
                 ids = self.encode_text("".join(piece.text for piece in parts))
                 _extend(encoded, ids, self._owners(ids, parts))
@@ -162,7 +165,7 @@ class Tokenizer(ABC):
         return [parts[bisect_right(ends, at)] for at in begins] if ids else []
 
 
-def _extend(encoded: TokenizedPieces, ids: list[int], owners: list[Piece]) -> None:
+def _extend(encoded: TokenizedPieces, ids: Sequence[int], owners: list[Piece]) -> None:
     encoded.tokens.extend(ids)
     encoded.roles.extend(piece.role for piece in owners)
     encoded.labels.extend(piece.label for piece in owners)

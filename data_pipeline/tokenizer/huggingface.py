@@ -15,14 +15,20 @@ from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.tokenizer.base import METADATA_FILE, Tokenizer, refuse_surrogates
 
 _NEVER_WRITTEN = ("<|endoftext|>", "<|im_start|>")  # free to pad with, best first
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Byte-level BPE from a tokenizer.json whose special tokens hold the protocol's.
+    """Byte-level BPE from a tokenizer.json.
 
+    A control token of the protocol that is not among its special tokens is spelled: as its text is
+    encoded, but with one word left in two parts that text is always encoded to one of. So a control
+    token is never read out of text here either.
     Text is encoded as it stands, also where the file asks for Unicode normalisation first.
     Raises DataError when a token has no bytes (the file is of another family), or when text does
     not come back as it was.
+
+    spelled: the control tokens that the vocabulary lacks.
     """
 
     def __init__(self, data: bytes):
@@ -35,11 +41,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         added = {token["id"]: token for token in settings["added_tokens"]}
         special = {token["content"]: i for i, token in added.items() if token["special"]}
-        control = {token: special.get(token) for token in CONTROL_TOKENS}
+        self.spelled = tuple(token for token in CONTROL_TOKENS if token not in special)
+        control = {token: (special[token],) for token in CONTROL_TOKENS if token in special}
+        control |= {token: self._spelling(token, settings) for token in self.spelled}
         size = self._tokenizer.get_vocab_size()
         super().__init__([self._token_bytes(i, added) for i in range(size)], control)
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self.pad_id = next(special[token] for token in _NEVER_WRITTEN if token in special)
+        self.pad_id = _padding(special)
         for probe in ("  Ångström e\u0301 \n\n 12", "<|im_end|>"):
             if self.decode(self.encode_text(probe)) != probe:
                 raise DataError(
@@ -50,6 +58,15 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HuggingFaceTokenizer, (self._data,)
+
+    def with_control_tokens(self) -> HuggingFaceTokenizer:
+        """The same with what is spelled as special tokens of their own, after all others."""
+        settings, first = json.loads(self._data), self.vocab_size
+        settings["added_tokens"] += [
+            {"id": first + place, "content": token, "special": True, **_SPECIAL}
+            for place, token in enumerate(self.spelled)
+        ]
+        return HuggingFaceTokenizer(json.dumps(settings, ensure_ascii=False).encode())
 
     def encode_text(self, text: str) -> list[int]:
         try:
@@ -71,6 +88,24 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing more precise
             raise DataError(f"{path} is no tokenizer: {error}") from error
 
+    def _spelling(self, control: str, settings: dict[str, Any]) -> tuple[int, ...]:
+        """Ids for a control token that the vocabulary lacks; none where no word can be parted.
+
+        A pair that merges never stays apart where text is encoded: byte-level BPE ends when no
+        pair merges any more, and within a word nothing else keeps two letters apart.
+        """
+        ids = self._tokenizer.encode(control, add_special_tokens=False).ids
+        parts = {}
+        for merge in settings["model"].get("merges", ()):
+            first, second = merge.split(" ") if isinstance(merge, str) else merge
+            parts.setdefault(first + second, (first, second))
+        words = [self._tokenizer.id_to_token(i) for i in ids]
+        for place in sorted(range(len(ids)), key=lambda place: -len(words[place])):
+            if words[place].isascii() and words[place].isalpha() and words[place] in parts:
+                two = map(self._tokenizer.token_to_id, parts[words[place]])
+                return (*ids[:place], *two, *ids[place + 1 :])
+        return ()
+
     def _token_bytes(self, i: int, added: dict[int, dict[str, Any]]) -> bytes:
         token = self._tokenizer.id_to_token(i)
         if i in added:
@@ -84,6 +119,15 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"token {i} is {token!r}, which is not spelled in bytes: only byte-level BPE is "
                 "supported"
             ) from error
+
+
+def _padding(special: dict[str, int]) -> int:
+    """A special token that nothing encodes to."""
+    free = [token for token in special if token not in CONTROL_TOKENS]
+    for token in (*_NEVER_WRITTEN, *free):
+        if token in special:
+            return special[token]
+    raise DataError(f"this {METADATA_FILE} has no special token that is free to pad with")
 
 
 @cache

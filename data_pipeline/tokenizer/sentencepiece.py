@@ -27,7 +27,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         ids = {token: processor.piece_to_id(token) for token in CONTROL_TOKENS}
-        control = {t: i if processor.is_control(i) else None for t, i in ids.items()}
+        control = {t: (i,) if processor.is_control(i) else () for t, i in ids.items()}
         super().__init__([self._token_bytes(i) for i in range(processor.vocab_size())], control)
         self._space_mark = [processor.piece_to_id(f"<0x{b:02X}>") for b in b"\xe2\x96\x81"]
         self.fingerprint = hashlib.sha256(model).hexdigest()
@@ -49,7 +49,7 @@ class SentencePieceTokenizer(Tokenizer):
         metadata = {
             "kind": KIND,
             "vocab_size": self.vocab_size,
-            "control_tokens": self._control,
+            "control_tokens": {token: ids[0] for token, ids in self._control.items()},
             "fingerprint": self.fingerprint,
         }
         text = json.dumps(metadata, indent=2) + "\n"

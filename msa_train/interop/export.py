@@ -58,9 +58,15 @@ def export(source: Path, target: Path) -> Exported:
         files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
-        fingerprint = _fingerprint(folder)
-        files.replace_file(folder / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
+        fingerprint = seal(folder)
     return Exported(checkpoint, fingerprint)
+
+
+def seal(folder: Path) -> dict[str, str]:
+    """Writes down what a folder with weights, config and tokenizer holds: it is an export now."""
+    fingerprint = _fingerprint(folder)
+    files.replace_file(folder / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
+    return fingerprint
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ def load_export(folder: Path) -> LoadedModel:
         fingerprint = _fingerprint(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} is no complete export: {error}; give the folder that `msa export` wrote"
+            f"{folder} is no complete export: {error}; give a folder that `msa export` or "
+            "`msa import` wrote"
         ) from error
     if changed := [name for name in fingerprint if fingerprint[name] != stored.get(name)]:
         raise CheckpointError(

@@ -24,8 +24,14 @@ def from_published(raw: dict[str, Any], behaviour: Literal["training", "serving"
     key, for what is not supported.
     """
     if _OURS in raw:
-        read_geometry(raw)  # refuses what was added to it
-        return ModelConfig.from_settings(raw[_OURS]["model"])
+        config = ModelConfig.from_settings(raw[_OURS]["model"])
+        for name, value in read_geometry(raw).items():  # refuses what was added to it
+            if value != getattr(config, name):
+                raise CheckpointError(
+                    f"config.json says {name} {value}, but under {_OURS!r} "
+                    f"{getattr(config, name)}: export again"
+                )
+        return config
     if "msa_config" not in raw:
         raise CheckpointError(
             "config.json has no 'msa_config': is this the config.json of an MSA model?"
@@ -67,6 +73,7 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
         "architectures": ["MSAForCausalLM"],
         "model_type": "msa",
         **{key: getattr(config, field) for key, field in GEOMETRY.items()},
+        **_rotation(config),
         "hidden_act": "silu",
         "attention_bias": config.shape.qkv_bias,
         "sliding_window": False,
@@ -83,6 +90,7 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
             "model": _as_stored(config),
             "served_by_published_engine": (
                 config.architecture == "qwen3"
+                and config.rope_scaling is None
                 and router.gate == "none"
                 and router.scoring.published
             ),
@@ -90,12 +98,20 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _rotation(config: ModelConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    return {} if scaling is None else {"rope_scaling": scaling.to_published()}
+
+
 def _as_stored(config: ModelConfig) -> dict[str, Any]:
     """Every setting as ever: the retired ones where they stood, no architecture where there was
-    but one. The same model then has the same config.json, and the fingerprint that banks know."""
+    but one, no scaling of positions where there is none. The same model then has the same
+    config.json, and the fingerprint that banks know."""
     stored = asdict(config)
     if config.architecture == "qwen3":
         del stored["architecture"]
+    if config.rope_scaling is None:
+        del stored["rope_scaling"]
     router = stored["router"]
     for name in _LATER:
         if router[name] == getattr(RouterConfig, name):

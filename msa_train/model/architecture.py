@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from msa_train.errors import CheckpointError
+from msa_train.errors import CheckpointError, ConfigError
+from msa_train.model.rope import RopeScaling
 
 # How a Megatron parameter holds published weights, and what tensor parallelism makes of them:
 # whole on every rank; split by rows or columns; stacked: rows of each, one after another;
@@ -102,6 +103,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(
         "qwen3", qk_norm=True, qkv_bias=False, defaults={"rope_theta": 1e6, "norm_eps": 1e-6}
     ),
+    "llama": Architecture(  # Llama 3, SmolLM2
+        "llama", qk_norm=False, qkv_bias=False, defaults={"rope_theta": 1e4, "norm_eps": 1e-6}
+    ),
+    "qwen2": Architecture(  # Qwen2.5
+        "qwen2", qk_norm=False, qkv_bias=True, defaults={"rope_theta": 1e4, "norm_eps": 1e-6}
+    ),
 }
 
 # Key of config.json -> field of ModelConfig.
@@ -124,7 +131,6 @@ _REQUIRED = (
 # Keys whose other values would change what is computed. `attention_bias` is the family's own.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "rope_scaling": (None,),
     "mlp_bias": (False,),
     "partial_rotary_factor": (None, 1.0),
     "rope_interleaved": (False,),
@@ -135,7 +141,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_mrope": (False,),
     "is_encoder_decoder": (False,),
 }
-_ROPE = {"rope_type", "rope_theta"}  # of rope_parameters
+_ROPE = ("rope_scaling", "rope_parameters")  # the older name, and the newer
 # Keys that change no number of the model.
 _HARMLESS = frozenset(
     {
@@ -158,7 +164,7 @@ def read_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {**_SUPPORTED, "attention_bias": (architecture.qkv_bias,)}
     if raw.get("use_sliding_window") is not False:  # else its size says nothing
         fixed["sliding_window"] = (None, False)
-    known = GEOMETRY.keys() | _HARMLESS | architecture.ignored | {"sliding_window"}
+    known = GEOMETRY.keys() | _HARMLESS | architecture.ignored | {"sliding_window", *_ROPE}
     for key, value in raw.items():
         if key in fixed:
             if value not in fixed[key]:
@@ -172,18 +178,30 @@ def read_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
                 raise CheckpointError(
                     f"config.json has {key} {sorted(set(value))}: only full_attention is supported"
                 )
-        elif key == "rope_parameters":
-            if value.get("rope_type", "default") != "default" or not set(value) <= _ROPE:
-                raise CheckpointError(f"config.json has {key} {value}: RoPE scaling is unsupported")
         elif key not in known:
             raise CheckpointError(
                 f"config.json has the unknown key {key!r} ({value!r}), which may change what is "
                 "computed: remove it if it does not"
             )
     found = {field: raw[key] for key, field in GEOMETRY.items() if key in raw}
-    if "rope_theta" in (rotation := raw.get("rope_parameters", {})):
+    rotation = raw.get("rope_parameters") or {}
+    if "rope_theta" in rotation:
         found.setdefault("rope_theta", rotation["rope_theta"])
-    return {"architecture": architecture.name} | found
+    return {
+        "architecture": architecture.name, "rope_scaling": _rope_scaling(raw), **found
+    }  # fmt: skip
+
+
+def _rope_scaling(raw: Mapping[str, Any]) -> RopeScaling | None:
+    for key in _ROPE:
+        try:
+            if raw.get(key) and (
+                found := RopeScaling.from_published(raw[key], raw.get("max_position_embeddings"))
+            ):
+                return found
+        except ConfigError as error:
+            raise CheckpointError(f"config.json has {key} {raw[key]}: {error}") from error
+    return None
 
 
 def whole_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:

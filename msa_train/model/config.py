@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from msa_train.errors import ConfigError
 from msa_train.model.architecture import ARCHITECTURES, Architecture
+from msa_train.model.rope import RopeScaling
 from msa_train.model.scoring import Scoring, scoring_of
 
 GateKind = Literal["none", "threshold"]
@@ -108,6 +109,7 @@ class ModelConfig:
     """A decoder (SPEC, "Symbols"): N layers, d hidden, H heads, G kv_heads, D head_dim.
 
     architecture: the family of its backbone, a name in architecture.py.
+    rope_scaling: how its rotary frequencies were stretched; null: not at all.
     embedding_std and linear_gain set the initial weights: embeddings N(0, embedding_std), linear
     layers N(0, linear_gain / sqrt(fan_in)). With tied embeddings the final norm starts at
     1 / (embedding_std sqrt(d)), so that logits start at unit scale.
@@ -131,11 +133,15 @@ class ModelConfig:
     copy_start: float = 4.0
     router: RouterConfig = field(default_factory=RouterConfig)
     architecture: str = "qwen3"
+    rope_scaling: RopeScaling | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> ModelConfig:
         """From the fields as YAML and JSON hold them."""
-        return cls(**{**settings, "router": RouterConfig(**settings.get("router", {}))})
+        given = {**settings, "router": RouterConfig(**settings.get("router", {}))}
+        if given.get("rope_scaling") is not None:
+            given["rope_scaling"] = RopeScaling(**given["rope_scaling"])
+        return cls(**given)
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

@@ -205,7 +205,7 @@ class MSADecoder(nn.Module):
         """
         x = self.model.embed_tokens(tokens)
         config = self.config
-        tables = rotary_tables(positions, config.head_dim, config.rope_theta)
+        tables = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         for number, layer in enumerate(self.model.layers):
             h = layer.input_layernorm(x)
             cos, sin = (table[len(table) - len(x) :] for table in tables)

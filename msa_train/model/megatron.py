@@ -323,7 +323,10 @@ class MSAModel(MegatronModule):
     def _streams(
         self, layout: StreamLayout, work: str = "both", pooled: dict[int, Pooled] | None = None
     ) -> TwoStreams:
-        cos, sin = rotary_tables(layout.positions, self.model.head_dim, self.model.rope_theta)
+        model = self.model
+        cos, sin = rotary_tables(
+            layout.positions, model.head_dim, model.rope_theta, model.rope_scaling
+        )
         return TwoStreams(layout=layout, cos=cos, sin=sin, work=work, pooled=pooled or {})
 
     def _run(self, tokens: Tensor, streams: TwoStreams) -> Tensor:

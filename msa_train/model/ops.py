@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from msa_kernels import norm_rope
 from torch import Tensor, nn
 
+from msa_train.model.rope import RopeScaling
+
 _LIGER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -73,12 +75,18 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return LigerSiLUMulFunction.apply(gate, up)
 
 
-def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, D/2] in float32 for positions [N] (SPEC section 1)."""
+def rotary_tables(
+    positions: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, D/2] in float32 for positions [N] (SPEC section 1), what YaRN multiplies
+    queries and keys by included."""
     half = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequency = 1.0 / theta ** (half / head_dim)
-    angle = positions.float()[:, None] * frequency
-    return angle.cos(), angle.sin()
+    if scaling is None:
+        angle = positions.float()[:, None] * frequency
+        return angle.cos(), angle.sin()
+    angle = positions.float()[:, None] * scaling.frequencies(frequency, theta)
+    return angle.cos() * scaling.length_factor, angle.sin() * scaling.length_factor
 
 
 def rotate_heads(

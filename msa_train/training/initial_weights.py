@@ -21,7 +21,9 @@ from msa_train.model.weights import (
 )
 
 # What the weights' shapes cannot tell, and would be computed wrongly.
-_COMPARED = ("architecture", "heads", "rope_theta", "norm_eps", "tie_embeddings")
+_COMPARED = (
+    "architecture", "heads", "rope_theta", "rope_scaling", "norm_eps", "tie_embeddings",
+)  # fmt: skip
 
 
 def starting_weights(config: Config) -> Read:
@@ -56,7 +58,8 @@ def _check_config(folder: Path, model: ModelConfig) -> None:
             f"training.start_from is {folder}, which has no readable config.json ({error}): "
             "give an export, or a backbone's folder"
         ) from error
-    keys = {field: key for key, field in GEOMETRY.items()} | {"architecture": "model_type"}
+    keys = {field: key for key, field in GEOMETRY.items()}
+    keys |= {"architecture": "model_type", "rope_scaling": "rope_scaling"}
     try:
         found = read_geometry(raw)
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Shapes of backbones; docs/extending.md carried out for Llama and Qwen2.5."""
+"""Shapes of backbones; docs/extending.md carried out for Mistral."""
 
 import json
 
@@ -13,6 +13,7 @@ from msa_train.model.architecture import Architecture, read_geometry, whole_geom
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.losses import token_loss_sum
+from msa_train.model.rope import RopeScaling
 from msa_train.model.weights import (
     initial_weight,
     megatron_shard,
@@ -24,16 +25,13 @@ from tests.batches import CONTEXTS, RAGGED, random_batch
 
 # The example of docs/extending.md.
 ENTRIES = {
-    "llama": Architecture(
-        "llama", qk_norm=False, qkv_bias=False, defaults={"rope_theta": 1e4, "norm_eps": 1e-6}
-    ),
-    "qwen2": Architecture(
-        "qwen2", qk_norm=False, qkv_bias=True, defaults={"rope_theta": 1e4, "norm_eps": 1e-6}
+    "mistral": Architecture(
+        "mistral", qk_norm=False, qkv_bias=False, defaults={"rope_theta": 1e4, "norm_eps": 1e-6}
     ),
 }
 
 
-@pytest.fixture(params=["qwen3", *ENTRIES])
+@pytest.fixture(params=[*architecture.ARCHITECTURES, *ENTRIES])
 def config(request, monkeypatch):
     for name, entry in ENTRIES.items():
         monkeypatch.setitem(architecture.ARCHITECTURES, name, entry)
@@ -154,8 +152,8 @@ def test_a_family_nobody_knows_is_refused():
         ModelConfig(architecture="gpt2")
     with pytest.raises(CheckpointError, match="model_type 'mixtral'"):
         read_geometry({"model_type": "mixtral"})
-    with pytest.raises(CheckpointError, match="model_type 'llama'"):
-        read_geometry({"msa_train": {"model": {"architecture": "llama"}}})
+    with pytest.raises(CheckpointError, match="model_type 'mistral'"):
+        read_geometry({"msa_train": {"model": {"architecture": "mistral"}}})
 
 
 # As Qwen3-4B-Instruct-2507 writes it.
@@ -175,7 +173,7 @@ def test_a_published_backbone_is_read():
     assert whole_geometry(QWEN3) == {
         "architecture": "qwen3", "layers": 36, "hidden": 2560, "heads": 32, "kv_heads": 8,
         "head_dim": 128, "ffn": 9728, "vocab_size": 151936, "rope_theta": 5e6, "norm_eps": 1e-6,
-        "tie_embeddings": True,
+        "tie_embeddings": True, "rope_scaling": None,
     }  # fmt: skip
     newer = {**QWEN3, "rope_parameters": {"rope_type": "default", "rope_theta": 7e5}}
     del newer["rope_theta"], newer["head_dim"]
@@ -188,11 +186,23 @@ def test_a_published_backbone_is_read():
         whole_geometry(newer)
 
 
+def test_stretched_positions_are_read_under_either_name():
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 32768}
+    expected = RopeScaling("yarn", 4.0, 32768)
+    older = {**QWEN3, "rope_scaling": {"type": "yarn", **scaling}}
+    newer = {**QWEN3, "rope_parameters": {"rope_type": "yarn", "rope_theta": 7e5, **scaling}}
+    assert read_geometry(older)["rope_scaling"] == read_geometry(newer)["rope_scaling"] == expected
+    short = {**QWEN3, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    assert read_geometry(short)["rope_scaling"].original_max_position_embeddings == 262144
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "ext_factor": 1.0}},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         {"rope_parameters": {"rope_theta": 5e5, "factor": 4.0}},
         {"hidden_act": "gelu"},
         {"attention_bias": True},

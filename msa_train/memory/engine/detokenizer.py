@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from data_pipeline.protocol import CONTROL_TOKENS
 from data_pipeline.tokenizer import Tokenizer
@@ -14,9 +14,10 @@ _DECODER = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """Turns the tokens of one stage (ids, or an answer) into text, one at a time.
 
-    text: its complete characters. tokens: how many were written. control: the control token that
-    ended it, if one did. stops: strings that end it; text ends before the first one. opening: where
-    the text begins with it, no stop string is looked for in it.
+    text: its complete characters; nothing of what may become a control token that is spelled.
+    tokens: how many were written. control: the control token that ended it, if one did. stops:
+    strings that end it; text ends before the first one. opening: where the text begins with it, no
+    stop string is looked for in it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), opening: str = ""):
@@ -24,7 +25,11 @@ class Detokenizer:
         self.control: str | None = None
         self.stopped = False
         self._tokenizer, self._stops, self._opening = tokenizer, tuple(stops), opening
-        self._names = {tokenizer.control_id(name): name for name in CONTROL_TOKENS}
+        self._names = {tokenizer.control_ids(name): name for name in CONTROL_TOKENS}
+        self._beginnings = {
+            ids[:count] for ids in self._names for count in range(1, len(ids))
+        }  # of control tokens that are spelled
+        self._spelled: tuple[int, ...] = ()  # the last tokens, which may become one
         self._decoder = _DECODER("replace")  # holds back the bytes of an incomplete character
         self._handed_out = 0
 
@@ -34,11 +39,14 @@ class Detokenizer:
         return self.stopped or self.control is not None
 
     def append(self, token: int) -> None:
-        self.control = self._names.get(token)
-        if self.control is not None:
-            return
-        self.tokens += 1
-        self.text += self._decoder.decode(self._tokenizer.token_bytes(token))
+        unread = (*self._spelled, token)
+        ending = next((end for end in _ends(unread) if end in self._names), ())
+        self.control = self._names.get(ending)
+        held = ending or next((end for end in _ends(unread) if end in self._beginnings), ())
+        self._spelled = () if ending else held
+        self.tokens += not ending
+        for known in unread[: len(unread) - len(held)]:
+            self.text += self._decoder.decode(self._tokenizer.token_bytes(known))
         found = [at for stop in self._stops if (at := self.text.find(stop, self._begin())) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
@@ -64,3 +72,8 @@ class Detokenizer:
             if any(stop.startswith(self.text[-count:]) for stop in self._stops):
                 return count
         return 0
+
+
+def _ends(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The last tokens, as many as there are and fewer."""
+    return (tokens[start:] for start in range(len(tokens)))

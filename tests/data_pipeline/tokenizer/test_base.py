@@ -18,9 +18,9 @@ def test_control_tokens_decode_to_their_names():
     pieces = document_pieces(3, "<|im_end|>")
     encoded = TOKENIZER.encode_pieces(pieces)
     assert TOKENIZER.decode(encoded.tokens) == "<|im_start|>[3]. <|im_end|>[3]<|im_end|>"
-    assert encoded.tokens.count(TOKENIZER.control_id(IM_END)) == 1
+    assert encoded.tokens.count(TOKENIZER.control_ids(IM_END)[0]) == 1
     with pytest.raises(DataError, match=r"<\|endoftext\|>"):
-        TOKENIZER.control_id("<|endoftext|>")
+        TOKENIZER.control_ids("<|endoftext|>")[0]
 
 
 def test_a_stretch_is_one_string_and_flags_follow_the_first_character():
@@ -44,7 +44,7 @@ def test_flags_follow_characters_of_several_bytes():
 
 def test_the_template_head_is_a_stretch_of_its_own():
     encoded = TOKENIZER.encode_pieces(prompt_pieces("Who?"))
-    head = [TOKENIZER.control_id("<|im_start|>"), *TOKENIZER.encode_text("user\n")]
+    head = [TOKENIZER.control_ids("<|im_start|>")[0], *TOKENIZER.encode_text("user\n")]
     assert encoded.tokens[: encoded.head_length] == head
     assert shown(encoded, Role.TEMPLATE) == "<|im_start|>user\n<|im_end|>\n"
     assert shown(encoded, Role.QUERY).startswith("\nPlease answer")

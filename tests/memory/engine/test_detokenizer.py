@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from data_pipeline.protocol import ANSWER, IM_END
+from data_pipeline.protocol import ANSWER, IM_END, REF_END
 from msa_train.memory.engine.detokenizer import Detokenizer
+from tests.data_pipeline.tokenizer.test_huggingface import SPELLED
 from tests.memory.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -43,8 +44,30 @@ def test_bytes_that_are_no_text_are_replaced_and_do_not_hold_up_the_rest():
 
 def test_a_control_token_is_no_text():
     detokenizer = Detokenizer(TOKENIZER)
-    written(detokenizer, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_id(IM_END)])
+    written(detokenizer, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_ids(IM_END)[0]])
     assert (detokenizer.text, detokenizer.control) == ("Rain.", IM_END)
+
+
+def test_a_control_token_that_is_spelled_is_no_text():
+    spelling = SPELLED.control_ids(REF_END)
+    detokenizer = Detokenizer(SPELLED)
+    pieces = written(detokenizer, [*SPELLED.encode_text("[4][7]"), *spelling])
+    assert "".join(pieces) == detokenizer.text == "[4][7]" and detokenizer.control == REF_END
+
+
+@pytest.mark.parametrize("count", range(1, 4))
+def test_what_only_begins_like_a_spelled_control_token_is_text(count):
+    begun = SPELLED.control_ids(REF_END)[:count]
+    shown = SPELLED.decode(begun)
+    detokenizer = Detokenizer(SPELLED)
+    pieces = written(detokenizer, [*begun, *SPELLED.encode_text(" 7 "), *begun])
+    assert "".join(pieces) == f"{shown} 7 " and detokenizer.control is None
+    ended = Detokenizer(SPELLED)
+    pieces = written(ended, [*begun, *SPELLED.control_ids(IM_END)])
+    assert "".join(pieces) == ended.text == shown and ended.control == IM_END
+    again = Detokenizer(SPELLED)
+    written(again, [*begun, *SPELLED.control_ids(REF_END)])
+    assert (again.text, again.control) == (shown, REF_END)
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -159,7 +159,7 @@ def scripted(monkeypatch, *turns):
     for turn in turns:
         for part in turn:
             control = part in (REF_END, IM_END)
-            script += [tokenizer.control_id(part)] if control else tokenizer.encode_text(part)
+            script += [tokenizer.control_ids(part)[0]] if control else tokenizer.encode_text(part)
     tokens = iter(script)
     monkeypatch.setattr(Sequence, "choose", lambda self, likeliest, logits: next(tokens))
     return tokens

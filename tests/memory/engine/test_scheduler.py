@@ -245,7 +245,7 @@ def scripted(monkeypatch, *turns):
     script = []
     for part in (part for turn in turns for part in turn):
         control = part in (REF_END, IM_END)
-        script += [TOKENIZER.control_id(part)] if control else TOKENIZER.encode_text(part)
+        script += [TOKENIZER.control_ids(part)[0]] if control else TOKENIZER.encode_text(part)
     tokens = iter(script)
     monkeypatch.setattr(Sequence, "choose", lambda self, likeliest, logits: next(tokens))
     return tokens

@@ -24,7 +24,7 @@ def written(sequence, *parts, room=1000):
     events = []
     for part in parts:
         control = part in (REF_END, IM_END)
-        for token in [TOKENIZER.control_id(part)] if control else TOKENIZER.encode_text(part):
+        for token in [TOKENIZER.control_ids(part)[0]] if control else TOKENIZER.encode_text(part):
             events += sequence.append(token, room)
     return events
 

@@ -1,0 +1,62 @@
+"""README.md of a start folder: what it was made of, and what was done to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import yaml
+
+from msa_train.interop.backbones.backbone import Backbone
+from msa_train.model.config import ModelConfig
+
+CARD = "README.md"
+
+_BODY = """# {name}, with a memory to be trained
+
+A start folder of msa-train: the {architecture} backbone *{name}* ({licence}), with routers of
+Memory Sparse Attention (arXiv 2603.23516) in layers {layers}. Without a memory it computes what the
+backbone does.
+
+## What was converted
+
+* {layer_count} layers, {parameters:,} weights of the backbone, stored as {forms}{exact}.
+* Positions: {positions}.
+* Routers begin as copies of their layer's key projection: nothing is trained yet.
+* Control tokens of the protocol: {protocol}.
+* Chat template: {template}.
+
+## Use
+
+```
+msa memory build BANK THIS_FOLDER CORPUS
+msa train --config CONFIG --training.start_from THIS_FOLDER
+```
+
+The licence of the backbone holds for these weights.
+"""
+
+
+def model_card(backbone: Backbone, config: ModelConfig, protocol: Mapping[str, str]) -> str:
+    """protocol: control tokens that the vocabulary lacked -> what became of them."""
+    forms = Counter(each.form for each in backbone.stored.values())
+    quantised = any(form not in ("F32", "F16", "BF16") for form in forms)
+    scaling = config.rope_scaling
+    body = _BODY.format(
+        name=backbone.name,
+        architecture=config.architecture,
+        licence=f"licence: {backbone.licence}" if backbone.licence else "licence not stated",
+        layers=", ".join(map(str, config.router_layers)),
+        layer_count=config.layers,
+        parameters=len(backbone.stored),
+        forms=", ".join(f"{form} ({count})" for form, count in forms.items()),
+        exact="; quantised ones as the numbers they stand for" if quantised else "",
+        positions="plain rotation" if scaling is None else str(scaling.to_published()),
+        protocol="; ".join(f"`{token}` {what}" for token, what in protocol.items())
+        or "all in the vocabulary",
+        template="kept in chat_template.jinja" if backbone.chat_template else "none",
+    )
+    matter = {"base_model": backbone.name, "library_name": "msa-train"}
+    if backbone.licence:
+        matter["license"] = backbone.licence
+    return f"---\n{yaml.safe_dump(matter, allow_unicode=True)}---\n\n{body}"
