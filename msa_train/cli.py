@@ -25,12 +25,13 @@ from msa_train.commands import (
     memory,
     plan,
     quickstart,
+    router,
     serve,
     train,
 )
 
 COMMANDS = (
-    doctor, quickstart, import_, data, train, export, memory, ask, plan, serve, evaluate,
+    doctor, quickstart, import_, router, data, train, export, memory, ask, plan, serve, evaluate,
     conformance, bench,
 )  # fmt: skip
 

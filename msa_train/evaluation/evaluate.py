@@ -32,7 +32,7 @@ def evaluate(
     """
     began = time.monotonic()
     settings = config.evaluation
-    workers = usable_workers(settings.workers, model.model.embed_tokens.weight.device)
+    workers = usable_workers(settings.workers, model.device)
     asker = Asker(model, tokenizer, settings.batch_contexts)
     report: dict[str, Any] = {}
     pictures: dict[str, HeldOutBank] = {}

@@ -6,7 +6,7 @@ No Megatron, no DeepSpeed. `forward` runs a whole two-stream batch (tests, confo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -192,6 +192,10 @@ class MSADecoder(nn.Module):
         self.load_state_dict(weights)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, vocabulary] from final states [T, d]."""
         head = self.model.embed_tokens if self.config.tie_embeddings else self.lm_head
@@ -249,6 +253,25 @@ class MSADecoder(nn.Module):
 
         self.run(doc_tokens, positions_within(doc_cu), attend)
         return pooled
+
+    def observe(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cu: Tensor,
+        layers: Collection[int],
+        take: Callable[[Tensor], Tensor],
+    ) -> dict[int, Tensor]:
+        """take(normed states [N, d]) of some layers, of packed sequences that see no memory."""
+        taken = {}
+
+        def attend(layer: int, h: Tensor, x: Projections) -> Tensor | None:
+            if layer in layers:
+                taken[layer] = take(h)
+            return None if layer == max(layers) else self_attention(x, cu)
+
+        self.run(tokens, positions, attend)
+        return taken
 
     def prefill(
         self,

@@ -79,13 +79,14 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
         return torch.zeros(shape)
     if name.endswith("router_q_proj.0.weight"):
         key = initial_weight(name.replace("router_q", "router_k"), config, seed)
-        return _repeated(key, config.router_key_heads, config.router_heads)
+        return repeated_heads(key, config.router_key_heads, config.router_heads)
     if config.copy_start and name.endswith("o_proj.weight"):
         layer = int(name.split(".")[2])
         if layer in config.reading_layers:
             value = initial_weight(name.replace("o_proj", "v_proj"), config, seed)
             return (
-                config.copy_start * _repeated(value, config.kv_heads, config.heads).T.contiguous()
+                config.copy_start
+                * repeated_heads(value, config.kv_heads, config.heads).T.contiguous()
             )
     if name == "model.embed_tokens.weight":
         std = config.embedding_std
@@ -99,6 +100,12 @@ def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:
 def initial_reader(config: ModelConfig, seed: int) -> Read:
     """The weights of a fresh model: the same under any number of ranks."""
     return lambda name: initial_weight(name, config, seed)
+
+
+def projection_names(layer: int) -> tuple[str, str]:
+    """Published names of a layer's router projections, of queries and of keys."""
+    name = f"model.layers.{layer}.self_attn.router_{{}}_proj.0.weight"
+    return name.format("q"), name.format("k")
 
 
 def router_from_backbone(name: str, read: Read, config: ModelConfig) -> Tensor:
@@ -118,10 +125,10 @@ def router_from_backbone(name: str, read: Read, config: ModelConfig) -> Tensor:
     key = read(re.sub(r"router_[qk]_proj\.0", "k_proj", name))
     if "router_k" in name:
         return key.clone()
-    return _repeated(key, config.kv_heads, config.router_heads)
+    return repeated_heads(key, config.kv_heads, config.router_heads)
 
 
-def _repeated(weight: Tensor, heads: int, times: int) -> Tensor:
+def repeated_heads(weight: Tensor, heads: int, times: int) -> Tensor:
     """Rows of key/value heads [heads*D, d], each repeated for its query heads: [times*D, d]."""
     rows = weight.unflatten(0, (heads, -1))
     return rows.repeat_interleave(times // heads, 0).flatten(0, 1)

@@ -37,6 +37,7 @@ ALLOWED = {
     "msa_train.memory.engine": _ENGINE,
     "msa_train.memory.ranks": _SEARCH,
     "msa_train.memory.planner": _SEARCH,
+    "msa_train.router": _SEARCH | {"msa_train.interop"},
     "msa_train.evaluation": _ENGINE | {"msa_train.config"},
     "msa_train.serving": _ENGINE | {"msa_train.memory.planner", "msa_train.memory.ranks"},
 }  # fmt: skip

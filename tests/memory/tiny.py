@@ -1,11 +1,17 @@
 """A tiny random model with a real tokenizer, and documents of every awkward length."""
 
 import functools
+import json
 from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
 
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
+from msa_train.interop import export
+from msa_train.interop.published_config import to_published
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_weight, weight_shapes
 from tests.batches import tiny_config
@@ -46,3 +52,15 @@ def tiny_model(gate: str = "threshold", seed: int = 0, **router) -> MSADecoder:
     model = MSADecoder(config)
     model.load_state_dict({n: initial_weight(n, config, seed) for n in weight_shapes(config)})
     return model.eval().requires_grad_(False)
+
+
+def tiny_export(folder: Path, **router) -> Path:
+    """What `msa export` would write, of the tiny random model."""
+    folder.mkdir(parents=True)
+    model = tiny_model(**router)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, folder / export.WEIGHTS, metadata={"format": "pt"})
+    (folder / export.CONFIG).write_text(json.dumps(to_published(model.config)))
+    tiny_tokenizer().save(folder)
+    export.seal(folder)
+    return folder

@@ -1,7 +1,6 @@
 """A tiny export with banks on disk; a server over it in a thread, or as a process of its own."""
 
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -11,10 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
-from safetensors.torch import save_file
 
-from msa_train.interop import export
-from msa_train.interop.published_config import to_published
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.search.settings import TierSettings
 from msa_train.serving.access import ApiKeys
@@ -27,19 +23,6 @@ from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_toke
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ServedModel("tiny", tiny_model(), tiny_tokenizer(), FINGERPRINT)
-
-
-def tiny_export(folder: Path) -> Path:
-    """What `msa export` would write, of the tiny random model."""
-    folder.mkdir(parents=True)
-    model = tiny_model()
-    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / export.WEIGHTS, metadata={"format": "pt"})
-    (folder / export.CONFIG).write_text(json.dumps(to_published(model.config)))
-    tiny_tokenizer().save(folder)
-    fingerprint = export._fingerprint(folder)
-    (folder / export.FINGERPRINT).write_text(json.dumps(fingerprint))
-    return folder
 
 
 def tiny_bank(path: Path, fingerprint=FINGERPRINT) -> Path:

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from msa_train.interop.export import load_export
-from tests.serving.running import ServeProcess, running, tiny_bank, tiny_export, wait_for
+from tests.memory.tiny import tiny_export
+from tests.serving.running import ServeProcess, running, tiny_bank, wait_for
 from tests.serving.slow_engine import SlowEngine
 
 CHAT = "/v1/chat/completions"

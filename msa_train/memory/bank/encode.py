@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from msa_kernels import chunk_offsets, cumulative
@@ -30,6 +30,7 @@ from msa_train.model.decoder import MSADecoder
 TOKEN_BUDGET = 4096
 
 Batch = tuple[list[Document], list[list[int]]]  # documents and the tokens of each
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def encode_documents(
@@ -45,28 +46,27 @@ def encode_documents(
     depend on what it is batched with. About one batch per thread is held in memory. Raises
     BankError where numbers do not ascend.
     """
-    batches = _batches(tokenizer, documents, token_budget)
+    batches = document_batches(tokenizer, documents, token_budget)
+    yield from in_threads(lambda batch: _encode(model, *batch, dtype), batches, model.device)
 
-    def encode(batch: Batch) -> EncodedBatch:
-        return _encode(model, *batch, dtype)
 
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], device: torch.device
+) -> Iterator[Result]:
+    """Results in order: on a CPU one item per thread, elsewhere one after another.
+
+    About one item per thread is held in memory. Threads that share each small operation gain
+    little, and lose a factor of five (measured) where other processes compete for the cores.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or model.model.embed_tokens.weight.device.type != "cpu":
-        yield from map(encode, batches)
-    else:
-        yield from _in_parallel(encode, batches, threads)
-
-
-def _in_parallel(
-    encode: Callable[[Batch], EncodedBatch], batches: Iterable[Batch], threads: int
-) -> Iterator[EncodedBatch]:
-    """One batch per thread, in order. Threads that share each small operation gain little, and lose
-    a factor of five (measured) where other processes compete for the cores."""
+    if threads == 1 or device.type != "cpu":
+        yield from map(work, items)
+        return
     try:
         with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:
-            ahead: deque[Future[EncodedBatch]] = deque()
-            for batch in batches:
-                ahead.append(pool.submit(encode, batch))
+            ahead: deque[Future[Result]] = deque()
+            for item in items:
+                ahead.append(pool.submit(work, item))
                 if len(ahead) > threads:
                     yield ahead.popleft().result()
             while ahead:
@@ -75,9 +75,10 @@ def _in_parallel(
         torch.set_num_threads(threads)  # the threads' setting became the default
 
 
-def _batches(
-    tokenizer: Tokenizer, documents: Iterable[Document], token_budget: int
+def document_batches(
+    tokenizer: Tokenizer, documents: Iterable[Document], token_budget: int = TOKEN_BUDGET
 ) -> Iterator[Batch]:
+    """Documents of ascending number with their tokens, about `token_budget` tokens a batch."""
     batch: list[Document] = []
     tokens: list[list[int]] = []
     total, previous = 0, -1
@@ -103,7 +104,7 @@ def _batches(
 def _encode(
     model: MSADecoder, documents: list[Document], tokens: list[list[int]], dtype: torch.dtype
 ) -> EncodedBatch:
-    device = model.model.embed_tokens.weight.device
+    device = model.device
     lengths = torch.tensor([len(ids) for ids in tokens])
     doc_cu = cumulative(lengths)
     packed = torch.tensor([i for ids in tokens for i in ids], device=device)

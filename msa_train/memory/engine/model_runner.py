@@ -31,7 +31,7 @@ def prefill_encoded(
     model: MSADecoder, memory: Memory, contexts: Sequence[TokenizedPieces]
 ) -> Prefill:
     """Prefills contexts of one memory, packed: routing them is one search per router layer."""
-    device = model.model.embed_tokens.weight.device
+    device = model.device
     top_k = model.config.router.top_k
 
     def tensor(values: Iterable) -> Tensor:

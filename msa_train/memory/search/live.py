@@ -45,7 +45,7 @@ class LiveBank:
         settings: TierSettings | None = None,
         ranks: SearchRanks | None = None,
     ):
-        device = model.model.embed_tokens.weight.device
+        device = model.device
         self.path, self._router = Path(path), model.config.router
         self._fingerprint = dict(fingerprint)
         self._searchers = ranks or BankLoader(settings or TierSettings(), device)

@@ -1,0 +1,124 @@
+"""`msa router`: start, fit and probe the router of an export; the backbone stays as it is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msa_train.commands.flags import add_flags, from_flags
+from msa_train.commands.output import add_json, print_json
+from msa_train.router.settings import FitSettings, StartSettings
+
+_CORPUS = (
+    "a dataset folder, a .jsonl or .jsonl.gz file of documents, or the word pydocs: the "
+    "documentation of this Python's standard library"
+)
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("router", help="start, fit or probe the router of an export")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    start = _action(actions, "start", "a router that works untrained: whitened chunk means", _start)
+    start.add_argument("corpora", nargs="+", metavar="CORPUS", help=f"any text: {_CORPUS}")
+    _add_target(start)
+    add_flags(start, StartSettings)
+    fit = _action(actions, "fit", "learn it from questions, on cached chunk means alone", _fit)
+    fit.add_argument("corpora", nargs="+", metavar="CORPUS", help=_CORPUS)
+    _add_target(fit)
+    _add_split(fit)
+    add_flags(fit, FitSettings)
+    probe = _action(actions, "probe", "which layers route best, before anything is learned", _probe)
+    probe.add_argument("corpus", metavar="CORPUS", help=_CORPUS)
+    _add_split(probe)
+    add_flags(probe, StartSettings)
+
+
+def _action(actions: Any, name: str, meaning: str, run: Callable) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=meaning)
+    parser.add_argument("export", type=Path, help="folder of an export, or of `msa import`")
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--means", type=Path, metavar="DIR",
+        help="keep chunk means here, for the next start or fit (default: nowhere)",
+    )  # fmt: skip
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        default="self-made",
+        help="of the datasets' questions; self-made (default): titles and sentences of the "
+        "documents themselves, no labels",
+    )
+
+
+def _start(options: argparse.Namespace) -> int:
+    from msa_train.router.exports import start_router
+
+    settings = from_flags(StartSettings, options)
+    report = start_router(options.export, options.corpora, options.out, settings, options.means)
+    if options.json:
+        print_json(report)
+        return 0
+    print(
+        f"{_made(report)}: {report['documents']:,} documents, {report['chunks']:,} chunks, "
+        f"{report['seconds']:.0f} s"
+    )
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from msa_train.router.exports import fit_router
+
+    settings = from_flags(FitSettings, options)
+    report = fit_router(
+        options.export, options.corpora, options.out, options.split, settings, options.means
+    )
+    if options.json:
+        print_json(report)
+        return 0
+    print(f"{_made(report)}: {report['seconds']:.0f} s, {report['fit_seconds']:.0f} of them steps")
+    print("recall@1 / 5 / 16 of held-out questions")
+    for look in report["looks"]:
+        best = "  <- kept" if look["step"] == report["best_step"] else ""
+        found = "  ".join(f"{name} {_recall(x)}" for name, x in look["held_out"].items())
+        print(f"  step {look['step']:>4}  {found}{best}")
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from msa_train.router.exports import probe_layers
+
+    settings = from_flags(StartSettings, options)
+    report = probe_layers(options.export, options.corpus, options.split, settings)
+    if options.json:
+        print_json(report)
+        return 0
+    print(
+        f"{report['documents']:,} documents, {report['questions']:,} questions; recall@1 / 5 / 16"
+    )
+    for each in report["layers"]:
+        print(f"  layer {each['layer']:>3}  {_recall(each['recall'])}")
+    layers = ",".join(map(str, report["chosen"]))
+    print(f"best together: --layers {layers}  {_recall(report['vote'])}")
+    return 0
+
+
+def _made(report: dict[str, Any]) -> str:
+    layers, reads = (", ".join(map(str, report[name])) for name in ("layers", "reads"))
+    return (
+        f"{report['target']}: routers in layers {layers} ({report['key_heads']} heads of "
+        f"{report['head_dim']}), layers that read: {reads or 'none'}"
+    )
+
+
+def _recall(found: list[float]) -> str:
+    return " / ".join(f"{x:.3f}" for x in found)

@@ -1,0 +1,123 @@
+"""What a router is fitted on: documents, and questions whose documents are known or self-made."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.dataset import find_file, read_passages, read_questions
+from data_pipeline.errors import DataError
+from data_pipeline.schema import Document
+from data_pipeline.sources.dataset_tables import shown_text
+from data_pipeline.splitting import document_length, sentences, split_text
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.memory.bank.corpus import CorpusFile, pydocs
+
+SELF_MADE = "self-made"  # in place of a split: pairs made from the documents themselves
+DOCUMENT_TOKENS = 512  # longer ones are cut: their first part says what they are about
+_WORDS = 5  # of a sentence that can be a question, at least
+_DROPPED = 8  # one word in so many
+_CHARACTERS = 12  # of a token, at most, in text that is worth reading
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question, and places of the documents that answer it."""
+
+    question: str
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RouterExamples:
+    """Documents, numbered from 0 in their order, and pairs about them."""
+
+    name: str
+    documents: tuple[Document, ...]
+    pairs: tuple[Pair, ...] = ()
+
+
+def read_examples(
+    source: str, tokenizer: Tokenizer, split: str | None = None, limit: int | None = None,
+    seed: int = 0,
+) -> RouterExamples:  # fmt: skip
+    """Of a dataset folder, a .jsonl[.gz] file, or the word pydocs.
+
+    split: of a dataset's questions, "self-made" for pairs made without labels, None for documents
+    alone. limit: so many documents at most, drawn by seed. Raises DataError for what is not there.
+    """
+    given = [(d.id or str(d.number), d.title, d.text) for d in _read(source, tokenizer)]
+    if not given:
+        raise DataError(f"{source} has no documents")
+    if limit is not None and limit < len(given):
+        kept = sorted(random.Random(seed).sample(range(len(given)), limit))
+        given = [given[place] for place in kept]
+    documents = tuple(
+        Document(place, _cut(tokenizer, text), id, title)
+        for place, (id, title, text) in enumerate(given)
+    )
+    if split is None:
+        return RouterExamples(source, documents)
+    if split == SELF_MADE:
+        return RouterExamples(source, documents, tuple(self_made_pairs(documents, seed)))
+    return RouterExamples(source, documents, tuple(_labelled(source, split, documents)))
+
+
+def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:
+    """Without labels: the title of a document, and one of its sentences as a question about it.
+
+    A sentence (inverse cloze, Lee et al. 2019) has its halves exchanged and one word in eight
+    dropped: word order and single words are not what a question shares with its answer. Titles that
+    several documents have answer to all of them.
+    """
+    draw = random.Random(seed)
+    titled: dict[str, list[int]] = {}
+    for place, document in enumerate(documents):
+        if document.title.strip():
+            titled.setdefault(document.title.strip(), []).append(place)
+        body = document.text.removeprefix(document.title)
+        long_enough = [part for part in sentences(body) if len(part.split()) >= _WORDS]
+        if long_enough:
+            yield Pair(_disturbed(draw.choice(long_enough), draw), (place,))
+    for title, places in titled.items():
+        yield Pair(title, tuple(places))
+
+
+def _disturbed(sentence: str, draw: random.Random) -> str:
+    words = sentence.split()
+    middle = len(words) // 2
+    exchanged = words[middle:] + words[:middle]
+    return " ".join(word for word in exchanged if draw.randrange(_DROPPED))
+
+
+def _read(source: str, tokenizer: Tokenizer) -> Iterator[Document]:
+    path = Path(source)
+    if source == "pydocs":
+        return pydocs(tokenizer)[0]
+    if path.is_dir():
+        passages = read_passages(find_file(path, "corpus"))
+        return (
+            Document(place, shown_text(each.title, each.text), each.id, each.title)
+            for place, each in enumerate(passages)
+        )
+    return CorpusFile(path).documents()
+
+
+def _labelled(source: str, split: str, documents: Sequence[Document]) -> Iterator[Pair]:
+    if not Path(source).is_dir():
+        raise DataError(f"{source} has no questions: give a dataset folder, or split {SELF_MADE}")
+    place = {document.id: place for place, document in enumerate(documents)}
+    for where, each in read_questions(find_file(Path(source), f"questions.{split}")):
+        there = tuple(place[id] for id in each.positives if id in place)
+        if not there:
+            raise DataError(f"{where}: none of {list(each.positives)} is in {source}")
+        yield Pair(each.question, there)
+
+
+def _cut(tokenizer: Tokenizer, text: str) -> str:
+    beginning = text[: _CHARACTERS * DOCUMENT_TOKENS]
+    if len(beginning.encode()) <= DOCUMENT_TOKENS:  # a token has at least one byte
+        return beginning
+    return split_text(beginning, DOCUMENT_TOKENS, lambda part: document_length(tokenizer, part))[0]

@@ -1,0 +1,205 @@
+"""What `msa router` does: an export in, one with another router out; the backbone stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data_pipeline import files
+from data_pipeline.schema import Document
+from msa_train.errors import CheckpointError
+from msa_train.interop.backbones.weights_file import write_weights
+from msa_train.interop.export import (
+    CONFIG,
+    FINGERPRINT,
+    RUN_CONFIG,
+    WEIGHTS,
+    LoadedModel,
+    load_export,
+    seal,
+)
+from msa_train.interop.published_config import to_published
+from msa_train.model.config import ModelConfig
+from msa_train.model.weights import projection_names, weight_shapes
+from msa_train.router.examples import RouterExamples, read_examples
+from msa_train.router.fit import RECALL_AT, CachedExamples, fit, recalls
+from msa_train.router.means import kept_document_means, question_means
+from msa_train.router.settings import FitSettings, StartSettings
+from msa_train.router.whitening import started
+
+_VOTERS = 3
+_MADE = {WEIGHTS, CONFIG, FINGERPRINT, RUN_CONFIG}  # anew; a run's config is of another router
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def start_router(
+    export: Path, corpora: Sequence[str], target: Path, settings: StartSettings,
+    keep: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `target` with a router that whitens samples of corpora. Returns a report.
+
+    keep: a folder for chunk means, which the next start or fit then need not compute.
+    """
+    began, loaded = time.monotonic(), load_export(export)
+    config = settings.applied(loaded.model.config)
+    _refuse_existing(target)
+    each = max(1, settings.passages // len(corpora))
+    sampled = [
+        read_examples(source, loaded.tokenizer, limit=each, seed=settings.seed)
+        for source in corpora
+    ]
+    documents = _renumbered(sampled)
+    means = kept_document_means(loaded, documents, config.router_layers, keep)
+    fingerprint = with_router(export, target, config, started(config, means.rows))
+    return {
+        **_described(target, config),
+        "documents": len(documents),
+        "chunks": int(means.cu[-1]),
+        "seconds": round(time.monotonic() - began, 1),
+        "fingerprint": fingerprint,
+    }
+
+
+def fit_router(
+    export: Path, corpora: Sequence[str], target: Path, split: str, settings: FitSettings,
+    keep: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `target` with the router fitted to questions about corpora. Returns a report.
+
+    split: of datasets' questions, or "self-made". keep: as in start_router.
+    """
+    began, loaded = time.monotonic(), load_export(export)
+    config, weights = loaded.model.config, loaded.model.state_dict()
+    _refuse_existing(target)
+    given = [
+        read_examples(source, loaded.tokenizer, split, seed=settings.seed) for source in corpora
+    ]
+    cached = [_cached(loaded, each, keep) for each in given]
+    names = [name for layer in config.router_layers for name in projection_names(layer)]
+    fitted = fit(config, {name: weights[name] for name in names}, cached, settings)
+    fingerprint = with_router(export, target, config, fitted.weights)
+    return {
+        **_described(target, config),
+        "pairs": {each.name: len(each.pairs) for each in given},
+        "settings": asdict(settings) | {"split": split},
+        "looks": [{"step": step, "held_out": found} for step, found in fitted.looks],
+        "best_step": fitted.best,
+        "fit_seconds": fitted.seconds,
+        "seconds": round(time.monotonic() - began, 1),
+        "fingerprint": fingerprint,
+    }
+
+
+def probe_layers(
+    export: Path, corpus: str, split: str, settings: StartSettings, questions: int = 500
+) -> dict[str, Any]:
+    """How well an untrained router finds in every layer, and which layers together. A report.
+
+    {"layers": [{"layer", "recall": [@1, @5, @16]}, ...], "chosen": [layer, ...], "vote": [...]}:
+    all layers in one pass; chosen one after another, each the one that helps the vote most.
+    """
+    loaded = load_export(export)
+    everywhere = replace(settings, layers="all").applied(loaded.model.config)
+    given = read_examples(
+        corpus, loaded.tokenizer, split, limit=settings.passages, seed=settings.seed
+    )
+    some = replace(given, pairs=given.pairs[:: max(1, len(given.pairs) // questions)][:questions])
+    cached = _cached(loaded, some, None, range(everywhere.layers))
+    weights = started(everywhere, cached.documents.rows)
+    pairs = {
+        layer: tuple(weights[name] for name in projection_names(layer))
+        for layer in range(everywhere.layers)
+    }
+
+    def found(layers: Sequence[int]) -> list[float]:
+        return recalls(everywhere, {layer: pairs[layer] for layer in layers}, cached)
+
+    alone = {layer: found([layer]) for layer in pairs}
+    chosen: list[int] = []
+    vote = [0.0] * len(RECALL_AT)
+    for _ in range(_VOTERS):
+        tried = {layer: found([*chosen, layer]) for layer in pairs if layer not in chosen}
+        best = max(tried, key=lambda layer: sum(tried[layer]))
+        if sum(tried[best]) <= sum(vote):
+            break
+        chosen, vote = [*chosen, best], tried[best]
+    return {
+        "documents": len(given.documents),
+        "questions": len(some.pairs),
+        "layers": [{"layer": layer, "recall": recall} for layer, recall in alone.items()],
+        "chosen": sorted(chosen),
+        "vote": vote,
+    }
+
+
+def with_router(
+    source: Path, target: Path, config: ModelConfig, router: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Write the export `target`: `source` with the router that `config` describes.
+
+    router: its weights by published name. Everything else is copied. Returns the new fingerprint.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with safe_open(source / WEIGHTS, framework="pt") as stored, files.whole(target) as folder:
+        folder.mkdir()
+        planned = {}
+        for name, shape in weight_shapes(config).items():
+            own = torch.float32 if name in router else None
+            planned[name] = own or _DTYPES[stored.get_slice(name).get_dtype()], shape
+
+        def weights() -> Iterator[tuple[str, Tensor]]:
+            for name in planned:
+                yield name, router[name].float() if name in router else stored.get_tensor(name)
+
+        write_weights(folder / WEIGHTS, planned, weights())
+        files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
+        for path in source.iterdir():
+            if path.is_file() and path.name not in _MADE:
+                shutil.copy(path, folder)
+        return seal(folder)
+
+
+def _cached(
+    loaded: LoadedModel,
+    examples: RouterExamples,
+    keep: Path | None,
+    layers: Sequence[int] | None = None,
+) -> CachedExamples:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    layers = layers or model.config.router_layers
+    return CachedExamples(
+        examples.name,
+        kept_document_means(loaded, examples.documents, layers, keep),
+        question_means(model, tokenizer, [pair.question for pair in examples.pairs], layers),
+        tuple(pair.documents for pair in examples.pairs),
+    )
+
+
+def _renumbered(corpora: Sequence[RouterExamples]) -> list[Document]:
+    """Documents of all corpora, numbered in their order."""
+    everything = [document for each in corpora for document in each.documents]
+    return [replace(document, number=number) for number, document in enumerate(everything)]
+
+
+def _described(target: Path, config: ModelConfig) -> dict[str, Any]:
+    return {
+        "target": str(target),
+        "layers": list(config.router_layers),
+        "reads": list(config.reading_layers),
+        "key_heads": config.router_key_heads,
+        "head_dim": config.router_head_dim,
+    }
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise CheckpointError(f"{target} exists: remove it, or give another folder")

@@ -1,0 +1,101 @@
+"""Settings of `msa router`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from data_pipeline.errors import check_least
+from msa_train.errors import ConfigError
+from msa_train.memory.search.settings import flag
+from msa_train.model.config import ModelConfig
+
+_DEPTHS = (1 / 30, 5 / 30, 8 / 30)  # of the layers that voted best in SmolLM2-135M (SPEC section 8)
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """A router in its own shape.
+
+    layers, reads: as in RouterConfig; layers None: early ones, at the depths that were best when
+    measured. key_heads, head_dim: None for as many heads as the backbone's keys have, together as
+    wide as its states. passages: documents that are looked at, at most.
+    """
+
+    layers: str | None = flag(
+        None,
+        "layers that get a router: numbers such as 1,5,8, upper_half, all (default: early ones; "
+        "`msa router probe` says which are best)",
+    )
+    key_heads: int | None = flag(
+        None, "heads of a router key (default: as many as the backbone's keys have)"
+    )
+    head_dim: int | None = flag(
+        None, "numbers of each (default: all heads together as wide as the backbone's states)"
+    )
+    reads: str = flag(
+        "none",
+        "router layers that attend to pooled keys and values; none: the backbone computes what it "
+        "did, until training opens them",
+        metavar="LAYERS",
+    )
+    passages: int = flag(4000, "documents that are looked at, at most")
+    seed: int = flag(0, "of the draw of those documents")
+
+    def __post_init__(self) -> None:
+        check_least(1, self, "", "passages", error=ConfigError)
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The model with a router of one pooled query and no gate."""
+        heads = self.key_heads or config.kv_heads
+        router = replace(
+            config.router,
+            layers=self.layers or _early(config.layers),
+            reads=self.reads,
+            key_heads=heads,
+            head_dim=self.head_dim or -(-config.hidden // heads),
+            decouple=True,
+            similarity="cosine",
+            head_reduce="mean",
+            query_reduce="pooled",
+            chunk_reduce="max",
+            gate="none",
+        )
+        return replace(config, router=router)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a router is fitted.
+
+    steps, lr: of AdamW, with a warm-up of a tenth and a cosine down to a twentieth. temperature: of
+    the router loss. questions, documents: of a step; beside those documents that answer them.
+    dropout: of the cached means. held_out: questions of each corpus, at most, that are only looked
+    at; the weights kept are the best of those looks, every `look_every` steps, and fitting ends
+    after `patience` looks that were no better.
+    """
+
+    steps: int = flag(150, "steps, at most")
+    lr: float = flag(1e-3, "largest learning rate", metavar="X")
+    temperature: float = flag(0.03, "of the router loss", metavar="X")
+    questions: int = flag(256, "questions of a step")
+    documents: int = flag(1500, "documents of a step, beside those that answer its questions")
+    dropout: float = flag(0.0, "of the cached means", metavar="X")
+    held_out: int = flag(500, "questions of each corpus that only judge, at most a tenth of them")
+    look_every: int = flag(25, "steps between looks at those questions")
+    patience: int = flag(3, "looks without a better result after which fitting ends")
+    seed: int = flag(0, "of what is drawn")
+
+    def __post_init__(self) -> None:
+        names = ("steps", "questions", "documents", "held_out", "look_every", "patience")
+        check_least(1, self, "", *names, error=ConfigError)
+        if not 0 < self.lr < 1:
+            raise ConfigError(f"lr is {self.lr}: give a number between 0 and 1")
+        if not 0.001 <= self.temperature <= 0.5:
+            raise ConfigError(f"temperature is {self.temperature}: give 0.001 to 0.5")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}: give 0 or more, less than 1")
+
+
+def _early(layers: int) -> str:
+    numbers = sorted({min(layers - 1, round(depth * layers)) for depth in _DEPTHS})
+    return ",".join(map(str, numbers))

@@ -1,0 +1,80 @@
+"""What a router is fitted on: documents in their order, known and self-made questions."""
+
+import json
+
+import pytest
+
+from data_pipeline.dataset import Passage, Question, write_dataset
+from data_pipeline.errors import DataError
+from msa_train.router.examples import DOCUMENT_TOKENS, SELF_MADE, read_examples
+from tests.memory.tiny import tiny_tokenizer
+
+PASSAGES = [
+    Passage("a", "Harbour", "The code of the harbour is 4711. Boats come and go all day long."),
+    Passage("b", "Cranes", "Cranes sleep standing on one leg in the water."),
+    Passage("c", "Harbour", "x"),
+    Passage("d", "", "No title here, but a sentence of some words."),
+]
+QUESTIONS = [
+    ("train", Question("1", "Which code?", (), ("a", "c"))),
+    ("train", Question("2", "Who sleeps?", (), ("b",))),
+    ("dev", Question("3", "Where?", (), ("zz",))),
+]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    write_dataset(tmp_path / "set", PASSAGES, QUESTIONS)
+    return str(tmp_path / "set")
+
+
+def test_labelled_questions_point_at_places(dataset):
+    found = read_examples(dataset, tiny_tokenizer(), "train")
+    assert [d.text.partition("\n")[0] for d in found.documents[:3]] == [
+        "Harbour", "Cranes", "Harbour",
+    ]  # fmt: skip
+    assert [d.number for d in found.documents] == [0, 1, 2, 3]
+    assert [(p.question, p.documents) for p in found.pairs] == [
+        ("Which code?", (0, 2)), ("Who sleeps?", (1,)),
+    ]  # fmt: skip
+
+
+def test_self_made_questions_are_titles_and_disturbed_sentences(dataset):
+    found = read_examples(dataset, tiny_tokenizer(), SELF_MADE)
+    asked = {pair.question: pair.documents for pair in found.pairs}
+    assert asked["Harbour"] == (0, 2) and asked["Cranes"] == (1,)
+    cloze = [pair for pair in found.pairs if pair.question not in ("Harbour", "Cranes")]
+    assert [pair.documents for pair in cloze] == [(0,), (1,), (3,)]
+    for pair in cloze:
+        text = found.documents[pair.documents[0]].text
+        assert pair.question not in text and set(pair.question.split()) <= set(text.split())
+    assert read_examples(dataset, tiny_tokenizer(), SELF_MADE) == found
+    assert read_examples(dataset, tiny_tokenizer(), SELF_MADE, seed=1) != found
+
+
+def test_a_corpus_file_is_read_as_it_stands_and_long_documents_are_cut(tmp_path):
+    path = tmp_path / "c.jsonl"
+    long = "Rain falls on the harbour. " * 400
+    rows = [{"text": "short", "title": "T"}, {"text": long}, {"text": "last"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_examples(str(path), tiny_tokenizer())
+    assert [d.text for d in found.documents][::2] == ["short", "last"]
+    cut = found.documents[1].text
+    assert long.startswith(cut) and len(tiny_tokenizer().encode_text(cut)) <= DOCUMENT_TOKENS
+    few = read_examples(str(path), tiny_tokenizer(), limit=2)
+    assert len(few.documents) == 2 and [d.number for d in few.documents] == [0, 1]
+
+
+def test_what_is_not_there_is_said(dataset, tmp_path):
+    with pytest.raises(DataError, match=r"questions\.test\.jsonl"):
+        read_examples(dataset, tiny_tokenizer(), "test")
+    with pytest.raises(DataError, match=r"none of \['zz'\]"):
+        read_examples(dataset, tiny_tokenizer(), "dev")
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match="has no questions"):
+        read_examples(str(tmp_path / "c.jsonl"), tiny_tokenizer(), "train")
+    with pytest.raises(DataError, match="no such file"):
+        read_examples(str(tmp_path / "nothing.jsonl"), tiny_tokenizer())
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="has no documents"):
+        read_examples(str(tmp_path / "empty.jsonl"), tiny_tokenizer())

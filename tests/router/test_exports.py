@@ -1,0 +1,89 @@
+"""An export in, one with another router out."""
+
+import json
+
+import pytest
+import torch
+
+from data_pipeline.dataset import Passage, Question, write_dataset
+from msa_train.errors import CheckpointError
+from msa_train.interop.export import load_export
+from msa_train.router.exports import fit_router, probe_layers, start_router
+from msa_train.router.settings import FitSettings, StartSettings
+from tests.memory.building import encode_in_memory
+from tests.memory.tiny import tiny_documents, tiny_export
+
+WORDS = ("harbour", "code", "lighthouse", "keeper", "crane", "water", "rain", "boat", "tide",
+         "storm", "gull", "rope", "sail")  # fmt: skip
+SETTINGS = StartSettings(layers="1,2", key_heads=3, head_dim=10)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return tiny_export(tmp_path_factory.mktemp("router") / "export")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    draw = torch.Generator().manual_seed(0)
+    rows = [
+        [WORDS[i] for i in torch.randint(0, len(WORDS), (9,), generator=draw)] for _ in range(60)
+    ]
+    passages = [Passage(str(n), f"{row[0]} {n}", " ".join(row) + ".") for n, row in enumerate(rows)]
+    questions = [
+        ("train", Question(str(n), f"{row[0]} {n}?", (), (str(n),))) for n, row in enumerate(rows)
+    ]
+    folder = tmp_path_factory.mktemp("router") / "set"
+    write_dataset(folder, passages, questions)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def started(export, dataset, tmp_path_factory):
+    target = tmp_path_factory.mktemp("router") / "started"
+    return target, start_router(export, [dataset], target, SETTINGS)
+
+
+def test_a_start_is_an_export_with_the_backbone_as_it_was(export, started):
+    target, report = started
+    ours, before = load_export(target), load_export(export)
+    assert ours.fingerprint == report["fingerprint"]
+    assert (report["layers"], report["reads"], report["documents"]) == ([1, 2], [], 60)
+    kept = {n: w for n, w in ours.model.state_dict().items() if "router" not in n}
+    assert all(torch.equal(w, before.model.state_dict()[n]) for n, w in kept.items())
+    assert ours.model.state_dict()["model.layers.1.self_attn.router_k_proj.0.weight"].shape == (
+        30, 32,
+    )  # fmt: skip
+    view = encode_in_memory(ours.model, ours.tokenizer, tiny_documents())
+    assert len(view) == len(tiny_documents())
+
+
+def test_a_fit_is_written_with_what_it_reached(started, dataset, tmp_path):
+    target, report = tmp_path / "fitted", None
+    settings = FitSettings(steps=20, look_every=10, questions=20, documents=30)
+    report = fit_router(started[0], [dataset], target, "train", settings, tmp_path / "means")
+    assert report["pairs"] == {dataset: 60}
+    assert [look["step"] for look in report["looks"]] == [0, 10, 20]
+    fitted = load_export(target).model.state_dict()
+    begun = load_export(started[0]).model.state_dict()
+    changed = {n.split(".")[4] for n, w in fitted.items() if not torch.equal(w, begun[n])}
+    assert changed <= {"router_q_proj", "router_k_proj"}
+    assert changed or report["best_step"] == 0
+    json.dumps(report)
+
+
+def test_a_probe_ranks_every_layer_and_chooses_those_that_help(export, dataset):
+    report = probe_layers(export, dataset, "self-made", StartSettings())
+    assert [each["layer"] for each in report["layers"]] == [0, 1, 2, 3]
+    assert 1 <= len(report["chosen"]) <= 3
+    best = max(sum(each["recall"]) for each in report["layers"])
+    assert sum(report["vote"]) >= best
+
+
+def test_a_folder_that_exists_is_left_alone(export, dataset, started):
+    for run in (
+        lambda: start_router(export, [dataset], started[0], SETTINGS),
+        lambda: fit_router(started[0], [dataset], started[0], "train", FitSettings()),
+    ):
+        with pytest.raises(CheckpointError, match="exists"):
+            run()
