@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msa_train.errors import CheckpointError, MissingDependencyError
 from msa_train.interop.backbones import gguf_tokenizer
-from msa_train.interop.backbones.backbone import Backbone, StoredWeight
+from msa_train.interop.backbones.backbone import PretrainedBackbone, StoredWeight
 from msa_train.model.rope import RopeScaling
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -70,7 +70,7 @@ _SUPPORTED = {
 }
 
 
-class GGUFFile(Backbone):
+class GGUFFile(PretrainedBackbone):
     """A GGUF file of one of the architectures, in one part.
 
     Raises CheckpointError for what is no such file, broken, or not computed here, by its key;

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from msa_train.interop.backbones.backbone import Backbone
+from msa_train.interop.backbones.backbone import PretrainedBackbone
 from msa_train.model.config import ModelConfig
 
 CARD = "README.md"
@@ -37,7 +37,9 @@ The licence of the backbone holds for these weights.
 """
 
 
-def model_card(backbone: Backbone, config: ModelConfig, protocol: Mapping[str, str]) -> str:
+def model_card(
+    backbone: PretrainedBackbone, config: ModelConfig, protocol: Mapping[str, str]
+) -> str:
     """protocol: control tokens that the vocabulary lacked -> what became of them."""
     forms = Counter(each.form for each in backbone.stored.values())
     quantised = any(form not in ("F32", "F16", "BF16") for form in forms)

@@ -22,7 +22,6 @@ from data_pipeline.schema import Role
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 
-
 TEXTS = tuple(f"the word {i} and another word" for i in range(200))
 ENDS = (*TEXTS, *["object ref end"] * 20)  # the words of a control token
 LACKING = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
