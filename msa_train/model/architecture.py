@@ -174,7 +174,7 @@ def read_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
                     "supported"
                 )
         elif key == "layer_types":
-            if set(value) != {"full_attention"}:
+            if value is not None and set(value) != {"full_attention"}:
                 raise CheckpointError(
                     f"config.json has {key} {sorted(set(value))}: only full_attention is supported"
                 )

@@ -80,6 +80,8 @@ class RopeScaling:
         trained_length: max_position_embeddings, the length where none is given beside the factor.
         Raises ConfigError, naming the key, for another type or a key that the type does not have.
         """
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"{raw!r} where an object belongs")
         given = {key: value for key, value in raw.items() if value is not None}
         given.pop("rope_theta", None)
         if given.get("partial_rotary_factor") == 1:
@@ -98,6 +100,9 @@ class RopeScaling:
             return None
         if trained_length is not None:
             given.setdefault("original_max_position_embeddings", trained_length)
+        for key, value in given.items():
+            if not isinstance(value, int | float):
+                raise ConfigError(f"rope_type {kind!r} with {key} {value!r}: it should be a number")
         try:
             return cls(rope_type=kind, **given)
         except TypeError:

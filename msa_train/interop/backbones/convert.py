@@ -26,7 +26,7 @@ from msa_train.interop.backbones.vocabulary import VOCABULARY_WEIGHTS, ProtocolT
 from msa_train.interop.backbones.weights_file import Planned, write_weights
 from msa_train.interop.export import CONFIG, WEIGHTS, seal
 from msa_train.interop.published_config import to_published
-from msa_train.model.architecture import whole_geometry
+from msa_train.model.architecture import GEOMETRY, whole_geometry
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.weights import router_from_backbone, weight_shapes
 
@@ -111,6 +111,22 @@ def _opened(source: Path) -> PretrainedBackbone:
     return HuggingFaceFolder(source) if source.is_dir() else GGUFFile(source)
 
 
+def _geometry(backbone: PretrainedBackbone) -> dict[str, Any]:
+    """Fields of ModelConfig. Raises CheckpointError for sizes that are no numbers, or could not be
+    those of its weights: a damaged file must not make a model of a billion layers."""
+    found = whole_geometry(backbone.config)
+    for key, field in GEOMETRY.items():
+        kinds = (int, float) if field in ("rope_theta", "norm_eps") else (int,)
+        if not isinstance(found[field], kinds):
+            raise CheckpointError(f"config.json has {key} {found[field]!r}: it should be a number")
+    if found["layers"] > len(backbone.stored):
+        raise CheckpointError(
+            f"config.json has num_hidden_layers {found['layers']}, but {backbone.name} has only "
+            f"{len(backbone.stored)} weights"
+        )
+    return found
+
+
 class _Conversion:
     """A backbone, and what becomes of it."""
 
@@ -118,7 +134,7 @@ class _Conversion:
         self._backbone = backbone = _opened(source)
         self._settings = settings
         router = RouterConfig(layers=settings.router_layers, gate="none")
-        config = ModelConfig(**whole_geometry(backbone.config), router=router)
+        config = ModelConfig(**_geometry(backbone), router=router)
         backbone.check(self._backbone_shapes(config))
         tokenizer = HuggingFaceTokenizer.of(backbone.tokenizer, f"{METADATA_FILE} of {source}")
         self._vocabulary = Vocabulary.of(tokenizer, config.vocab_size, settings.protocol_tokens)

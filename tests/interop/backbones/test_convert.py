@@ -182,6 +182,8 @@ BROKEN = {
     "moe": (_config(num_experts=8), "unknown key 'num_experts'"),
     "window": (_config(use_sliding_window=True, sliding_window=64), "sliding_window"),
     "family": (_config(model_type="mamba"), "model_type 'mamba'"),
+    "a billion layers": (_config(num_hidden_layers=10**9), "num_hidden_layers 1000000000, but"),
+    "no number": (_config(intermediate_size="48"), "intermediate_size '48': it should be a number"),
     "rotation": (_config(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type 'linear'"),
     "cut off": (_cut, "model.safetensors cannot be read"),
     "missing": (

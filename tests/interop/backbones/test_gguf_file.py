@@ -1,6 +1,7 @@
 """GGUF files: every type of numbers, rows put back in order, keys and what is refused."""
 
 import builtins
+import random
 
 import gguf
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from msa_train.errors import CheckpointError, MissingDependencyError
+from data_pipeline.errors import DataError
+from msa_train.errors import CheckpointError, MissingDependencyError, MSAError
+from msa_train.interop.backbones.convert import import_backbone
 from msa_train.interop.backbones.folder import HuggingFaceFolder
 from msa_train.interop.backbones.gguf_file import QUANTISED, GGUFFile
 from msa_train.model.architecture import whole_geometry
@@ -134,8 +137,8 @@ def test_weights_that_are_not_known_are_refused(tmp_path, monkeypatch):
 
 
 def test_types_that_are_not_known_are_refused(tmp_path, wide):
-    path = write_gguf(wide, tmp_path / "file.gguf", Kind.Q5_0)
-    with pytest.raises(CheckpointError, match="in Q5_0: supported are F32, F16"):
+    path = write_gguf(wide, tmp_path / "file.gguf", Kind.TQ2_0)
+    with pytest.raises(CheckpointError, match="in TQ2_0: supported are F32, F16"):
         GGUFFile(path)
 
 
@@ -149,6 +152,21 @@ def test_what_is_no_file_of_this_kind_is_refused(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match="cannot be read"):
             GGUFFile(path)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_fields_are_refused_in_words(tmp_path, seed):
+    """Or they are read: a byte may be of no account. Never another error."""
+    path = write_gguf(random_model("llama"), tmp_path / "file.gguf")
+    data, rng = bytearray(path.read_bytes()), random.Random(seed)
+    first = gguf.GGUFReader(path).data_offset
+    for _ in range(3):
+        data[rng.randrange(first)] = rng.randrange(256)
+    path.write_bytes(data)
+    try:
+        import_backbone(path, tmp_path / "start")
+    except (MSAError, DataError):
+        assert not (tmp_path / "start").exists()
 
 
 def test_another_architecture_is_refused(tmp_path):

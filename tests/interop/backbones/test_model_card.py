@@ -35,8 +35,8 @@ def test_the_card_says_what_was_done():
 def test_the_settings_in_it_are_those_of_a_run_that_starts_here(tmp_path, scaling):
     config = ModelConfig(
         layers=6, hidden=96, heads=9, kv_heads=3, head_dim=16, ffn=40, vocab_size=640,
-        norm_eps=1e-5, rope_theta=1e6, tie_embeddings=False, architecture="qwen2", rope_scaling=scaling,
-        router=RouterConfig(layers="1,4"),
+        norm_eps=1e-5, rope_theta=1e6, tie_embeddings=False, architecture="qwen2",
+        rope_scaling=scaling, router=RouterConfig(layers="1,4"),
     )  # fmt: skip
     backbone = Held()
     backbone.licence = backbone.chat_template = None
