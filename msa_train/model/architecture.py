@@ -211,6 +211,10 @@ def whole_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(
                 f"config.json has no {key!r}: is this the config.json of an MSA model?"
             )
+        if not isinstance(raw[key], int) or raw[key] < 1:
+            raise CheckpointError(
+                f"config.json has {key} {raw[key]!r}: it should be a number of 1 up"
+            )
     heads = raw["num_attention_heads"]
     defaults = {
         "kv_heads": heads,

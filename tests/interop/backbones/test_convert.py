@@ -184,6 +184,8 @@ BROKEN = {
     "family": (_config(model_type="mamba"), "model_type 'mamba'"),
     "a billion layers": (_config(num_hidden_layers=10**9), "num_hidden_layers 1000000000, but"),
     "no number": (_config(intermediate_size="48"), "intermediate_size '48': it should be a number"),
+    "no heads": (_config(num_attention_heads=0), "num_attention_heads 0: it should be a number"),
+    "half a head": (_config(head_dim=8.5), r"head_dim 8\.5: it should be a number"),
     "rotation": (_config(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type 'linear'"),
     "cut off": (_cut, "model.safetensors cannot be read"),
     "missing": (

@@ -77,6 +77,14 @@ def test_other_tokenizers_are_refused_by_name(model, pre):
         tokenizer_json(fields, Path("x.gguf"))
 
 
+@pytest.mark.parametrize("name", ["tokens", "merges", "token_type"])
+def test_damaged_fields_are_refused_by_name(name):
+    fields = fields_of(trained(), "gpt-2")
+    fields[f"tokenizer.ggml.{name}"] = [1, 2]
+    with pytest.raises(DataError, match=r"x\.gguf has .*(tokenizer\.ggml\.|types of 2).*damaged"):
+        tokenizer_json(fields, Path("x.gguf"))
+
+
 def test_marked_tokens_are_named():
     found = settings(fields_of(trained(), "gpt-2"))
     assert (found["eos_token"], found["pad_token"]) == ("<|im_end|>", "<|endoftext|>")
