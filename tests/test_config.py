@@ -7,6 +7,7 @@ import yaml
 
 from msa_train.config import Config, load_config, load_config_file, to_plain
 from msa_train.errors import ConfigError
+from msa_train.model.rope import RopeScaling
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps")
@@ -24,7 +25,10 @@ def test_overrides_reach_nested_settings():
 
 
 def test_a_saved_config_loads_equal(tmp_path):
-    config = load_config(["--model.router.layers", "1,3", "--training.wandb.tags", "[a, b]"])
+    scaling = "{rope_type: yarn, factor: 4, original_max_position_embeddings: 32768}"
+    arguments = ["--model.router.layers", "1,3", "--training.wandb.tags", "[a, b]"]
+    config = load_config([*arguments, "--model.rope_scaling", scaling])
+    assert config.model.rope_scaling == RopeScaling("yarn", 4.0, 32768)
     config.save(tmp_path / "run.yaml")
     assert to_plain(load_config_file(tmp_path / "run.yaml")) == to_plain(config)
 

@@ -81,12 +81,17 @@ class HuggingFaceTokenizer(Tokenizer):
     @classmethod
     def from_folder(cls, folder: Path, metadata: dict[str, Any]) -> HuggingFaceTokenizer:
         path = folder / METADATA_FILE
+        return cls.of(path.read_bytes(), path)
+
+    @classmethod
+    def of(cls, data: bytes, source: Path | str) -> HuggingFaceTokenizer:
+        """The tokenizer of a tokenizer.json; source: where it came from, which errors name."""
         try:
-            return cls(path.read_bytes())
+            return cls(data)
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+            raise DataError(f"{source}: {error}") from error
         except Exception as error:  # the library raises nothing more precise
-            raise DataError(f"{path} is no tokenizer: {error}") from error
+            raise DataError(f"{source} is no tokenizer: {error}") from error
 
     def _spelling(self, control: str, settings: dict[str, Any]) -> tuple[int, ...]:
         """Ids for a control token that the vocabulary lacks; none where no word can be parted.

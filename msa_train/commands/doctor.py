@@ -26,6 +26,7 @@ PACKAGES = {  # distribution -> (extra that installs it, what it is for)
     "liger-kernel": ("gpu", "fused norms and losses (optional)"),
     "bm25s": ("eval", "the BM25 baseline"),
     "matplotlib": ("eval", "plots"),
+    "gguf": ("backbone", "GGUF files to import (optional)"),
 }
 
 

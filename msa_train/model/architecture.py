@@ -174,7 +174,7 @@ def read_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
                     "supported"
                 )
         elif key == "layer_types":
-            if set(value) != {"full_attention"}:
+            if value is not None and set(value) != {"full_attention"}:
                 raise CheckpointError(
                     f"config.json has {key} {sorted(set(value))}: only full_attention is supported"
                 )
@@ -210,6 +210,10 @@ def whole_geometry(raw: Mapping[str, Any]) -> dict[str, Any]:
         if key not in raw:
             raise CheckpointError(
                 f"config.json has no {key!r}: is this the config.json of an MSA model?"
+            )
+        if not isinstance(raw[key], int) or raw[key] < 1:
+            raise CheckpointError(
+                f"config.json has {key} {raw[key]!r}: it should be a number of 1 up"
             )
     heads = raw["num_attention_heads"]
     defaults = {

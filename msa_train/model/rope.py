@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msa_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RopeType = Literal["llama3", "yarn"]
 
@@ -80,6 +80,8 @@ class RopeScaling:
         trained_length: max_position_embeddings, the length where none is given beside the factor.
         Raises ConfigError, naming the key, for another type or a key that the type does not have.
         """
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"{raw!r} where an object belongs")
         given = {key: value for key, value in raw.items() if value is not None}
         given.pop("rope_theta", None)
         if given.get("partial_rotary_factor") == 1:
@@ -98,6 +100,9 @@ class RopeScaling:
             return None
         if trained_length is not None:
             given.setdefault("original_max_position_embeddings", trained_length)
+        for key, value in given.items():
+            if not isinstance(value, int | float):
+                raise ConfigError(f"rope_type {kind!r} with {key} {value!r}: it should be a number")
         try:
             return cls(rope_type=kind, **given)
         except TypeError:
@@ -117,7 +122,8 @@ class RopeScaling:
             kept = (waves - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         else:
             first, last = self._ramp(len(plain), theta)
-            kept = 1 - (torch.arange(len(plain), device=plain.device) - first) / (last - first)
+            pair = plain.new_ones(len(plain)).cumsum(0) - 1  # 0, 1, 2, ...
+            kept = 1 - (pair - first) / (last - first)
         kept = kept.clamp(0, 1)
         return slowed * (1 - kept) + plain * kept
 

@@ -38,8 +38,12 @@ def train_all(runs: list[dict]) -> list[dict]:
 
 
 def _train(
-    arguments: list[str], stop_after: int | None = None, poison: tuple[int, ...] = ()
+    arguments: list[str],
+    stop_after: int | None = None,
+    poison: tuple[int, ...] = (),
+    plain: list[int] | None = None,
 ) -> dict:
+    """plain: tokens of a context that asks no memory, whose final states are wanted as well."""
     from msa_train.config import load_config
     from msa_train.training.trainer import Trainer
 
@@ -58,9 +62,11 @@ def _train(
         codes.append(trainer.run())
     except DivergedError as error:
         codes.append(str(error))
-    hidden = _hidden_states(trainer)
+    found = {"codes": codes, "hidden": _hidden_states(trainer)}
+    if plain is not None:
+        found["plain"] = _states_of(trainer, plain_batch(plain))
     trainer.close()
-    return {"codes": codes, "hidden": hidden}
+    return found
 
 
 def _poison(trainer, steps: tuple[int, ...]) -> None:
@@ -88,9 +94,28 @@ def _hidden_states(trainer):
     """Final states of the trained module for one batch: what the export must reproduce."""
     if trainer.settings.zero_stage == 3:
         return None  # its parameters are partitioned between steps
+    return _states_of(trainer, example_batch(trainer.config))
+
+
+def _states_of(trainer, batch):
     with torch.no_grad():
-        states, _ = trainer.engine.model.hidden_states(example_batch(trainer.config))
+        states, _ = trainer.engine.model.hidden_states(batch)
     return states.float().numpy()
+
+
+def plain_batch(tokens: list[int]):
+    """One context at positions 0, 1, 2, ... that asks no memory."""
+    from msa_train.model.batch import IGNORE, MemoryBatch
+
+    count, none = len(tokens), torch.zeros(0, dtype=torch.int64)
+    return MemoryBatch(
+        doc_tokens=none, doc_cu=torch.tensor([0]), doc_numbers=none, doc_ids=none,
+        bank_cu=torch.tensor([0, 0]), tokens=torch.tensor(tokens),
+        ctx_cu=torch.tensor([0, count]), ctx_bank=torch.tensor([0]),
+        positions=torch.arange(count), is_query=torch.zeros(count, dtype=torch.bool),
+        memory_from=torch.tensor([0]), labels=torch.full((count,), IGNORE),
+        positives=torch.zeros(1, 0, dtype=torch.bool), masked=torch.zeros(1, 0, dtype=torch.bool),
+    )  # fmt: skip
 
 
 def example_batch(config):

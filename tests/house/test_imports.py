@@ -64,6 +64,7 @@ HOMES = {
     "wandb": ("msa_train/training/tracking/",),
     "webdataset": ("data_pipeline/shards",),
     "transformers": ("msa_train/interop/huggingface.py",),
+    "gguf": ("msa_train/interop/backbones/gguf_file.py",),
     "rensa": ("data_pipeline/cleaning/near.py",),
     "fastapi": ("msa_train/serving/",),
     "starlette": ("msa_train/serving/",),
@@ -131,7 +132,8 @@ def test_heavy_packages_stay_home(path: Path):
 )
 def test_serving_imports_are_light(module):
     heavy = (
-        "deepspeed, megatron, wandb, webdataset, transformers, matplotlib, triton, bm25s, fastapi"
+        "deepspeed, megatron, wandb, webdataset, transformers, gguf, matplotlib, triton, bm25s, "
+        "fastapi"
     )
     code = f"import sys, {module}\nprint([m for m in {heavy.split(', ')!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

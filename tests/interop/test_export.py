@@ -90,7 +90,8 @@ def test_a_config_with_another_rotation_is_refused(tmp_path):
     checkpoint(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "export")
     path = tmp_path / "export" / "config.json"
-    raw = json.loads(path.read_text()) | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    raw = json.loads(path.read_text()) | {"rope_scaling": scaling}
     path.write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="rope_scaling"):
+    with pytest.raises(CheckpointError, match=r"says rope_scaling RopeScaling.* None"):
         load_export(tmp_path / "export")

@@ -9,6 +9,7 @@ import pytest
 from msa_train.errors import CheckpointError
 from msa_train.interop.published_config import from_published, to_published
 from msa_train.model.config import ModelConfig, RouterConfig
+from msa_train.model.rope import RopeScaling
 from tests.batches import tiny_config
 
 
@@ -17,6 +18,16 @@ def foreign(config):
     raw = to_published(config)
     del raw["msa_train"]
     return raw
+
+
+def test_stretched_positions_travel():
+    config = replace(tiny_config("none"), rope_scaling=RopeScaling("llama3", 8.0, 8192))
+    stored = json.loads(json.dumps(to_published(config)))
+    assert from_published(stored, "serving") == config
+    assert stored["rope_scaling"]["rope_type"] == "llama3"
+    assert not stored["msa_train"]["served_by_published_engine"]
+    assert from_published(foreign(config), "serving").rope_scaling == config.rope_scaling
+    assert "rope_scaling" not in to_published(tiny_config())["msa_train"]["model"]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ def test_it_is_transformers(published, theta):
         ({"rope_type": "yarn", "factor": 2.0}, "without original_max_position_embeddings"),
         ({"rope_type": "yarn"}, "without factor"),
         ({**YARN, "factor": 0.0}, "factor is 0"),
+        ({**YARN, "factor": "4"}, "factor '4': it should be a number"),
+        (["yarn"], "where an object belongs"),
         ({**LLAMA3, "high_freq_factor": 1.0}, "high_freq_factor is 1"),
     ],
     ids=str,

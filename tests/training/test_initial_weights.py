@@ -63,7 +63,8 @@ def test_an_export_is_a_start_as_well(backbone):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling .* without factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, r"model\.rope_scaling is None"),
         ({"attention_bias": True}, "attention_bias True"),
         ({"sliding_window": 128}, "sliding_window 128"),
         ({"num_experts": 8}, "unknown key 'num_experts'"),

@@ -28,7 +28,7 @@ class StoredWeight:
     form: str
 
 
-class Backbone(ABC):
+class PretrainedBackbone(ABC):
     """A pretrained model on disk.
 
     name: what it calls itself. licence: as it says, None where it does not. config: as its

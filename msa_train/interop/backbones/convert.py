@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from data_pipeline import files
-from data_pipeline.errors import DataError
 from data_pipeline.progress import ProgressBar
+from data_pipeline.tokenizer import METADATA_FILE
 from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 from msa_train.errors import CheckpointError, ConfigError
-from msa_train.interop.backbones.backbone import Backbone
+from msa_train.interop.backbones.backbone import PretrainedBackbone
 from msa_train.interop.backbones.folder import SETTINGS, TEMPLATE, HuggingFaceFolder
 from msa_train.interop.backbones.gguf_file import GGUFFile
 from msa_train.interop.backbones.model_card import CARD, model_card
@@ -26,7 +26,7 @@ from msa_train.interop.backbones.vocabulary import VOCABULARY_WEIGHTS, ProtocolT
 from msa_train.interop.backbones.weights_file import Planned, write_weights
 from msa_train.interop.export import CONFIG, WEIGHTS, seal
 from msa_train.interop.published_config import to_published
-from msa_train.model.architecture import whole_geometry
+from msa_train.model.architecture import GEOMETRY, whole_geometry
 from msa_train.model.config import ModelConfig, RouterConfig
 from msa_train.model.weights import router_from_backbone, weight_shapes
 
@@ -92,7 +92,7 @@ def import_backbone(
     began, settings = time.monotonic(), settings or ImportSettings()
     if target.exists():
         raise CheckpointError(f"{target} exists: remove it, or give another folder")
-    conversion = _Conversion(_opened(source), settings)
+    conversion = _Conversion(source, settings)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.whole(target) as folder:
@@ -105,24 +105,38 @@ def import_backbone(
     return conversion.report(target, size, fingerprint, seconds)
 
 
-def _opened(source: Path) -> Backbone:
+def _opened(source: Path) -> PretrainedBackbone:
     if not source.exists():
         raise CheckpointError(f"{source} does not exist: give a Hugging Face folder or a GGUF file")
     return HuggingFaceFolder(source) if source.is_dir() else GGUFFile(source)
 
 
+def _geometry(backbone: PretrainedBackbone) -> dict[str, Any]:
+    """Fields of ModelConfig. Raises CheckpointError for sizes that are no numbers, or could not be
+    those of its weights: a damaged file must not make a model of a billion layers."""
+    found = whole_geometry(backbone.config)
+    for key, field in GEOMETRY.items():
+        kinds = (int, float) if field in ("rope_theta", "norm_eps") else (int,)
+        if not isinstance(found[field], kinds):
+            raise CheckpointError(f"config.json has {key} {found[field]!r}: it should be a number")
+    if found["layers"] > len(backbone.stored):
+        raise CheckpointError(
+            f"config.json has num_hidden_layers {found['layers']}, but {backbone.name} has only "
+            f"{len(backbone.stored)} weights"
+        )
+    return found
+
+
 class _Conversion:
     """A backbone, and what becomes of it."""
 
-    def __init__(self, backbone: Backbone, settings: ImportSettings):
-        self._backbone, self._settings = backbone, settings
+    def __init__(self, source: Path, settings: ImportSettings):
+        self._backbone = backbone = _opened(source)
+        self._settings = settings
         router = RouterConfig(layers=settings.router_layers, gate="none")
-        config = ModelConfig(**whole_geometry(backbone.config), router=router)
+        config = ModelConfig(**_geometry(backbone), router=router)
         backbone.check(self._backbone_shapes(config))
-        try:
-            tokenizer = HuggingFaceTokenizer(backbone.tokenizer)
-        except DataError as error:
-            raise DataError(f"the tokenizer of {backbone.name}: {error}") from error
+        tokenizer = HuggingFaceTokenizer.of(backbone.tokenizer, f"{METADATA_FILE} of {source}")
         self._vocabulary = Vocabulary.of(tokenizer, config.vocab_size, settings.protocol_tokens)
         self._config = replace(config, vocab_size=self._vocabulary.rows)
         self._shapes = weight_shapes(self._config)

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizer import METADATA_FILE
 from msa_train.errors import CheckpointError
-from msa_train.interop.backbones.backbone import DTYPES, Backbone, StoredWeight
+from msa_train.interop.backbones.backbone import DTYPES, PretrainedBackbone, StoredWeight
 
 INDEX = "model.safetensors.index.json"
 SETTINGS = "tokenizer_config.json"
@@ -25,7 +25,7 @@ _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")  # older files hold the frequencies as well
 
 
-class HuggingFaceFolder(Backbone):
+class HuggingFaceFolder(PretrainedBackbone):
     """A folder as `save_pretrained` leaves it, its weights in one file or in several.
 
     Raises CheckpointError for a file that is missing or broken.

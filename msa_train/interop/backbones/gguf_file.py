@@ -17,11 +17,13 @@ from torch import Tensor
 
 from msa_train.errors import CheckpointError, MissingDependencyError
 from msa_train.interop.backbones import gguf_tokenizer
-from msa_train.interop.backbones.backbone import Backbone, StoredWeight
+from msa_train.interop.backbones.backbone import PretrainedBackbone, StoredWeight
 from msa_train.model.rope import RopeScaling
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-QUANTISED = ("Q8_0", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+QUANTISED = (
+    "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
 _ROWS = 4096  # dequantised at once: their temporaries are several times as large
 
 # Published names of a layer by those of llama.cpp; both with `.weight` or `.bias`.
@@ -70,7 +72,7 @@ _SUPPORTED = {
 }
 
 
-class GGUFFile(Backbone):
+class GGUFFile(PretrainedBackbone):
     """A GGUF file of one of the architectures, in one part.
 
     Raises CheckpointError for what is no such file, broken, or not computed here, by its key;
@@ -78,10 +80,10 @@ class GGUFFile(Backbone):
     """
 
     def __init__(self, path: Path):
-        self._path, reader = path, _reader(path)
-        fields = {key: field.contents() for key, field in reader.fields.items()}
+        self._path = path
+        fields, tensors = _contents(path)
         self._kind = _field(fields, "general.architecture", path)
-        self._tensors = {each.name: each for each in reader.tensors}
+        self._tensors = {each.name: each for each in tensors}
         divisors = self._tensors.pop(_FREQUENCIES, None)
         self.config = self._config(fields, None if divisors is None else divisors.data)
         self._names = {name: self._published(name) for name in self._tensors}
@@ -192,7 +194,8 @@ class GGUFFile(Backbone):
         return weight.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def _reader(path: Path) -> Any:
+def _contents(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Fields and tensors; the numbers of these stay on disk."""
     try:
         from gguf import GGUFReader
     except ModuleNotFoundError as error:
@@ -207,7 +210,8 @@ def _reader(path: Path) -> Any:
                 f"{path} begins with {magic!r}, so it is no GGUF file: give one, or a folder with "
                 "config.json, safetensors and tokenizer.json"
             )
-        return GGUFReader(path)
+        reader = GGUFReader(path)
+        return {key: field.contents() for key, field in reader.fields.items()}, reader.tensors
     except CheckpointError:
         raise
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # llama.cpp's types of tokens
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's types of tokens
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}|"
     r" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,8 +54,12 @@ def tokenizer_json(fields: Mapping[str, Any], path: Path) -> bytes:
             f"{path} has a tokenizer of tokenizer.ggml.model {kind!r}, tokenizer.ggml.pre {cut!r}: "
             f"supported is gpt2 with {', '.join(PRE_TOKENIZERS)}; import its Hugging Face folder"
         )
-    tokens = fields["tokenizer.ggml.tokens"]
-    types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    tokens, merges = _strings(fields, "tokens", path), _strings(fields, "merges", path)
+    types = fields.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise DataError(
+            f"{path} has {len(tokens)} tokens, but types of {len(types)}: is it damaged?"
+        )
     way = PRE_TOKENIZERS[cut]
     marked = ((i, kind) for i, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED))
     added = [_added(i, tokens[i], kind) for i, kind in marked]
@@ -70,10 +74,17 @@ def tokenizer_json(fields: Mapping[str, Any], path: Path) -> bytes:
             "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
             "byte_fallback": False, "ignore_merges": way.get("ignore_merges", False),
             "vocab": {t: i for i, t in enumerate(tokens) if types[i] != _UNUSED},
-            "merges": [pair.split(" ") for pair in fields["tokenizer.ggml.merges"]],
+            "merges": [pair.split(" ") for pair in merges],
         },
     }  # fmt: skip
     return json.dumps(made, ensure_ascii=False, indent=1).encode()
+
+
+def _strings(fields: Mapping[str, Any], name: str, path: Path) -> list[str]:
+    found = fields.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise DataError(f"{path} has no list of strings tokenizer.ggml.{name}: is it damaged?")
+    return found
 
 
 def settings(fields: Mapping[str, Any]) -> dict[str, Any]:

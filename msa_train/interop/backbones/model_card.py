@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import yaml
 
-from msa_train.interop.backbones.backbone import Backbone
+from msa_train.interop.backbones.backbone import PretrainedBackbone
+from msa_train.model.architecture import GEOMETRY
 from msa_train.model.config import ModelConfig
 
 CARD = "README.md"
@@ -28,16 +29,19 @@ backbone does.
 
 ## Use
 
-```
-msa memory build BANK THIS_FOLDER CORPUS
-msa train --config CONFIG --training.start_from THIS_FOLDER
-```
+`msa memory build BANK THIS_FOLDER CORPUS` at once; to train on, put this into a run's YAML and give
+the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLDER`:
+
+```yaml
+{settings}```
 
 The licence of the backbone holds for these weights.
 """
 
 
-def model_card(backbone: Backbone, config: ModelConfig, protocol: Mapping[str, str]) -> str:
+def model_card(
+    backbone: PretrainedBackbone, config: ModelConfig, protocol: Mapping[str, str]
+) -> str:
     """protocol: control tokens that the vocabulary lacked -> what became of them."""
     forms = Counter(each.form for each in backbone.stored.values())
     quantised = any(form not in ("F32", "F16", "BF16") for form in forms)
@@ -55,8 +59,18 @@ def model_card(backbone: Backbone, config: ModelConfig, protocol: Mapping[str, s
         protocol="; ".join(f"`{token}` {what}" for token, what in protocol.items())
         or "all in the vocabulary",
         template="kept in chat_template.jinja" if backbone.chat_template else "none",
+        settings=_settings(config),
     )
     matter = {"base_model": backbone.name, "library_name": "msa-train"}
     if backbone.licence:
         matter["license"] = backbone.licence
     return f"---\n{yaml.safe_dump(matter, allow_unicode=True)}---\n\n{body}"
+
+
+def _settings(config: ModelConfig) -> str:
+    """`model` of a run's YAML that this folder fits."""
+    model = {name: getattr(config, name) for name in ("architecture", *GEOMETRY.values())}
+    if config.rope_scaling is not None:
+        model["rope_scaling"] = config.rope_scaling.to_published()
+    model["router"] = {"layers": ",".join(map(str, config.router_layers))}
+    return yaml.safe_dump({"model": model}, sort_keys=False)

@@ -7,6 +7,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.engine.events import Evidence, Finished, Routed, Selection, TextPiece
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.sequence import Sequence
+from tests.data_pipeline.tokenizer.test_huggingface import SPELLED
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
@@ -19,12 +20,12 @@ def view():
     return encode_in_memory(tiny_model(), TOKENIZER, tiny_documents())
 
 
-def written(sequence, *parts, room=1000):
+def written(sequence, *parts, room=1000, tokenizer=TOKENIZER):
     """The events of text and control tokens that the model writes."""
     events = []
     for part in parts:
         control = part in (REF_END, IM_END)
-        for token in [TOKENIZER.control_ids(part)[0]] if control else TOKENIZER.encode_text(part):
+        for token in tokenizer.control_ids(part) if control else tokenizer.encode_text(part):
             events += sequence.append(token, room)
     return events
 
@@ -49,6 +50,20 @@ def test_ids_then_a_prefill_then_the_answer(view):
     assert (answer.text, answer.evidence, answer.cut) == ("Here", (2,), False)
     assert answer.prompt_tokens == len(first.tokens)
     assert answer.answer_tokens == len(TOKENIZER.encode_text("Here"))
+
+
+def test_a_control_token_that_is_spelled_ends_a_round_as_any_other(view):
+    sequence = Sequence(Request("Where?", view), SPELLED, 4000)
+    sequence.prefilled(NOTHING)
+    *pieces, evidence = written(sequence, "[2]", REF_END, tokenizer=SPELLED)
+    assert "".join(piece.text for piece in pieces) == "[2]"
+    assert evidence == Evidence((tiny_documents()[0],)) and sequence.pending == []
+    shown = SPELLED.decode(sequence.context().tokens)
+    assert f"[2]{REF_END}[2]. {tiny_documents()[0].text}\n{REF_END}" in shown
+    sequence.prefilled(NOTHING)
+    written(sequence, END_OF_RETRIEVE, tokenizer=SPELLED)
+    *_, finished = written(sequence, "Here", IM_END, tokenizer=SPELLED)
+    assert finished.answer.text == "Here"
 
 
 def test_a_vote_is_read_without_writing(view):
