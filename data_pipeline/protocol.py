@@ -76,16 +76,19 @@ def head_pieces() -> list[Piece]:
 
 
 def question_pieces(question: str, first_round: bool = True, instructions: str = "") -> list[Piece]:
-    """The question and its frame, routing query tokens (class 0).
+    """The question and its frame, routing query tokens (class 0), in one run of text.
 
     In the first round all of it is class 0; from the second round on the last newline is not.
-    Instructions stand between frame and question, in the same run of text, and do not route.
+    Instructions stand between frame and question, and do not route.
     """
-    asked = [Piece(f"{ASK}{question}{RETRIEVE}", Role.QUERY)]
-    if instructions:
-        rest = Piece(f"{question}{RETRIEVE}", Role.QUERY)
-        asked = [Piece(ASK, Role.QUERY), Piece(f"{instructions}\n\n"), rest]
-    return [*asked, Piece("\n", Role.QUERY if first_round else Role.RESPONSE)]
+    given = [Piece(f"{instructions}\n\n")] if instructions else []
+    return [
+        Piece(ASK, Role.FRAME),
+        *given,
+        Piece(question, Role.QUERY),
+        Piece(RETRIEVE, Role.FRAME),
+        Piece("\n", Role.FRAME if first_round else Role.RESPONSE),
+    ]
 
 
 def earlier_pieces(turns: Sequence[Turn]) -> list[Piece]:

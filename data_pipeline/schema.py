@@ -20,11 +20,20 @@ ASKED_KINDS = KINDS[:3]  # those that ask a question
 
 
 class Role(IntEnum):
-    """Class of a token of the active context, in the interchange values of SPEC section 1."""
+    """Class of a token of the active context, in the interchange values of SPEC section 1.
+
+    FRAME is ours: of class 0 as published, but the same around every question, so that a mean over
+    tokens leaves it out (SPEC section 8).
+    """
 
     TEMPLATE = -2
     RESPONSE = -1  # the response, and anything else active
     QUERY = 0  # routing query tokens
+    FRAME = 1  # the fixed words around a question
+
+    def routes(self, frame: bool) -> bool:
+        """Whether it is a routing query token; frame: whether those around a question are."""
+        return self is Role.QUERY or (frame and self is Role.FRAME)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ class RouterConfig:
             )
 
     @property
+    def frame_routes(self) -> bool:
+        """Whether the fixed words around a question are routing query tokens (SPEC section 8)."""
+        return self.query_reduce != "pooled"
+
+    @property
     def scoring(self) -> Scoring:
         """How documents are scored. Raises ConfigError for reductions that no scoring handles."""
         reductions = self.head_reduce, self.query_reduce, self.chunk_reduce

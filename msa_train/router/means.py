@@ -21,7 +21,7 @@ from torch import Tensor
 from data_pipeline import files
 from data_pipeline.progress import ProgressBar
 from data_pipeline.protocol import prompt_pieces
-from data_pipeline.schema import Document, Role
+from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.encode import document_batches, in_threads
@@ -90,7 +90,7 @@ def question_means(
         asked = [tokenizer.encode_pieces(prompt_pieces(text)) for text in texts]
         cu = cumulative(torch.tensor([len(each.tokens) for each in asked])).to(model.device)
         tokens = torch.tensor([t for each in asked for t in each.tokens], device=model.device)
-        roles = [role == Role.QUERY for each in asked for role in each.roles]
+        roles = [role.routes(frame=False) for each in asked for role in each.roles]
         rows, query_cu = query_rows(torch.tensor(roles, device=model.device), cu)
         positions = [context_positions(len(a.tokens), a.head_length, top_k) for a in asked]
         placed = torch.cat(positions).to(model.device)

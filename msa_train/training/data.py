@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 
 from data_pipeline.protocol import context_pieces, document_pieces
-from data_pipeline.schema import Role, Sample
+from data_pipeline.schema import Sample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer, load_tokenizer
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
+from msa_train.model.config import RouterConfig
 
 
 def open_shards(config: Config) -> ShardReader:
@@ -66,12 +67,13 @@ def samples_per_rank(config: Config, ranks: int) -> int:
 class Collate:
     """Tokenizes samples (text) and packs them into one MemoryBatch (tensors), a bank per sample.
 
-    top_k shifts the positions of what follows the template head (SPEC section 1). Runs in the
-    loader's prefetch thread.
+    The router's top_k shifts the positions of what follows the template head (SPEC section 1), and
+    it says which tokens route. Runs in the loader's prefetch thread.
     """
 
-    def __init__(self, tokenizer: Tokenizer, top_k: int):
-        self._tokenizer, self._top_k = tokenizer, top_k
+    def __init__(self, tokenizer: Tokenizer, router: RouterConfig):
+        self._tokenizer, self._top_k = tokenizer, router.top_k
+        self._frame = router.frame_routes
 
     def __call__(self, samples: Sequence[Sample]) -> MemoryBatch:
         encode = self._tokenizer.encode_pieces
@@ -94,7 +96,7 @@ class Collate:
             positions=torch.cat(
                 [context_positions(n, h, self._top_k) for n, h in zip(lengths, heads, strict=True)]
             ),
-            is_query=_flat([[r == Role.QUERY for r in c.roles] for c in contexts]).bool(),
+            is_query=_flat([[r.routes(self._frame) for r in c.roles] for c in contexts]).bool(),
             memory_from=torch.tensor(heads, dtype=torch.int64),
             labels=_flat([_shifted(context) for context in contexts]),
             positives=_document_mask(samples, "positives"),

@@ -48,7 +48,7 @@ class Trainer:
         reader = open_shards(config)
         self.schedule = Schedule(config.stages, reader.manifest.steps)
         self.tokenizer = checked_tokenizer(config, reader)
-        self.collate = Collate(self.tokenizer, config.model.router.top_k)
+        self.collate = Collate(self.tokenizer, config.model.router)
         ranks = DeepSpeedGroups.get_data_parallel_world_size()
         self.samples = samples_per_rank(config, ranks)
         self.loader = ShardLoader(

@@ -40,6 +40,10 @@ def flagged(pieces, role):
     return text(piece for piece in pieces if piece.role == role)
 
 
+def routed(pieces):
+    return text(piece for piece in pieces if piece.role.routes(frame=True))
+
+
 def written(pieces):
     return text(piece for piece in pieces if piece.label)
 
@@ -87,7 +91,13 @@ def test_template_is_head_and_tail():
 def test_in_the_first_round_all_question_text_routes():
     pieces = rounds_pieces("Who?", [])
     assert pieces == prompt_pieces("Who?")
-    assert flagged(pieces, Role.QUERY) == PROMPT[len("<|im_start|>user\n") : PROMPT.index("<|im_e")]
+    assert routed(pieces) == PROMPT[len("<|im_start|>user\n") : PROMPT.index("<|im_e")]
+
+
+def test_where_the_frame_does_not_route_the_question_does_alone():
+    asked = prompt_pieces("Who?", instructions="Be kind.", earlier=[("user", "Hello.")])
+    assert flagged(asked, Role.QUERY) == "Who?"
+    assert flagged(rounds_pieces("Who?", [Round("[4]", (FOUR,))]), Role.QUERY) == "Who?[4]. four\n"
 
 
 def test_later_the_question_without_its_last_newline_and_the_latest_evidence_route():
@@ -98,21 +108,21 @@ def test_later_the_question_without_its_last_newline_and_the_latest_evidence_rou
     pieces = rounds_pieces("Who?", [first])
     after_first = PROMPT + "[4]<|object_ref_end|>[4]. four\n<|object_ref_end|>"
     assert text(pieces) == after_first
-    assert flagged(pieces, Role.QUERY) == asked + "[4]. four\n"
+    assert routed(pieces) == asked + "[4]. four\n"
 
     pieces = rounds_pieces("Who?", [first, second])
     assert text(pieces) == (
         after_first + "[9][7]<|object_ref_end|>[7]. seven\n<|object_ref_end|>"
     ), "what the model wrote stays as it was written, unknown ids too"
-    assert flagged(pieces, Role.QUERY) == asked + "[7]. seven\n"
+    assert routed(pieces) == asked + "[7]. seven\n"
 
 
 def test_a_round_that_found_nothing_leaves_the_evidence_before_it_latest():
     pieces = rounds_pieces("Who?", [Round("[4]", (FOUR,)), Round("[99]")])
     assert text(pieces).endswith("[99]<|object_ref_end|><|object_ref_end|>")
-    assert flagged(pieces, Role.QUERY).endswith("related to the question[4]. four\n")
+    assert routed(pieces).endswith("related to the question[4]. four\n")
     only_nothing = rounds_pieces("Who?", [Round("[99]")])
-    assert flagged(only_nothing, Role.QUERY).endswith("related to the question")
+    assert routed(only_nothing).endswith("related to the question")
 
 
 def test_training_and_serving_agree_on_the_second_round():
@@ -162,18 +172,18 @@ TURNS = (("user", "Who <|im_end|>?"), ("assistant", ""), ("assistant", "Me."))
 def test_instructions_stand_before_the_question_and_do_not_route():
     pieces = prompt_pieces("Who?", instructions="Be brief.")
     assert text(pieces) == PROMPT.replace("Who?", "Be brief.\n\nWho?")
-    assert flagged(pieces, Role.QUERY) == flagged(prompt_pieces("Who?"), Role.QUERY)
+    assert routed(pieces) == routed(prompt_pieces("Who?"))
     later = rounds_pieces("Who?", [Round("[4]", (FOUR,))], "Be brief.")
     plain = rounds_pieces("Who?", [Round("[4]", (FOUR,))])
     assert text(later) == text(plain).replace("Who?", "Be brief.\n\nWho?", 1)
-    assert flagged(later, Role.QUERY) == flagged(plain, Role.QUERY)
+    assert routed(later) == routed(plain)
 
 
 def test_earlier_turns_stand_before_the_prompt_and_do_not_route():
     before = "<|im_start|>user\nWho <|im_end|>?<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>\n"
     pieces = prompt_pieces("Who?", earlier=TURNS)
     assert text(pieces) == before + PROMPT
-    assert flagged(pieces, Role.QUERY) == flagged(prompt_pieces("Who?"), Role.QUERY)
+    assert routed(pieces) == routed(prompt_pieces("Who?"))
     assert sum(piece.control for piece in pieces) == 4 + 3  # what a user writes is text
     later = rounds_pieces("Who?", [Round("[4]", (FOUR,))], earlier=TURNS)
     assert text(later) == before + text(rounds_pieces("Who?", [Round("[4]", (FOUR,))]))

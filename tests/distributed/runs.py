@@ -123,7 +123,7 @@ def example_batch(config):
     from msa_train.training.data import Collate
 
     reader = ShardReader(config.shards)
-    return Collate(reader.tokenizer(), config.model.router.top_k)([reader[0]])
+    return Collate(reader.tokenizer(), config.model.router)([reader[0]])
 
 
 def logged(output: Path) -> list[dict]:

@@ -14,6 +14,7 @@ from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.config import load_config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import IGNORE
+from msa_train.model.config import RouterConfig
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
 from tests.distributed.runs import settings
 
@@ -35,7 +36,7 @@ def batch(tokenizer):
         answer_memory_context(QUERY),
     )
     other = Sample((Document(5, "alone"),), (retrieve_context(Query("who?", ("it",), (5,))),))
-    return Collate(tokenizer, TOP_K)([Sample(DOCUMENTS, contexts), other])
+    return Collate(tokenizer, RouterConfig(top_k=TOP_K))([Sample(DOCUMENTS, contexts), other])
 
 
 def test_documents_are_packed_in_order(tokenizer, batch):

@@ -52,7 +52,7 @@ def test_numbers_are_means_of_each_source(megatron):
         def __call__(self, batch):
             return module(batch)
 
-    collate = Collate(tokenizer, config.router.top_k)
+    collate = Collate(tokenizer, config.router)
     evaluation = HeldOutEvaluation(samples, collate, config.router_layers)
     numbers, rows = evaluation.evaluate(Engine())
     assert evaluation.names == ["a", "a_text", "b"]

@@ -8,7 +8,7 @@ import torch
 from msa_kernels import cumulative
 from torch import Tensor
 
-from data_pipeline.schema import Piece, Role
+from data_pipeline.schema import Piece
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
 from msa_train.model.batch import context_positions
 from msa_train.model.cuda_graphs import DecodeGraphs
@@ -32,17 +32,17 @@ def prefill_encoded(
 ) -> Prefill:
     """Prefills contexts of one memory, packed: routing them is one search per router layer."""
     device = model.device
-    top_k = model.config.router.top_k
+    router = model.config.router
 
     def tensor(values: Iterable) -> Tensor:
         return torch.tensor(list(values), device=device)
 
-    positions = [context_positions(len(c.tokens), c.head_length, top_k) for c in contexts]
+    positions = [context_positions(len(c.tokens), c.head_length, router.top_k) for c in contexts]
     return model.prefill(
         tensor(token for each in contexts for token in each.tokens),
         cumulative(tensor(len(each.tokens) for each in contexts)),
         torch.cat(positions).to(device),
-        tensor(role == Role.QUERY for each in contexts for role in each.roles),
+        tensor(role.routes(router.frame_routes) for each in contexts for role in each.roles),
         tensor(each.head_length for each in contexts),
         memory,
     )

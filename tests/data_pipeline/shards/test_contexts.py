@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from data_pipeline.protocol import context_pieces
-from data_pipeline.schema import Document, Query, Role
+from data_pipeline.schema import Document, Query
 from data_pipeline.settings import ContextConfig
 from data_pipeline.shards.contexts import (
     answer_memory_context,
@@ -52,9 +52,9 @@ def test_an_answer_from_texts_takes_no_router_loss():
     )
     assert written(context) == "<End-of-Retrieve>" + ANSWER
     assert context.positives == ()
-    routing = [p.text for p in context_pieces(context) if p.role == Role.QUERY]
+    routing = [p.text for p in context_pieces(context) if p.role.routes(frame=True)]
     assert routing[-1] == "[4]. four\n[5]. five\n[7]. seven\n"
-    assert routing[0].endswith("related to the question"), "without its last newline"
+    assert routing[-2].endswith("related to the question"), "without its last newline"
 
 
 def test_an_answer_from_memory_is_routed_at_the_prompt():
@@ -62,7 +62,7 @@ def test_an_answer_from_memory_is_routed_at_the_prompt():
     assert text(context) == PROMPT + "<End-of-Retrieve>" + REQUEST + ANSWER
     assert written(context) == ANSWER
     assert context.positives == (4, 7)
-    routing = "".join(p.text for p in context_pieces(context) if p.role == Role.QUERY)
+    routing = "".join(p.text for p in context_pieces(context) if p.role.routes(frame=True))
     assert routing.endswith("related to the question\n")
 
 
@@ -108,7 +108,7 @@ def test_a_chain_is_cut_into_single_steps():
     assert text(second) == PROMPT + evidence + "[4][9]<|object_ref_end|>"
     assert written(second) == "[4][9]<|object_ref_end|>"
     assert (second.positives, second.masked, second.rounds) == ((4, 9), (2, 7), 1)
-    routing = [p.text for p in context_pieces(second) if p.role == Role.QUERY]
+    routing = [p.text for p in context_pieces(second) if p.role.routes(frame=True)]
     assert routing[-1] == "[7]. seven\n", "the latest evidence routes the next step"
 
 
@@ -123,8 +123,10 @@ def test_a_chain_is_answered_after_all_its_steps():
         + ANSWER
     )
     assert written(context) == "<End-of-Retrieve>" + ANSWER and context.positives == ()
-    routing = [p.text for p in context_pieces(context) if p.role == Role.QUERY]
-    assert routing[1:] == ["[4]. four\n[9]. nine\n"], "only the latest evidence is class 0"
+    routing = [p.text for p in context_pieces(context) if p.role.routes(frame=True)]
+    asked = PROMPT[len("<|im_start|>user\n") : PROMPT.index("\n<|im_end|>")]
+    only = "only the latest evidence is class 0"
+    assert "".join(routing) == asked + "[4]. four\n[9]. nine\n", only
 
 
 def test_every_step_of_a_chain_is_drawn(rng):
@@ -137,7 +139,7 @@ def test_plain_text_asks_nothing():
     context = text_context("Once upon a time.")
     assert text(context) == "<|im_start|>Once upon a time.<|im_end|>"
     assert written(context) == "Once upon a time.<|im_end|>"
-    assert not any(p.role == Role.QUERY for p in context_pieces(context))
+    assert not any(p.role.routes(frame=True) for p in context_pieces(context))
 
 
 def test_a_question_without_an_answer_is_retrieved_for(rng):

@@ -47,7 +47,8 @@ def test_the_template_head_is_a_stretch_of_its_own():
     head = [TOKENIZER.control_ids("<|im_start|>")[0], *TOKENIZER.encode_text("user\n")]
     assert encoded.tokens[: encoded.head_length] == head
     assert shown(encoded, Role.TEMPLATE) == "<|im_start|>user\n<|im_end|>\n"
-    assert shown(encoded, Role.QUERY).startswith("\nPlease answer")
+    assert shown(encoded, Role.FRAME).startswith("\nPlease answer")
+    assert shown(encoded, Role.QUERY) == "Who?"
 
 
 def test_runs_that_name_the_kind_of_tokenizer_still_load():

@@ -18,7 +18,6 @@ from data_pipeline.protocol import (
     prompt_pieces,
     retrieval_pieces,
 )
-from data_pipeline.schema import Role
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 
@@ -75,7 +74,7 @@ def test_half_a_character_is_refused():
 def test_pieces_keep_their_classes():
     encoded = TOKENIZER.encode_pieces(prompt_pieces("Whose word is é\u0301 7?"))
     assert encoded.head_length == len(TOKENIZER.encode_text("user\n")) + 1
-    query = [t for t, r in zip(encoded.tokens, encoded.roles, strict=True) if r == Role.QUERY]
+    query = [t for t, r in zip(encoded.tokens, encoded.roles, strict=True) if r.routes(frame=True)]
     assert TOKENIZER.decode(query).startswith("\nPlease answer the question")
     assert TOKENIZER.decode(query).endswith("related to the question\n")
     document = TOKENIZER.encode_pieces(document_pieces(3, "<|im_end|>"))

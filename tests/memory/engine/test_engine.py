@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END, document_pieces, prompt_pieces
-from data_pipeline.schema import Role
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import MemoryEngine
@@ -58,7 +57,9 @@ def batch_of(documents, contexts, config):
                 for each in asked
             ]
         ),
-        is_query=torch.tensor([role == Role.QUERY for each in asked for role in each.roles]),
+        is_query=torch.tensor(
+            [r.routes(config.router.frame_routes) for each in asked for r in each.roles]
+        ),
         memory_from=torch.tensor([each.head_length for each in asked]),
         labels=torch.full((len(flat),), IGNORE),
         positives=nothing,

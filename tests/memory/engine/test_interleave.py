@@ -12,7 +12,6 @@ from data_pipeline.protocol import (
     prompt_pieces,
     rounds_pieces,
 )
-from data_pipeline.schema import Role
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next, Request
 from tests.memory.building import encode_in_memory
@@ -49,7 +48,7 @@ def test_two_rounds_then_the_answer(view):
     assert write(state, "[17]", REF_END)[0] is Next.PREFILL
     second = f"[17]. {DOCUMENTS[17].text}\n"
     assert text_of(state.context).endswith(f"{first}{REF_END}[17]{REF_END}{second}{REF_END}")
-    routing = [piece.text for piece in state.context if piece.role == Role.QUERY]
+    routing = [piece.text for piece in state.context if piece.role.routes(frame=True)]
     assert routing[-1] == second and first not in routing  # only the LATEST evidence routes
     assert write(state, END_OF_RETRIEVE + "x") == (Next.APPEND, END_OF_RETRIEVE)
     assert state.appended == answer_request_pieces(QUESTION)
@@ -135,7 +134,7 @@ def test_pooled_memory_alone(view):
     assert not state.awaits_vote
     request = f"{END_OF_RETRIEVE}{IM_START}The user's question is: {QUESTION}\n{REF_END}"
     assert text_of(state.context) == text_of(prompt_pieces(QUESTION)) + request
-    routing = "".join(piece.text for piece in state.context if piece.role == Role.QUERY)
+    routing = "".join(piece.text for piece in state.context if piece.role.routes(frame=True))
     assert routing.endswith("related to the question\n")  # first round: with its newline
     assert write(state, "The answer to the question is: it", IM_END)[0] is Next.STOP
     assert state.answer == "it"
