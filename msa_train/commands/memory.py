@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from msa_train.commands.output import add_json, print_json
+from msa_train.commands.output import add_compute, add_json, print_json
 
 _DOCUMENT_TOKENS = 2048
 # A GPU wants more tokens at once than a core's cache holds.
@@ -60,6 +60,7 @@ def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argum
     parser = _action(actions, name, meaning, run)
     parser.add_argument("export", type=Path, help="folder of an exported model")
     parser.add_argument("corpus", help=_CORPUS)
+    add_compute(parser)
     parser.add_argument(
         "--document-tokens",
         type=int,
@@ -112,7 +113,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"--ranks is {options.ranks}: give 1 or more")
     if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
-    loaded = load_export(options.export)
+    loaded = load_export(options.export, options.compute)
     model, tokenizer, fingerprint = loaded.model, loaded.tokenizer, loaded.fingerprint
     splitting = Splitting(tokenizer, options.document_tokens)
     documents, share_read = _corpus(options.corpus, tokenizer)
@@ -120,7 +121,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.ranks == 1:
         model = _placed(model, 0)
     else:
-        load = partial(_load, options.export, fingerprint)
+        load = partial(_load, options.export, options.compute, fingerprint)
         ranks = EncodingRanks(options.ranks, load, options.rank_timeout)
         model = model.to("meta")  # the ranks have the weights
     yield {
@@ -150,13 +151,13 @@ def _corpus(name: str, tokenizer: Any) -> tuple[Iterable[Any], Callable[[], floa
     return corpus.documents(), corpus.share_read
 
 
-def _load(export: Path, fingerprint: dict[str, str], rank: int) -> Any:
+def _load(export: Path, compute: str, fingerprint: dict[str, str], rank: int) -> Any:
     """What a rank encodes with, as its writer's process does."""
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.encode import BlockEncoder
 
-    loaded = load_export(export)
+    loaded = load_export(export, compute)
     if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")
     return BlockEncoder(_placed(loaded.model, rank), loaded.tokenizer, _token_budget())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msa_train.commands.flags import add_flags, from_flags
-from msa_train.commands.output import add_json, print_json
+from msa_train.commands.output import add_compute, add_json, print_json
 from msa_train.router.settings import FitSettings, StartSettings
 
 _CORPUS = (
@@ -38,6 +38,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _action(actions: Any, name: str, meaning: str, run: Callable) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=meaning)
     parser.add_argument("export", type=Path, help="folder of an export, or of `msa import`")
+    add_compute(parser)
     add_json(parser)
     parser.set_defaults(run=run)
     return parser
@@ -64,7 +65,9 @@ def _start(options: argparse.Namespace) -> int:
     from msa_train.router.exports import start_router
 
     settings = from_flags(StartSettings, options)
-    report = start_router(options.export, options.corpora, options.out, settings, options.means)
+    report = start_router(
+        options.export, options.corpora, options.out, settings, options.means, options.compute
+    )
     if options.json:
         print_json(report)
         return 0
@@ -80,7 +83,13 @@ def _fit(options: argparse.Namespace) -> int:
 
     settings = from_flags(FitSettings, options)
     report = fit_router(
-        options.export, options.corpora, options.out, options.split, settings, options.means
+        options.export,
+        options.corpora,
+        options.out,
+        options.split,
+        settings,
+        options.means,
+        options.compute,
     )
     if options.json:
         print_json(report)
@@ -98,7 +107,7 @@ def _probe(options: argparse.Namespace) -> int:
     from msa_train.router.exports import probe_layers
 
     settings = from_flags(StartSettings, options)
-    report = probe_layers(options.export, options.corpus, options.split, settings)
+    report = probe_layers(options.export, options.corpus, options.split, settings, options.compute)
     if options.json:
         print_json(report)
         return 0

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +27,7 @@ from msa_train.model.weights import published_weights
 WEIGHTS, CONFIG, RUN_CONFIG, FINGERPRINT = (
     "model.safetensors", "config.json", "run.yaml", "fingerprint.json",
 )  # fmt: skip
+COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,11 @@ class LoadedModel:
     fingerprint: dict[str, str]
 
 
-def load_export(folder: Path) -> LoadedModel:
+def load_export(folder: Path, compute: str = "float32") -> LoadedModel:
     """The model of an export, in evaluation mode.
 
-    Raises CheckpointError where a file is missing, broken, or not what was exported.
+    compute: dtype of its weights in memory, float32 or bfloat16 (faster on CPUs with AMX). Raises
+    CheckpointError where a file is missing, broken, or not what was exported.
     """
     try:
         stored = json.loads((folder / FINGERPRINT).read_text())
@@ -96,7 +99,7 @@ def load_export(folder: Path) -> LoadedModel:
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} changed since the export; export again"
         )
-    model = MSADecoder(config).load_published(load_file(folder / WEIGHTS))
+    model = MSADecoder(config).to(COMPUTE[compute]).load_published(load_file(folder / WEIGHTS))
     return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
 
 

@@ -43,13 +43,14 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 def start_router(
     export: Path, corpora: Sequence[str], target: Path, settings: StartSettings,
-    keep: Path | None = None,
+    keep: Path | None = None, compute: str = "float32",
 ) -> dict[str, Any]:  # fmt: skip
     """Write `target` with a router that whitens samples of corpora. Returns a report.
 
-    keep: a folder for chunk means, which the next start or fit then need not compute.
+    keep: a folder for chunk means, which the next start or fit then need not compute. compute: see
+    load_export.
     """
-    began, loaded = time.monotonic(), load_export(export)
+    began, loaded = time.monotonic(), load_export(export, compute)
     config = settings.applied(loaded.model.config)
     _refuse_existing(target)
     each = max(1, settings.passages // len(corpora))
@@ -71,21 +72,20 @@ def start_router(
 
 def fit_router(
     export: Path, corpora: Sequence[str], target: Path, split: str, settings: FitSettings,
-    keep: Path | None = None,
+    keep: Path | None = None, compute: str = "float32",
 ) -> dict[str, Any]:  # fmt: skip
     """Write `target` with the router fitted to questions about corpora. Returns a report.
 
-    split: of datasets' questions, or "self-made". keep: as in start_router.
+    split: of datasets' questions, or "self-made". keep, compute: as in start_router.
     """
-    began, loaded = time.monotonic(), load_export(export)
-    config, weights = loaded.model.config, loaded.model.state_dict()
+    began, loaded = time.monotonic(), load_export(export, compute)
+    config = loaded.model.config
     _refuse_existing(target)
     given = [
         read_examples(source, loaded.tokenizer, split, seed=settings.seed) for source in corpora
     ]
     cached = [_cached(loaded, each, keep) for each in given]
-    names = [name for layer in config.router_layers for name in projection_names(layer)]
-    fitted = fit(config, {name: weights[name] for name in names}, cached, settings)
+    fitted = fit(config, _router_weights(export, config), cached, settings)
     fingerprint = with_router(export, target, config, fitted.weights)
     return {
         **_described(target, config),
@@ -100,14 +100,19 @@ def fit_router(
 
 
 def probe_layers(
-    export: Path, corpus: str, split: str, settings: StartSettings, questions: int = 500
+    export: Path,
+    corpus: str,
+    split: str,
+    settings: StartSettings,
+    compute: str = "float32",
+    questions: int = 500,
 ) -> dict[str, Any]:
     """How well an untrained router finds in every layer, and which layers together. A report.
 
     {"layers": [{"layer", "recall": [@1, @5, @16]}, ...], "chosen": [layer, ...], "vote": [...]}:
     all layers in one pass; chosen one after another, each the one that helps the vote most.
     """
-    loaded = load_export(export)
+    loaded = load_export(export, compute)
     everywhere = replace(settings, layers="all").applied(loaded.model.config)
     given = read_examples(
         corpus, loaded.tokenizer, split, limit=settings.passages, seed=settings.seed
@@ -166,6 +171,13 @@ def with_router(
             if path.is_file() and path.name not in _MADE:
                 shutil.copy(path, folder)
         return seal(folder)
+
+
+def _router_weights(export: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """As they are stored: a model that computes in bfloat16 has rounded ones."""
+    names = [name for layer in config.router_layers for name in projection_names(layer)]
+    with safe_open(export / WEIGHTS, framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in names}
 
 
 def _cached(

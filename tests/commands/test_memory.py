@@ -15,7 +15,7 @@ from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 def memory(tmp_path, monkeypatch, capsys):
     """memory(action, ...) -> exit code, JSON of standard output, standard error."""
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, *_: loaded)
     monkeypatch.chdir(tmp_path)
 
     def run(action, *arguments):

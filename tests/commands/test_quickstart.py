@@ -63,7 +63,7 @@ def test_everything_is_run_in_order_and_reported(options, tmp_path, monkeypatch,
 
 def test_needles_are_written_with_a_question_of_each_kind(tmp_path, monkeypatch):
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, *_: loaded)
     held_out = SimpleNamespace(queries=[SimpleNamespace(question="What does len do?")])
     monkeypatch.setattr(PydocsSource, "__init__", lambda self, *_: None)
     monkeypatch.setattr(PydocsSource, "whole_bank", lambda self, rng: held_out)

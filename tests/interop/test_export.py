@@ -14,7 +14,7 @@ from msa_train.errors import CheckpointError
 from msa_train.interop.export import FINGERPRINT, export, load_export
 from msa_train.model.weights import initial_reader, megatron_shard, weight_maps, weight_shapes
 from tests.batches import tiny_config
-from tests.memory.tiny import tiny_tokenizer
+from tests.memory.tiny import tiny_export, tiny_tokenizer
 
 
 def checkpoint(run, ranks=1, step=3):
@@ -95,3 +95,11 @@ def test_a_config_with_another_rotation_is_refused(tmp_path):
     path.write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match=r"says rope_scaling RopeScaling.* None"):
         load_export(tmp_path / "export")
+
+
+def test_an_export_computes_in_the_dtype_that_is_asked_for(tmp_path):
+    folder = tiny_export(tmp_path / "e")
+    exact, rough = (load_export(folder, compute) for compute in ("float32", "bfloat16"))
+    assert exact.fingerprint == rough.fingerprint
+    for name, weight in exact.model.state_dict().items():
+        assert torch.equal(rough.model.state_dict()[name], weight.bfloat16()), name

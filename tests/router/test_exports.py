@@ -87,3 +87,14 @@ def test_a_folder_that_exists_is_left_alone(export, dataset, started):
     ):
         with pytest.raises(CheckpointError, match="exists"):
             run()
+
+
+def test_means_in_bfloat16_leave_the_backbone_exact(export, dataset, started, tmp_path):
+    rough = start_router(export, [dataset], tmp_path / "rough", SETTINGS, compute="bfloat16")
+    ours, before = load_export(tmp_path / "rough").model, load_export(export).model
+    kept = {n: w for n, w in ours.state_dict().items() if "router" not in n}
+    assert all(torch.equal(w, before.state_dict()[n]) for n, w in kept.items())
+    assert rough["chunks"] == started[1]["chunks"]
+    exact = load_export(started[0]).model.state_dict()
+    name = "model.layers.1.self_attn.router_k_proj.0.weight"
+    assert not torch.equal(ours.state_dict()[name], exact[name])
