@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,18 +26,23 @@ class BM25:
         part [n]: places of the bank's documents in texts, in any order.
         """
         part = np.sort(part)
+        k = min(k, len(part))
+        best = np.zeros((len(questions), k), dtype=np.int64)
+        for row, scores in enumerate(self.scores(part, questions)):
+            best[row] = best_first(scores, k)
+        return part[best]
+
+    def scores(self, part: np.ndarray, questions: Sequence[str]) -> Iterator[np.ndarray]:
+        """[n] scores of the documents at `part` [n], ascending, question by question."""
+        nothing = np.zeros(len(part))  # what a question of stop words alone matches
         if not any(len(self._corpus.ids[place]) for place in part):  # bm25s takes no empty corpus
-            return np.tile(part[:k], (len(questions), 1))
+            yield from (nothing for _ in questions)
+            return
         index = self._index(part)
         asked = _tokenize(questions, self._stemmer)
         names = {number: word for word, number in asked.vocab.items()}
-        k = min(k, len(part))
-        best = np.zeros((len(questions), k), dtype=np.int64)
-        for row, ids in enumerate(asked.ids):
-            nothing = np.zeros(len(part))  # a question of stop words alone matches nothing
-            scores = index.get_scores([names[w] for w in ids]) if len(ids) else nothing
-            best[row] = best_first(scores, k)
-        return part[best]
+        for ids in asked.ids:
+            yield index.get_scores([names[w] for w in ids]) if len(ids) else nothing
 
     def _index(self, part: np.ndarray):
         import bm25s

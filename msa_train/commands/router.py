@@ -1,4 +1,4 @@
-"""`msa router`: start, fit and probe the router of an export; the backbone stays as it is."""
+"""`msa router`: start, fit, probe and compare routers; the backbone stays as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CORPUS = (
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("router", help="start, fit or probe the router of an export")
+    parser = commands.add_parser("router", help="start, fit, probe or compare routers of exports")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     start = _action(actions, "start", "a router that works untrained: whitened chunk means", _start)
     start.add_argument("corpora", nargs="+", metavar="CORPUS", help=f"any text: {_CORPUS}")
@@ -33,6 +33,21 @@ def register(commands: argparse._SubParsersAction) -> None:
     probe.add_argument("corpus", metavar="CORPUS", help=_CORPUS)
     _add_split(probe)
     add_flags(probe, StartSettings)
+    compare = actions.add_parser(
+        "compare", help="who finds the right documents: routers, BM25, ..."
+    )
+    compare.add_argument("exports", nargs="+", type=Path, help="exports with pooled routers")
+    compare.add_argument(
+        "--data", nargs="+", required=True, metavar="CORPUS", help=f"to find in: {_CORPUS}"
+    )
+    compare.add_argument(
+        "--dense", type=Path, metavar="DIR", help="a sentence encoder, as transformers saves one"
+    )
+    _add_means(compare)
+    _add_split(compare)
+    add_compute(compare)
+    add_json(compare)
+    compare.set_defaults(run=_compare)
 
 
 def _action(actions: Any, name: str, meaning: str, run: Callable) -> argparse.ArgumentParser:
@@ -46,6 +61,10 @@ def _action(actions: Any, name: str, meaning: str, run: Callable) -> argparse.Ar
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    _add_means(parser)
+
+
+def _add_means(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--means", type=Path, metavar="DIR",
         help="keep chunk means here, for the next start or fit (default: nowhere)",
@@ -118,6 +137,25 @@ def _probe(options: argparse.Namespace) -> int:
         print(f"  layer {each['layer']:>3}  {_recall(each['recall'])}")
     layers = ",".join(map(str, report["chosen"]))
     print(f"best together: --layers {layers}  {_recall(report['vote'])}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from msa_train.evaluation.retrieval import compare_retrieval
+
+    report = compare_retrieval(
+        options.exports, options.data, options.split, options.means, options.compute, options.dense
+    )
+    if options.json:
+        print_json(report)
+        return 0
+    for name, found in report["corpora"].items():
+        print(f"{name}: {found['documents']:,} documents, {found['questions']:,} questions")
+        print(f"  {'recall@1 / 5 / 16':>40}")
+        for method, row in found["recall"].items():
+            recall = _recall([row[f"recall@{k}"] for k in (1, 5, 16)])
+            low, high = row["interval@1"]
+            print(f"  {method:<24}{recall}   @1 {low:.3f} to {high:.3f}")
     return 0
 
 

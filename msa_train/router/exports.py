@@ -27,11 +27,11 @@ from msa_train.interop.export import (
     load_export,
     seal,
 )
-from msa_train.interop.published_config import to_published
+from msa_train.interop.published_config import from_published, to_published
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import projection_names, weight_shapes
 from msa_train.router.examples import RouterExamples, read_examples
-from msa_train.router.fit import RECALL_AT, CachedExamples, fit, recalls
+from msa_train.router.fit import RECALL_AT, CachedExamples, Projections, fit, recalls
 from msa_train.router.means import kept_document_means, question_means
 from msa_train.router.settings import FitSettings, StartSettings
 from msa_train.router.whitening import started
@@ -84,8 +84,8 @@ def fit_router(
     given = [
         read_examples(source, loaded.tokenizer, split, seed=settings.seed) for source in corpora
     ]
-    cached = [_cached(loaded, each, keep) for each in given]
-    fitted = fit(config, _router_weights(export, config), cached, settings)
+    cached = [cached_examples(loaded, each, keep) for each in given]
+    fitted = fit(config, router_projections(export), cached, settings)
     fingerprint = with_router(export, target, config, fitted.weights)
     return {
         **_described(target, config),
@@ -118,7 +118,7 @@ def probe_layers(
         corpus, loaded.tokenizer, split, limit=settings.passages, seed=settings.seed
     )
     some = replace(given, pairs=given.pairs[:: max(1, len(given.pairs) // questions)][:questions])
-    cached = _cached(loaded, some, None, range(everywhere.layers))
+    cached = cached_examples(loaded, some, None, range(everywhere.layers))
     weights = started(everywhere, cached.documents.rows)
     pairs = {
         layer: tuple(weights[name] for name in projection_names(layer))
@@ -173,19 +173,23 @@ def with_router(
         return seal(folder)
 
 
-def _router_weights(export: Path, config: ModelConfig) -> dict[str, Tensor]:
+def router_projections(export: Path) -> Projections:
     """As they are stored: a model that computes in bfloat16 has rounded ones."""
-    names = [name for layer in config.router_layers for name in projection_names(layer)]
+    config = from_published(json.loads((export / CONFIG).read_text()), "serving")
     with safe_open(export / WEIGHTS, framework="pt") as stored:
-        return {name: stored.get_tensor(name) for name in names}
+        return {
+            layer: tuple(stored.get_tensor(name).float() for name in projection_names(layer))
+            for layer in config.router_layers
+        }
 
 
-def _cached(
+def cached_examples(
     loaded: LoadedModel,
     examples: RouterExamples,
     keep: Path | None,
     layers: Sequence[int] | None = None,
 ) -> CachedExamples:
+    """The means of documents and questions in some layers (None: those with a router)."""
     model, tokenizer = loaded.model, loaded.tokenizer
     layers = layers or model.config.router_layers
     return CachedExamples(

@@ -111,11 +111,11 @@ class Fitted:
 
 def fit(
     config: ModelConfig,
-    start: Mapping[str, Tensor],
+    start: Projections,
     corpora: Sequence[CachedExamples],
     settings: FitSettings,
 ) -> Fitted:
-    """Fit the router whose weights are `start` (published names) to questions of some corpora.
+    """Fit the router whose weights are `start` to questions of some corpora.
 
     It is learned in whitened coordinates, where every direction is as large as every other: outside
     of them it overfits. Raises ConfigError for a router that does not pool its query, and for a
@@ -135,7 +135,7 @@ class _Fit:
     def __init__(
         self,
         config: ModelConfig,
-        start: Mapping[str, Tensor],
+        start: Projections,
         corpora: Sequence[CachedExamples],
         settings: FitSettings,
     ):
@@ -150,8 +150,8 @@ class _Fit:
         }
         self._learned = {
             layer: tuple(
-                torch.nn.Parameter(start[name].float() @ torch.linalg.inv(self._white[layer]))
-                for name in projection_names(layer)
+                torch.nn.Parameter(weight @ torch.linalg.inv(self._white[layer]))
+                for weight in start[layer]
             )
             for layer in self._layers
         }

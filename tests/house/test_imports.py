@@ -38,7 +38,8 @@ ALLOWED = {
     "msa_train.memory.ranks": _SEARCH,
     "msa_train.memory.planner": _SEARCH,
     "msa_train.router": _SEARCH | {"msa_train.interop"},
-    "msa_train.evaluation": _ENGINE | {"msa_train.config"},
+    "msa_train.evaluation": _ENGINE
+    | {"msa_train.config", "msa_train.interop", "msa_train.router"},
     "msa_train.serving": _ENGINE | {"msa_train.memory.planner", "msa_train.memory.ranks"},
 }  # fmt: skip
 WIRING = ("msa_train.cli", "msa_train.commands", "msa_train.bench")  # these may import all others
@@ -63,7 +64,7 @@ HOMES = {
     "megatron": ("msa_train/model/megatron", "msa_train/parallel/"),
     "wandb": ("msa_train/training/tracking/",),
     "webdataset": ("data_pipeline/shards",),
-    "transformers": ("msa_train/interop/huggingface.py",),
+    "transformers": ("msa_train/interop/huggingface.py", "msa_train/evaluation/dense.py"),
     "gguf": ("msa_train/interop/backbones/gguf_file.py",),
     "rensa": ("data_pipeline/cleaning/near.py",),
     "fastapi": ("msa_train/serving/",),

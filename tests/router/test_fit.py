@@ -34,7 +34,7 @@ def drawn(documents=120, questions=200, seed=0):
 
 
 def start_of(examples):
-    return started(CONFIG, examples.documents.rows)
+    return pairs_of(started(CONFIG, examples.documents.rows))
 
 
 def pairs_of(weights):
@@ -43,7 +43,7 @@ def pairs_of(weights):
 
 def test_votes_are_mean_scores_of_the_layers():
     examples = drawn(documents=60, questions=3)
-    weights = pairs_of(start_of(examples))
+    weights = start_of(examples)
     found = votes(CONFIG, weights, examples.questions, examples.documents)
     cu = examples.documents.cu.tolist()
     for question in range(3):
@@ -62,7 +62,7 @@ def test_votes_are_mean_scores_of_the_layers():
 
 def test_recall_counts_questions_with_a_document_among_the_first():
     examples = drawn(documents=40, questions=30)
-    weights = pairs_of(start_of(examples))
+    weights = start_of(examples)
     order = votes(CONFIG, weights, examples.questions, examples.documents).argsort(
         dim=1, descending=True, stable=True
     )
@@ -91,7 +91,7 @@ def test_the_best_look_is_kept_and_patience_ends():
     assert looks[fitted.best] == max(looks.values())
     assert len(fitted.losses) < 200
     if fitted.best == 0:
-        for name, weight in start_of(examples).items():
+        for name, weight in started(CONFIG, examples.documents.rows).items():
             torch.testing.assert_close(fitted.weights[name], weight, rtol=1e-3, atol=1e-4)
 
 

@@ -1,0 +1,134 @@
+"""Who finds the right documents: routers, word search, a dense retriever and both together.
+
+All rank the same documents for the same questions. A router is scored on cached means, which are
+what a bank's keys are projected from (msa_train/router/means.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.bm25 import BM25
+from msa_train.evaluation.dense import DenseRetriever
+from msa_train.evaluation.metrics import RECALL_AT, Bootstrap
+from msa_train.interop.export import load_export
+from msa_train.router.examples import RouterExamples, read_examples
+from msa_train.router.exports import cached_examples, router_projections
+from msa_train.router.fit import CachedExamples, votes
+
+_SCORED = 128  # questions that are scored at once
+Scores = Callable[[slice], Tensor]  # of some questions, [m, n] of all documents
+
+
+def compare_retrieval(
+    exports: Sequence[Path],
+    corpora: Sequence[str],
+    split: str,
+    keep: Path | None = None,
+    compute: str = "float32",
+    dense: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A report: {"corpora": {name: {"documents", "questions", "recall": {method: row}}}}.
+
+    A row has "recall@1", "recall@5", "recall@16" (any right document among the first so many) and
+    "interval@..." (95 %, bootstrap over the questions). Methods: each export by its folder's name,
+    the same with BM25 (sum of z-scores), BM25, `dense` where a sentence encoder is given, and a
+    random router: the last export's, with every chunk under another's key.
+    """
+    encoder = None if dense is None else DenseRetriever(dense)
+    tokenizer = load_export(exports[0], compute).tokenizer
+    found = {}
+    for source in corpora:
+        examples = read_examples(source, tokenizer, split, seed=seed)
+        methods = dict(_methods(exports, examples, keep, compute, encoder, seed))
+        found[source] = {
+            "documents": len(examples.documents),
+            "questions": len(examples.pairs),
+            "recall": {name: _row(scores, examples, seed) for name, scores in methods.items()},
+        }
+    return {"split": split, "compute": compute, "seed": seed, "corpora": found}
+
+
+def _methods(
+    exports: Sequence[Path],
+    examples: RouterExamples,
+    keep: Path | None,
+    compute: str,
+    encoder: DenseRetriever | None,
+    seed: int,
+) -> Iterator[tuple[str, Scores]]:
+    texts = [document.text for document in examples.documents]
+    questions = [pair.question for pair in examples.pairs]
+    words, everything = BM25(texts), np.arange(len(texts))
+
+    def lexical(rows: slice) -> Tensor:
+        return torch.from_numpy(np.stack(list(words.scores(everything, questions[rows]))))
+
+    cached: Mapping[str, Any] = {}
+    for export in exports:
+        loaded = load_export(export, compute)
+        config, weights = loaded.model.config, router_projections(export)
+        cached = cached_examples(loaded, examples, keep)
+        router = _voter(config, weights, cached)
+        yield export.name, router
+        yield f"{export.name} + BM25", _together(router, lexical)
+    yield "random router", _voter(config, weights, _misrouted(cached, seed))
+    yield "BM25", lexical
+    if encoder is not None:
+        queries, documents = encoder.embed(questions), encoder.embed(texts)
+        yield "dense", lambda rows: queries[rows] @ documents.T
+
+
+def _voter(config: Any, weights: Any, cached: CachedExamples) -> Scores:
+    def scores(rows: slice) -> Tensor:
+        part = cached.part(range(*rows.indices(len(cached.positives))))
+        return votes(config, weights, part.questions, part.documents)
+
+    return scores
+
+
+def _together(*methods: Scores) -> Scores:
+    """The sum of z-scores: every method's scores of a question have mean 0 and deviation 1."""
+
+    def scores(rows: slice) -> Tensor:
+        total = torch.zeros(())
+        for method in methods:
+            each = method(rows).float()
+            spread = each.std(1, keepdim=True).clamp(min=1e-12)
+            total = total + (each - each.mean(1, keepdim=True)) / spread
+        return total
+
+    return scores
+
+
+def _misrouted(cached: CachedExamples, seed: int) -> CachedExamples:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(int(cached.documents.cu[-1]), generator=generator)
+    rows = {layer: x[order] for layer, x in cached.documents.rows.items()}
+    return replace(cached, documents=replace(cached.documents, rows=rows))
+
+
+@torch.no_grad()
+def _row(method: Scores, examples: RouterExamples, seed: int) -> dict[str, Any]:
+    """Recall of a method; equal scores: the lower document first."""
+    found = np.zeros((len(RECALL_AT), len(examples.pairs)))
+    most = min(max(RECALL_AT), len(examples.documents))
+    for first in range(0, len(examples.pairs), _SCORED):
+        scores = method(slice(first, first + _SCORED))
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :most].tolist()
+        for place, row in enumerate(best, first):
+            right = [document in examples.pairs[place].documents for document in row]
+            found[:, place] = [any(right[:k]) for k in RECALL_AT]
+    bootstrap, row = Bootstrap(len(examples.pairs), seed=seed), {}
+    for k, values in zip(RECALL_AT, found, strict=True):
+        row[f"recall@{k}"] = round(float(values.mean()), 4)
+        row[f"interval@{k}"] = [round(x, 4) for x in bootstrap.interval(values)]
+    return row
