@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from data_pipeline.bm25 import BM25
+from msa_train.errors import ConfigError
 from msa_train.evaluation.dense import DenseRetriever
 from msa_train.evaluation.metrics import RECALL_AT, Bootstrap
 from msa_train.interop.export import load_export
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
-from msa_train.router.fit import CachedExamples, votes
+from msa_train.router.fit import CachedExamples, check_pooled, votes
 
+_OTHERS = ("BM25", "dense", "random router")  # methods beside the exports
 _SCORED = 128  # questions that are scored at once
 Scores = Callable[[slice], Tensor]  # of some questions, [m, n] of all documents
 
@@ -43,6 +45,8 @@ def compare_retrieval(
     the same with BM25 (sum of z-scores), BM25, `dense` where a sentence encoder is given, and a
     random router: the last export's, with every chunk under another's key.
     """
+    _refuse_repeated([export.name for export in exports], "exports of the name")
+    _refuse_repeated(corpora, "the corpus")
     encoder = None if dense is None else DenseRetriever(dense)
     tokenizer = load_export(exports[0], compute).tokenizer
     found = {}
@@ -75,7 +79,9 @@ def _methods(
     cached: Mapping[str, Any] = {}
     for export in exports:
         loaded = load_export(export, compute)
-        config, weights = loaded.model.config, router_projections(export)
+        config = loaded.model.config
+        check_pooled(config)
+        weights = router_projections(export)
         cached = cached_examples(loaded, examples, keep)
         router = _voter(config, weights, cached)
         yield export.name, router
@@ -85,6 +91,13 @@ def _methods(
     if encoder is not None:
         queries, documents = encoder.embed(questions), encoder.embed(texts)
         yield "dense", lambda rows: queries[rows] @ documents.T
+
+
+def _refuse_repeated(names: Sequence[str], what: str) -> None:
+    """Rows of a report go by name: of two with the same, one would be lost."""
+    for name in (*_OTHERS, *names):
+        if (*_OTHERS, *names).count(name) > 1:
+            raise ConfigError(f"{what} {name!r} stand twice: give each a name of its own")
 
 
 def _voter(config: Any, weights: Any, cached: CachedExamples) -> Scores:

@@ -93,6 +93,9 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
                 and config.rope_scaling is None
                 and router.gate == "none"
                 and router.scoring.published
+                and router.key_heads is None
+                and router.head_dim is None
+                and config.reading_layers == config.router_layers
             ),
         },
     }

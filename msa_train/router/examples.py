@@ -46,11 +46,13 @@ def read_examples(
     """Of a dataset folder, a .jsonl[.gz] file, or the word pydocs.
 
     split: of a dataset's questions, "self-made" for pairs made without labels, None for documents
-    alone. limit: so many documents at most, drawn by seed. Raises DataError for what is not there.
+    alone. limit: so many documents at most, drawn by seed; questions about others are left out.
+    Raises DataError for what is not there, and where a split has no questions.
     """
     given = [(d.id or str(d.number), d.title, d.text) for d in _read(source, tokenizer)]
     if not given:
         raise DataError(f"{source} has no documents")
+    known = {id for id, _, _ in given}
     if limit is not None and limit < len(given):
         kept = sorted(random.Random(seed).sample(range(len(given)), limit))
         given = [given[place] for place in kept]
@@ -61,8 +63,15 @@ def read_examples(
     if split is None:
         return RouterExamples(source, documents)
     if split == SELF_MADE:
-        return RouterExamples(source, documents, tuple(self_made_pairs(documents, seed)))
-    return RouterExamples(source, documents, tuple(_labelled(source, split, documents)))
+        pairs = tuple(self_made_pairs(documents, seed))
+    else:
+        pairs = tuple(_labelled(source, split, documents, known))
+    if not pairs:
+        raise DataError(
+            f"{source} has no questions of split {split} about these documents: give another "
+            f"split, or documents with titles or sentences of {_WORDS} words"
+        )
+    return RouterExamples(source, documents, pairs)
 
 
 def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:
@@ -105,19 +114,24 @@ def _read(source: str, tokenizer: Tokenizer) -> Iterator[Document]:
     return CorpusFile(path).documents()
 
 
-def _labelled(source: str, split: str, documents: Sequence[Document]) -> Iterator[Pair]:
+def _labelled(
+    source: str, split: str, documents: Sequence[Document], known: set[str]
+) -> Iterator[Pair]:
+    """known: ids of the whole corpus, of which `documents` may be a part."""
     if not Path(source).is_dir():
         raise DataError(f"{source} has no questions: give a dataset folder, or split {SELF_MADE}")
     place = {document.id: place for place, document in enumerate(documents)}
     for where, each in read_questions(find_file(Path(source), f"questions.{split}")):
         there = tuple(place[id] for id in each.positives if id in place)
-        if not there:
+        if known.isdisjoint(each.positives):
             raise DataError(f"{where}: none of {list(each.positives)} is in {source}")
-        yield Pair(each.question, there)
+        if there:
+            yield Pair(each.question, there)
 
 
 def _cut(tokenizer: Tokenizer, text: str) -> str:
     beginning = text[: _CHARACTERS * DOCUMENT_TOKENS]
     if len(beginning.encode()) <= DOCUMENT_TOKENS:  # a token has at least one byte
         return beginning
-    return split_text(beginning, DOCUMENT_TOKENS, lambda part: document_length(tokenizer, part))[0]
+    parts = split_text(beginning, DOCUMENT_TOKENS, lambda part: document_length(tokenizer, part))
+    return parts[0] if parts else ""  # nothing but space

@@ -17,6 +17,7 @@ from torch import Tensor
 from data_pipeline import files
 from data_pipeline.schema import Document
 from msa_train.errors import CheckpointError
+from msa_train.interop.backbones.model_card import CARD, rerouted
 from msa_train.interop.backbones.weights_file import write_weights
 from msa_train.interop.export import (
     CONFIG,
@@ -31,13 +32,14 @@ from msa_train.interop.published_config import from_published, to_published
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import projection_names, weight_shapes
 from msa_train.router.examples import RouterExamples, read_examples
-from msa_train.router.fit import RECALL_AT, CachedExamples, Projections, fit, recalls
+from msa_train.router.fit import RECALL_AT, CachedExamples, Projections, check_pooled, fit, recalls
 from msa_train.router.means import kept_document_means, question_means
 from msa_train.router.settings import FitSettings, StartSettings
 from msa_train.router.whitening import started
 
 _VOTERS = 3
-_MADE = {WEIGHTS, CONFIG, FINGERPRINT, RUN_CONFIG}  # anew; a run's config is of another router
+# Not copied: made anew, or of the other router (a run's config).
+_MADE = {WEIGHTS, CONFIG, FINGERPRINT, RUN_CONFIG, CARD}
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -80,6 +82,7 @@ def fit_router(
     """
     began, loaded = time.monotonic(), load_export(export, compute)
     config = loaded.model.config
+    check_pooled(config)
     _refuse_existing(target)
     given = [
         read_examples(source, loaded.tokenizer, split, seed=settings.seed) for source in corpora
@@ -131,10 +134,10 @@ def probe_layers(
     alone = {layer: found([layer]) for layer in pairs}
     chosen: list[int] = []
     vote = [0.0] * len(RECALL_AT)
-    for _ in range(_VOTERS):
+    for _ in range(min(_VOTERS, everywhere.layers)):
         tried = {layer: found([*chosen, layer]) for layer in pairs if layer not in chosen}
         best = max(tried, key=lambda layer: sum(tried[layer]))
-        if sum(tried[best]) <= sum(vote):
+        if chosen and sum(tried[best]) <= sum(vote):
             break
         chosen, vote = [*chosen, best], tried[best]
     return {
@@ -170,6 +173,8 @@ def with_router(
         for path in source.iterdir():
             if path.is_file() and path.name not in _MADE:
                 shutil.copy(path, folder)
+        if (card := source / CARD).is_file():
+            files.replace_file(folder / CARD, rerouted(card.read_text(), config))
         return seal(folder)
 
 

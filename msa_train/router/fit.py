@@ -118,15 +118,21 @@ def fit(
     """Fit the router whose weights are `start` to questions of some corpora.
 
     It is learned in whitened coordinates, where every direction is as large as every other: outside
-    of them it overfits. Raises ConfigError for a router that does not pool its query, and for a
-    corpus with fewer than two questions.
+    of them it overfits. Raises ConfigError as check_pooled, and for a corpus with fewer than two
+    questions.
     """
+    check_pooled(config)
+    return _Fit(config, start, corpora, settings).run()
+
+
+def check_pooled(config: ModelConfig) -> None:
+    """Raises ConfigError for a router whose scores do not follow from means of states."""
     if config.router.query_reduce != "pooled" or not config.router.decouple:
         raise ConfigError(
-            f"model.router.query_reduce is {config.router.query_reduce!r}: only pooled queries of "
-            "a router of its own can be fitted on means; make one with `msa router start`"
+            f"model.router has query_reduce {config.router.query_reduce!r} and decouple "
+            f"{config.router.decouple}: only pooled queries of a router with projections of its "
+            "own follow from means; make one with `msa router start`"
         )
-    return _Fit(config, start, corpora, settings).run()
 
 
 class _Fit:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from data_pipeline.tokenizer import Tokenizer
 from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.encode import document_batches, in_threads
 from msa_train.model.batch import context_positions, positions_within, query_rows
+from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
 
 _CONTEXTS = 32  # questions that go through the model at once
@@ -137,7 +138,8 @@ def kept_document_means(
 def _digest(loaded: LoadedModel, documents: Iterable[Document]) -> str:
     digest = hashlib.sha256()
     config = loaded.model.config
-    about = [loaded.fingerprint["tokenizer"], config.router.chunk_size, str(loaded.model.device)]
+    backbone = asdict(replace(config, router=RouterConfig(chunk_size=config.router.chunk_size)))
+    about = [loaded.fingerprint["tokenizer"], backbone, str(loaded.model.device)]
     digest.update(json.dumps(about).encode())
     for name, weight in loaded.model.state_dict().items():
         if ".router_" not in name:

@@ -42,7 +42,8 @@ class StartSettings:
     seed: int = flag(0, "of the draw of those documents")
 
     def __post_init__(self) -> None:
-        check_least(1, self, "", "passages", error=ConfigError)
+        given = [name for name in ("key_heads", "head_dim") if getattr(self, name) is not None]
+        check_least(1, self, "", "passages", *given, error=ConfigError)
 
     def applied(self, config: ModelConfig) -> ModelConfig:
         """The model with a router of one pooled query and no gate."""

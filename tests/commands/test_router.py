@@ -36,14 +36,15 @@ def test_start_fit_and_probe(given, capsys):
         (["start", "{export}", "{corpus}", "--layers", "7"], 2, "layers is '7'"),
         (["start", "{export}", "nothing.jsonl"], 3, "no such file"),
         (["start", "nothing", "{corpus}"], 4, "no complete export"),
-        (["fit", "{export}", "{corpus}"], 2, "query_reduce is 'max'"),
-        (["fit", "{export}", "{corpus}", "--split", "train"], 3, "has no questions"),
+        (["fit", "{export}", "{corpus}"], 2, "query_reduce 'max'"),
+        (["probe", "{export}", "{corpus}", "--split", "train"], 3, "has no questions"),
         (["fit", "{export}", "{corpus}", "--steps", "0"], 2, "steps is 0"),
     ],
 )
 def test_wrong_input_has_its_own_code_and_leaves_nothing(given, capsys, arguments, code, said):
     export, corpus, folder = given
     filled = [each.format(export=export, corpus=corpus) for each in arguments]
-    assert main(["router", *filled, "--out", str(folder / "out")]) == code
+    out = [] if arguments[0] == "probe" else ["--out", str(folder / "out")]
+    assert main(["router", *filled, *out]) == code
     assert said in capsys.readouterr().err
     assert not (folder / "out").exists()

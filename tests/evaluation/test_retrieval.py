@@ -6,6 +6,7 @@ import torch
 
 from data_pipeline.bm25 import BM25
 from data_pipeline.dataset import Passage, Question, write_dataset
+from msa_train.errors import ConfigError
 from msa_train.evaluation import retrieval
 from msa_train.evaluation.retrieval import compare_retrieval
 from msa_train.interop.export import load_export
@@ -67,3 +68,11 @@ def test_a_hybrid_adds_z_scores():
     same = torch.ones(1, 3)  # a method that prefers nothing changes nothing
     alone = retrieval._together(lambda rows: one[rows], lambda rows: same[rows])(slice(0, 1))
     assert alone.argsort().tolist() == one.argsort().tolist()
+
+
+def test_what_would_report_something_else_is_refused(given, tmp_path):
+    export, data = given
+    with pytest.raises(ConfigError, match="stand twice"):
+        compare_retrieval([export, export], [data], "dev")
+    with pytest.raises(ConfigError, match="query_reduce 'max'"):
+        compare_retrieval([tiny_export(tmp_path / "published")], [data], "dev")

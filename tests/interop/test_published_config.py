@@ -103,3 +103,12 @@ def test_gates_of_the_past_are_refused_by_name():
     raw["msa_train"]["model"]["router"]["gate"] = "chunk"
     with pytest.raises(ValueError, match=r"gate is 'chunk'"):
         from_published(raw, "serving")
+
+
+@pytest.mark.parametrize(
+    "own", [{"key_heads": 1}, {"head_dim": 4}, {"layers": "0,1", "reads": "1"}]
+)
+def test_routers_that_the_published_engine_does_not_know_are_not_called_served(own):
+    assert to_published(tiny_config("none"))["msa_train"]["served_by_published_engine"]
+    stored = to_published(tiny_config("none", **own))
+    assert not stored["msa_train"]["served_by_published_engine"]

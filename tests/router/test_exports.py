@@ -1,13 +1,17 @@
 """An export in, one with another router out."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from data_pipeline.dataset import Passage, Question, write_dataset
-from msa_train.errors import CheckpointError
+from msa_train.errors import CheckpointError, ConfigError
 from msa_train.interop.export import load_export
+from msa_train.model.config import ModelConfig
 from msa_train.router.exports import fit_router, probe_layers, start_router
 from msa_train.router.settings import FitSettings, StartSettings
 from tests.memory.building import encode_in_memory
@@ -78,6 +82,32 @@ def test_a_probe_ranks_every_layer_and_chooses_those_that_help(export, dataset):
     assert 1 <= len(report["chosen"]) <= 3
     best = max(sum(each["recall"]) for each in report["layers"])
     assert sum(report["vote"]) >= best
+
+
+def test_a_probe_of_part_of_a_dataset_asks_about_that_part(export, dataset):
+    report = probe_layers(export, dataset, "train", StartSettings(passages=20))
+    assert report["documents"] == report["questions"] == 20
+
+
+def test_the_model_card_speaks_of_the_new_router(export, dataset, tmp_path):
+    source = tmp_path / "imported"
+    shutil.copytree(export, source)
+    (source / "README.md").write_text("# A\n\nmade of B\n\n## Routers\n\nIn layers 2, 3: old.\n")
+    start_router(source, [dataset], tmp_path / "own", SETTINGS)
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "made of B" in card and "layers 2, 3" not in card and "In layers 1, 2" in card
+    settings = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])["model"]
+    assert ModelConfig.from_settings(settings).router == replace(
+        load_export(tmp_path / "own").model.config.router, gate="threshold"
+    )
+
+
+def test_a_router_that_is_not_pooled_is_refused_before_anything_is_encoded(
+    export, dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("msa_train.router.exports.cached_examples", None)
+    with pytest.raises(ConfigError, match="query_reduce 'max'"):
+        fit_router(export, [dataset], tmp_path / "out", "train", FitSettings())
 
 
 def test_a_folder_that_exists_is_left_alone(export, dataset, started):

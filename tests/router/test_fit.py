@@ -98,7 +98,7 @@ def test_the_best_look_is_kept_and_patience_ends():
 def test_what_cannot_be_fitted_is_refused():
     examples = drawn(questions=20)
     published = tiny_config("none", layers="0,2")
-    with pytest.raises(ConfigError, match="query_reduce is 'max'"):
+    with pytest.raises(ConfigError, match="query_reduce 'max'"):
         fit(published, {}, [examples], FitSettings())
     with pytest.raises(ConfigError, match="c has 1 questions"):
         fit(CONFIG, start_of(examples), [examples.part([0])], FitSettings())

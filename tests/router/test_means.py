@@ -1,5 +1,7 @@
 """Cached means are what a bank's keys and a question's query are projected from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,6 +71,9 @@ def test_what_is_kept_is_not_computed_again(tmp_path, monkeypatch):
     assert computed == [[1]]
     kept_document_means(loaded, documents[:-1], (0,), tmp_path / "kept")
     assert computed == [[1], [0]]
+    loaded.model.config = replace(loaded.model.config, rope_theta=5e5)  # with the same weights
+    kept_document_means(loaded, documents, (0,), tmp_path / "kept")
+    assert computed == [[1], [0], [0]]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -26,6 +26,8 @@ def test_layers_of_a_shallow_model_are_distinct():
     ("kind", "field", "value"),
     [
         (StartSettings, "passages", 0),
+        (StartSettings, "key_heads", 0),
+        (StartSettings, "head_dim", 0),
         (FitSettings, "steps", 0),
         (FitSettings, "lr", 0.0),
         (FitSettings, "temperature", 2.0),

@@ -4,39 +4,46 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 
 import yaml
 
 from msa_train.interop.backbones.backbone import PretrainedBackbone
 from msa_train.model.architecture import GEOMETRY
-from msa_train.model.config import ModelConfig
+from msa_train.model.config import ModelConfig, RouterConfig
 
 CARD = "README.md"
 
 _BODY = """# {name}, with a memory to be trained
 
 A start folder of msa-train: the {architecture} backbone *{name}* ({licence}), with routers of
-Memory Sparse Attention (arXiv 2603.23516) in layers {layers}. Without a memory it computes what the
-backbone does.
+Memory Sparse Attention (arXiv 2603.23516). Without a memory it computes what the backbone does.
 
 ## What was converted
 
 * {layer_count} layers, {parameters:,} weights of the backbone, stored as {forms}{exact}.
 * Positions: {positions}.
-* Routers begin as copies of their layer's key projection: nothing is trained yet.
 * Control tokens of the protocol: {protocol}.
 * Chat template: {template}.
 
-## Use
+The licence of the backbone holds for these weights.
+"""
+_ROUTERS = "## Routers"
+_USE = (
+    _ROUTERS
+    + """
+
+{routers}
 
 `msa memory build BANK THIS_FOLDER CORPUS` at once; to train on, put this into a run's YAML and give
 the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLDER`:
 
 ```yaml
 {settings}```
-
-The licence of the backbone holds for these weights.
 """
+)
+_COPIED = "copies of their layer's key projection: nothing is trained yet"
+_OWN = "of a shape of their own, made by `msa router` with the backbone as it was"
 
 
 def model_card(
@@ -50,7 +57,6 @@ def model_card(
         name=backbone.name,
         architecture=config.architecture,
         licence=f"licence: {backbone.licence}" if backbone.licence else "licence not stated",
-        layers=", ".join(map(str, config.router_layers)),
         layer_count=config.layers,
         parameters=len(backbone.stored),
         forms=", ".join(f"{form} ({count})" for form, count in forms.items()),
@@ -59,12 +65,22 @@ def model_card(
         protocol="; ".join(f"`{token}` {what}" for token, what in protocol.items())
         or "all in the vocabulary",
         template="kept in chat_template.jinja" if backbone.chat_template else "none",
-        settings=_settings(config),
     )
     matter = {"base_model": backbone.name, "library_name": "msa-train"}
     if backbone.licence:
         matter["license"] = backbone.licence
-    return f"---\n{yaml.safe_dump(matter, allow_unicode=True)}---\n\n{body}"
+    front = f"---\n{yaml.safe_dump(matter, allow_unicode=True)}---\n\n"
+    return f"{front}{body}\n{_use(config, _COPIED)}"
+
+
+def rerouted(card: str, config: ModelConfig) -> str:
+    """The card of a folder whose routers were replaced: what it was made of, and the new ones."""
+    return card.partition(_ROUTERS)[0] + _use(config, _OWN)
+
+
+def _use(config: ModelConfig, origin: str) -> str:
+    layers = ", ".join(map(str, config.router_layers))
+    return _USE.format(routers=f"In layers {layers}: {origin}.", settings=_settings(config))
 
 
 def _settings(config: ModelConfig) -> str:
@@ -72,5 +88,12 @@ def _settings(config: ModelConfig) -> str:
     model = {name: getattr(config, name) for name in ("architecture", *GEOMETRY.values())}
     if config.rope_scaling is not None:
         model["rope_scaling"] = config.rope_scaling.to_published()
-    model["router"] = {"layers": ",".join(map(str, config.router_layers))}
+    # A gate is the run's choice: it adds its own weights.
+    kept = [field.name for field in fields(RouterConfig) if field.name not in ("layers", "gate")]
+    changed = {
+        name: value
+        for name in kept
+        if (value := getattr(config.router, name)) != getattr(RouterConfig, name)
+    }
+    model["router"] = {"layers": ",".join(map(str, config.router_layers)), **changed}
     return yaml.safe_dump({"model": model}, sort_keys=False)

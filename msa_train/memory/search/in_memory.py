@@ -43,7 +43,8 @@ def view_of(
     """
     places = torch.arange(len(documents)) if places is None else places
     counts, rows = chunk_cu.diff()[places], _consecutive(chunks_of(places, chunk_cu))
-    heads, head_dim = next(iter(pooled.values())).k.shape[1:]
+    shapes = [states.k.shape for states in pooled.values()]
+    heads, head_dim = max(shape[1] for shape in shapes), shapes[0][2]  # voting layers have no heads
     cu = cumulative(counts)
     keys = {}
     for layer, states in pooled.items():

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from data_pipeline.protocol import prompt_pieces
 from msa_train.errors import BankError
 from msa_train.memory.bank.encode import encode_documents
+from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.memory.search.in_memory import joined, view_of
+from tests.batches import OWN_ROUTER
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
@@ -48,3 +51,12 @@ def test_consecutive_parts_copy_nothing():
 def test_no_documents_no_memory():
     with pytest.raises(BankError, match="at least one document"):
         joined([])
+
+
+def test_an_empty_memory_of_a_model_whose_first_router_layer_votes_is_read():
+    model = tiny_model("none", **OWN_ROUTER)  # layer 0 votes, layer 2 reads
+    whole = list(encode_documents(model, tiny_tokenizer(), tiny_documents()))
+    pooled, cu = joined(whole)
+    nothing = view_of(tiny_documents(), pooled, cu, model.config.router, torch.tensor([]).long())
+    found = prefill_pieces(model, tiny_tokenizer(), nothing, [prompt_pieces("Where?")])
+    assert found.selected[2].k.shape[1:] == (model.config.kv_heads, model.config.head_dim)
