@@ -42,6 +42,7 @@ ASK = "\nPlease answer the question based on the above historical document infor
 RETRIEVE = "\nPlease return all documents related to the question"
 USER_QUESTION = "The user's question is: "
 ANSWER = "The answer to the question is: "
+NOT_FOUND = "The memory does not say."  # the answer where no text that was read holds one
 
 Turn = tuple[str, str]  # role (user or assistant) and text
 

@@ -90,6 +90,7 @@ class Query:
     positives: numbers of the documents that hold the answer, ascending.
     steps: the same numbers in the order in which a chain of retrievals finds them (empty: at once).
     masked: numbers of documents that may hold the answer too: neither positive nor negative.
+    hard: numbers of the documents that were chosen because they look right, the most alike first.
     """
 
     question: str
@@ -99,6 +100,7 @@ class Query:
     id: str = ""
     steps: tuple[tuple[int, ...], ...] = ()
     masked: tuple[int, ...] = ()
+    hard: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         found = sorted(number for step in self.steps for number in step)
@@ -125,6 +127,7 @@ class Query:
             id=data.get("id", ""),
             steps=tuple(tuple(step) for step in data.get("steps", ())),
             masked=tuple(data.get("masked", ())),
+            hard=tuple(data.get("hard", ())),
         )
 
 

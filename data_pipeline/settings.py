@@ -36,7 +36,10 @@ class ContextConfig:
     retrieve: write the ids. answer_text: answer with texts appended. answer_memory: answer from
         pooled memory alone.
     wrong_share, wrong_documents: this share of the answer_text contexts also holds 1 up to
-        wrong_documents documents that do not answer the question.
+        wrong_documents documents that do not answer the question: its hard negatives, the most
+        alike first, or any, where its bank has none.
+    absent_share: in this share of the answer_text contexts the documents that answer are not among
+        those that were read, and the answer is that the memory does not say.
     """
 
     retrieve: float = 0.4
@@ -44,13 +47,15 @@ class ContextConfig:
     answer_memory: float = 0.4
     wrong_share: float = 0.5
     wrong_documents: int = 2
+    absent_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_least(0, self, "data.contexts.", *ASKED_KINDS)
         if not sum(getattr(self, name) for name in ASKED_KINDS) > 0:
             raise DataError(f"data.contexts: {', '.join(ASKED_KINDS)} are all 0: make one positive")
-        if not 0 <= self.wrong_share <= 1:
-            raise DataError(f"data.contexts.wrong_share is {self.wrong_share}: give 0 to 1")
+        for name in ("wrong_share", "absent_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"data.contexts.{name} is {getattr(self, name)}: give 0 to 1")
         if self.wrong_documents < 1:
             raise DataError(
                 f"data.contexts.wrong_documents is {self.wrong_documents}: give 1 or more "
@@ -253,11 +258,15 @@ class TrainingCorpus:
     def settings(self) -> dict[str, Any]:
         """What determines the corpus, as JSON gives it back: everything but data.workers.
 
-        A source that is off by default, and here, is left out: shards do not change with its
-        arrival.
+        A source that is off by default, and here, is left out, and so is a share of absent
+        answers of 0: shards do not change with their arrival.
         """
         plain = json.loads(json.dumps(asdict(self)))
         del plain["data"]["workers"]
+        stages = (stage["data"]["contexts"] for stage in plain["stages"])
+        for contexts in (plain["data"]["contexts"], *stages):
+            if contexts is not None and not contexts["absent_share"]:
+                del contexts["absent_share"]
         for name, source in SOURCES.items():
             untouched = getattr(self.data, name) == source.settings()
             if not source.banks.weight and untouched and name not in self.used_sources:

@@ -10,6 +10,8 @@ from data_pipeline.errors import check_least
 from data_pipeline.settings import CorpusStage, StageData
 from msa_train.errors import ConfigError
 
+Trains = Literal["all", "router", "reader"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -21,7 +23,9 @@ class Stage:
     warmup_steps: steps in which the learning rate rises linearly from zero.
     queue_documents: the router keys of this many documents of recent banks are further negatives
     for the router's queries (0: none); each rank keeps its own.
-    trains: all weights, or the router's alone (its projections and its gate).
+    trains: all weights; the router's alone (its projections and its gate); or the reader's, which
+    are those of the layers above the last router layer: what documents are encoded to, and what is
+    found, stay as they are.
     data: what is read, where that differs from the data section.
     """
 
@@ -35,7 +39,7 @@ class Stage:
     lm_weight: float = 1.0
     router_weight: float = 0.1
     queue_documents: int = 0
-    trains: Literal["all", "router"] = "all"
+    trains: Trains = "all"
     data: StageData = field(default_factory=StageData)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from data_pipeline.protocol import (
+    NOT_FOUND,
     answer_pieces,
     answer_request_pieces,
     end_of_retrieve_pieces,
@@ -100,13 +101,33 @@ def _context(
         return retrieve_context(query, step, by_number)
     if kind == "answer_memory":
         return answer_memory_context(query)
-    numbers = set(query.steps[-1] if query.steps else query.positives)
-    if rng.random() < config.wrong_share:
-        others = list(by_number)
-        for place in rng.integers(len(others), size=rng.integers(config.wrong_documents) + 1):
-            numbers.add(others[place])
+    absent = config.absent_share > 0 and rng.random() < config.absent_share
+    if absent:
+        query = replace(query, answers=(NOT_FOUND,))
+    numbers = _read(rng, query, by_number, config, absent)
     evidence = tuple(by_number[number] for number in sorted(numbers))
     return answer_text_context(query, evidence, by_number)
+
+
+def _read(
+    rng: np.random.Generator,
+    query: Query,
+    by_number: Mapping[int, Document],
+    config: ContextConfig,
+    absent: bool,
+) -> set[int]:
+    """Documents whose texts are read: right ones, unless they are absent, and wrong ones."""
+    right = set() if absent else set(query.steps[-1] if query.steps else query.positives)
+    if not absent and rng.random() >= config.wrong_share:
+        return right
+    count = int(rng.integers(config.wrong_documents)) + 1
+    if query.hard:
+        return right.union(query.hard[:count])
+    kept_out = {*query.positives, *query.masked} if absent else set()
+    others = [number for number in by_number if number not in kept_out]
+    if not others:
+        return right
+    return right.union(others[place] for place in rng.integers(len(others), size=count))
 
 
 def _found(numbers: tuple[int, ...], documents: Mapping[int, Document] | None) -> list[Piece]:

@@ -282,6 +282,8 @@ def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query
         if row not in positives
         and (row in item.also or shown[row] in texts or holds_answer(shown[row], item.answers))
     )
+    also = tuple(sorted(numbers[row] for row in also))
+    hard = (numbers[row] for row in item.negatives if row in numbers)
     steps = tuple(tuple(sorted(numbers[row] for row in step)) for step in item.steps)
     return Query(
         item.question,
@@ -289,7 +291,8 @@ def _query(item: _Item, numbers: dict[int, int], shown: dict[int, str]) -> Query
         tuple(sorted(numbers[row] for row in positives)),
         id=item.id,
         steps=steps if len(steps) > 1 else (),
-        masked=tuple(sorted(numbers[row] for row in also)),
+        masked=also,
+        hard=tuple(number for number in dict.fromkeys(hard) if number not in also),
     )
 
 

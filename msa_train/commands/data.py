@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msa_train.commands import clean, convert, mine
+from msa_train.commands import clean, convert, mine, reading
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     convert.register(actions)
     clean.register(actions)
     mine.register(actions)
+    reading.register(actions)
 
 
 def _build(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ scoring, because the sum over heads must finish before the maximum over tokens (
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -64,13 +65,15 @@ class TwoStreams(PackedSeqParams):
 
     What the router layers do: read documents of the stream ("both"), read `pooled` documents that
     are not in it ("read"), or only pool a stream of documents ("encode"). `pooled` and `routings`
-    hold what they pooled and chose.
+    hold what they pooled and chose. reader_alone: nothing below the layer after the last router
+    layer is trained, so gradients go no further.
     """
 
     layout: StreamLayout = None
     cos: Tensor = None
     sin: Tensor = None
     work: Literal["both", "read", "encode"] = "both"
+    reader_alone: bool = False
     pooled: dict[int, Pooled] = field(default_factory=dict)
     routings: dict[int, Routing] = field(default_factory=dict)  # filled by the router layers
 
@@ -202,6 +205,8 @@ class MemoryLayer(TransformerLayer):
 
     def _run(self, x: Tensor, streams: TwoStreams) -> Tensor:
         own, layout = self.self_attention, streams.layout
+        if streams.reader_alone and own.number == own.model.last_router_layer + 1:
+            x = x.detach()
         last = own.number == own.model.last_router_layer and not layout.keep_documents
         attended = own(self.input_layernorm(x), streams, last)
         x = x[len(x) - len(attended) :] + attended
@@ -212,6 +217,8 @@ def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _MegatronNorm
     spec.submodules.mlp.module = _FusedMLP
+    # Which Megatron does not know, and warns of in every layer.
+    logging.getLogger(TransformerLayer.__module__).setLevel(logging.ERROR)
     attention = spec.submodules.self_attention
     attention.module = MemoryAttention
     attention.params = {**attention.params, "model": model}
@@ -260,6 +267,7 @@ class MSAModel(MegatronModule):
         super().__init__(config)
         self.model = model
         self.queue = KeyQueue(model.loss_layers)
+        self.reader_alone = False  # what follows the last router layer is all that trains
         self.embedding = VocabParallelEmbedding(
             model.vocab_size, model.hidden, init_method=config.init_method, config=config
         )
@@ -327,7 +335,10 @@ class MSAModel(MegatronModule):
         cos, sin = rotary_tables(
             layout.positions, model.head_dim, model.rope_theta, model.rope_scaling
         )
-        return TwoStreams(layout=layout, cos=cos, sin=sin, work=work, pooled=pooled or {})
+        return TwoStreams(
+            layout=layout, cos=cos, sin=sin, work=work, reader_alone=self.reader_alone,
+            pooled=pooled or {},
+        )  # fmt: skip
 
     def _run(self, tokens: Tensor, streams: TwoStreams) -> Tensor:
         x = self.embedding(tokens[None]).transpose(0, 1).contiguous()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.clozes import clozes
 from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
@@ -15,7 +16,9 @@ from data_pipeline.splitting import document_length, sentences, split_text
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.bank.corpus import CorpusFile, pydocs
 
-SELF_MADE = "self-made"  # in place of a split: pairs made from the documents themselves
+# In place of a split, made from the documents themselves: questions for a router, and questions
+# with answers.
+SELF_MADE, CLOZES = "self-made", "clozes"
 DOCUMENT_TOKENS = 512  # longer ones are cut: their first part says what they are about
 _WORDS = 5  # of a sentence that can be a question, at least
 _DROPPED = 8  # one word in so many
@@ -24,10 +27,13 @@ _CHARACTERS = 12  # of a token, at most, in text that is worth reading
 
 @dataclass(frozen=True)
 class Pair:
-    """A question, and places of the documents that answer it."""
+    """A question, places of the documents that answer it (all needed, or any_of them), and answers,
+    where they are known."""
 
     question: str
     documents: tuple[int, ...]
+    answers: tuple[str, ...] = ()
+    any_of: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ def read_examples(
 ) -> RouterExamples:  # fmt: skip
     """Of a dataset folder, a .jsonl[.gz] file, or the word pydocs.
 
-    split: of a dataset's questions, "self-made" for pairs made without labels, None for documents
-    alone. limit: so many documents at most, drawn by seed; questions about others are left out.
+    split: of a dataset's questions, "self-made" or "clozes" for pairs made without labels, None for
+    documents alone. limit: so many documents at most, drawn by seed; questions about others are
+    left out.
     Raises DataError for what is not there, and where a split has no questions.
     """
     given = [(d.id or str(d.number), d.title, d.text) for d in _read(source, tokenizer)]
@@ -64,12 +71,14 @@ def read_examples(
         return RouterExamples(source, documents)
     if split == SELF_MADE:
         pairs = tuple(self_made_pairs(documents, seed))
+    elif split == CLOZES:
+        pairs = tuple(cloze_pairs(documents, seed))
     else:
         pairs = tuple(_labelled(source, split, documents, known))
     if not pairs:
         raise DataError(
             f"{source} has no questions of split {split} about these documents: give another "
-            f"split, or documents with titles or sentences of {_WORDS} words"
+            f"split, or documents of whole sentences"
         )
     return RouterExamples(source, documents, pairs)
 
@@ -92,6 +101,24 @@ def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pa
             yield Pair(_disturbed(draw.choice(long_enough), draw), (place,))
     for title, places in titled.items():
         yield Pair(title, tuple(places))
+
+
+def cloze_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:
+    """Without labels: questions with an answer that stands in their document (clozes.py).
+
+    First one of each document that has any, then the second of each, and so on.
+    """
+    draw = random.Random(seed)
+    left = [
+        (place, clozes(document.text.removeprefix(f"{document.title}\n"), draw, document.title))
+        for place, document in enumerate(documents)
+    ]
+    while left:
+        made = [(place, more, next(more, None)) for place, more in left]
+        left = [(place, more) for place, more, cloze in made if cloze is not None]
+        for place, _, cloze in made:
+            if cloze is not None:
+                yield Pair(cloze.question, (place,), (cloze.answer,))
 
 
 def _disturbed(sentence: str, draw: random.Random) -> str:
@@ -126,7 +153,7 @@ def _labelled(
         if known.isdisjoint(each.positives):
             raise DataError(f"{where}: none of {list(each.positives)} is in {source}")
         if there:
-            yield Pair(each.question, there)
+            yield Pair(each.question, there, each.answers, each.any_of)
 
 
 def _cut(tokenizer: Tokenizer, text: str) -> str:

@@ -97,6 +97,27 @@ class FitSettings:
             raise ConfigError(f"dropout is {self.dropout}: give 0 or more, less than 1")
 
 
+@dataclass(frozen=True)
+class ReadingSettings:
+    """What a model learns to read from.
+
+    questions: at most, drawn from all of them; passages: what the router brings beside those that
+    answer, at most. held_out_share: of the passages, about which questions are held out.
+    """
+
+    questions: int = flag(4096, "questions, at most")
+    passages: int = flag(4, "wrong passages of each question: the first that the router brings")
+    held_out_share: float = flag(
+        0.05, "share of the passages whose questions are held out", metavar="X"
+    )
+    seed: int = flag(0, "of what is drawn")
+
+    def __post_init__(self) -> None:
+        check_least(1, self, "", "questions", "passages", error=ConfigError)
+        if not 0 <= self.held_out_share < 1:
+            raise ConfigError(f"held_out_share is {self.held_out_share}: give 0 to below 1")
+
+
 def _early(layers: int) -> str:
     numbers = sorted({min(layers - 1, round(depth * layers)) for depth in _DEPTHS})
     return ",".join(map(str, numbers))

@@ -115,6 +115,12 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
 def _check_same(config: Config, target: Path) -> None:
     """What the optimizer's state and the data order depend on must not have changed."""
     old, new = to_plain(load_config_file(target / "config.yaml")), to_plain(config)
+    apart = [any(s["trains"] == "reader" for s in each["stages"]) for each in (old, new)]
+    if apart[0] != apart[1]:  # the optimizer's groups are others
+        raise CheckpointError(
+            f"{target} was trained {'with' if apart[0] else 'without'} a stage that trains the "
+            "reader: set stages[].trains back, or start a new run under another output"
+        )
     for each in (old, new):  # of the stages, what the order of the data depends on
         each["stages"] = [{key: stage[key] for key in _ORDER} for stage in each["stages"]]
     for section in ("model", "data", "stages", "seed"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -68,15 +69,18 @@ class Collate:
     """Tokenizes samples (text) and packs them into one MemoryBatch (tensors), a bank per sample.
 
     The router's top_k shifts the positions of what follows the template head (SPEC section 1), and
-    it says which tokens route. Runs in the loader's prefetch thread.
+    it says which tokens route. Where no layer reads pooled states and no context of a sample routes
+    (answers from texts alone), its documents change nothing and are left out. Runs in the loader's
+    prefetch thread.
     """
 
     def __init__(self, tokenizer: Tokenizer, router: RouterConfig):
         self._tokenizer, self._top_k = tokenizer, router.top_k
-        self._frame = router.frame_routes
+        self._frame, self._reads = router.frame_routes, router.reads != "none"
 
     def __call__(self, samples: Sequence[Sample]) -> MemoryBatch:
         encode = self._tokenizer.encode_pieces
+        samples = [self._needed(sample) for sample in samples]
         documents = [document for sample in samples for document in sample.documents]
         texts = [encode(document_pieces(each.number, each.text)).tokens for each in documents]
         contexts = [encode(context_pieces(c)) for sample in samples for c in sample.contexts]
@@ -102,6 +106,12 @@ class Collate:
             positives=_document_mask(samples, "positives"),
             masked=_document_mask(samples, "masked"),
         )
+
+    def _needed(self, sample: Sample) -> Sample:
+        if self._reads or any(context.positives for context in sample.contexts):
+            return sample
+        contexts = tuple(replace(context, masked=()) for context in sample.contexts)
+        return replace(sample, documents=(), contexts=contexts)
 
 
 def _digest(text: str) -> int:

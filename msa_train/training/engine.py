@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,23 +19,31 @@ from msa_train.errors import CheckpointError
 from msa_train.model.megatron import MSAModel
 from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
+from msa_train.stages import Trains
+
+Part = Literal["router", "reader", "encoder"]
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 class Engine:
-    """A model under DeepSpeed. `backward` takes this rank's share of a global mean."""
+    """A model under DeepSpeed. `backward` takes this rank's share of a global mean.
 
-    def __init__(self, model: MSAModel, config: TrainingConfig):
+    trains: what the stages of a run train.
+    """
+
+    def __init__(
+        self, model: MSAModel, config: TrainingConfig, trains: Collection[Trains] = ("all",)
+    ):
         prepare_deepspeed()
         deepspeed = _import_deepspeed()
         sum_over_tensor_ranks(model.partial_gradient_parameters())
         self.model = model
-        self._router_only = False
+        self._trains: Trains = "all"
         for name, parameter in model.named_parameters():
-            if not is_router(name):
-                parameter.register_hook(self._freeze)
+            parameter.register_hook(partial(self._freeze, part_of(name, model)))
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_optimizer(model, config),
+            optimizer=_optimizer(model, config, "reader" in trains),
             config=_settings(config),
             mpu=DeepSpeedGroups,
             dist_init_required=False,
@@ -73,15 +83,15 @@ class Engine:
         """Whether the last step changed nothing, because a gradient was not finite on some rank."""
         return bool(self._engine.optimizer.overflow)
 
-    def set_learning_rate(self, rate: float, router_only: bool = False) -> None:
-        """For the next step. router_only: every other weight stays as it is."""
-        self._router_only = router_only
+    def set_learning_rate(self, rate: float, trains: Trains = "all") -> None:
+        """For the next step. trains: every other weight stays as it is."""
+        self._trains, self.model.reader_alone = trains, trains == "reader"
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate if group["router"] or not router_only else 0.0
+            group["lr"] = rate if trains == "all" or trains in group["parts"] else 0.0
 
-    def _freeze(self, gradient: Tensor) -> Tensor:
-        """The gradient of a weight outside the router: zero while the router trains alone."""
-        return torch.zeros_like(gradient) if self._router_only else gradient
+    def _freeze(self, part: Part, gradient: Tensor) -> Tensor:
+        """The gradient of a weight: zero while another part of the model trains alone."""
+        return gradient if self._trains in ("all", part) else torch.zeros_like(gradient)
 
     def gradient_norm(self) -> float | None:
         """Global norm before clipping; None where DeepSpeed does not know it (stage 0)."""
@@ -117,22 +127,39 @@ def _import_deepspeed():
     return deepspeed
 
 
-def _optimizer(model: MSAModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW. Matrices decay, norms and the gate's scalars do not. Every step sets its rate."""
+def _optimizer(
+    model: MSAModel, config: TrainingConfig, reader_apart: bool
+) -> torch.optim.Optimizer:
+    """AdamW. Matrices decay, norms and the gate's scalars do not. Every step sets its rate.
+
+    reader_apart: the reader has groups of its own, because a stage trains it alone.
+    """
+    together: list[tuple[Part, ...]] = [("reader", "encoder"), ("router",)]
+    if reader_apart:
+        together = [("encoder",), ("reader",), ("router",)]
     groups = []
-    for router in (False, True):
-        weights = [p for name, p in model.named_parameters() if is_router(name) == router]
+    for parts in together:
+        weights = [p for name, p in model.named_parameters() if part_of(name, model) in parts]
         for decay, dims in ((config.weight_decay, (2,)), (0.0, (0, 1))):
             chosen = [p for p in weights if p.dim() in dims]
             if chosen:
-                groups.append({"params": chosen, "weight_decay": decay, "router": router})
+                groups.append({"params": chosen, "weight_decay": decay, "parts": parts})
     kind = _GuardedAdamW if config.zero_stage == 0 else torch.optim.AdamW
     return kind(groups, lr=0.0, betas=config.betas, fused=True)
 
 
-def is_router(name: str) -> bool:
-    """Whether a weight belongs to a router: its projections and its gate."""
-    return ".router_" in name
+def part_of(name: str, model: MSAModel) -> Part:
+    """What a weight, by Megatron's name, belongs to.
+
+    router: its projections and its gate. encoder: what documents' states, and questions' up to the
+    last router layer, depend on. reader: everything above.
+    """
+    if ".router_" in name:
+        return "router"
+    found = _LAYER.search(name)
+    if found is not None:
+        return "encoder" if int(found[1]) <= model.model.last_router_layer else "reader"
+    return "encoder" if name.startswith("embedding") else "reader"
 
 
 class _GuardedAdamW(torch.optim.AdamW):

@@ -61,7 +61,7 @@ class Trainer:
         self.held_out = HeldOutEvaluation.of_run(config, self.collate)
         model = MSAModel(config.model, recompute=self.settings.recompute)
         model.load_published(starting_weights(config))
-        self.engine = Engine(model, self.settings)
+        self.engine = Engine(model, self.settings, {stage.trains for stage in config.stages})
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens)
         self.skipped = self.skipped_in_a_row = 0
         self.held_out_start: Numbers = {}
@@ -133,7 +133,7 @@ class Trainer:
         labels, contexts, stop = self._global_counts(batches)
         stage = self.schedule.stage(self.step)
         rate = self.schedule.learning_rate(self.step)
-        self.engine.set_learning_rate(rate, stage.trains == "router")
+        self.engine.set_learning_rate(rate, stage.trains)
         self.engine.model.queue.limit = stage.queue_documents
         metrics = None
         if logs:

@@ -13,6 +13,7 @@ from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import CheckpointError
 from msa_train.interop.export import export
+from msa_train.model.weights import initial_reader, megatron_shard, weight_maps
 from msa_train.training.initial_weights import starting_weights
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import logged, settings, train_all
@@ -102,6 +103,16 @@ def continued(start, command):
     )
 
 
+@pytest.fixture(scope="module")
+def readers(command):
+    """The reader alone, under every ZeRO stage: a router in the first layer of two or more."""
+    own = {"trains": "reader", "model__router__layers": "0", "model__router__loss_layers": "all"}
+    return train(
+        command,
+        {f"reader{stage}": own | {"training__zero_stage": stage} for stage in (0, 1, 2, 3)},
+    )
+
+
 def weights(folder):
     newest = next(checkpoint_folders.newest_first(folder / "checkpoints"))
     return load_file(newest / "weights-tp0.safetensors")
@@ -135,6 +146,19 @@ def test_the_router_trains_alone(first, continued, stage):
     start, end = weights(first["watched"][0]), weights(continued[f"router{stage}"][0])
     for name, weight in end.items():
         assert torch.equal(weight, start[name]) != (".router_" in name), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_reader_trains_alone(readers, command, stage):
+    folder = readers[f"reader{stage}"][0]
+    model = load_config(command("x", model__router__layers="0")).model
+    maps = {each.megatron: each for each in weight_maps(model)}
+    for name, weight in weights(folder).items():
+        begun = megatron_shard(maps[name], initial_reader(model, 0), model, 0, 1)
+        reads = "embedding" not in name and ".layers.0." not in name
+        assert torch.equal(weight, begun) != reads, name
+        equal = weights(readers["reader1"][0])[name]
+        torch.testing.assert_close(weight, equal, rtol=0, atol=1e-5)
 
 
 def test_queued_documents_make_the_router_loss_harder(first):

@@ -107,3 +107,15 @@ def test_every_rank_reads_equally_many_samples(run):
     assert samples_per_rank(run(), 2) == 1
     with pytest.raises(ConfigError, match="2, which 3 data-parallel ranks cannot share"):
         samples_per_rank(run(), 3)
+
+
+def test_documents_that_change_nothing_are_left_out(tokenizer):
+    answers = (answer_text_context(QUERY, DOCUMENTS[:2]),)
+    voting = RouterConfig(top_k=TOP_K, reads="none", query_reduce="pooled")
+    given = [Sample(DOCUMENTS, answers), Sample(DOCUMENTS, (*answers, retrieve_context(QUERY)))]
+    batch = Collate(tokenizer, voting)(given)
+    assert batch.bank_cu.tolist() == [0, 0, 3], "a context that routes keeps its bank"
+    assert batch.positives.tolist() == [[False] * 3, [False] * 3, [True, False, False]]
+    reading = Collate(tokenizer, RouterConfig(top_k=TOP_K))(given)
+    assert reading.bank_cu.tolist() == [0, 3, 6], "so does a layer that reads"
+    assert torch.equal(batch.tokens, reading.tokens)

@@ -14,28 +14,29 @@ def observe() -> dict:
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
     from msa_train.parallel import groups
-    from msa_train.training.engine import Engine, is_router
-    from tests.batches import random_batch, tiny_config
+    from msa_train.training.engine import Engine, part_of
+    from tests.batches import OWN_ROUTER, random_batch, tiny_config
 
     groups.start(tensor_parallel=1, timeout_s=60)
-    config = tiny_config("threshold")
+    config = tiny_config("threshold", **OWN_ROUTER)
     model = MSAModel(config)
     model.load_published(initial_reader(config, 0))
-    engine = Engine(model, TrainingConfig(weight_decay=0.0))
+    engine = Engine(model, TrainingConfig(weight_decay=0.0), {"all", "reader"})
     batch = random_batch([[4, 9, 1]], [(0, 9), (0, 6)], config)
 
-    def step(scale: float, router_only: bool = False) -> dict[str, bool]:
+    def step(scale: float, trains: str = "all") -> dict[str, bool]:
         """Which weights a step changed."""
         before = dict(engine.full_weights())
         losses = engine(batch)
         engine.backward((losses.lm + losses.router) * scale)
-        engine.set_learning_rate(1e-2, router_only)
+        engine.set_learning_rate(1e-2, trains)
         engine.step()
         after = dict(engine.full_weights())
         return {name: not torch.equal(before[name], after[name]) for name in before}
 
-    found = {"alone": step(1.0, router_only=True), "norm": engine.gradient_norm()}
-    found["routers"] = [name for name in found["alone"] if is_router(name)]
+    found = {"router": step(1.0, "router"), "norm": engine.gradient_norm()}
+    found["parts"] = {name: part_of(name, model) for name in found["router"]}
+    found["reader"] = step(1.0, "reader")
     found["broken"], found["skipped"] = step(math.nan), engine.skipped
     found["all"], found["whole"] = step(1.0), not engine.skipped
     found["most"] = engine.max_over_ranks(3)
@@ -48,15 +49,25 @@ def found():
     return run_ranks(1, observe)[0]
 
 
-def test_the_router_trains_alone(found):
-    changed = {name for name, moved in found["alone"].items() if moved}
-    assert changed and changed <= set(found["routers"])
+@pytest.mark.parametrize("part", ["router", "reader"])
+def test_a_part_trains_alone(found, part):
+    changed = {name for name, moved in found[part].items() if moved}
+    assert changed and {found["parts"][name] for name in changed} == {part}
     assert found["norm"] > 0
+
+
+def test_the_reader_is_what_no_document_goes_through(found):
+    layers = {"encoder": set(), "reader": set()}
+    for name, part in found["parts"].items():
+        if part != "router" and ".layers." in name:
+            layers[part].add(int(name.split(".layers.")[1].split(".")[0]))
+    assert max(layers["encoder"]) == 2 < min(layers["reader"])
+    assert found["parts"]["embedding.weight"] == "encoder"
 
 
 def test_a_step_that_is_not_finite_changes_nothing(found):
     assert found["skipped"] and not any(found["broken"].values())
-    assert found["whole"] and sum(found["all"].values()) > len(found["routers"])
+    assert found["whole"] and sum(found["all"].values()) > sum(found["router"].values())
 
 
 def test_weights_are_told_in_full_precision(found):

@@ -1,8 +1,11 @@
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from data_pipeline.protocol import context_pieces
+from data_pipeline.protocol import ANSWER as ANSWERED
+from data_pipeline.protocol import NOT_FOUND, context_pieces
 from data_pipeline.schema import Document, Query
 from data_pipeline.settings import ContextConfig
 from data_pipeline.shards.contexts import (
@@ -146,3 +149,35 @@ def test_a_question_without_an_answer_is_retrieved_for(rng):
     bank = DrawnBank((Document(3, "three"),), (Query("three?", (), (3,)),), ("plain",))
     sample = make_sample(rng, bank, ContextConfig(0, 0, 1))
     assert [context.kind for context in sample.contexts] == ["retrieve", "text"]
+
+
+def shares(config, query, bank, count=300):
+    """How often each set of documents was read, and each answer given."""
+    rng = np.random.default_rng(0)
+    drawn = DrawnBank(bank, (query,))
+    contexts = [make_sample(rng, drawn, config).contexts[0] for _ in range(count)]
+    ids = re.compile(r"im_start\|>((?:\[\d+\])*)<\|object_ref")
+    read = Counter(ids.search(text(context))[1] for context in contexts)
+    answers = Counter(written(c).partition(ANSWERED)[2] for c in contexts)
+    return read, answers
+
+
+def test_hard_negatives_are_read_beside_the_right_ones_the_most_alike_first():
+    config = ContextConfig(0, 1, 0, wrong_share=0.5, wrong_documents=2)
+    bank = tuple(Document(number, f"text {number}") for number in range(1, 9))
+    read, answers = shares(config, Query("Who?", ("Me",), (4,), hard=(7, 2, 5)), bank)
+    assert set(read) == {"[4]", "[4][7]", "[2][4][7]"} and 120 < read["[4]"] < 180
+    assert abs(read["[4][7]"] - read["[2][4][7]"]) < 50
+    assert set(answers) == {"Me<|im_end|>"}
+
+
+def test_where_the_right_ones_are_absent_the_memory_does_not_say():
+    config = ContextConfig(0, 1, 0, wrong_share=0.0, wrong_documents=2, absent_share=0.25)
+    bank = tuple(Document(number, f"text {number}") for number in range(1, 6))
+    read, answers = shares(config, Query("Who?", ("Me",), (4,), hard=(5, 2)), bank)
+    assert set(read) == {"[4]", "[5]", "[2][5]"} and 200 < read["[4]"] < 250
+    assert answers == {"Me<|im_end|>": read["[4]"], f"{NOT_FOUND}<|im_end|>": 300 - read["[4]"]}
+    read, _ = shares(config, Query("Who?", ("Me",), (4,), masked=(2,)), bank)
+    assert not any("4" in ids or "2" in ids for ids in read if ids != "[4]"), "any others"
+    read, _ = shares(config, Query("Who?", ("Me",), (4,)), bank[3:4])
+    assert set(read) == {"[4]", ""}, "there may be nothing to read"

@@ -1,0 +1,75 @@
+"""Questions with answers, made of a text alone."""
+
+import random
+import re
+
+import pytest
+
+from data_pipeline.clozes import Cloze, clozes
+
+TEXT = (
+    "The lighthouse of Alder Point was built in 1862 by the engineer Mary Stone. It stands on the "
+    "northern cliff of the island. Its lamp can be seen from 24 miles when the air is clear. "
+    "Stop."
+)
+CODE = """class tools.Box(size, *, lid=(1, 2), name='a, b', **more) -> Box
+Hold things of one kind. Longer words follow here.
+"""
+
+
+def made(text, title="", seeds=range(40)):
+    return {cloze for seed in seeds for cloze in clozes(text, random.Random(seed), title)}
+
+
+def test_an_answer_stands_in_the_text_and_not_in_its_question():
+    found = made(TEXT)
+    assert found
+    for cloze in found:
+        assert cloze.answer in TEXT
+        sentence = next(s for s in re.split(r"(?<=\.) ", TEXT) if cloze.answer in s)
+        asked = set(cloze.question.rstrip("?").split()) - {"___"}
+        shared = {word.lower() for word in re.findall(r"\w+", sentence)}
+        assert len({word for word in asked if word.lower().strip(".,") in shared}) >= 2, cloze
+        assert not set(cloze.answer.split()) <= set(cloze.question.split()), cloze
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("1862", ("When", "In what year", "What year")),
+        ("24 miles", ("How many", "How much", "What number of")),
+        ("Mary Stone", ("Who", "What", "Which", "Where")),
+        ("the northern cliff", ("What",)),
+    ],
+)
+def test_the_question_word_is_of_the_answers_kind(answer, words):
+    asked = [c.question for c in made(TEXT) if c.answer == answer]
+    worded = [question for question in asked if "___" not in question]
+    assert worded and all(question.startswith(words) and question[-1] == "?" for question in worded)
+    assert any("___" in question for question in asked)
+
+
+def test_a_pronoun_gives_way_to_the_title():
+    gaps = [c.question for c in made(TEXT, "Alder Light") if c.answer == "the northern cliff"]
+    assert any("Alder Light stands on ___" in question for question in gaps)
+    assert not any(re.match(r"It\b", question) for question in gaps)
+
+
+def test_signatures_are_asked_for_what_they_say():
+    assert {
+        Cloze("Which parameters does tools.Box take?", "size, lid, name, **more"),
+        Cloze("What is the default of lid in tools.Box?", "(1, 2)"),
+        Cloze("What is the default of name in tools.Box?", "'a, b'"),
+        Cloze("What does tools.Box do?", "Hold things of one kind."),
+    } <= made(CODE)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Too short.", "no end " * 60, "((((", "f(\nx", "名前は猫である。"]
+)
+def test_a_text_without_a_question_gives_none(text):
+    assert not made(text)
+
+
+def test_the_same_seed_makes_the_same_questions():
+    assert list(clozes(TEXT, random.Random(3))) == list(clozes(TEXT, random.Random(3)))
