@@ -24,7 +24,10 @@ _PURPOSE = 20  # words of a first sentence that says what something does, at mos
 
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _DATE = rf"(?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}},)? \d{{4}}|\b(?:1\d|20)\d\ds?\b"
-_UNIT = "(?:percent|million|billion|thousand|hundred|years?|days?|hours?|minutes?|miles?|km|metres?|feet)"
+_UNIT = (
+    "(?:percent|million|billion|thousand|hundred|"
+    "years?|days?|hours?|minutes?|miles?|km|metres?|feet)"
+)
 _NUMBER = rf"\b\d[\d,.]*(?<=\d)(?: {_UNIT})*\b%?"
 _CAPITAL = r"[A-Z][\w'’.-]*\w"
 _NAME = rf"\b{_CAPITAL}(?:(?: (?:of|the|de|van|von|and))* {_CAPITAL})*"
