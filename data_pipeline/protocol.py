@@ -14,6 +14,15 @@ A conversation, one line per run of text between control tokens (shown in bracke
     ⟨im_start⟩ The user's question is: ...\\n ⟨object_ref_end⟩     the engine asks again
     The answer to the question is: {answer} ⟨im_end⟩             the model answers
 
+A backbone that follows instructions already may be asked for the answer in its own way instead
+(AnswerForm "chat"): in place of the whole conversation above stands one turn with the texts and
+the question, and the assistant's turn is the answer.
+
+    ⟨im_start⟩ user\n                                            head, template
+    [4]. {text}\n[7]. {text}\n \nQuestion:  {question}           texts, routing query
+    \nAnswer briefly.                                            frame
+    ⟨im_end⟩ \n ⟨im_start⟩ assistant\n {answer} ⟨im_end⟩          tail, response
+
 Two extensions for conversations, which no model was taught. Without them every byte is as above;
 neither routes, so neither draws documents. Earlier turns stand before the head, in the form of the
 chat template, and instructions before the question, in the same run of text:
@@ -27,6 +36,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Context, Document, Piece, Role
@@ -42,9 +52,12 @@ ASK = "\nPlease answer the question based on the above historical document infor
 RETRIEVE = "\nPlease return all documents related to the question"
 USER_QUESTION = "The user's question is: "
 ANSWER = "The answer to the question is: "
+ASSISTANT = "assistant\n"
+CHAT_QUESTION, BRIEFLY = "\nQuestion: ", "\nAnswer briefly."
 NOT_FOUND = "The memory does not say."  # the answer where no text that was read holds one
 
 Turn = tuple[str, str]  # role (user or assistant) and text
+AnswerForm = Literal["protocol", "chat"]  # how a model is asked for the answer from texts
 
 _ID = re.compile(r"\[([0-9]{1,18})\]")
 
@@ -198,9 +211,37 @@ def memory_answer_pieces(question: str) -> list[Piece]:
     return [*end_of_retrieve_pieces(), *answer_request_pieces(question)]
 
 
+def chat_pieces(
+    question: str,
+    documents: Iterable[Document],
+    instructions: str = "",
+    earlier: Sequence[Turn] = (),
+) -> list[Piece]:
+    """Everything before the answer in the chat form: the texts in one turn with the question."""
+    texts = sorted(documents, key=lambda document: document.number)
+    given = f"{instructions}\n\n" if instructions else ""
+    return [
+        *earlier_pieces(earlier),
+        *head_pieces(),
+        Piece(given + "".join(map(evidence_text, texts))),
+        Piece(CHAT_QUESTION, Role.FRAME),
+        Piece(question, Role.QUERY),
+        Piece(BRIEFLY, Role.FRAME),
+        *tail_pieces(),
+        _control(IM_START),
+        Piece(ASSISTANT),
+    ]
+
+
+def chat_answer_pieces(answer: str) -> list[Piece]:
+    """The assistant's turn in the chat form, as the model writes it."""
+    return [Piece(answer, label=True), _control(IM_END, label=True)]
+
+
 def context_pieces(context: Context) -> list[Piece]:
-    """All pieces of a training context: its prompt and its response (plain text has no prompt)."""
-    if context.kind == "text":
+    """All pieces of a training context: its prompt and its response (plain text has no prompt, and
+    the chat form brings its own)."""
+    if context.kind in ("text", "answer_chat"):
         return list(context.response)
     return [*prompt_pieces(context.question, context.rounds == 0), *context.response]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from data_pipeline.errors import DataError
 
-Kind = Literal["retrieve", "answer_text", "answer_memory", "text"]
+Kind = Literal["retrieve", "answer_text", "answer_memory", "text", "answer_chat"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ASKED_KINDS = KINDS[:3]  # those that ask a question
 
@@ -137,7 +137,7 @@ class Context:
 
     kind: retrieve (write the ids), answer_text (answer with texts appended), answer_memory (answer
         from pooled memory alone), text (plain text without a question or a memory, to keep what a
-        backbone knows).
+        backbone knows), answer_chat (answer_text in the chat form).
     response: the pieces after the response head; protocol.context_pieces gives all of them.
     positives: documents this step must find; empty means no router loss.
     masked: documents that are neither positive nor negative in the router loss.

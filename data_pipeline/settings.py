@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from data_pipeline.errors import DataError, check_least
+from data_pipeline.protocol import AnswerForm
 from data_pipeline.schema import ASKED_KINDS
 from data_pipeline.sources.base import BankConfig, NumberConfig, Source
 from data_pipeline.sources.dataset_config import DatasetConfig
@@ -40,6 +41,8 @@ class ContextConfig:
         alike first, or any, where its bank has none.
     absent_share: in this share of the answer_text contexts the documents that answer are not among
         those that were read, and the answer is that the memory does not say.
+    answers: the form of the answer_text contexts: the protocol's, or a turn of a chat. It must be
+        the model's (model.answers).
     """
 
     retrieve: float = 0.4
@@ -48,6 +51,7 @@ class ContextConfig:
     wrong_share: float = 0.5
     wrong_documents: int = 2
     absent_share: float = 0.0
+    answers: AnswerForm = "protocol"
 
     def __post_init__(self) -> None:
         check_least(0, self, "data.contexts.", *ASKED_KINDS)
@@ -56,6 +60,8 @@ class ContextConfig:
         for name in ("wrong_share", "absent_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"data.contexts.{name} is {getattr(self, name)}: give 0 to 1")
+        if self.answers not in get_args(AnswerForm):
+            raise DataError(f"data.contexts.answers is {self.answers!r}: give protocol or chat")
         if self.wrong_documents < 1:
             raise DataError(
                 f"data.contexts.wrong_documents is {self.wrong_documents}: give 1 or more "
@@ -258,15 +264,15 @@ class TrainingCorpus:
     def settings(self) -> dict[str, Any]:
         """What determines the corpus, as JSON gives it back: everything but data.workers.
 
-        A source that is off by default, and here, is left out, and so is a share of absent
-        answers of 0: shards do not change with their arrival.
+        What came later and is off here is left out: shards do not change with its arrival.
         """
         plain = json.loads(json.dumps(asdict(self)))
         del plain["data"]["workers"]
         stages = (stage["data"]["contexts"] for stage in plain["stages"])
         for contexts in (plain["data"]["contexts"], *stages):
-            if contexts is not None and not contexts["absent_share"]:
-                del contexts["absent_share"]
+            for name in ("absent_share", "answers") if contexts else ():
+                if contexts[name] == getattr(ContextConfig, name):
+                    del contexts[name]
         for name, source in SOURCES.items():
             untouched = getattr(self.data, name) == source.settings()
             if not source.banks.weight and untouched and name not in self.used_sources:

@@ -201,6 +201,14 @@ class Config:
                 f"model.router.layers ({self.model.router.layers}) is in the upper half: nothing "
                 "would train the router; use loss_layers all"
             )
+        for stage in range(len(self.stages)):
+            contexts = self.corpus.contexts(stage)
+            if contexts.answer_text and contexts.answers != self.model.answers:
+                raise ConfigError(
+                    f"stages[{stage}] teaches answers from texts in the form {contexts.answers} "
+                    f"(contexts.answers), but model.answers is {self.model.answers}: the model "
+                    "would be asked otherwise than it was taught; set both alike"
+                )
         ranks = self.training.tensor_parallel
         divided = {name: getattr(self.model, name) for name in ("kv_heads", "ffn", "vocab_size")}
         if self.model.router.key_heads:

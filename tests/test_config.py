@@ -85,3 +85,17 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path):
     path.write_text(yaml.safe_dump({"model": {"router": {"topk": 3}}}))
     with pytest.raises(ConfigError, match="topk"):
         load_config_file(path)
+
+
+def test_a_model_is_taught_to_answer_as_it_will_be_asked():
+    with pytest.raises(ConfigError, match=r"stages\[0\] teaches .* form chat .* model.answers is"):
+        load_config(["--data.contexts.answers", "chat"])
+    with pytest.raises(ConfigError, match=r"model\.answers is chat"):
+        load_config(["--model.answers", "chat"])
+    both = ["--model.answers", "chat", "--data.contexts.answers", "chat"]
+    assert load_config(both).model.answers == "chat"
+    none = ["--model.answers", "chat", "--data.contexts.answer_text", "0"]
+    assert load_config(none).data.contexts.answers == "protocol"
+    for section in ("model", "data.contexts"):
+        with pytest.raises(ConfigError, match="answers"):
+            load_config([f"--{section}.answers", "both"])

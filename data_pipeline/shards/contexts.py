@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,8 @@ from data_pipeline.protocol import (
     NOT_FOUND,
     answer_pieces,
     answer_request_pieces,
+    chat_answer_pieces,
+    chat_pieces,
     end_of_retrieve_pieces,
     evidence_pieces,
     memory_answer_pieces,
@@ -61,6 +63,12 @@ def answer_text_context(
     return Context(query.question, "answer_text", tuple(response), rounds=max(1, len(query.steps)))
 
 
+def answer_chat_context(query: Query, evidence: tuple[Document, ...]) -> Context:
+    """As answer_text_context, in the chat form; the evidence is of all steps."""
+    pieces = [*chat_pieces(query.question, evidence), *chat_answer_pieces(query.answers[0])]
+    return Context(query.question, "answer_chat", tuple(pieces))
+
+
 def answer_memory_context(query: Query) -> Context:
     """No ids and no texts: the model answers from pooled memory, routed at the prompt."""
     response = [*memory_answer_pieces(query.question), *answer_pieces(query.answers[0])]
@@ -105,8 +113,14 @@ def _context(
     if absent:
         query = replace(query, answers=(NOT_FOUND,))
     numbers = _read(rng, query, by_number, config, absent)
-    evidence = tuple(by_number[number] for number in sorted(numbers))
-    return answer_text_context(query, evidence, by_number)
+    if config.answers == "chat":
+        earlier = {number for step in query.steps[:-1] for number in step}
+        return answer_chat_context(query, _texts(numbers | earlier, by_number))
+    return answer_text_context(query, _texts(numbers, by_number), by_number)
+
+
+def _texts(numbers: Iterable[int], by_number: Mapping[int, Document]) -> tuple[Document, ...]:
+    return tuple(by_number[number] for number in sorted(numbers))
 
 
 def _read(

@@ -96,6 +96,7 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
                 and router.key_heads is None
                 and router.head_dim is None
                 and config.reading_layers == config.router_layers
+                and config.answers == "protocol"
             ),
         },
     }
@@ -115,6 +116,8 @@ def _as_stored(config: ModelConfig) -> dict[str, Any]:
         del stored["architecture"]
     if config.rope_scaling is None:
         del stored["rope_scaling"]
+    if config.answers == "protocol":
+        del stored["answers"]
     router = stored["router"]
     for name in _LATER:
         if router[name] == getattr(RouterConfig, name):

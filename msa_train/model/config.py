@@ -11,6 +11,7 @@ from msa_train.model.architecture import ARCHITECTURES, Architecture
 from msa_train.model.rope import RopeScaling
 from msa_train.model.scoring import Scoring, scoring_of
 
+Answers = Literal["protocol", "chat"]
 GateKind = Literal["none", "threshold"]
 
 # Settings that are gone, and what switched them off: older YAML, checkpoints and exports have them.
@@ -115,6 +116,8 @@ class ModelConfig:
 
     architecture: the family of its backbone, a name in architecture.py.
     rope_scaling: how its rotary frequencies were stretched; null: not at all.
+    answers: the form in which it is asked for an answer from texts: the protocol's, or a turn of a
+    chat, which an instructed backbone knows (data_pipeline/protocol.py).
     embedding_std and linear_gain set the initial weights: embeddings N(0, embedding_std), linear
     layers N(0, linear_gain / sqrt(fan_in)). With tied embeddings the final norm starts at
     1 / (embedding_std sqrt(d)), so that logits start at unit scale.
@@ -139,6 +142,7 @@ class ModelConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     architecture: str = "qwen3"
     rope_scaling: RopeScaling | None = None
+    answers: Answers = "protocol"
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> ModelConfig:
@@ -155,6 +159,8 @@ class ModelConfig:
             )
         for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size"):
             _positive(f"model.{name}", getattr(self, name))
+        if self.answers not in get_args(Answers):
+            raise ConfigError(f"model.answers is {self.answers!r}: give protocol or chat")
         if self.heads % self.kv_heads:
             raise ConfigError(
                 f"model.heads is {self.heads}, not a multiple of model.kv_heads ({self.kv_heads}): "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_pipeline import files
 from data_pipeline.progress import ProgressBar
+from data_pipeline.protocol import IM_END, IM_START, AnswerForm
 from data_pipeline.tokenizer import METADATA_FILE
 from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 from msa_train.errors import CheckpointError, ConfigError
@@ -138,8 +139,17 @@ class _Conversion:
         backbone.check(self._backbone_shapes(config))
         tokenizer = HuggingFaceTokenizer.of(backbone.tokenizer, f"{METADATA_FILE} of {source}")
         self._vocabulary = Vocabulary.of(tokenizer, config.vocab_size, settings.protocol_tokens)
-        self._config = replace(config, vocab_size=self._vocabulary.rows)
+        self._config = replace(
+            config, vocab_size=self._vocabulary.rows, answers=self._answers(tokenizer)
+        )
         self._shapes = weight_shapes(self._config)
+
+    def _answers(self, tokenizer: HuggingFaceTokenizer) -> AnswerForm:
+        """The chat form for a backbone whose chat template is made of these turns."""
+        template = self._backbone.chat_template or ""
+        turns = (IM_START, IM_END)
+        knows = all(token in template and token not in tokenizer.spelled for token in turns)
+        return "chat" if knows else "protocol"
 
     @staticmethod
     def _backbone_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -88,6 +88,8 @@ def _settings(config: ModelConfig) -> str:
     model = {name: getattr(config, name) for name in ("architecture", *GEOMETRY.values())}
     if config.rope_scaling is not None:
         model["rope_scaling"] = config.rope_scaling.to_published()
+    if config.answers != ModelConfig.answers:
+        model["answers"] = config.answers
     # A gate is the run's choice: it adds its own weights.
     kept = [field.name for field in fields(RouterConfig) if field.name not in ("layers", "gate")]
     changed = {

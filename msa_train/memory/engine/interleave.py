@@ -16,9 +16,11 @@ from data_pipeline.protocol import (
     IM_END,
     REF_END,
     RETRIEVAL_LIMIT,
+    AnswerForm,
     Round,
     Turn,
     answer_request_pieces,
+    chat_pieces,
     end_of_retrieve_pieces,
     evidence_text,
     memory_answer_pieces,
@@ -99,10 +101,11 @@ class Interleave:
     """The state of one question on its way to an answer.
 
     count: the number of tokens of a text. room: how many tokens the context can still take (None:
-    not limited).
+    not limited). answers: the form in which the model is asked for the answer from texts.
     """
 
     request: Request
+    answers: AnswerForm = "protocol"
     count: Callable[[str], int] = len
     room: int | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -125,8 +128,17 @@ class Interleave:
     def context(self) -> list[Piece]:
         """All pieces to prefill now."""
         asked = self.request
+        if self._chats:
+            read = [document for past in self.rounds for document in past.evidence]
+            return chat_pieces(asked.question, read, asked.instructions, asked.earlier)
         pieces = rounds_pieces(asked.question, self.rounds, asked.instructions, asked.earlier)
         return pieces if self.stage == "ids" else [*pieces, *memory_answer_pieces(asked.question)]
+
+    @property
+    def _chats(self) -> bool:
+        """Whether an answer from texts is due, in the chat form."""
+        asked = self.answers == "chat" and self.stage == "answer"
+        return asked and self.request.mode != "memory"
 
     @property
     def answer(self) -> str:
@@ -180,6 +192,9 @@ class Interleave:
     def _request_answer(self, forced: str | None = None) -> Next:
         """Ends retrieval: the model wrote its end, or it is appended as if the model had."""
         self.stage = "answer"
+        if self._chats:
+            self.forced += [] if forced is None else [forced]
+            return Next.PREFILL
         self.appended = answer_request_pieces(self.request.question)
         if forced is not None:
             self.forced.append(forced)

@@ -73,7 +73,9 @@ class Scheduler:
     def submit(self, request: Request) -> int:
         """Adds a request; its events carry the ticket that is returned."""
         ticket = next(self._tickets)
-        self._sequences[ticket] = Sequence(request, self._tokenizer, self._slot_tokens)
+        self._sequences[ticket] = Sequence(
+            request, self._tokenizer, self._slot_tokens, self._model.config.answers
+        )
         self._new.append(ticket)
         return ticket
 

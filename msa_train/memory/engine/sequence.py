@@ -6,7 +6,7 @@ import time
 
 from torch import Tensor
 
-from data_pipeline.protocol import ANSWER, IM_END, answer_request_pieces
+from data_pipeline.protocol import ANSWER, IM_END, AnswerForm, answer_request_pieces
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.detokenizer import Detokenizer
@@ -31,10 +31,16 @@ class Sequence:
     """A request while it is served: its rounds, its text so far, and what it reports.
 
     limit: tokens that a context may have in all. decoding: it has a row of the KV cache and writes.
-    pending: tokens to feed before the next one is chosen.
+    pending: tokens to feed before the next one is chosen. answers: see Interleave.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, limit: int):
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        limit: int,
+        answers: AnswerForm = "protocol",
+    ):
         self.request, self.view = request, request.view
         self.decoding = self.finished = False
         self.pending: list[int] = []
@@ -44,7 +50,9 @@ class Sequence:
         self._sampler = Sampler(request.sampling) if request.sampling.temperature else None
         self._detokenizer = Detokenizer(tokenizer)
         self._context: TokenizedPieces | None = None
-        self._interleave = Interleave(request, lambda text: len(tokenizer.encode_text(text)))
+        self._interleave = Interleave(
+            request, answers, lambda text: len(tokenizer.encode_text(text))
+        )
         answer_request = tokenizer.encode_pieces(answer_request_pieces(request.question))
         self._answer_request_tokens = len(answer_request.tokens)
         self._prompt_tokens = self._tokens = 0

@@ -181,3 +181,16 @@ def test_where_the_right_ones_are_absent_the_memory_does_not_say():
     assert not any("4" in ids or "2" in ids for ids in read if ids != "[4]"), "any others"
     read, _ = shares(config, Query("Who?", ("Me",), (4,)), bank[3:4])
     assert set(read) == {"[4]", ""}, "there may be nothing to read"
+
+
+def test_the_chat_form_holds_the_texts_of_all_steps():
+    config = ContextConfig(0, 1, 0, wrong_share=0.0, answers="chat")
+    bank = tuple(Document(number, f"text {number}") for number in range(1, 6))
+    query = Query("Who?", ("Me",), (2, 4), steps=((4,), (2,)))
+    (context,) = make_sample(np.random.default_rng(0), DrawnBank(bank, (query,)), config).contexts
+    assert context.kind == "answer_chat" and not context.positives
+    assert text(context) == (
+        "<|im_start|>user\n[2]. text 2\n[4]. text 4\n\nQuestion: Who?\nAnswer briefly.<|im_end|>\n"
+        "<|im_start|>assistant\nMe<|im_end|>"
+    )
+    assert written(context) == "Me<|im_end|>"

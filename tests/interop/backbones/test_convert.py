@@ -18,6 +18,7 @@ from msa_train.errors import CheckpointError, ConfigError
 from msa_train.interop.backbones import convert
 from msa_train.interop.backbones.convert import ImportSettings, import_backbone
 from msa_train.interop.export import load_export
+from msa_train.interop.published_config import from_published
 from msa_train.model.decoder import PooledMemory
 from msa_train.model.kv_cache import KVCache
 from msa_train.training.initial_weights import starting_weights
@@ -267,3 +268,25 @@ def test_smollm2_is_transformers_reading_of_its_file(tmp_path):
         tokens = torch.cat([tokens, logits[-1:].argmax(1)])
     assert tokenizer.decode(tokens.tolist()).startswith("The capital of Italy is Rome.")
     assert set(CONTROL_TOKENS) - set(tokenizer.spelled) == {"<|im_start|>", "<|im_end|>"}
+
+
+TURNS = "{{ '<|im_start|>user' }}{{ messages[0].content }}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer", "answers"),
+    [(TURNS, None, "chat"), ("{{ messages }}", None, "protocol"), (TURNS, "short", "protocol")],
+)
+def test_a_backbone_of_these_turns_answers_in_its_own_form(tmp_path, template, tokenizer, answers):
+    """Not one whose template has others, nor one that would have them spelled."""
+    changed = {"tokenizer.chat_template": template}
+    spelled = (("<|begin_of_text|>",), (*ENDS, *["im start"] * 20))
+    lacking = trained(*spelled) if tokenizer else None
+    path = write_gguf(
+        random_model("llama"), tmp_path / "small.gguf", changed=changed, tokenizer=lacking
+    )
+    import_backbone(path, tmp_path / "start")
+    stored = json.loads((tmp_path / "start" / "config.json").read_text())
+    assert from_published(stored, "serving").answers == answers
+    shown = "answers: chat" in (tmp_path / "start" / "README.md").read_text()
+    assert shown == (answers == "chat")

@@ -9,9 +9,12 @@ from data_pipeline.protocol import (
     REF_END,
     Round,
     answer_request_pieces,
+    context_pieces,
     prompt_pieces,
     rounds_pieces,
 )
+from data_pipeline.schema import Query
+from data_pipeline.shards.contexts import answer_chat_context
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next, Request
 from tests.memory.building import encode_in_memory
@@ -145,3 +148,41 @@ def test_impossible_settings_are_refused(view):
         Interleave(Request(QUESTION, view, "guess"))
     with pytest.raises(ConfigError, match="rounds is 0"):
         InterleaveLimits(rounds=0)
+
+
+def test_in_the_chat_form_texts_and_question_are_one_turn(view):
+    limits = InterleaveLimits(documents=2)
+    state = Interleave(Request(QUESTION, view, "router", limits), "chat")
+    assert state.context == prompt_pieces(QUESTION), "found as ever"
+    assert state.choose([41, 2, 17]) is Next.PREFILL
+    assert text_of(state.context) == (
+        f"{IM_START}user\n[2]. {DOCUMENTS[2].text}\n[41]. {DOCUMENTS[41].text}\n"
+        f"\nQuestion: {QUESTION}\nAnswer briefly.{IM_END}\n{IM_START}assistant\n"
+    )
+    assert [p.text for p in state.context if p.role.routes(frame=False)] == [QUESTION]
+    assert write(state, "4711", IM_END)[0] is Next.STOP
+    assert (state.answer, state.forced) == ("4711", [])
+
+
+def test_in_the_chat_form_a_model_is_asked_as_it_was_taught(view):
+    evidence = (DOCUMENTS[2], DOCUMENTS[41])
+    taught = context_pieces(answer_chat_context(Query(QUESTION, ("4711",), (2,)), evidence))
+    state = Interleave(Request(QUESTION, view, "router"), "chat")
+    state.choose([41, 2])
+    assert [piece for piece in taught if not piece.label] == state.context
+    assert text_of(piece for piece in taught if piece.label) == f"4711{IM_END}"
+
+
+@pytest.mark.parametrize("end", [(END_OF_RETRIEVE, None), ("[1", IM_END)])
+def test_in_the_chat_form_what_was_written_and_read_gives_way(view, end):
+    state = Interleave(Request(QUESTION, view, instructions="Be kind."), "chat")
+    write(state, "[41]", REF_END)
+    assert state.context == rounds_pieces(QUESTION, state.rounds, "Be kind.")
+    follows, _ = write(state, *end)
+    assert follows is Next.PREFILL and bool(state.forced) == (end[1] is not None)
+    assert text_of(state.context).startswith(f"{IM_START}user\nBe kind.\n\n[41]. ")
+
+
+def test_in_the_chat_form_pooled_memory_is_asked_as_ever(view):
+    asked = Request(QUESTION, view, "memory")
+    assert Interleave(asked, "chat").context == Interleave(asked).context
