@@ -1,15 +1,25 @@
-"""Run a function on several gloo ranks; nothing hangs, and a missing rank is named."""
+"""Run a function on several gloo ranks; nothing hangs, and a missing rank is named.
+
+Ranks are forked from a server that has imported everything once: a start costs a moment, where the
+imports cost seconds of every rank.
+"""
 
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
-import torch.multiprocessing as mp
+
+IMPORTED = ["deepspeed", "msa_train.training.trainer", "tests.distributed.runs"]
+# As the launcher sets them: the server reads them when it imports, once for all of its ranks.
+ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 def free_port() -> int:
@@ -18,19 +28,33 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def start_all(processes: Sequence[BaseProcess]) -> None:
+    """Starts processes of `prepared()`, and their server with the first of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        for process in processes:
+            process.start()
+
+
+def prepared() -> ForkServerContext:
+    """Makes processes that have imported everything. They see the environment of their server,
+    the first test's that started one: what differs is set by their target."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
 def run_ranks(count: int, target: Callable[..., Any], *args: Any, timeout_s: float = 300) -> list:
     """Results of target(*args) on ranks 0..count-1. Fails when a rank raises, dies or is late."""
     port = free_port()
-    context = mp.get_context("spawn")
+    context = prepared()
     results = context.Queue()
     ranks = [
         context.Process(target=_rank, args=(rank, count, port, target, args, results), daemon=True)
         for rank in range(count)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # as the launcher does: Megatron loads faster
-        for process in ranks:
-            process.start()
+    start_all(ranks)
     found, deadline = {}, time.monotonic() + timeout_s
     try:
         while len(found) < count:
@@ -54,8 +78,7 @@ def run_ranks(count: int, target: Callable[..., Any], *args: Any, timeout_s: flo
 def _rank(rank: int, count: int, port: int, target: Callable, args: tuple, results: Any) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ENVIRONMENT,
     }  # fmt: skip
     try:
         results.put((rank, target(*args), None))

@@ -1,19 +1,15 @@
 """Training runs on two gloo ranks that can be killed at any moment.
 
-Ranks are forked from a server that has imported everything once: a start costs a second, so that a
-hundred kills fit into an hour.
+A start costs a second (tests/distributed/ranks.py), so that a hundred kills fit into an hour.
 """
 
 import os
 import sys
 import time
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-from tests.distributed.ranks import free_port
-
-os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+from tests.distributed.ranks import ENVIRONMENT, free_port, prepared, start_all
 
 RANKS = 2
 PATIENCE_S = 120
@@ -43,15 +39,12 @@ class Run:
 
 def start(arguments: list[str], log: Path) -> Run:
     """Start `msa_train.training.trainer` with these arguments on every rank."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["msa_train.training.trainer", "tests.faults.killing"])
-    port = free_port()
+    context, port = prepared(), free_port()
     ranks = [
         context.Process(target=_rank, args=(rank, port, arguments, log), daemon=True)
         for rank in range(RANKS)
     ]
-    for rank in ranks:
-        rank.start()
+    start_all(ranks)
     return Run(ranks)
 
 
@@ -61,7 +54,7 @@ def _rank(rank: int, port: int, arguments: list[str], log: Path) -> None:
     os.dup2(out, 2)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **os.environ,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ENVIRONMENT,
     }  # fmt: skip
     from msa_train.training.trainer import main
 
