@@ -4,15 +4,21 @@ Ranks are forked from a server that has imported everything once: a start costs 
 imports cost seconds of every rank.
 """
 
+import atexit
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +26,7 @@ import pytest
 IMPORTED = ["deepspeed", "msa_train.training.trainer", "tests.distributed.runs"]
 # As the launcher sets them: the server reads them when it imports, once for all of its ranks.
 ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+_STARTS = threading.Lock()  # threads change the environment in turns
 
 
 def free_port() -> int:
@@ -30,7 +37,7 @@ def free_port() -> int:
 
 def start_all(processes: Sequence[BaseProcess]) -> None:
     """Starts processes of `prepared()`, and their server with the first of them."""
-    with pytest.MonkeyPatch.context() as patch:
+    with _STARTS, pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         for process in processes:
@@ -43,6 +50,55 @@ def prepared() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Apart:
+    """target(*args) in a process of `prepared()`, where it leads a session, in this environment.
+
+    folder: where what it prints is kept.
+    """
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], target: Callable[..., Any], *args: Any
+    ):
+        self._printed = folder / "out", folder / "err"
+        given = self._printed, dict(environment), target, args
+        self.process = prepared().Process(target=_apart, args=given)
+        start_all([self.process])
+
+    def end(self, limit_s: float = 120) -> Ended:
+        """Waits for its end; none of what it has started outlives that."""
+        self.process.join(limit_s)
+        code = self.process.exitcode
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+        out, err = (path.read_text() for path in self._printed)
+        assert code is not None, f"no end within {limit_s} s:\n{err}"
+        return Ended(code, out, err)
+
+
+def _apart(
+    printed: tuple[Path, Path], environment: dict[str, str], target: Callable, args: tuple
+) -> None:
+    os.setsid()
+    for stream, path in enumerate(printed, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.environ.clear()
+    os.environ |= environment | ENVIRONMENT
+    try:
+        target(*args)
+    finally:
+        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
 
 
 def run_ranks(count: int, target: Callable[..., Any], *args: Any, timeout_s: float = 300) -> list:

@@ -5,174 +5,206 @@ The real server is not here: docs/tracking.md lists what that leaves untested.
 """
 
 import os
-import signal
+import runpy
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
 from msa_train import __version__
 from msa_train.config import load_config
+from msa_train.training.reporter import Reporter
 from msa_train.training.tracking.start import _mode, code_version, git_root, log_export
+from tests.distributed.ranks import Apart
 from tests.training.tracking.runs import load, save_checkpoint, save_export
 from tests.training.tracking.wandb_files import segments
-from tests.training.tracking.wandb_server import stand_in
+from tests.training.tracking.wandb_server import StandIn, stand_in
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 60
-RUN = """
-import sys
-from msa_train.config import load_config
-from msa_train.training.reporter import Reporter
-output, mode, run_id, first, *steps = sys.argv[1:]
-config = load_config(["--output", output, "--training.wandb.mode", mode,
-    "--training.wandb.init_timeout_s", "5", "--training.wandb.finish_timeout_s", "4",
-    "--training.wandb.group", "sizes", "--training.wandb.tags", "[a]"])
-reporter = Reporter(config, run_id or None, first_step=int(first), steps=100, rank=0)
-print(reporter.wandb_id, flush=True)
-for step in map(int, steps):
-    reporter.log(step, {"loss/lm": step / 10, "loss/router": 1.0, "lr": 1e-3, "step_ms": 1.0})
-sys.stdin.read()  # until the test lets it end
-reporter.finish()
-"""
 
 
-@pytest.fixture
-def server():
-    with stand_in() as known:
-        yield known
+def train(driver, output, mode, run_id, first, *steps):
+    """Logs these steps, and waits with its end until the driver says a word."""
+    settings = {"mode": mode, "init_timeout_s": 5, "finish_timeout_s": 4, "group": "sizes",
+                "tags": "[a]"}  # fmt: skip
+    chosen = [part for k, v in settings.items() for part in (f"--training.wandb.{k}", str(v))]
+    config = load_config(["--output", str(output), *chosen])
+    reporter = Reporter(config, run_id or None, first_step=first, steps=100, rank=0)
+    driver.send(reporter.wandb_id)
+    for step in steps:
+        reporter.log(step, {"loss/lm": step / 10, "loss/router": 1.0, "lr": 1e-3, "step_ms": 1.0})
+    driver.recv()
+    reporter.finish()
 
 
-@pytest.fixture
-def environment(tmp_path):
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    home = {f"WANDB_{name}_DIR": str(tmp_path / "home") for name in ("DATA", "CACHE", "CONFIG")}
-    return ours | home | {"WANDB_API_KEY": "k" * 40}
+class Run:
+    """A process that trains, and waits before its end."""
+
+    def __init__(self, environment, url, output, mode, run_id, first, *steps):
+        output.mkdir(exist_ok=True)
+        self._process, process = Pipe()
+        environment = environment | {"WANDB_BASE_URL": url}
+        given = train, process, output, mode, run_id, first, *steps
+        self._apart = Apart(output, environment, *given)
+        process.close()
+
+    def has_begun(self):
+        """Its id, once it has one."""
+        return self._process.recv()
+
+    def end(self, run_id=None):
+        """(id, standard error), and no process of W&B is left. run_id: where it is known."""
+        try:
+            run_id = run_id or self.has_begun()
+            self._process.send("end")
+        finally:
+            done = self._apart.end(LIMIT_S)
+        assert done.code == 0, done.err
+        return run_id, done.err
 
 
-def start(environment, url, output, mode, run_id, first, *steps):
-    """A process that waits before its end. All it starts can be stopped with it (`stop`)."""
-    Path(output).mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(output), mode, run_id, *map(str, (first, *steps))],
-        env=environment | {"WANDB_BASE_URL": url},
-        cwd=ROOT,
-        text=True,
-        start_new_session=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def stop(process):
-    """W&B's own processes hold the pipes: reading them would wait for those too."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(LIMIT_S)
-
-
-def end(process):
-    """(run id, standard error) of a run that is let go on to its end."""
-    try:
-        out, err = process.communicate("", timeout=LIMIT_S)
-    finally:
-        stop(process)
-    assert process.returncode == 0, err
-    return out.split()[0], err
+def wandb_sync(folder):
+    os.chdir(folder.parent)
+    sys.argv = ["wandb", "sync", str(folder), "--yes"]
+    runpy.run_module("wandb", run_name="__main__")
 
 
 def sync(environment, url, folder):
-    with (folder.parent / "sync.log").open("w+") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "wandb", "sync", str(folder), "--yes"],
-            env=environment | {"WANDB_BASE_URL": url},
-            cwd=folder.parent,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-        try:
-            assert process.wait(LIMIT_S) == 0
-        finally:
-            stop(process)
-        said.seek(0)
-        return said.read()
+    """What `wandb sync` says."""
+    environment = environment | {"WANDB_BASE_URL": url}
+    done = Apart(folder.parent, environment, wandb_sync, folder).end(LIMIT_S)
+    assert done.code == 0, done.err
+    return done.out + done.err
 
 
-def test_an_online_run_sends_its_numbers_and_resumes_in_the_same_chart(
-    server, environment, tmp_path
-):
-    where = environment, server.url, tmp_path / "out", "online"
-    run_id, said = end(start(*where, "", 0, 10, 20))
-    assert "W&B" not in said
-    sent = server.runs[run_id]
-    assert (sent["groupName"], sent["jobType"], sent["displayName"]) == ("sizes", "train", "out")
-    assert list(sent["tags"]) == ["a"]
-    assert server.history(run_id) == [(10, 1.0), (20, 2.0)]
+@dataclass
+class Case:
+    """A server of its own, and a folder whose runs send to it."""
 
-    resumed, said = end(start(*where, run_id, 20, 30, 40))
-    assert resumed == run_id and "W&B" not in said
-    assert server.history(run_id) == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+    server: StandIn
+    environment: dict[str, str]
+    folder: Path
 
+    def run(self, mode, run_id, first, *steps, name="out", **given):
+        where = self.environment | given, self.server.url, self.folder / name
+        return Run(*where, mode, run_id, first, *steps)
 
-def test_steps_done_again_after_a_crash_stay_once_in_the_chart(server, environment, tmp_path):
-    where = environment, server.url, tmp_path / "out", "online"
-    run_id, _ = end(start(*where, "", 0, 10, 20, 30))
-    _, said = end(start(*where, run_id, 10, 20, 30, 40))
-    assert "W&B" not in said
-    assert server.history(run_id) == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+    def trained(self, run_id, first, *steps):
+        """(id, standard error, the chart) after an online run."""
+        run_id, said = self.run("online", run_id, first, *steps).end()
+        return run_id, said, self.server.history(run_id)
 
 
-def test_offline_segments_are_synced_into_one_run(server, environment, tmp_path):
-    where = environment, server.url, tmp_path / "out", "offline"
-    run_id, _ = end(start(*where, "", 0, 10, 20))
+def resumed(case):
+    first = case.trained("", 0, 10, 20)
+    return first, case.trained(first[0], 20, 30, 40)
+
+
+def crashed(case):
+    first = case.trained("", 0, 10, 20, 30)
+    return first, case.trained(first[0], 10, 20, 30, 40)
+
+
+def synced(case):
+    run_id, _ = case.run("offline", "", 0, 10, 20).end()
     time.sleep(1.1)  # run directories are named by the second
-    end(start(*where, run_id, 10, 20, 30))  # 20 once more, as after a crash
-    assert server.runs == {}
-    said = sync(environment, server.url, tmp_path / "out" / "wandb")
-    assert list(server.runs) == [run_id], said
-    assert [step for step, _ in server.history(run_id)] == [10, 20, 20, 30]
-    assert dict(server.history(run_id)) == {10: 1.0, 20: 2.0, 30: 3.0}
+    case.run("offline", run_id, 10, 20, 30).end()  # 20 once more, as after a crash
+    before = dict(case.server.runs)
+    return run_id, before, sync(case.environment, case.server.url, case.folder / "out" / "wandb")
 
 
-def test_a_run_of_a_sweep_takes_the_id_it_is_given(server, environment, tmp_path):
+def swept(case):
     given = {"WANDB_SWEEP_ID": "sw1", "WANDB_RUN_ID": "ab12"}
-    run_id, said = end(
-        start(environment | given, server.url, tmp_path / "ab12", "online", "", 0, 10)
-    )
-    assert run_id == "ab12" and "W&B" not in said
-    assert server.runs[run_id]["sweep"] == "sw1"
-    assert "displayName" not in server.runs[run_id], "the sweep names its runs"
+    return case.run("online", "", 0, 10, name="ab12", **given).end()
 
 
-def test_an_unreachable_server_means_offline(environment, tmp_path):
+def unreachable(case):
     with stand_in() as known:
         url = known.url  # nobody listens there any more
     began = time.monotonic()
-    run_id, said = end(start(environment, url, tmp_path / "out", "online", "", 0, 10))
-    assert time.monotonic() - began < 60
-    assert said.count("W&B (online)") == 1
-    (found,) = segments(tmp_path / "out")
-    assert found.run.run_id == run_id and list(found.history) == [10]
+    run_id, said = Run(case.environment, url, case.folder / "out", "online", "", 0, 10).end()
+    return run_id, said, time.monotonic() - began
 
 
-def test_a_server_that_stops_answering_ends_no_run_late(server, environment, tmp_path):
-    process = start(environment, server.url, tmp_path / "out", "online", "", 0, 10, 20)
-    process.stdout.readline()
-    server.silent.set()
+def silenced(case):
+    run = case.run("online", "", 0, 10, 20)
+    run_id = run.has_begun()
+    case.server.silent.set()
     began = time.monotonic()
-    process.stdin.close()
-    try:
-        assert process.wait(LIMIT_S) == 0
-    finally:
-        stop(process)
-    assert time.monotonic() - began < 40
-    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 2
+    run.end(run_id)
+    return time.monotonic() - began
+
+
+CASES = (resumed, crashed, synced, silenced, unreachable, swept)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """What each of CASES returns, with its Case. Two at once: they wait more than they work."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+
+    def found(function):
+        folder = tmp_path_factory.mktemp(function.__name__)
+        home = {f"WANDB_{name}_DIR": str(folder / "home") for name in ("DATA", "CACHE", "CONFIG")}
+        with stand_in() as server:
+            case = Case(server, ours | home | {"WANDB_API_KEY": "k" * 40}, folder)
+            return case, function(case)
+
+    with ThreadPoolExecutor(2) as pool:
+        started = {function: pool.submit(found, function) for function in CASES}
+        yield lambda function: started[function].result()
+
+
+def test_an_online_run_sends_its_numbers_and_resumes_in_the_same_chart(cases):
+    case, ((run_id, said, chart), (again, said_again, whole)) = cases(resumed)
+    assert "W&B" not in said + said_again
+    assert again == run_id
+    sent = case.server.runs[run_id]
+    assert (sent["groupName"], sent["jobType"], sent["displayName"]) == ("sizes", "train", "out")
+    assert list(sent["tags"]) == ["a"]
+    assert chart == [(10, 1.0), (20, 2.0)]
+    assert whole == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+
+
+def test_steps_done_again_after_a_crash_stay_once_in_the_chart(cases):
+    _, (_, (_, said, chart)) = cases(crashed)
+    assert "W&B" not in said
+    assert chart == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+
+
+def test_offline_segments_are_synced_into_one_run(cases):
+    case, (run_id, before, said) = cases(synced)
+    assert before == {}
+    assert list(case.server.runs) == [run_id], said
+    assert [step for step, _ in case.server.history(run_id)] == [10, 20, 20, 30]
+    assert dict(case.server.history(run_id)) == {10: 1.0, 20: 2.0, 30: 3.0}
+
+
+def test_a_run_of_a_sweep_takes_the_id_it_is_given(cases):
+    case, (run_id, said) = cases(swept)
+    assert run_id == "ab12" and "W&B" not in said
+    assert case.server.runs[run_id]["sweep"] == "sw1"
+    assert "displayName" not in case.server.runs[run_id], "the sweep names its runs"
+
+
+def test_an_unreachable_server_means_offline(cases):
+    case, (run_id, said, seconds) = cases(unreachable)
+    assert seconds < 60
+    assert said.count("W&B (online)") == 1
+    (segment,) = segments(case.folder / "out")
+    assert segment.run.run_id == run_id and list(segment.history) == [10]
+
+
+def test_a_server_that_stops_answering_ends_no_run_late(cases):
+    case, seconds = cases(silenced)
+    assert seconds < 40
+    assert len((case.folder / "out" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_export_of_an_untracked_run_or_a_broken_record_is_no_error(tmp_path, capsys):
