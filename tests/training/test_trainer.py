@@ -1,13 +1,19 @@
 """A rank's whole life: its steps, its end before the last one, and errors with their exit codes."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import Apart, run_ranks
 from tests.distributed.runs import logged, settings, train_all
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def main(arguments):
+    from msa_train.training import trainer
+
+    trainer.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +41,15 @@ def test_every_logged_step_has_its_numbers(trained):
         assert any(name.startswith("router/layer_") for name in row)
 
 
-def rank(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "msa_train.training.trainer", *map(str, arguments)],
-        env=os.environ | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+def rank(folder, *arguments):
+    """The trainer as the launcher starts it, alone (test_launch.py has the launcher itself)."""
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    return Apart(folder, environment, main, list(map(str, arguments))).end()
 
 
-def test_errors_of_the_user_are_printed_once_with_their_exit_code(trained, shards):
-    done = rank("--local_rank=0", "--training.zero_stage", "9")
-    assert done.returncode == 2 and "training.zero_stage" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = rank(*settings(trained[0], training__shards=shards))
-    assert done.returncode == 4 and "continue it with --resume" in done.stderr
+def test_errors_of_the_user_are_printed_once_with_their_exit_code(trained, shards, tmp_path):
+    done = rank(tmp_path, "--local_rank=0", "--training.zero_stage", "9")
+    assert done.code == 2 and "training.zero_stage" in done.err
+    assert "Traceback" not in done.err
+    done = rank(tmp_path, *settings(trained[0], training__shards=shards))
+    assert done.code == 4 and "continue it with --resume" in done.err
