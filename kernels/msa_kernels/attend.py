@@ -308,7 +308,7 @@ def _join(parts: list[Tensor], dim: int = 0) -> Tensor:
 # The operator of the Triton kernel and its gradient.
 
 
-@torch.library.custom_op("msa_kernels::context_attention", mutates_args=())
+@dispatch.operator("context_attention")
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor, k_cu: Tensor, pooled_k: Tensor,
     pooled_v: Tensor, index: Tensor, index_cu: Tensor, bias: Tensor | None,
@@ -323,12 +323,12 @@ def _attend(
     return attend_triton.forward(*states, index, bias, head, (q_cu, k_cu, index_cu), scale)
 
 
-@_attend.register_fake
+@torch.library.register_fake(_attend)
 def _(q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, memory_from, scale):
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op("msa_kernels::context_attention_backward", mutates_args=())
+@dispatch.operator("context_attention_backward", learns=False)
 def _attend_backward(
     grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, q_cu: Tensor,
     k_cu: Tensor, pooled_k: Tensor, pooled_v: Tensor, index: Tensor, index_cu: Tensor,
@@ -346,7 +346,7 @@ def _attend_backward(
     return *states, q.new_empty(0) if bias is None else d_bias
 
 
-@_attend_backward.register_fake
+@torch.library.register_fake(_attend_backward)
 def _(grad, out, lse, q, k, v, q_cu, k_cu, pooled_k, pooled_v, index, index_cu, bias, *_):
     states = (x.new_empty(x.shape) for x in (q, k, v, pooled_k, pooled_v))
     return *states, q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
@@ -364,7 +364,7 @@ def _differentiate(ctx, grad, _):
     return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, None, None
 
 
-_attend.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd(_attend, _differentiate, setup_context=_save)
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:

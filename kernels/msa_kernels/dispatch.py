@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -54,6 +55,29 @@ def triton_missing() -> str | None:
     except Exception as error:  # a broken install must not take the torch paths down with it
         return f"triton does not import: {error}"
     return None
+
+
+def operator(name: str, learns: bool = True) -> Callable[[Callable], torch._ops.OpOverload]:
+    """Makes of a function that changes no argument, and returns none, torch.ops.msa_kernels.<name>.
+
+    learns: a gradient is registered for it; asking for that of another raises KernelError.
+    """
+    # torch.library.custom_op makes the same, and imports torch's compiler when it is first called:
+    # 1.5 s in every process that asks a memory.
+    full = f"msa_kernels::{name}"
+
+    def refuse(ctx, *_):
+        raise KernelError(f"{full} has no gradient")
+
+    def register(function: Callable) -> torch._ops.OpOverload:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(full, schema, tags=[torch.Tag.pt2_compliant_tag])
+        torch.library.impl(full, "default", function)
+        if not learns:
+            torch.library.register_autograd(full, refuse)
+        return getattr(torch.ops.msa_kernels, name).default
+
+    return register
 
 
 def choose(operation: str, device: torch.device, dtype: torch.dtype) -> BackendChoice:

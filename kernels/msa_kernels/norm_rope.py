@@ -69,7 +69,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float, out: Tensor) 
 # The operator and its gradient.
 
 
-@torch.library.custom_op("msa_kernels::norm_rope", mutates_args=())
+@dispatch.operator("norm_rope")
 def _norm_rope(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ def _norm_rope(
     return q_out, k_out, q_scale, k_scale
 
 
-@_norm_rope.register_fake
+@torch.library.register_fake(_norm_rope)
 def _(q, k, q_weight, k_weight, cos, sin, eps):
     outs = [x.new_empty(x.shape) for x in (q, k)]
     if dispatch.takes_triton("norm_rope", q, k):
@@ -94,7 +94,7 @@ def _(q, k, q_weight, k_weight, cos, sin, eps):
     return *outs, *(x.new_empty(*x.shape[:2], 1, dtype=wide) for x in (q, k))
 
 
-@torch.library.custom_op("msa_kernels::norm_rope_backward", mutates_args=())
+@dispatch.operator("norm_rope_backward", learns=False)
 def _backward(
     q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor,
     q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor, eps: float,
@@ -110,7 +110,7 @@ def _backward(
     return d_q, d_k, d_q_weight, d_k_weight
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _(q_grad, k_grad, q, k, q_weight, k_weight, *_):
     return tuple(x.new_empty(x.shape) for x in (q, k, q_weight, k_weight))
 
@@ -124,7 +124,7 @@ def _differentiate(ctx, q_grad, k_grad, *_):
     return *_backward(q_grad, k_grad, *ctx.saved_tensors, ctx.eps), None, None, None
 
 
-_norm_rope.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd(_norm_rope, _differentiate, setup_context=_save)
 
 
 def norm_rope(

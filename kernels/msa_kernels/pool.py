@@ -33,7 +33,7 @@ def mean_backward_in_torch(grad: Tensor, token_cu: Tensor) -> Tensor:
 # The operator and its gradient.
 
 
-@torch.library.custom_op("msa_kernels::chunk_mean", mutates_args=())
+@dispatch.operator("chunk_mean")
 def _mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """[N, F] -> [C, F] and the chunks' cumulative tokens [C+1]."""
     token_cu = chunk_token_offsets(cu_seqlens, chunk_size)
@@ -44,13 +44,13 @@ def _mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> tuple[Tensor, Tenso
     return mean_in_torch(x, token_cu), token_cu
 
 
-@_mean.register_fake
+@torch.library.register_fake(_mean)
 def _(x, cu_seqlens, chunk_size):
     chunks = torch.library.get_ctx().new_dynamic_size()
     return x.new_empty(chunks, x.shape[1]), cu_seqlens.new_empty(chunks + 1)
 
 
-@torch.library.custom_op("msa_kernels::chunk_mean_backward", mutates_args=())
+@dispatch.operator("chunk_mean_backward", learns=False)
 def _mean_backward(grad: Tensor, token_cu: Tensor, tokens: int) -> Tensor:
     if dispatch.takes_triton("chunk_mean", grad):
         from msa_kernels import pool_triton
@@ -59,7 +59,7 @@ def _mean_backward(grad: Tensor, token_cu: Tensor, tokens: int) -> Tensor:
     return mean_backward_in_torch(grad, token_cu)
 
 
-@_mean_backward.register_fake
+@torch.library.register_fake(_mean_backward)
 def _(grad, token_cu, tokens):
     return grad.new_empty(tokens, grad.shape[1])
 
@@ -73,7 +73,7 @@ def _differentiate(ctx, grad, _):
     return _mean_backward(grad, *ctx.saved_tensors, ctx.tokens), None, None
 
 
-_mean.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd(_mean, _differentiate, setup_context=_save)
 
 
 def chunk_mean(x: Tensor, cu_seqlens: Tensor, chunk_size: int) -> Tensor:

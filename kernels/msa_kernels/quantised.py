@@ -37,7 +37,7 @@ class QuantisedKeys:
         return (wide * self.scales[rows, :, None]).flatten(1)
 
 
-@torch.library.custom_op("msa_kernels::quantise", mutates_args=())
+@dispatch.operator("quantise", learns=False)
 def _quantise(keys: Tensor, heads: int, form: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The fields of QuantisedKeys."""
     dtype, largest = FORMATS[form]
@@ -60,7 +60,7 @@ def _quantise(keys: Tensor, heads: int, form: str) -> tuple[Tensor, Tensor, Tens
     return values.flatten(1), scales, *(x * (1 + 1e-5) for x in (error, norm))
 
 
-@_quantise.register_fake
+@torch.library.register_fake(_quantise)
 def _(keys, heads, form):
     new = [keys.new_empty(len(keys), dtype=torch.float32) for _ in range(2)]
     scales = keys.new_empty(len(keys), heads, dtype=torch.float32)

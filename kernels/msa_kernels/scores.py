@@ -251,7 +251,7 @@ def _one_dtype(query: Tensor, keys: Tensor) -> Tensor:
     return (query if query.dtype == keys.dtype else query.float()).contiguous()
 
 
-@torch.library.custom_op("msa_kernels::document_scores", mutates_args=())
+@dispatch.operator("document_scores")
 def _document_scores(
     query: Tensor, query_cu: Tensor, keys: Tensor, chunk_cu: Tensor, context_bank: Tensor,
     bank_cu: Tensor, budget: float, with_index: bool,
@@ -274,7 +274,7 @@ def _document_scores(
     return found[0], query_cu.new_empty(0, 0), query_cu.new_empty(0, 0)
 
 
-@_document_scores.register_fake
+@torch.library.register_fake(_document_scores)
 def _(query, query_cu, keys, chunk_cu, context_bank, bank_cu, budget, with_index):
     shape = query_cu.shape[0] - 1, chunk_cu.shape[0] - 1
     index = [query_cu.new_empty(shape if with_index else (0, 0)) for _ in range(2)]
@@ -298,10 +298,12 @@ def _differentiate_documents(ctx, grad, *_):
     return d_query, None, d_keys, *[None] * 5
 
 
-_document_scores.register_autograd(_differentiate_documents, setup_context=_save_documents)
+torch.library.register_autograd(
+    _document_scores, _differentiate_documents, setup_context=_save_documents
+)
 
 
-@torch.library.custom_op("msa_kernels::entry_scores", mutates_args=())
+@dispatch.operator("entry_scores")
 def _chunk_scores(
     query: Tensor, query_cu: Tensor, keys: Tensor, index: Tensor, index_cu: Tensor, budget: float
 ) -> tuple[Tensor, Tensor]:
@@ -314,7 +316,7 @@ def _chunk_scores(
     return _chunk_scores_in_torch(query, query_cu, keys, index, index_cu, budget)
 
 
-@_chunk_scores.register_fake
+@torch.library.register_fake(_chunk_scores)
 def _(query, query_cu, keys, index, index_cu, budget):
     scores = query.new_empty(index.shape[0], dtype=accumulation_dtype(query, keys))
     return scores, torch.empty_like(index)
@@ -334,10 +336,10 @@ def _differentiate_chunks(ctx, grad, _):
     return d_query, None, d_keys, None, None, None
 
 
-_chunk_scores.register_autograd(_differentiate_chunks, setup_context=_save_chunks)
+torch.library.register_autograd(_chunk_scores, _differentiate_chunks, setup_context=_save_chunks)
 
 
-@torch.library.custom_op("msa_kernels::scatter_scores", mutates_args=())
+@dispatch.operator("scatter_scores", learns=False)
 def _scatter(
     grad: Tensor, rows: Tensor, chunks: Tensor, begin: Tensor, end: Tensor, query: Tensor,
     query_cu: Tensor, keys: Tensor,
@@ -361,7 +363,7 @@ def _scatter(
     return d_query.to(query.dtype), d_keys.to(keys.dtype)
 
 
-@_scatter.register_fake
+@torch.library.register_fake(_scatter)
 def _(grad, rows, chunks, begin, end, query, query_cu, keys):
     return torch.empty_like(query), torch.empty_like(keys)
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from msa_kernels import backend_report, dispatch
+from msa_kernels import KernelError, backend_report, chunk_mean, dispatch
 
 
 def python(code: str, **environment: str) -> str:
@@ -54,8 +55,22 @@ print(*(m.split(".")[0] for m in sys.modules))
     assert not loaded & {"msa_train", "data_pipeline", "transformers", "deepspeed"}
 
 
-def test_importing_the_package_does_not_import_triton():
-    assert python("import sys, msa_kernels; print('triton' in sys.modules)").strip() == "False"
+def test_operators_on_the_cpu_import_neither_triton_nor_the_compiler():
+    code = """
+import sys, torch, msa_kernels
+x = torch.ones(5, 2, requires_grad=True)
+msa_kernels.chunk_mean(x, torch.tensor([0, 5]), 4).sum().backward()
+print({"triton", "torch._dynamo"} & set(sys.modules))
+"""
+    assert python(code).strip() == "set()"
+
+
+def test_gradients_are_not_differentiated_again():
+    x = torch.ones(5, 2, requires_grad=True)
+    out = chunk_mean(x, torch.tensor([0, 5]), 4).square().sum()
+    (gradient,) = torch.autograd.grad(out, x, create_graph=True)
+    with pytest.raises(KernelError, match="chunk_mean_backward has no gradient"):
+        gradient.sum().backward()
 
 
 def test_the_folder_installs_as_a_package_of_its_own(tmp_path):

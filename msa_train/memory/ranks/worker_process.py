@@ -219,7 +219,7 @@ def end_with_driver(channel: Channel, clean_up: Callable[[], None]) -> None:
 
 
 def warm_up(device: torch.device) -> None:
-    """An operator's first call imports a compiler, which no request should wait for."""
+    """A GPU's kernels are compiled when they are first called, which no request should wait for."""
     one, cu = torch.ones(1, 8, device=device), torch.tensor([0, 1], device=device)
     document_scores(one, cu, one, cu, cu[:1], cu)
     chunk_scores(one, cu, one, cu[:1], cu)
