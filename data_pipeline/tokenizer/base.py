@@ -78,11 +78,12 @@ class Tokenizer(ABC):
     """A tokenizer with the protocol's control tokens. Picklable.
 
     token_bytes: the bytes of every token. control: the id of every control token, or several ids
-    that stand for it and that no text is ever encoded to. pad_id: never encoded, so free to pad
-    with.
+    that stand for it and that no text is ever encoded to. special: ids of tokens that are no text
+    (control tokens among them). pad_id: never encoded, so free to pad with.
     """
 
     fingerprint: str
+    special: frozenset[int]
     pad_id: int
 
     def __init__(self, token_bytes: list[bytes], control: dict[str, tuple[int, ...]]):

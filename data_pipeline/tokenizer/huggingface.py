@@ -47,6 +47,7 @@ class HuggingFaceTokenizer(Tokenizer):
         size = self._tokenizer.get_vocab_size()
         super().__init__([self._token_bytes(i, added) for i in range(size)], control)
         self.fingerprint = hashlib.sha256(data).hexdigest()
+        self.special = frozenset(special.values())
         self.pad_id = _padding(special)
         for probe in ("  Ångström e\u0301 \n\n 12", "<|im_end|>"):
             if self.decode(self.encode_text(probe)) != probe:

@@ -32,6 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._space_mark = [processor.piece_to_id(f"<0x{b:02X}>") for b in b"\xe2\x96\x81"]
         self.fingerprint = hashlib.sha256(model).hexdigest()
         self.pad_id = processor.unk_id()  # bytes stand in for unknown characters
+        self.special = frozenset({self.pad_id, *(i for each in control.values() for i in each)})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SentencePieceTokenizer, (self._model,)

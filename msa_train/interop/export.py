@@ -86,6 +86,16 @@ def load_export(folder: Path, compute: str = "float32") -> LoadedModel:
     compute: dtype of its weights in memory, float32 or bfloat16 (faster on CPUs with AMX). Raises
     CheckpointError where a file is missing, broken, or not what was exported.
     """
+    config, fingerprint = check_export(folder)
+    model = MSADecoder(config).to(COMPUTE[compute]).load_published(load_file(folder / WEIGHTS))
+    return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
+
+
+def check_export(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
+    """Config and fingerprint of an export whose files are those that were exported.
+
+    Raises CheckpointError as load_export.
+    """
     try:
         stored = json.loads((folder / FINGERPRINT).read_text())
         config = from_published(json.loads((folder / CONFIG).read_text()), "serving")
@@ -99,8 +109,7 @@ def load_export(folder: Path, compute: str = "float32") -> LoadedModel:
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} changed since the export; export again"
         )
-    model = MSADecoder(config).to(COMPUTE[compute]).load_published(load_file(folder / WEIGHTS))
-    return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
+    return config, fingerprint
 
 
 def _checkpoint(source: Path) -> Path:

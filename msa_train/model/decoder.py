@@ -303,6 +303,18 @@ class MSADecoder(nn.Module):
         following = positions[ctx_cu[1:] - 1] + 1
         return Prefill(hidden, ctx_cu, following, keys, values, selected)
 
+    def prefill_alone(self, tokens: Tensor, ctx_cu: Tensor, positions: Tensor) -> Prefill:
+        """Contexts [Na] that see no memory and route nothing: what the backbone computes."""
+        keys, values = [], []
+
+        def attend(_: int, __: Tensor, x: Projections) -> Tensor:
+            keys.append(x.k)
+            values.append(x.v)
+            return self_attention(x, ctx_cu)
+
+        hidden = self.run(tokens, positions, attend)
+        return Prefill(hidden, ctx_cu, positions[ctx_cu[1:] - 1] + 1, keys, values, {})
+
     def decode(self, tokens: Tensor, cache: KVCache, window: Window) -> Tensor:
         """One token [b] of each of the first rows -> final states [b, d]; no new routing.
 

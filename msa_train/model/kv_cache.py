@@ -211,6 +211,22 @@ class KVCache:
         self.lengths[target], self.chunks[target] = self.lengths[source], self.chunks[source]
         self.release(source)
 
+    def reorder(self, sources: Sequence[int]) -> None:
+        """Each row takes the context of another: row i that of sources[i] (one for every row)."""
+        self.lengths, self.chunks = (
+            [kept[i] for i in sources] for kept in (self.lengths, self.chunks)
+        )
+        chosen = torch.tensor(sources, device=self.length.device)
+        for kept in (self.length, self.position):
+            kept.copy_(kept[chosen])
+        for kept in (
+            self._own,
+            *(m for m, reads in zip(self.masks, self._reads, strict=True) if reads),
+        ):
+            kept.copy_(kept[chosen])
+        for kept in (*self.keys, *self.values):
+            kept.copy_(kept[chosen])
+
     def release(self, row: int) -> None:
         """A row is free. Its values stay finite, since a step may still attend to them."""
         self.lengths[row] = self.chunks[row] = 0

@@ -15,13 +15,15 @@ class Detokenizer:
     """Turns the tokens of one stage (ids, or an answer) into text, one at a time.
 
     text: its complete characters; nothing of what may become a control token that is spelled.
-    tokens: how many were written. control: the control token that ended it, if one did. stops:
+    ids: all that were written, in order; tokens: how many they are without the control token.
+    control: the control token that ended it, if one did. stops:
     strings that end it; text ends before the first one. opening: where the text begins with it, no
     stop string is looked for in it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), opening: str = ""):
         self.text, self.tokens = "", 0
+        self.ids: list[int] = []
         self.control: str | None = None
         self.stopped = False
         self._tokenizer, self._stops, self._opening = tokenizer, tuple(stops), opening
@@ -39,6 +41,7 @@ class Detokenizer:
         return self.stopped or self.control is not None
 
     def append(self, token: int) -> None:
+        self.ids.append(token)
         unread = (*self._spelled, token)
         ending = next((end for end in _ends(unread) if end in self._names), ())
         self.control = self._names.get(ending)

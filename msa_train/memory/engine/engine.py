@@ -57,8 +57,12 @@ class MemoryEngine:
         sampling: Sampling | None = None,
     ) -> list[Answer]:
         """An answer per question, in order. Raises the error of the first that fails."""
+        return self.answer([self._request(each, mode, limits, sampling) for each in questions])
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """The same of requests, which may have instructions, earlier turns and stop strings."""
         answers: dict[int, Answer] = {}
-        for ticket, event in self._events(questions, mode, limits, sampling):
+        for ticket, event in self._events(requests):
             if isinstance(event, Finished):
                 answers[ticket] = event.answer
         return [answers[ticket] for ticket in sorted(answers)]
@@ -74,30 +78,32 @@ class MemoryEngine:
 
         Raises its error where it fails.
         """
-        for _, event in self._events([question], mode, limits, sampling):
+        for _, event in self._events([self._request(question, mode, limits, sampling)]):
             yield event
 
-    def _events(
+    def _request(
         self,
-        questions: Sequence[str],
+        question: str,
         mode: Mode,
         limits: InterleaveLimits | None,
         sampling: Sampling | None,
-    ) -> Iterator[tuple[int, Event]]:
-        if not questions:
+    ) -> Request:
+        return Request(
+            question, self._view, mode, limits or InterleaveLimits(), sampling or Sampling()
+        )
+
+    def _events(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        if not requests:
             return
         scheduler = Scheduler(
             self._model,
             self._tokenizer,
-            min(self._batch_contexts, len(questions)),
+            min(self._batch_contexts, len(requests)),
             CONTEXT_TOKENS,
             PREFILL_TOKENS,
             together=True,
         )
-        for question in questions:
-            request = Request(
-                question, self._view, mode, limits or InterleaveLimits(), sampling or Sampling()
-            )
+        for request in requests:
             scheduler.submit(request)
         while scheduler.busy:
             for ticket, event in scheduler.step():

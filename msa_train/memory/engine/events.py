@@ -117,7 +117,7 @@ class Answer:
     last one is the answer's. forced: why the engine ended a stage, if it did. seconds: from the
     request to this answer. cut: it is incomplete, because of a limit or for lack of room.
     prompt_tokens: of the first prompt. tokens: all that the model wrote; answer_tokens: those of
-    the answer.
+    the answer. ids: the answer's tokens with the control token that ended it, not in the JSON.
     """
 
     question: str
@@ -131,6 +131,7 @@ class Answer:
     prompt_tokens: int = 0
     tokens: int = 0
     answer_tokens: int = 0
+    ids: tuple[int, ...] = ()
 
     @property
     def evidence(self) -> tuple[int, ...]:
@@ -138,7 +139,9 @@ class Answer:
         return tuple(sorted({number for each in self.rounds for number in each.evidence}))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "evidence": self.evidence}
+        found = {**asdict(self), "evidence": self.evidence}
+        del found["ids"]  # of one tokenizer; the text is there
+        return found
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ class Sequence:
                 self._prompt_tokens,
                 self._tokens,
                 self._detokenizer.tokens,
+                tuple(self._detokenizer.ids),
             )
         )
 
