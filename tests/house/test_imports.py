@@ -26,6 +26,7 @@ ALLOWED = {
     "msa_train.stages": _BASE,
     "msa_train.config": _BASE | {"msa_train.model", "msa_train.stages"},
     "msa_train.interop": _BASE | {"msa_train.model", "msa_train.checkpoint_folders"},
+    "msa_train.interop.huggingface": _ENGINE | {"msa_train.interop"},
     "msa_train.training": _BASE
     | {
         "msa_kernels", "msa_train.model", "msa_train.parallel", "msa_train.config",
@@ -64,7 +65,7 @@ HOMES = {
     "megatron": ("msa_train/model/megatron", "msa_train/parallel/"),
     "wandb": ("msa_train/training/tracking/",),
     "webdataset": ("data_pipeline/shards",),
-    "transformers": ("msa_train/interop/huggingface.py", "msa_train/evaluation/dense.py"),
+    "transformers": ("msa_train/interop/huggingface/", "msa_train/evaluation/dense.py"),
     "gguf": ("msa_train/interop/backbones/gguf_file.py",),
     "rensa": ("data_pipeline/cleaning/near.py",),
     "fastapi": ("msa_train/serving/",),

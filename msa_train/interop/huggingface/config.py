@@ -25,6 +25,14 @@ class MSAConfig(PreTrainedConfig):
     rope_parameters: dict[str, Any] | None = None
     max_position_embeddings: int | None = None
 
+    def __post_init__(self, **others: Any) -> None:
+        super().__post_init__(**others)
+        rotation = self.rope_parameters or {}
+        if self.max_position_embeddings is None and "factor" in rotation:
+            # The format does not say; transformers wants it beside stretched positions.
+            trained = rotation["original_max_position_embeddings"]
+            self.max_position_embeddings = int(trained * rotation["factor"])
+
     @property
     def decoder_config(self) -> ModelConfig:
         """What the decoder is made of. Raises CheckpointError, naming the key, as its reader."""
