@@ -9,24 +9,27 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from msa_train import checkpoint_folders
-from msa_train.config import Config, to_plain
+from msa_train.config import Config, TrainingConfig, to_plain
 from msa_train.errors import CheckpointError
-from msa_train.interop.export import FINGERPRINT, export, load_export
+from msa_train.interop.export import FINGERPRINT, check_export, export, load_export
 from msa_train.model.weights import initial_reader, megatron_shard, weight_maps, weight_shapes
+from msa_train.training.initial_weights import starting_weights
 from tests.batches import tiny_config
+from tests.interop.huggingface.folders import batch, imported, opened
 from tests.memory.tiny import tiny_export, tiny_tokenizer
 
 
-def checkpoint(run, ranks=1, step=3):
-    """What training leaves of a fresh model under tensor parallelism."""
-    model = replace(tiny_config(), vocab_size=tiny_tokenizer().vocab_size)
+def checkpoint(run, ranks=1, step=3, model=None, read=None, tokenizer=None):
+    """What training leaves under tensor parallelism, of a fresh model or of other weights."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    model = model or replace(tiny_config(), vocab_size=tokenizer.vocab_size)
     partial = run / "checkpoints" / checkpoint_folders.partial_name(step)
     partial.mkdir(parents=True)
     settings = to_plain(replace(Config(), model=model))
     settings["training"]["tensor_parallel"] = ranks
     (partial / "config.yaml").write_text(yaml.safe_dump(settings))
-    tiny_tokenizer().save(partial / "tokenizer")
-    read = initial_reader(model, 0)
+    tokenizer.save(partial / "tokenizer")
+    read = read or initial_reader(model, 0)
     for rank in range(ranks):
         shard = {
             each.megatron: megatron_shard(each, read, model, rank, ranks).contiguous()
@@ -50,6 +53,35 @@ def test_an_export_is_the_checkpoints_model(tmp_path, ranks):
     read = initial_reader(model, 0)
     for name in weight_shapes(model):
         assert torch.equal(loaded.model.get_parameter(name), read(name)), name
+
+
+@pytest.mark.parametrize("case", ["llama-llama3", "qwen2", "qwen3-yarn"])
+def test_a_backbone_comes_back_through_an_export_to_transformers(tmp_path, case):
+    """Imported, exported by a run that changed nothing, and opened as it was: by its own class,
+    and with a memory's."""
+    theirs, start = imported(case)
+    run, config = tmp_path / "run", check_export(start)[0]
+    training = TrainingConfig(start_from=str(start))
+    read = starting_weights(Config(model=config, training=training))
+    checkpoint(run, 1, 3, config, read, load_export(start).tokenizer)
+    export(run, tmp_path / "export")
+    given = batch()
+    there, ends = given["attention_mask"].bool(), {"eos_token_id": 2, "pad_token_id": 0}
+    raw = json.loads((tmp_path / "export" / "config.json").read_text())
+    del raw["sliding_window"]  # false: a window to Llama, no number to Qwen
+    plain = type(theirs).from_pretrained(
+        tmp_path / "export", config=type(theirs.config).from_dict(raw)
+    )
+    ours = opened(tmp_path / "export")
+    for name, weight in theirs.named_parameters():
+        assert torch.equal(plain.get_parameter(name), weight), name
+        assert torch.equal(ours.get_parameter(name), weight), name
+    with torch.no_grad():
+        expected = theirs(**given).logits[there]
+        assert torch.equal(plain(**given).logits[there], expected)
+        torch.testing.assert_close(ours(**given).logits[there], expected, rtol=1e-5, atol=1e-5)
+    tokens = [m.generate(**given, max_new_tokens=8, **ends) for m in (theirs, plain, ours)]
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
 
 
 def test_the_same_weights_have_the_same_fingerprint(tmp_path):

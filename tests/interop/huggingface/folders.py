@@ -14,6 +14,7 @@ import msa_train.interop.huggingface  # noqa: F401 (registers)
 from msa_train.interop.backbones.convert import ImportSettings, import_backbone
 from msa_train.interop.export import load_export
 from msa_train.memory.bank.build import build_bank
+from tests.data_pipeline.tokenizer.test_huggingface import trained
 from tests.interop.backbones.models import random_model, save
 from tests.memory.tiny import tiny_documents, tiny_export
 
@@ -35,12 +36,18 @@ def _kept() -> Path:
     return found
 
 
+def _with_decoder(tokenizer: bytes) -> bytes:
+    """transformers decodes with what the file says; ours needs nothing said."""
+    decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    return json.dumps(json.loads(tokenizer) | {"decoder": {**decoder, "use_regex": True}}).encode()
+
+
 @functools.cache
 def imported(case: str):
     """transformers' own random model, and the start folder that was imported from it."""
     model, root = random_model(case), _kept() / case
     root.mkdir()
-    source = save(model, root / "source")
+    source = save(model, root / "source", _with_decoder(trained()))
     (source / "tokenizer_config.json").write_text(json.dumps(SPECIAL))
     import_backbone(source, root / "start", ImportSettings(router_layers="1,3"))
     return model, root / "start"

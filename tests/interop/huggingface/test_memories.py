@@ -27,11 +27,11 @@ def test_banks_and_views_are_opened(given):
 
 
 def test_long_texts_are_split_under_their_place():
-    view = encoded(["Rain.", "Cranes sleep standing. " * 900], tiny_model(), tiny_tokenizer())
+    view = encoded(["Rain.", "Cranes sleep standing. " * 600], tiny_model(), tiny_tokenizer())
     assert len(view) > 2
     found = [view.documents[number] for number in range(len(view))]
     assert {document.id for document in found} == {"0", "1"}
-    assert "".join(document.text for document in found[1:]).count("Cranes") == 900
+    assert "".join(document.text for document in found[1:]).count("Cranes") == 600
 
 
 def test_what_is_of_another_model_is_refused(given):

@@ -121,17 +121,20 @@ def test_kept_logits_are_the_last_or_those_named():
 
 def asked_by_command(capsys, retrieval):
     """What `msa ask` prints."""
-    bank_and_export = [str(trained_here()), str(its_bank())]
-    assert main(["ask", *bank_and_export, *QUESTIONS, "--retrieval", retrieval, "--json"]) == 0
+    given = [str(trained_here()), str(its_bank()), *QUESTIONS, "--retrieval", retrieval]
+    assert main(["ask", *given, "--max-tokens", "6", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("retrieval", ["generate", "router", "memory"])
+@pytest.mark.parametrize(
+    "retrieval", ["router", "memory", pytest.param("generate", marks=pytest.mark.slow)]
+)
 def test_a_memory_is_asked_as_msa_ask_asks_it(capsys, retrieval):
+    """The random model writes 1,000 characters of ids before it answers: generate is slow."""
     model, given = opened(trained_here()), prompts(trained_here(), *QUESTIONS)
-    found = model.generate(
-        **given, memory=its_bank(), retrieval=retrieval, return_dict_in_generate=True
-    )
+    how = {"memory": its_bank(), "max_new_tokens": 6}
+    how |= {} if retrieval == "generate" else {"retrieval": retrieval}
+    found = model.generate(**given, **how, return_dict_in_generate=True)
     expected = asked_by_command(capsys, retrieval)
     assert isinstance(found, MemoryGenerateOutput)
     for each in [
@@ -140,27 +143,40 @@ def test_a_memory_is_asked_as_msa_ask_asks_it(capsys, retrieval):
     ]:
         del each["seconds"]
     assert mine == expected
-    tokens = model.generate(**given, memory=its_bank(), retrieval=retrieval)
-    assert torch.equal(tokens, found.sequences)
     columns, tokenizer = given["input_ids"].shape[1], tokenizer_of(trained_here())
-    assert torch.equal(tokens[:, :columns], given["input_ids"])
-    for row, answer, sources in zip(tokens, found.answers, found.sources, strict=True):
+    assert torch.equal(found.sequences[:, :columns], given["input_ids"])
+    for row, answer, sources in zip(found.sequences, found.answers, found.sources, strict=True):
         new = tokenizer.decode(row[columns : columns + len(answer.ids)], skip_special_tokens=True)
         assert new == answer.text
         assert [source.number for source in sources] == list(answer.evidence)
 
 
-def test_a_memory_may_be_a_folder_a_bank_a_view_or_attached(capsys):
+def test_rounds_and_bounds_are_the_engines():
+    limits = InterleaveLimits(rounds=2, retrieval_characters=40, answer_tokens=6)
+    model, given = opened(trained_here(), memory=its_bank()), prompts(trained_here(), *QUESTIONS)
+    found = model.generate(**given, limits=limits, return_dict_in_generate=True)
+    engine = MemoryEngine(model.decoder, model.origin.tokenizer, model.memory)
+    expected = engine.ask(QUESTIONS, limits=limits)
+    assert [(a.text, a.rounds, a.forced) for a in found.answers] == [
+        (a.text, a.rounds, a.forced) for a in expected
+    ]
+    assert all("40 characters of ids" in answer.forced[0] for answer in found.answers)
+
+
+SHORT = {"retrieval": "memory", "max_new_tokens": 5}
+
+
+def test_a_memory_may_be_a_folder_a_bank_a_view_or_attached():
     model, given = opened(trained_here()), prompts(trained_here(), *QUESTIONS)
-    expected = model.generate(**given, memory=str(its_bank()))
+    expected = model.generate(**given, memory=str(its_bank()), **SHORT)
     snapshot = BankSnapshot.open(its_bank())
-    assert torch.equal(model.generate(**given, memory=snapshot), expected)
-    assert torch.equal(model.generate(**given, memory=model.open_memory(snapshot)), expected)
+    for memory in (snapshot, model.open_memory(snapshot)):
+        assert torch.equal(model.generate(**given, memory=memory, **SHORT), expected)
     assert model.attach_memory(its_bank()) is model
-    assert torch.equal(model.generate(given["input_ids"], attention_mask=given["attention_mask"]),
-                       expected)  # fmt: skip
+    ids, mask = given.values()
+    assert torch.equal(model.generate(ids, attention_mask=mask, **SHORT), expected)
     attached = opened(trained_here(), memory=its_bank())
-    assert torch.equal(attached.generate(**given), expected)
+    assert torch.equal(attached.generate(**given, **SHORT), expected)
     attached.detach_memory()
     plain = attached.generate(**given, max_new_tokens=5)
     assert attached.memory is None and plain.shape[1] == given["input_ids"].shape[1] + 5
@@ -170,7 +186,7 @@ def test_texts_are_the_bank_that_would_be_built_of_them(tmp_path):
     texts = [each.text for each in tiny_documents()]
     folder = bank(trained_here(), tmp_path / "bank", [document(i, t) for i, t in enumerate(texts)])
     model, given = opened(trained_here()), prompts(trained_here(), *QUESTIONS)
-    wanted = {"retrieval": "router", "return_dict_in_generate": True}
+    wanted = {"retrieval": "router", "return_dict_in_generate": True, "max_new_tokens": 5}
     one, other = (model.generate(**given, memory=memory, **wanted) for memory in (texts, folder))
     assert torch.equal(one.sequences, other.sequences)
     assert [[s.text for s in each] for each in one.sources] == [
@@ -213,14 +229,14 @@ def test_a_pipeline_answers_from_a_memory():
     asked = pipeline("text-generation", model=str(trained_here()))
     assert isinstance(asked.model, MSAForCausalLM)
     given = prompts(trained_here(), QUESTIONS[0])
-    tokens = asked.model.generate(**given, memory=its_bank(), max_new_tokens=20)
+    tokens = asked.model.generate(**given, memory=its_bank(), **SHORT)
     (found,) = asked(
-        QUESTIONS[0], memory=its_bank(), do_sample=False, max_new_tokens=20, return_full_text=False
+        QUESTIONS[0], memory=its_bank(), do_sample=False, return_full_text=False, **SHORT
     )
     new = tokens[0, given["input_ids"].shape[1] :]
     assert found["generated_text"] == asked.tokenizer.decode(new, skip_special_tokens=True)
     asked.model.attach_memory(["Rain."])
-    (whole,) = asked(QUESTIONS[0], return_dict_in_generate=True)  # samples, as pipelines do
+    (whole,) = asked(QUESTIONS[0], return_dict_in_generate=True, **SHORT)  # a sample, as is usual
     assert whole["generated_text"].startswith(QUESTIONS[0])
 
 
@@ -238,7 +254,6 @@ def test_a_pipeline_answers_from_a_memory():
         ({"max_new_token": 5}, "max_new_token "),
         ({"generation_config": transformers.GenerationConfig(num_beams=2)}, "num_beams"),
         ({"retrieval": "guess"}, "retrieval is 'guess'"),
-        ({"max_new_tokens": 0}, "answer_tokens is 0"),
         ({"temperature": -1.0, "do_sample": True}, "temperature is -1"),
     ],
     ids=str,
@@ -252,9 +267,10 @@ def test_what_a_memory_cannot_honour_is_refused_by_name(settings, words):
 def test_what_changes_nothing_is_accepted():
     model, given = opened(trained_here(), memory=["Rain."]), prompts(trained_here(), "Rain?")
     how = {"num_beams": 1, "use_cache": True, "top_k": 50, "do_sample": False, "streamer": None}
-    tokens = model.generate(**given, max_new_tokens=4, **how)
-    config = transformers.GenerationConfig(max_new_tokens=4)
-    assert torch.equal(model.generate(**given, generation_config=config), tokens)
+    tokens = model.generate(**given, **SHORT, **how)
+    config = transformers.GenerationConfig(max_new_tokens=5)
+    found = model.generate(**given, generation_config=config, retrieval="memory")
+    assert torch.equal(found, tokens)
     with pytest.raises(ConfigError, match="input_ids, the question, are missing"):
         model.generate()
 
@@ -291,7 +307,7 @@ def test_folders_that_are_no_exports_are_refused(tmp_path):
         opened(trained_here(), num_hidden_layers=2)
     for settings in ({"load_in_8bit": True}, {"subfolder": "a"}):
         with pytest.raises(ConfigError, match=f"{next(iter(settings))} cannot be honoured"):
-            opened(trained_here(), **settings)
+            MSAForCausalLM.from_pretrained(trained_here(), **settings)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(trained_here()))
     with pytest.raises(ConfigError, match="was made from a config"):
         model.attach_memory(["Rain."])
@@ -302,18 +318,18 @@ def test_the_weights_are_in_the_dtype_that_is_asked_for():
     model, info = opened(folder, dtype=torch.bfloat16, output_loading_info=True)
     assert model.dtype == torch.bfloat16 and not any(info.values())
     model.attach_memory(["the word 7"])
-    assert model.generate(**prompts(folder, "a word?"), max_new_tokens=3).shape[0] == 1
+    assert model.generate(**prompts(folder, "a word?"), **SHORT).shape[0] == 1
 
 
 def test_a_saved_model_opens_again_as_it_was(tmp_path):
     model, given = opened(trained_here()), prompts(trained_here(), *QUESTIONS)
     model.generation_config.max_new_tokens = 7
-    expected = model.generate(**given, memory=its_bank())
+    expected = model.generate(**given, memory=its_bank(), retrieval="memory")
     model.save_pretrained(tmp_path / "again")
     tokenizer_of(trained_here()).save_pretrained(tmp_path / "again")
     again = opened(tmp_path / "again", memory=its_bank())
     assert again.origin.fingerprint == model.origin.fingerprint
-    assert torch.equal(again.generate(**given), expected)
+    assert torch.equal(again.generate(**given, retrieval="memory"), expected)
     with pytest.raises(CheckpointError, match="exists: remove it"):
         model.save_pretrained(tmp_path / "again")
     with pytest.raises(ConfigError, match="max_shard_size cannot be honoured"):
@@ -335,10 +351,10 @@ def test_weights_that_were_trained_are_another_export(tmp_path):
     with pytest.raises(BankError, match="changed since they were loaded"):
         model.attach_memory(its_bank())
     model.attach_memory(["Rain."])
-    expected = model.eval().generate(**given)
+    expected = model.eval().generate(**given, **SHORT)
     model.save_pretrained(tmp_path / "trained")
     again = opened(tmp_path / "trained", memory=["Rain."])
-    assert torch.equal(again.generate(**given), expected)
+    assert torch.equal(again.generate(**given, **SHORT), expected)
     for name, weight in model.named_parameters():
         assert torch.equal(again.get_parameter(name), weight)
     with pytest.raises(BankError, match="built by another model"):
@@ -350,11 +366,12 @@ def test_the_classes_are_registered_without_remote_code():
     assert type(config) is MSAConfig and type(opened(trained_here())) is MSAForCausalLM
 
 
-def test_the_example_of_the_page_runs(tmp_path, capsys, monkeypatch):
+def test_the_examples_of_the_page_run(tmp_path, capsys, monkeypatch):
     page = Path(__file__).resolve().parents[3] / "docs" / "backbones.md"
-    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "fitted").symlink_to(imported("llama")[1])
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, str(page), "exec"), {})
-    assert "When was the harbour" in capsys.readouterr().out
+    for example in examples:
+        exec(compile(example, str(page), "exec"), {})
+    assert len(examples) == 2 and "When was the harbour" in capsys.readouterr().out
