@@ -78,7 +78,13 @@ def test_layers_that_only_vote_leave_the_backbone_as_it_is():
         plain = model.run(
             batch.tokens, batch.positions, lambda _, h, x: self_attention(x, batch.ctx_cu)
         )
-    assert torch.equal(prefill.hidden, plain)
+        alone = model.prefill_alone(batch.tokens, batch.ctx_cu, batch.positions)
+    assert torch.equal(prefill.hidden, plain) and torch.equal(alone.hidden, plain)
+    assert torch.equal(alone.next_positions, prefill.next_positions) and not alone.selected
+    for one, other in zip(
+        [*alone.keys, *alone.values], [*prefill.keys, *prefill.values], strict=True
+    ):
+        assert torch.equal(one, other)
     assert prefill.selected.keys() == {0, 2} and not prefill.read
     assert pooled[0].k.shape[1:] == (0, config.head_dim)
 

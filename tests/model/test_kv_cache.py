@@ -181,3 +181,22 @@ def test_where_memory_runs_out_the_rows_are_what_they_were(fails, monkeypatch):
     monkeypatch.undo()
     cache.admit(greedy, [0], [1])
     assert all(map(torch.equal, read(), before))
+
+
+def test_rows_take_the_contexts_of_others():
+    """As beams are chosen: each row attends to what the row it came from attended to."""
+    config = tiny_config()
+    prefill = random_prefill(config, [5, 9, 2], [4, 2, 0])
+    cache = KVCache(config, 3, 32, prefill.hidden)
+    cache.admit(prefill, [0, 1, 2], [0, 1, 2])
+    window, query = (4, 9), torch.randn(3, config.heads, WIDTH)
+    chosen = [2, 0, 0]
+    before = [cache.attend(layer, query[[1, 2, 0]], window) for layer in range(config.layers)]
+    queries = torch.empty_like(query)
+    for row, source in enumerate(chosen):  # the query that the row's source was asked
+        queries[row] = query[[1, 2, 0]][source]
+    cache.reorder(chosen)
+    assert cache.lengths == [2, 5, 5] and cache.chunks == [0, 4, 4]
+    assert cache.length.tolist() == [2, 5, 5] and cache.position.tolist() == [5, 8, 8]
+    for layer in range(config.layers):
+        assert torch.equal(cache.attend(layer, queries, window), before[layer][chosen])

@@ -66,6 +66,11 @@ def test_lossless_and_free_of_control_tokens(text):
     assert TOKENIZER.pad_id not in ids
 
 
+def test_special_tokens_are_those_that_are_no_text():
+    names = {TOKENIZER.decode([i]) for i in TOKENIZER.special}
+    assert names == {"<|endoftext|>", *CONTROL_TOKENS}
+
+
 def test_half_a_character_is_refused():
     with pytest.raises(DataError, match="surrogate"):
         TOKENIZER.encode_text("a \ud800")

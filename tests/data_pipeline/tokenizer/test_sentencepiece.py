@@ -45,6 +45,11 @@ def test_half_a_character_is_refused():
         TOKENIZER.encode_text("\ud800")
 
 
+def test_special_tokens_are_those_that_are_no_text():
+    control = {TOKENIZER.control_ids(token)[0] for token in CONTROL_TOKENS}
+    assert TOKENIZER.special == {TOKENIZER.pad_id, *control}
+
+
 def test_digits_and_newlines_are_tokens_of_their_own():
     ids = TOKENIZER.encode_text("[120]\n\n120")
     assert [TOKENIZER.decode([i]) for i in ids if TOKENIZER.decode([i]) in "120\n"] == list(

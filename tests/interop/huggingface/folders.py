@@ -22,7 +22,7 @@ CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = {
+SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>",
     "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT,
 }  # fmt: skip
@@ -48,7 +48,7 @@ def imported(case: str):
     model, root = random_model(case), _kept() / case
     root.mkdir()
     source = save(model, root / "source", _with_decoder(trained()))
-    (source / "tokenizer_config.json").write_text(json.dumps(SPECIAL))
+    (source / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
     import_backbone(source, root / "start", ImportSettings(router_layers="1,3"))
     return model, root / "start"
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, pipeline
 
+from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END
 from msa_train.cli import main
 from msa_train.errors import BankError, CheckpointError, ConfigError
 from msa_train.interop.huggingface import (
@@ -33,6 +34,7 @@ from tests.interop.huggingface.folders import (
     trained_here,
 )
 from tests.memory.building import document
+from tests.memory.engine.test_engine import scripted
 from tests.memory.tiny import tiny_documents
 
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -161,6 +163,19 @@ def test_rounds_and_bounds_are_the_engines():
         (a.text, a.rounds, a.forced) for a in expected
     ]
     assert all("40 characters of ids" in answer.forced[0] for answer in found.answers)
+
+
+def test_documents_are_read_round_by_round(monkeypatch):
+    scripted(monkeypatch, ["[41][2][9]", REF_END], ["[17]", REF_END], [END_OF_RETRIEVE],
+             ["The answer to the question is: ça", IM_END])  # fmt: skip
+    model, given = opened(trained_here(), memory=its_bank()), prompts(trained_here(), QUESTIONS[0])
+    found = model.generate(**given, return_dict_in_generate=True)
+    (answer,), (sources,) = found.answers, found.sources
+    assert [each.evidence for each in answer.rounds] == [(2, 41), (17,), ()]
+    texts = {document.number: document.text for document in tiny_documents()}
+    assert [(s.number, s.text) for s in sources] == [(n, texts[n]) for n in (2, 17, 41)]
+    new = tokenizer_of(trained_here()).decode(found.sequences[0, given["input_ids"].shape[1] :])
+    assert new == "The answer to the question is: ça" + IM_END
 
 
 SHORT = {"retrieval": "memory", "max_new_tokens": 5}

@@ -46,6 +46,7 @@ def test_a_control_token_is_no_text():
     detokenizer = Detokenizer(TOKENIZER)
     written(detokenizer, [*TOKENIZER.encode_text("Rain."), TOKENIZER.control_ids(IM_END)[0]])
     assert (detokenizer.text, detokenizer.control) == ("Rain.", IM_END)
+    assert detokenizer.ids == [*TOKENIZER.encode_text("Rain."), *TOKENIZER.control_ids(IM_END)]
 
 
 def test_a_control_token_that_is_spelled_is_no_text():
@@ -53,6 +54,7 @@ def test_a_control_token_that_is_spelled_is_no_text():
     detokenizer = Detokenizer(SPELLED)
     pieces = written(detokenizer, [*SPELLED.encode_text("[4][7]"), *spelling])
     assert "".join(pieces) == detokenizer.text == "[4][7]" and detokenizer.control == REF_END
+    assert detokenizer.ids == [*SPELLED.encode_text("[4][7]"), *spelling]
 
 
 @pytest.mark.parametrize("count", range(1, 4))

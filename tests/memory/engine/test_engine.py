@@ -134,6 +134,18 @@ def test_asking_many_equals_asking_each(mode):
     assert told(single)[0] != told(single)[1]  # or equality would say nothing
 
 
+def test_a_request_may_have_turns_instructions_and_stops():
+    given = {"instructions": "Be brief.", "earlier": (("user", "Hm"),), "stop": ("e",)}
+    view = view_of()
+    requests = [Request(QUESTIONS[0], view, "memory", SHORT, **more) for more in ({}, given)]
+    engine = MemoryEngine(tiny_model(), tiny_tokenizer(), view)
+    plain, full = engine.answer(requests)
+    assert plain.ids == engine.ask(QUESTIONS[:1], "memory", SHORT)[0].ids
+    (alone,) = engine.answer(requests[1:])
+    assert full.ids == alone.ids and full.prompt_tokens > plain.prompt_tokens
+    assert engine.answer([]) == []
+
+
 def test_routing_reports_each_layer_and_the_vote():
     view, config = view_of(), tiny_model().config
     chosen = engine_of().route(QUESTIONS)
@@ -182,6 +194,7 @@ def test_rounds_as_the_paper_has_them(monkeypatch):
     assert [each.written for each in answer.rounds] == ["[41][2][9]", "[17]", ""]
     assert answer.evidence == (2, 17, 41)
     assert answer.forced == ()
+    assert tiny_tokenizer().decode(answer.ids) == answer.text + IM_END
     kinds = [type(event) for event in events if not isinstance(event, TextPiece)]
     assert kinds == [Routed, Evidence, Routed, Evidence, Routed, Finished]
     pieces = [event for event in events if isinstance(event, TextPiece)]

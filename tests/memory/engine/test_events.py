@@ -41,7 +41,8 @@ def test_the_best_chunk_and_its_gate(gate):
 
 def test_an_answer_names_all_its_evidence_ascending():
     rounds = (RoundReport(Selection({}, []), "[7][2]", (2, 7)), RoundReport(Selection({}, [])))
-    answer = Answer("?", "generate", "a", "a", (*rounds, *rounds[:1]), (), 0.1)
+    answer = Answer("?", "generate", "a", "a", (*rounds, *rounds[:1]), (), 0.1, ids=(5, 6))
+    assert "ids" not in answer.to_json()
     assert answer.evidence == (2, 7)
     assert answer.to_json()["rounds"][0]["chosen"] == {"layers": {}, "voted": []}
     assert answer.to_json()["evidence"] == (2, 7)
