@@ -8,12 +8,18 @@ AutoConfig, AutoModelForCausalLM, AutoTokenizer and pipeline then open the folde
 from msa_train.errors import MissingDependencyError
 
 try:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, __version__
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 except ImportError as error:
     raise MissingDependencyError(
         f"transformers cannot be imported ({error}): install it with "
         "`pip install 'msa-train[huggingface]'`"
     ) from error
+if "cache" not in CausalLMOutputWithPast.__dataclass_fields__:
+    raise MissingDependencyError(
+        f"transformers {__version__} calls a cache otherwise: install 5.24 or later with "
+        "`pip install 'msa-train[huggingface]'`"
+    )
 
 from msa_train.interop.huggingface.asking import MemoryGenerateOutput
 from msa_train.interop.huggingface.config import MSAConfig

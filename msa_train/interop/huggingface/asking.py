@@ -111,7 +111,8 @@ def _parts(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[str, str]
         if i in tokenizer.special - control.keys():
             raise ConfigError(
                 f"input_ids have the special token {tokenizer.decode([i])!r}, which is no part of "
-                "a question: tokenise the question's text alone, with add_special_tokens=False"
+                "a question: tokenise the question's text alone (add_special_tokens=False), and "
+                "give the attention_mask of what is padded"
             )
     for name, run in groupby(ids, lambda i: control.get(i, "")):
         if name:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from data_pipeline.protocol import IM_END
 from msa_train.errors import BankError, CheckpointError, ConfigError
 from msa_train.interop.huggingface.asking import MemoryGenerateOutput, Settings, output, read_prompt
 from msa_train.interop.huggingface.cache import DecoderCache
@@ -120,9 +119,8 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _begin_as(self, origin: Origin) -> None:
         self._origin, own = (origin, self._stamp), self.generation_config
-        ends = origin.tokenizer.control_ids(IM_END)
-        if own.eos_token_id is None and len(ends) == 1:
-            own.eos_token_id = ends[0]
+        if own.eos_token_id is None and (ends := origin.end_tokens):
+            own.eos_token_id = ends if len(ends) > 1 else ends[0]
         if own.pad_token_id is None:
             own.pad_token_id = origin.tokenizer.pad_id
 
@@ -135,9 +133,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Write an export that opens as this one: weights, config, tokenizer and fingerprint.
 
-        Weights that were not changed are the same file, so banks still open. Others make another
-        export, which needs banks of its own. Raises CheckpointError for a folder that holds
-        something, ConfigError for what an export has not (several files, an upload).
+        Weights that were not changed, in whatever dtype they are computed, are the same file, so
+        banks still open. Others make another export, which needs banks of its own. Raises
+        CheckpointError for a folder that holds something, ConfigError for what an export has not
+        (several files, an upload).
         """
         for name, value in others.items():
             if value and (name, value) != ("safe_serialization", True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_pipeline import files
+from data_pipeline.protocol import IM_END
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from msa_train.errors import CheckpointError
 from msa_train.interop.backbones.backbone import DTYPES
+from msa_train.interop.backbones.folder import SETTINGS
 from msa_train.interop.backbones.weights_file import write_weights
 from msa_train.interop.export import FINGERPRINT, WEIGHTS, check_export, seal
 from msa_train.model.config import ModelConfig
@@ -47,12 +50,24 @@ class Origin:
             ) from error
         return cls(folder, config, load_tokenizer(folder), fingerprint)
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """Ids after which a backbone has ended: the protocol's, and its tokenizer's own."""
+        ends = self.tokenizer.control_ids(IM_END)
+        found = set(ends) if len(ends) == 1 else set()
+        path = self.folder / SETTINGS
+        named = json.loads(path.read_text()).get("eos_token") if path.is_file() else None
+        text = named["content"] if isinstance(named, dict) else named
+        special = self.tokenizer.special
+        return sorted(found | {i for i in special if self.tokenizer.decode([i]) == text})
+
     def save(self, target: Path, weights: Mapping[str, Tensor], generation: str) -> None:
         """Write an export with these weights, everything else as in this one.
 
-        generation: text of generation_config.json. Where the weights are the origin's, bit for bit,
-        their file is, too. Raises CheckpointError for a target that holds something, for weights
-        that are not of this config, and where the origin was replaced.
+        generation: text of generation_config.json. Where the weights are the origin's, in whatever
+        dtype they are computed, their file is, too, and banks still open. Raises CheckpointError
+        for a target that holds something, for weights that are not of this config, and where the
+        origin was replaced.
         """
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise CheckpointError(f"{target} exists: remove it, or give another folder")
@@ -102,9 +117,9 @@ class Origin:
 
 
 def _holds(path: Path, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a file's weights are these, bit for bit."""
+    """Whether these are a file's weights, in the dtype that they are computed in."""
     with safe_open(path, "pt") as stored:
         return all(
-            (old := stored.get_tensor(name)).dtype == weight.dtype and torch.equal(old, weight)
+            torch.equal(stored.get_tensor(name).to(weight.dtype), weight)
             for name, weight in weights.items()
         )

@@ -1,18 +1,22 @@
 """Exports in transformers: the backbone's own numbers, and the answers of `msa ask`."""
 
 import copy
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, pipeline
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END
 from msa_train.cli import main
-from msa_train.errors import BankError, CheckpointError, ConfigError
+from msa_train.errors import BankError, CheckpointError, ConfigError, MissingDependencyError
+from msa_train.interop import huggingface
 from msa_train.interop.huggingface import (
     InterleaveLimits,
     MemoryGenerateOutput,
@@ -345,6 +349,9 @@ def test_a_saved_model_opens_again_as_it_was(tmp_path):
     again = opened(tmp_path / "again", memory=its_bank())
     assert again.origin.fingerprint == model.origin.fingerprint
     assert torch.equal(again.generate(**given, retrieval="memory"), expected)
+    rough = opened(trained_here(), dtype=torch.bfloat16)
+    rough.save_pretrained(tmp_path / "rough")  # computed in another dtype, not changed
+    assert opened(tmp_path / "rough").origin.fingerprint == model.origin.fingerprint
     with pytest.raises(CheckpointError, match="exists: remove it"):
         model.save_pretrained(tmp_path / "again")
     with pytest.raises(ConfigError, match="max_shard_size cannot be honoured"):
@@ -374,6 +381,16 @@ def test_weights_that_were_trained_are_another_export(tmp_path):
         assert torch.equal(again.get_parameter(name), weight)
     with pytest.raises(BankError, match="built by another model"):
         again.attach_memory(its_bank())
+
+
+def test_without_transformers_or_with_an_old_one_the_extra_is_named(monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "transformers", None)
+        with pytest.raises(MissingDependencyError, match=r"cannot be imported.*\[huggingface\]"):
+            importlib.reload(huggingface)
+    monkeypatch.delitem(CausalLMOutputWithPast.__dataclass_fields__, "cache")
+    with pytest.raises(MissingDependencyError, match=r"install 5\.24 or later.*\[huggingface\]"):
+        importlib.reload(huggingface)
 
 
 def test_the_classes_are_registered_without_remote_code():

@@ -1,5 +1,6 @@
 """Exports opened and written again."""
 
+import json
 import shutil
 
 import pytest
@@ -19,8 +20,11 @@ def given(tmp_path):
     return Origin.of(folder), load_file(folder / "model.safetensors")
 
 
-def test_the_same_weights_are_the_same_folder(given, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_weights_are_the_same_folder(given, tmp_path, dtype):
+    """Also where they are computed in another dtype."""
     origin, weights = given
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
     (tmp_path / "again").mkdir()  # an empty folder may be there
     origin.save(tmp_path / "again", weights, "{}")
     for path in origin.folder.iterdir():
@@ -28,12 +32,9 @@ def test_the_same_weights_are_the_same_folder(given, tmp_path):
     assert (tmp_path / "again" / "generation_config.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize(
-    "change", [lambda w: w + 1, torch.Tensor.bfloat16], ids=["numbers", "dtype"]
-)
-def test_other_weights_are_another_export(given, tmp_path, change):
+def test_other_weights_are_another_export(given, tmp_path):
     origin, weights = given
-    weights = {name: change(weight) for name, weight in weights.items()}
+    weights = {name: (weight + 1).bfloat16() for name, weight in weights.items()}
     origin.save(tmp_path / "other", weights, "{}")
     written = load_file(tmp_path / "other" / "model.safetensors")
     assert all(torch.equal(written[name], weight) for name, weight in weights.items())
@@ -59,6 +60,21 @@ def test_what_is_no_export_is_not_written(given, tmp_path):
     with pytest.raises(CheckpointError, match="exists: remove it"):
         origin.save(tmp_path / "held", weights, "{}")
     assert {path.name for path in tmp_path.iterdir()} == {"start", "held"}
+
+
+@pytest.mark.parametrize(
+    ("eos", "expected"),
+    [
+        ("<|im_end|>", ["<|im_end|>"]),
+        ({"content": "<|endoftext|>"}, ["<|endoftext|>", "<|im_end|>"]),
+        (None, ["<|im_end|>"]),
+    ],
+    ids=str,
+)
+def test_a_backbones_own_end_token_ends_too(given, eos, expected):
+    origin, _ = given
+    (origin.folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    assert sorted(origin.tokenizer.decode([i]) for i in origin.end_tokens) == expected
 
 
 def test_a_tokenizer_saved_over_an_export_is_explained(given):
