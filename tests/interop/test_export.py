@@ -60,7 +60,7 @@ def test_a_backbone_comes_back_through_an_export_to_transformers(tmp_path, case)
     """Imported, exported by a run that changed nothing, and opened as it was: by its own class,
     and with a memory's."""
     theirs, start = imported(case)
-    run, config = tmp_path / "run", check_export(start)[0]
+    run, config = tmp_path / "run", replace(check_export(start)[0], answers="protocol")
     training = TrainingConfig(start_from=str(start))
     read = starting_weights(Config(model=config, training=training))
     checkpoint(run, 1, 3, config, read, load_export(start).tokenizer)
