@@ -27,6 +27,7 @@ PACKAGES = {  # distribution -> (extra that installs it, what it is for)
     "bm25s": ("eval", "the BM25 baseline"),
     "matplotlib": ("eval", "plots"),
     "gguf": ("backbone", "GGUF files to import (optional)"),
+    "transformers": ("huggingface", "exports as its models (optional)"),
 }
 
 

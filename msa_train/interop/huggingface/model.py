@@ -91,7 +91,11 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *inputs: Any, memory: Memory | None = None, **settings: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *inputs: Any,
+        memory: Memory | None = None,
+        **settings: Any,
     ) -> Any:
         """The model of an export's folder, with a memory attached if one is given.
 
@@ -106,7 +110,8 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
                     "of its export, whole and as they are"
                 )
         asked_for_info = settings.pop("output_loading_info", False)
-        origin = Origin.of(Path(folder))
+        folder = Path(pretrained_model_name_or_path)
+        origin = Origin.of(folder)
         model, info = super().from_pretrained(folder, *inputs, output_loading_info=True, **settings)
         if model.decoder.config != origin.config or any(info.values()):
             raise CheckpointError(f"{folder} was opened with another config than it has: {info}")
