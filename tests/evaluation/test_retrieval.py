@@ -49,7 +49,7 @@ def test_word_search_and_the_router_rank_as_they_do_alone(given):
     loaded = load_export(export)
     examples = read_examples(data, loaded.tokenizer, "dev")
     asked = [pair.question for pair in examples.pairs]
-    lexical = BM25([d.text for d in examples.documents]).rank(np.arange(40), asked, 16)
+    lexical = BM25.of(d.text for d in examples.documents).rank(np.arange(40), asked, 16)
     view = encode_in_memory(loaded.model, loaded.tokenizer, examples.documents)
     routed = MemoryEngine(loaded.model, loaded.tokenizer, view).route(asked)
     voted = [torch.tensor([number for number, _ in each.voted[:1]]) for each in routed]
