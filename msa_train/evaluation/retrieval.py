@@ -71,7 +71,7 @@ def _methods(
 ) -> Iterator[tuple[str, Scores]]:
     texts = [document.text for document in examples.documents]
     questions = [pair.question for pair in examples.pairs]
-    words, everything = BM25(texts), np.arange(len(texts))
+    words, everything = BM25.of(texts), np.arange(len(texts))
 
     def lexical(rows: slice) -> Tensor:
         return torch.from_numpy(np.stack(list(words.scores(everything, questions[rows]))))

@@ -50,11 +50,11 @@ def test_ties_go_to_the_lower_place():
 def test_scores_of_any_part_are_those_of_an_index_of_it_alone():
     """Beside bm25s's own index, over texts that came in several parts."""
     draw = np.random.default_rng(0)
-    words = np.array("fox whale tree boats boat swims running the keeper harbour tide gull".split())
+    words = np.array(["fox", "whale", "tree", "boat", "boats", "swims", "running", "the", "gull"])
     texts = [" ".join(draw.choice(words, draw.integers(0, 12))) for _ in range(60)]
     joined = BM25(*(WordCounts.of(texts[a:b]) for a, b in ((0, 7), (7, 7), (7, 33), (33, 60))))
     assert len(joined) == 60
-    questions = ["a fox runs, a fox swims", "boat", "the", "harbour tides of gulls", "xyzzy keeper"]
+    questions = ["a fox runs, a fox swims", "boat", "the", "swimming tides of gulls", "xyzzy keeper"]
     stemmer = Stemmer.Stemmer("english")
     for size in (60, 17, 3):
         part = np.sort(draw.choice(60, size, replace=False))
@@ -82,4 +82,4 @@ def test_words_are_counted_over_batches_of_texts(monkeypatch):
     ):
         assert some.tolist() == all_.tolist() and some.any()
     assert WordCounts.of(TEXTS).bytes > 0 and len(BM25()) == 0
-    assert list(BM25().scores(np.arange(0), ["red"]))[0].shape == (0,)
+    assert next(iter(BM25().scores(np.arange(0), ["red"]))).shape == (0,)
