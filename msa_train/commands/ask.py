@@ -134,17 +134,22 @@ def _show_routed(event: Any) -> None:
         layer: {each.number: each.score for each in selected}
         for layer, selected in chosen.layers.items()
     }
-    ranked = [(n, vote, "") for n, vote in chosen.voted]
-    if chosen.fused is not None:
-        ranked = [
-            (n, vote, f"  BM25 {bm25:.2f}  both {score:.2f}") for n, score, vote, bm25 in chosen.fused
-        ]
-    for number, mean, more in ranked[:SHOWN_DOCUMENTS]:
+    for number, mean, more in _ranked(chosen)[:SHOWN_DOCUMENTS]:
         scores = "  ".join(
             f"L{layer} {ranking[number]:.3f}" if number in ranking else f"L{layer}   -  "
             for layer, ranking in by_layer.items()
         )
         print(f"    [{number}]  {scores}  mean {mean:.3f}{more}")
+
+
+def _ranked(chosen: Any) -> list[tuple[int, float, str]]:
+    """(number, vote, what else is said of it), best first."""
+    if chosen.fused is None:
+        return [(number, vote, "") for number, vote in chosen.voted]
+    return [
+        (each.number, each.vote, f"  BM25 {each.bm25:.2f}  both {each.score:.2f}")
+        for each in chosen.fused
+    ]
 
 
 def _short(text: str, width: int = 88) -> str:
