@@ -58,8 +58,8 @@ def _ask(options: argparse.Namespace) -> int:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
     if options.hybrid and options.retrieval != "router":
         raise ConfigError(
-            f"--hybrid {options.hybrid} helps the routers choose the texts to read, and --retrieval "
-            f"is {options.retrieval}: give --retrieval router, or leave --hybrid out"
+            f"--hybrid {options.hybrid} chooses the texts to read together with the routers, and "
+            f"--retrieval is {options.retrieval}: give --retrieval router, or leave --hybrid out"
         )
     indexes = WordIndexes() if options.hybrid else None
     only = None if options.where is None else _filter(options.where)

@@ -48,7 +48,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add_flags(memory, TierSettings)
     add_hybrid(
-        memory, "where routers choose the texts to read, BM25 over the banks' texts chooses with them"
+        memory,
+        "where routers choose the texts to read, BM25 over the banks' texts chooses with them",
     )
     add_flags(parser.add_argument_group("limits"), ServerLimits)
     parser.set_defaults(run=_serve)

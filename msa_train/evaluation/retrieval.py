@@ -20,7 +20,7 @@ from msa_train.errors import ConfigError
 from msa_train.evaluation.dense import DenseRetriever
 from msa_train.evaluation.metrics import RECALL_AT, Bootstrap
 from msa_train.interop.export import load_export
-from msa_train.memory.search.hybrid import fused_scores
+from msa_train.memory.search.hybrid import fused_scores, sample
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
 from msa_train.router.fit import CachedExamples, check_pooled, votes
@@ -110,18 +110,19 @@ def _voter(config: Any, weights: Any, cached: CachedExamples) -> Scores:
 
 
 def _together(layers: Sequence[Scores], lexical: Scores, top_k: int) -> Scores:
-    """As msa_train/memory/engine/hybrid.py ranks: -inf for what is no candidate.
+    """As a served memory ranks them (memory/engine/hybrid.py): -inf for what is no candidate.
 
     Candidates are the top_k of each router layer and of BM25, there those with a word of the
     question.
     """
 
     def scores(rows: slice) -> Tensor:
-        each, words = [layer(rows) for layer in layers], lexical(rows).float()
+        each, words = [layer(rows) for layer in layers], lexical(rows)
         chosen = torch.stack([_among_best(scores, top_k) for scores in each]).any(0)
         outside = ~(chosen | (_among_best(words, top_k) & (words > 0)))
         votes = torch.stack(each).mean(0)
-        return fused_scores(*(x.masked_fill(outside, -torch.inf) for x in (votes, words)))
+        sampled = votes[:, sample(torch.arange(votes.shape[1]))]
+        return fused_scores(votes, sampled, words, words).masked_fill(outside, -torch.inf)
 
     return scores
 

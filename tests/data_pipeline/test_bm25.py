@@ -54,7 +54,13 @@ def test_scores_of_any_part_are_those_of_an_index_of_it_alone():
     texts = [" ".join(draw.choice(words, draw.integers(0, 12))) for _ in range(60)]
     joined = BM25(*(WordCounts.of(texts[a:b]) for a, b in ((0, 7), (7, 7), (7, 33), (33, 60))))
     assert len(joined) == 60
-    questions = ["a fox runs, a fox swims", "boat", "the", "swimming tides of gulls", "xyzzy keeper"]
+    questions = [
+        "a fox runs, a fox swims",
+        "boat",
+        "the",
+        "swimming tides of gulls",
+        "xyzzy keeper",
+    ]
     stemmer = Stemmer.Stemmer("english")
     for size in (60, 17, 3):
         part = np.sort(draw.choice(60, size, replace=False))

@@ -29,31 +29,45 @@ def with_words(
     words = [None if each is None else WordScores.of(view, each) for each in questions]
     if all(each is None for each in words):
         return list(chosen)
-    best = [torch.empty(0).long() if w is None else w.best(view.router.top_k) for w in words]
-    numbers = [torch.tensor([n for n, _ in each.voted], dtype=torch.int64) for each in chosen]
-    voted = [torch.searchsorted(view.numbers, each) for each in numbers]
-    alone = [found[~torch.isin(found, known)] for found, known in zip(best, voted, strict=True)]
-    votes = _votes(selected, view, alone)
+    voted = [_places(each, view) for each in chosen]
+    alone = [_unvoted(each, its, view) for each, its in zip(words, voted, strict=True)]
+    nothing = torch.empty(0, dtype=torch.int64)
+    samples = [nothing if each is None else each.sample for each in words]
+    votes = _votes(selected, view, [torch.cat(pair) for pair in zip(alone, samples, strict=True)])
     return [
-        each if w is None else _fused(each, view, w, (its, more), vote)
-        for each, w, its, more, vote in zip(chosen, words, voted, alone, votes, strict=True)
+        each if its is None else _fused(each, view, its, places, vote)
+        for each, its, places, vote in zip(
+            chosen, words, zip(voted, alone, strict=True), votes, strict=True
+        )
     ]
+
+
+def _places(chosen: Selection, view: MemoryView) -> Tensor:
+    """Of the voted documents, in their order."""
+    numbers = torch.tensor([number for number, _ in chosen.voted], dtype=torch.int64)
+    return torch.searchsorted(view.numbers, numbers)
+
+
+def _unvoted(words: WordScores | None, voted: Tensor, view: MemoryView) -> Tensor:
+    """Places of the best by words that are not among the voted."""
+    if words is None:
+        return voted[:0]
+    best = words.best(view.router.top_k)
+    return best[~torch.isin(best, voted)]
 
 
 def _votes(
-    selected: Mapping[int, SelectedChunks], view: MemoryView, alone: Sequence[Tensor]
+    selected: Mapping[int, SelectedChunks], view: MemoryView, places: Sequence[Tensor]
 ) -> list[Tensor]:
     """For each context, the mean over router layers of the scores of documents, by place."""
-    places = pad_sequence(list(alone), batch_first=True, padding_value=-1)
-    if not places.numel():
-        return [torch.empty(0) for _ in alone]
+    padded = pad_sequence(list(places), batch_first=True, padding_value=-1)
     routings = {layer: found.routing for layer, found in selected.items()}
     scores = [
-        view.searcher.score(layer, routing.query, routing.query_cu, places)
+        view.searcher.score(layer, routing.query, routing.query_cu, padded)
         for layer, routing in routings.items()
     ]
     rows = torch.stack(scores).mean(0)
-    return [row[: len(each)] for row, each in zip(rows, alone, strict=True)]
+    return [row[: len(each)] for row, each in zip(rows, places, strict=True)]
 
 
 def _fused(
@@ -61,16 +75,16 @@ def _fused(
     view: MemoryView,
     words: WordScores,
     places: tuple[Tensor, Tensor],
-    more: Tensor,
+    votes: Tensor,
 ) -> Selection:
-    """places: of the voted documents, and of those that words found alone, whose votes are `more`.
-
-    Equal scores: the lower number first.
-    """
+    """places: of the voted documents, and of those that words found alone; votes: of the latter,
+    then of the sample. Equal scores: the lower number first."""
     found, order = torch.cat(places).sort()
-    votes = torch.cat([torch.tensor([score for _, score in chosen.voted]), more])[order]
+    own, sampled = votes.split([len(places[1]), len(votes) - len(places[1])])
+    vote = torch.cat([torch.tensor([score for _, score in chosen.voted]), own])[order]
     bm25 = words.at(found)
-    total, best = fused_scores(votes, bm25).sort(descending=True, stable=True)
-    columns = view.numbers[found][best], total, votes[best], bm25[best]
+    total = fused_scores(vote, sampled, bm25, torch.from_numpy(words.scores))
+    total, best = total.sort(descending=True, stable=True)
+    columns = view.numbers[found][best], total, vote[best], bm25[best]
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return replace(chosen, fused=[FusedDocument(*row) for row in rows])

@@ -22,23 +22,31 @@ from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.view import MemoryView
 
+_SAMPLED = 128
 
-def fused_scores(votes: Tensor, words: Tensor) -> Tensor:
-    """[..., c] sum of z-scores of the router's votes [..., c] and BM25's scores [..., c].
 
-    Mean and deviation are those of the c candidates of a question, the best of either search: a
-    certified search has no scores of all documents, and these do not depend on the bank's size.
-    -inf: no candidate. A method that prefers none of them says nothing.
+def fused_scores(votes: Tensor, sampled: Tensor, words: Tensor, all_words: Tensor) -> Tensor:
+    """[..., c] float64 sum of z-scores of c documents, by the router's votes and by BM25.
+
+    votes, words [..., c]: of the documents. Mean and deviation are those of a question's scores of
+    all documents that can be found: of all_words [..., p], and, because a certified search scores
+    only those that may be among the best, of sampled [..., s], the votes of `sample`.
     """
-    return _z_scores(votes) + _z_scores(words)
+    return _z_scores(votes, sampled) + _z_scores(words, all_words)
 
 
-def _z_scores(scores: Tensor) -> Tensor:
-    there = scores > -torch.inf
-    count = there.sum(-1, keepdim=True).clamp(min=1)
-    centred = scores - scores.where(there, 0).sum(-1, keepdim=True) / count
-    variance = centred.where(there, 0).square().sum(-1, keepdim=True) / count
-    return centred / variance.sqrt().clamp(min=1e-9)
+def sample(places: Tensor) -> Tensor:
+    """[<=128] of places [p], ascending: evenly spaced, all where there are no more."""
+    count = min(len(places), _SAMPLED)
+    return places[torch.arange(count) * len(places) // max(count, 1)]
+
+
+def _z_scores(scores: Tensor, those: Tensor) -> Tensor:
+    """A method whose scores are all equal says nothing."""
+    those = those.double()
+    mean = those.mean(-1, keepdim=True)
+    deviation = (those - mean).square().mean(-1, keepdim=True).sqrt()
+    return (scores.double() - mean) / deviation.clamp(min=1e-9)
 
 
 class WordIndexes:
@@ -80,7 +88,8 @@ def _texts(segment: Segment, bar: ProgressBar) -> Iterator[str]:
 
 @dataclass(frozen=True, eq=False)
 class WordScores:
-    """BM25 of a question over the documents that a view can find: places [p] ascending, scores [p].
+    """BM25 of a question over the documents that a view can find: places [p] ascending, scores [p]
+    float64.
 
     How rare a word is, and how long a document usually is, is counted in these documents alone.
     """
@@ -94,12 +103,16 @@ class WordScores:
         places = view.findable.nonzero().squeeze(1).numpy()
         return cls(places, next(view.words.scores(places, [question])))
 
+    @property
+    def sample(self) -> Tensor:
+        """[<=128] places whose votes stand for those of all."""
+        return sample(torch.from_numpy(self.places))
+
     def best(self, k: int) -> Tensor:
         """[<=k] places, best first, of documents that have a word of the question."""
         found = best_first(self.scores, min(k, len(self.places)))
         return torch.from_numpy(self.places[found[self.scores[found] > 0]])
 
     def at(self, places: Tensor) -> Tensor:
-        """[c] float32 scores of documents that the view can find."""
-        rows = np.searchsorted(self.places, places.numpy())
-        return torch.from_numpy(self.scores[rows]).float()
+        """[c] scores of documents that the view can find."""
+        return torch.from_numpy(self.scores[np.searchsorted(self.places, places.numpy())])

@@ -13,7 +13,7 @@ from msa_train.memory.bank.documents import DOCUMENTS, StoredDocument
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter
 from msa_train.memory.search import hybrid
-from msa_train.memory.search.hybrid import WordIndexes, WordScores, fused_scores
+from msa_train.memory.search.hybrid import WordIndexes, WordScores, fused_scores, sample
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.loader import bank_view
 from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
@@ -21,27 +21,39 @@ from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
 QUESTION = "Which crane sleeps by the lighthouse?"
 
 
-def z_scores(values):
-    mean = sum(values) / len(values)
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in values) / len(values))
-    return [(x - mean) / deviation if deviation > 1e-9 else 0.0 for x in values]
+def z_score(value, those):
+    mean = sum(those) / len(those)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in those) / len(those))
+    return (value - mean) / deviation if deviation else 0.0
 
 
-def test_fused_scores_add_z_scores_of_the_candidates():
+def test_fused_scores_add_z_scores():
     draw = np.random.default_rng(0)
-    votes, words = (torch.from_numpy(draw.normal(size=(3, 9))).float() for _ in range(2))
-    outside = torch.from_numpy(draw.random((3, 9)) < 0.4)
-    words[2] = 0  # no word is known: the vote decides alone
-    given = [x.masked_fill(outside, -torch.inf) for x in (votes, words)]
-    found = fused_scores(*given)
+    votes, sampled, words, all_words = (
+        torch.from_numpy(draw.normal(size=(3, size))) for size in (9, 5, 9, 40)
+    )
+    words[2] = all_words[2] = 0  # no word is known: the vote decides alone
+    found = fused_scores(votes, sampled, words, all_words)
     for row in range(3):
-        there = (~outside[row]).nonzero().squeeze(1).tolist()
-        parts = [z_scores([x[row, place].item() for place in there]) for x in (votes, words)]
-        expected = [sum(pair) for pair in zip(*parts, strict=True)]
-        assert found[row, there].tolist() == pytest.approx(expected, abs=1e-5)
-        assert bool((found[row, outside[row]] == -torch.inf).all())
-    assert fused_scores(votes[2, :1], words[2, :1]).tolist() == [0]
-    assert fused_scores(votes[2, :0], words[2, :0]).tolist() == []
+        expected = [
+            z_score(vote, sampled[row].tolist()) + z_score(word, all_words[row].tolist())
+            for vote, word in zip(votes[row].tolist(), words[row].tolist(), strict=True)
+        ]
+        assert found[row].tolist() == pytest.approx(expected)
+    one, none = votes[0, :1], votes[0, :0]
+    assert fused_scores(one, one, one, one).tolist() == [0]
+    assert fused_scores(none, none, none, none).tolist() == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 128, 129, 1000])
+def test_a_sample_is_spread_over_all_places(count):
+    places = torch.arange(count) * 3
+    found = sample(places)
+    assert len(found) == min(count, 128) and set(found.tolist()) <= set(places.tolist())
+    assert found.tolist() == sorted(set(found.tolist()))
+    if count > 128:
+        gaps = found.diff() // 3
+        assert found[0] == 0 and int(gaps.max() - gaps.min()) <= 1
 
 
 def by_hand(view, question):
