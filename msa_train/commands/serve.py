@@ -49,7 +49,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     add_flags(memory, TierSettings)
     add_hybrid(
         memory,
-        "where routers choose the texts to read, BM25 over the banks' texts chooses with them",
+        "where routers choose the texts to read, BM25 over all texts chooses with them",
     )
     add_flags(parser.add_argument_group("limits"), ServerLimits)
     parser.set_defaults(run=_serve)

@@ -43,8 +43,8 @@ def compare_retrieval(
 
     A row has "recall@1", "recall@5", "recall@16" (any right document among the first so many) and
     "interval@..." (95 %, bootstrap over the questions). Methods: each export by its folder's name,
-    the same with BM25 (as `--hybrid bm25` serves it), BM25, `dense` where a sentence encoder is given, and a
-    random router: the last export's, with every chunk under another's key.
+    the same with BM25 (as `--hybrid bm25` serves it), BM25, `dense` where a sentence encoder is
+    given, and a random router: the last export's, with every chunk under another's key.
     """
     _refuse_repeated([export.name for export in exports], "exports of the name")
     _refuse_repeated(corpora, "the corpus")

@@ -64,9 +64,10 @@ class Request:
 
     mode generate: the model writes ids and reads the texts, round by round, until it asks for the
     answer (the paper). router: one round with the documents that the router layers vote for (with
-    BM25, where the view has words) in place of written ids. memory: the answer comes from pooled memory alone. instructions stand
-    before the question, earlier turns (role, text) before the prompt (data_pipeline/protocol.py).
-    stop: strings before which the answer ends. Raises ConfigError.
+    BM25, where the view has words) in place of written ids. memory: the answer comes from pooled
+    memory alone. instructions stand before the question, earlier turns (role, text) before the
+    prompt (data_pipeline/protocol.py). stop: strings before which the answer ends. Raises
+    ConfigError.
     """
 
     question: str
