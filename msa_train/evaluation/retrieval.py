@@ -142,13 +142,14 @@ def _misrouted(cached: CachedExamples, seed: int) -> CachedExamples:
 
 @torch.no_grad()
 def _row(method: Scores, examples: RouterExamples, seed: int) -> dict[str, Any]:
-    """Recall of a method; equal scores: the lower document first."""
+    """Recall of a method; equal scores: the lower document first, -inf: not found."""
     found = np.zeros((len(RECALL_AT), len(examples.pairs)))
     most = min(max(RECALL_AT), len(examples.documents))
     for first in range(0, len(examples.pairs), _SCORED):
         scores = method(slice(first, first + _SCORED))
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :most].tolist()
-        for place, row in enumerate(best, first):
+        best, places = (x[:, :most] for x in scores.sort(dim=1, descending=True, stable=True))
+        found_places = places.masked_fill(best == -torch.inf, -1).tolist()
+        for place, row in enumerate(found_places, first):
             right = [document in examples.pairs[place].documents for document in row]
             found[:, place] = [any(right[:k]) for k in RECALL_AT]
     bootstrap, row = Bootstrap(len(examples.pairs), seed=seed), {}
