@@ -21,7 +21,7 @@ from tests.memory.tiny import tiny_model, tiny_tokenizer
 MODEL, TOKENIZER = tiny_model(), tiny_tokenizer()
 WORDS = ("harbour", "code", "lighthouse", "keeper", "crane", "water", "rain", "sleep", "said")
 QUESTIONS = ["What said the keeper of the harbour?", "Where is Zanzibar?", "Who, of the?", "Rain?"]
-SHORT = InterleaveLimits(answer_tokens=2)
+SHORT = InterleaveLimits(rounds=1, retrieval_characters=4, answer_tokens=2)
 NEEDLE = 107
 
 
