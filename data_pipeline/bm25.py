@@ -48,12 +48,6 @@ class WordCounts:
         bounds = np.searchsorted(rows[order], np.arange(len(row) + 1))
         return cls(np.concatenate(lengths), row, bounds, places[order], counts[order])
 
-    @property
-    def bytes(self) -> int:
-        """Of its arrays, and about those of its words."""
-        arrays = (self.lengths, self.bounds, self.places, self.counts)
-        return sum(each.nbytes for each in arrays) + sum(_WORD + len(word) for word in self.row)
-
 
 class BM25:
     """BM25 (Lucene's form, k1 1.5, b 0.75) with English stemming and stop words.
@@ -127,7 +121,6 @@ def best_first(scores: np.ndarray, k: int) -> np.ndarray:
     return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
 
 
-_WORD = 150  # bytes of a word's string and its place in a dictionary, about
 _NO_ENTRIES = (np.zeros(0, dtype=np.int32),) * 3
 
 

@@ -87,5 +87,5 @@ def test_words_are_counted_over_batches_of_texts(monkeypatch):
         strict=True,
     ):
         assert some.tolist() == all_.tolist() and some.any()
-    assert WordCounts.of(TEXTS).bytes > 0 and len(BM25()) == 0
+    assert len(BM25()) == 0
     assert next(iter(BM25().scores(np.arange(0), ["red"]))).shape == (0,)
