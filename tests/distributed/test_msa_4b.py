@@ -10,6 +10,7 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 
+from data_pipeline.tokenizer import load_tokenizer
 from msa_train.cli import main
 from msa_train.config import load_config, load_config_file
 from msa_train.interop.export import load_export
@@ -29,6 +30,7 @@ SIZES = {
     "head_dim": 8, "intermediate_size": 48, "vocab_size": 512,
 }  # fmt: skip
 START = Path("backbones/qwen3-4b")  # as the YAML names it
+STARTED = {"layers": "0,1", "query_reduce": "pooled", "key_heads": "2", "head_dim": "16"}
 
 
 def squad(first, count):
@@ -93,29 +95,39 @@ def test_its_model_is_the_publication_s():
     assert config.training.start_from == config.data.tokenizer.path == str(START)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_it_trains_what_was_imported(tmp_path, monkeypatch, ranks):
-    """Import, conversion, shards, a step of each stage by the launcher, export."""
+@pytest.mark.parametrize(
+    ("ranks", "router"),
+    [(1, {}), pytest.param(2, STARTED, marks=pytest.mark.slow)],
+    ids=["imported", "started-2"],
+)
+def test_it_trains_what_was_imported(tmp_path, monkeypatch, ranks, router):
+    """Import, conversion, shards, a step of each stage by the launcher, export. router: settings of
+    one that `msa router start` made."""
     monkeypatch.chdir(tmp_path)
     # One thread for each rank: two of one rank would wait for each other beside other tests.
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(ranks)))
     assert main(["import", str(backbone(tmp_path / "Qwen3-4B")), str(START)]) == 0
     convert_all()
-    run = ["--config", str(CONFIG), *scaled()]
+    begun = Path("backbones/started") if router else START
+    if router:
+        assert main(["router", "start", str(START), "datasets/squad", "--out", str(begun)]) == 0
+    run = ["--config", str(CONFIG), *scaled(), "--training.start_from", str(begun)]
+    run += [part for name, value in router.items() for part in (f"--model.router.{name}", value)]
     assert main(["data", "build", *run]) == 0
     assert main(["train", *run, "--ranks", str(ranks)]) == 0
     config = load_config(run)
     assert config.corpus.used_sources == tuple(config.data.datasets)
     target = config.path / "export"
     assert main(["export", config.output, str(target)]) == 0
-    exported, imported = load_export(target), load_export(START)
+    exported, before = load_export(target), load_export(begun)
     assert exported.model.config == config.model
-    ungated = replace(config.model.router, gate="none")
-    assert imported.model.config == replace(config.model, router=ungated)
-    assert exported.tokenizer.fingerprint == imported.tokenizer.fingerprint
+    own = replace(config.model.router, gate="none", reads=before.model.config.router.reads)
+    assert before.model.config == replace(config.model, router=own)
+    assert exported.tokenizer.fingerprint == load_tokenizer(START).fingerprint
     rows = logged(config.path)
     assert "held_out/squad_text/forgetting" in rows[-1]
     assert [row["stage"] for row in rows if "loss/lm" in row] == [0, 1, 2, 3]
-    before, after = (load_file(folder / "model.safetensors") for folder in (START, target))
-    for name, weight in before.items():  # no step of Adam's is longer than the learning rate
-        assert 0 < float((after[name] - weight.float()).abs().max()) < 2e-5, name
+    first, last = (load_file(folder / "model.safetensors") for folder in (begun, target))
+    for name, weight in first.items():  # no step of Adam's is longer than the learning rate
+        rounded = weight.bfloat16().float()  # as training in bfloat16 begins
+        assert 0 < float((last[name] - rounded).abs().max()) < 2e-5, name
