@@ -52,6 +52,9 @@ def backbone(folder):
     config = transformers.Qwen3Config(**SIZES, rope_parameters=rope, tie_word_embeddings=True)
     model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16)
     save(model, folder, trained(), max_shard_size="50KB")
+    (folder / "chat_template.jinja").write_text(
+        "{{ '<|im_start|>user' + messages + '<|im_end|>' }}"
+    )
     assert len(list(folder.glob("*.safetensors"))) > 1
     return folder
 
@@ -91,7 +94,7 @@ def scaled():
 
 def test_its_model_is_the_publication_s():
     config = load_config_file(CONFIG)
-    assert config.model == PRESETS["4b"]
+    assert config.model == replace(PRESETS["4b"], answers="chat")
     assert config.training.start_from == config.data.tokenizer.path == str(START)
 
 
