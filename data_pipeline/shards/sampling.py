@@ -207,9 +207,15 @@ class TokenBudget:
                 kept.add(number)
                 left -= lengths[number]
         documents = tuple(d for d in bank.documents if d.number in kept)
-        masks = (tuple(number for number in query.masked if number in kept) for query in queries)
-        fitting = (replace(q, masked=m) for q, m in zip(queries, masks, strict=True))
-        return replace(bank, documents=documents, queries=tuple(fitting))
+        fitting = tuple(
+            replace(query, masked=_those(query.masked, kept), hard=_those(query.hard, kept))
+            for query in queries
+        )
+        return replace(bank, documents=documents, queries=fitting)
 
     def _length(self, document: Document) -> int:
         return document_length(self._tokenizer, document.text, document.number)
+
+
+def _those(numbers: Iterable[int], kept: set[int]) -> tuple[int, ...]:
+    return tuple(number for number in numbers if number in kept)

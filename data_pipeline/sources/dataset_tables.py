@@ -228,7 +228,7 @@ def _add_bm25(rows: list[dict[str, Any]], passages: pa.Table, count: int) -> Non
     texts = passages["text"].to_pylist()
     shown = [shown_text(*pair) for pair in zip(passages["title"].to_pylist(), texts, strict=True)]
     everything = np.arange(len(texts))
-    ranked = BM25(shown).rank(everything, [row["question"] for row in rows], count + 8)
+    ranked = BM25.of(shown).rank(everything, [row["question"] for row in rows], count + 8)
     for row, best in zip(rows, ranked.tolist(), strict=True):
         taken = {part for step in row["steps"] for part in step}.union(row["negatives"])
         fresh = (p for p in best if p not in taken and not holds_answer(texts[p], row["answers"]))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import add_json, print_json
+from msa_train.commands.output import add_hybrid, add_json, print_json
 
 SHOWN_DOCUMENTS = 5
 
@@ -26,6 +26,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="who names the documents to read: the model (as published), the routers' vote, or "
         "nobody: answer from pooled memory alone",
     )
+    add_hybrid(ask, "with --retrieval router: BM25 over the bank's texts chooses with the routers")
     ask.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default): the likeliest token, always"
     )
@@ -50,16 +51,24 @@ def _ask(options: argparse.Namespace) -> int:
     from msa_train.memory.engine.engine import MemoryEngine
     from msa_train.memory.engine.interleave import InterleaveLimits
     from msa_train.memory.engine.sampling import Sampling
+    from msa_train.memory.search.hybrid import WordIndexes
     from msa_train.memory.search.loader import bank_view
 
     if blank := [question for question in options.questions if not question.strip()]:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
+    if options.hybrid and options.retrieval != "router":
+        raise ConfigError(
+            f"--hybrid {options.hybrid} chooses the texts to read together with the routers, and "
+            f"--retrieval is {options.retrieval}: give --retrieval router, or leave --hybrid out"
+        )
+    indexes = WordIndexes() if options.hybrid else None
     only = None if options.where is None else _filter(options.where)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     limits = InterleaveLimits(answer_tokens=options.max_tokens)
     loaded = load_export(options.export)
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
-    view = bank_view(bank, loaded.model.config.router)
+    words = None if indexes is None else indexes.of(bank)
+    view = bank_view(bank, loaded.model.config.router, words=words)
     if only is not None:
         view = view.restricted(only.allowed(bank))
         if not len(view):
@@ -118,17 +127,29 @@ def show_stream(events: Iterator[Any]) -> None:
 
 
 def _show_routed(event: Any) -> None:
-    print(f"  round {event.round}: routed to (score in each router layer, mean)")
+    chosen = event.chosen
+    scored = "mean" if chosen.fused is None else "mean; BM25; both as z-scores"
+    print(f"  round {event.round}: routed to (score in each router layer, {scored})")
     by_layer = {
         layer: {each.number: each.score for each in selected}
-        for layer, selected in event.chosen.layers.items()
+        for layer, selected in chosen.layers.items()
     }
-    for number, mean in event.chosen.voted[:SHOWN_DOCUMENTS]:
+    for number, mean, more in _ranked(chosen)[:SHOWN_DOCUMENTS]:
         scores = "  ".join(
             f"L{layer} {ranking[number]:.3f}" if number in ranking else f"L{layer}   -  "
             for layer, ranking in by_layer.items()
         )
-        print(f"    [{number}]  {scores}  mean {mean:.3f}")
+        print(f"    [{number}]  {scores}  mean {mean:.3f}{more}")
+
+
+def _ranked(chosen: Any) -> list[tuple[int, float, str]]:
+    """(number, vote, what else is said of it), best first."""
+    if chosen.fused is None:
+        return [(number, vote, "") for number, vote in chosen.voted]
+    return [
+        (each.number, each.vote, f"  BM25 {each.bm25:.2f}  both {each.score:.2f}")
+        for each in chosen.fused
+    ]
 
 
 def _short(text: str, width: int = 88) -> str:

@@ -24,7 +24,7 @@ PACKAGES = {  # distribution -> (extra that installs it, what it is for)
     "wandb": ("train", "tracking (optional)"),
     "triton": ("gpu", "kernels"),
     "liger-kernel": ("gpu", "fused norms and losses (optional)"),
-    "bm25s": ("eval", "the BM25 baseline"),
+    "bm25s": ("eval", "BM25: the baseline, and --hybrid bm25"),
     "matplotlib": ("eval", "plots"),
     "gguf": ("backbone", "GGUF files to import (optional)"),
     "transformers": ("huggingface", "exports as its models (optional)"),

@@ -30,6 +30,12 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_hybrid(parser: argparse._ActionsContainer, meaning: str) -> None:
+    parser.add_argument(
+        "--hybrid", choices=("bm25",), help=f"{meaning} (needs 'msa-train[hybrid]'; default: no)"
+    )
+
+
 def config_arguments(options: argparse.Namespace) -> list[str]:
     return ["--config", options.config, *options.overrides]
 

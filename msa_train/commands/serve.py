@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from msa_train.commands.flags import add_flags, from_flags
+from msa_train.commands.output import add_hybrid
 from msa_train.memory.search.settings import TierSettings
 from msa_train.serving.settings import AllowedHosts, ServerLimits, check_host
 
@@ -46,6 +47,10 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="for a request to the other ranks; one that is late or dead is restarted",
     )  # fmt: skip
     add_flags(memory, TierSettings)
+    add_hybrid(
+        memory,
+        "where routers choose the texts to read, BM25 over all texts chooses with them",
+    )
     add_flags(parser.add_argument_group("limits"), ServerLimits)
     parser.set_defaults(run=_serve)
 
@@ -55,6 +60,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     from msa_train.errors import ConfigError
     from msa_train.interop.export import load_export
+    from msa_train.memory.search.hybrid import WordIndexes
     from msa_train.serving.access import ApiKeys
     from msa_train.serving.assemble import assemble, check_fits, search_ranks
     from msa_train.serving.banks import ServedModel
@@ -69,13 +75,14 @@ def _serve(options: argparse.Namespace) -> int:
     if not named and folder is None:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
     tiers, device = from_flags(TierSettings, options), _device(options.device)
+    words = WordIndexes() if options.hybrid else None
     with search_ranks(options.ranks, tiers, options.rank_timeout_s, device) as ranks:
         loaded = load_export(options.export)
         paths = [path for _, path in named]
         check_fits(loaded.model, paths, folder, tiers, limits, device, options.ranks)
         name = options.name or options.export.resolve().name
         model = ServedModel(name, loaded.model.to(device), loaded.tokenizer, loaded.fingerprint)
-        state = assemble(model, named, folder, ranks, tiers, limits, keys, hosts)
+        state = assemble(model, named, folder, ranks, tiers, limits, keys, hosts, words)
         run(state, options.host, options.port)
     return 0
 

@@ -78,7 +78,7 @@ def nested_jobs(
     tasks: Sequence[NestedTask], memory: EncodedBank, asker: Asker, config: EvaluationConfig
 ) -> dict[Key, Job]:
     """All that is asked, by (task, length or control, measure, group)."""
-    bm25 = BM25([document.text for document in memory.documents])
+    bm25 = BM25.of(document.text for document in memory.documents)
     jobs: dict[Key, Job] = {}
     for task in tasks:
         # The longest memory first: what is left at the end, when workers run dry, is short.

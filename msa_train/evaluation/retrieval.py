@@ -20,6 +20,7 @@ from msa_train.errors import ConfigError
 from msa_train.evaluation.dense import DenseRetriever
 from msa_train.evaluation.metrics import RECALL_AT, Bootstrap
 from msa_train.interop.export import load_export
+from msa_train.memory.search.hybrid import fused_scores, sample
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
 from msa_train.router.fit import CachedExamples, check_pooled, votes
@@ -42,8 +43,8 @@ def compare_retrieval(
 
     A row has "recall@1", "recall@5", "recall@16" (any right document among the first so many) and
     "interval@..." (95 %, bootstrap over the questions). Methods: each export by its folder's name,
-    the same with BM25 (sum of z-scores), BM25, `dense` where a sentence encoder is given, and a
-    random router: the last export's, with every chunk under another's key.
+    the same with BM25 (as `--hybrid bm25` serves it), BM25, `dense` where a sentence encoder is
+    given, and a random router: the last export's, with every chunk under another's key.
     """
     _refuse_repeated([export.name for export in exports], "exports of the name")
     _refuse_repeated(corpora, "the corpus")
@@ -71,7 +72,7 @@ def _methods(
 ) -> Iterator[tuple[str, Scores]]:
     texts = [document.text for document in examples.documents]
     questions = [pair.question for pair in examples.pairs]
-    words, everything = BM25(texts), np.arange(len(texts))
+    words, everything = BM25.of(texts), np.arange(len(texts))
 
     def lexical(rows: slice) -> Tensor:
         return torch.from_numpy(np.stack(list(words.scores(everything, questions[rows]))))
@@ -83,9 +84,9 @@ def _methods(
         check_pooled(config)
         weights = router_projections(export)
         cached = cached_examples(loaded, examples, keep)
-        router = _voter(config, weights, cached)
-        yield export.name, router
-        yield f"{export.name} + BM25", _together(router, lexical)
+        yield export.name, _voter(config, weights, cached)
+        each = [_voter(config, {layer: pair}, cached) for layer, pair in weights.items()]
+        yield f"{export.name} + BM25", _together(each, lexical, config.router.top_k)
     yield "random router", _voter(config, weights, _misrouted(cached, seed))
     yield "BM25", lexical
     if encoder is not None:
@@ -108,18 +109,28 @@ def _voter(config: Any, weights: Any, cached: CachedExamples) -> Scores:
     return scores
 
 
-def _together(*methods: Scores) -> Scores:
-    """The sum of z-scores: every method's scores of a question have mean 0 and deviation 1."""
+def _together(layers: Sequence[Scores], lexical: Scores, top_k: int) -> Scores:
+    """As a served memory ranks them (memory/engine/hybrid.py): -inf for what is no candidate.
+
+    Candidates are the top_k of each router layer and of BM25, there those with a word of the
+    question.
+    """
 
     def scores(rows: slice) -> Tensor:
-        total = torch.zeros(())
-        for method in methods:
-            each = method(rows).float()
-            spread = each.std(1, keepdim=True).clamp(min=1e-12)
-            total = total + (each - each.mean(1, keepdim=True)) / spread
-        return total
+        each, words = [layer(rows) for layer in layers], lexical(rows)
+        chosen = torch.stack([_among_best(scores, top_k) for scores in each]).any(0)
+        outside = ~(chosen | (_among_best(words, top_k) & (words > 0)))
+        votes = torch.stack(each).mean(0)
+        sampled = votes[:, sample(torch.arange(votes.shape[1]))]
+        return fused_scores(votes, sampled, words, words).masked_fill(outside, -torch.inf)
 
     return scores
+
+
+def _among_best(scores: Tensor, k: int) -> Tensor:
+    """[m, n] bool: the k largest of each row; equal scores: the lower place first."""
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
 
 
 def _misrouted(cached: CachedExamples, seed: int) -> CachedExamples:
@@ -131,13 +142,14 @@ def _misrouted(cached: CachedExamples, seed: int) -> CachedExamples:
 
 @torch.no_grad()
 def _row(method: Scores, examples: RouterExamples, seed: int) -> dict[str, Any]:
-    """Recall of a method; equal scores: the lower document first."""
+    """Recall of a method; equal scores: the lower document first, -inf: not found."""
     found = np.zeros((len(RECALL_AT), len(examples.pairs)))
     most = min(max(RECALL_AT), len(examples.documents))
     for first in range(0, len(examples.pairs), _SCORED):
         scores = method(slice(first, first + _SCORED))
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :most].tolist()
-        for place, row in enumerate(best, first):
+        best, places = (x[:, :most] for x in scores.sort(dim=1, descending=True, stable=True))
+        found_places = places.masked_fill(best == -torch.inf, -1).tolist()
+        for place, row in enumerate(found_places, first):
             right = [document in examples.pairs[place].documents for document in row]
             found[:, place] = [any(right[:k]) for k in RECALL_AT]
     bootstrap, row = Bootstrap(len(examples.pairs), seed=seed), {}

@@ -53,7 +53,7 @@ def _jobs(
 ) -> dict[Key, Job]:
     """All that is asked, by (measure, first question)."""
     view, some = memory.view(), queries[: config.text_questions]
-    bm25 = BM25([document.text for document in memory.documents])
+    bm25 = BM25.of(document.text for document in memory.documents)
     asked: dict[str, tuple[Callable[[Sequence[Query]], Columns], Sequence[Query]]] = {}
     if answers:
         asked["text"] = partial(asker.with_texts, view), some

@@ -197,6 +197,8 @@ class MemoryLayer(TransformerLayer):
     def forward(
         self, hidden_states: Tensor, packed_seq_params: TwoStreams, **_: object
     ) -> tuple[Tensor, None]:
+        if not len(hidden_states):  # documents alone, behind the last router layer: nothing is left
+            return hidden_states, None
         if self.recompute and self.training:
             run = checkpoint(self._run, hidden_states, packed_seq_params, use_reentrant=False)
         else:

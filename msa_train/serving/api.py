@@ -55,6 +55,7 @@ def _page_and_health(state: ServerState) -> APIRouter:
             "status": "draining" if state.draining else "ok",
             "model": state.model.name,
             "banks": [bank.name for bank in state.banks],
+            "hybrid": state.hybrid,
         }
         return JSONResponse(health, 503 if state.draining else 200)
 

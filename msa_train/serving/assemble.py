@@ -15,6 +15,7 @@ from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.scheduler import Scheduler
 from msa_train.memory.planner import hardware, plan
 from msa_train.memory.ranks import Ranks
+from msa_train.memory.search.hybrid import WordIndexes
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.settings import TierSettings
 from msa_train.model.decoder import MSADecoder
@@ -35,19 +36,21 @@ def assemble(
     limits: ServerLimits,
     keys: ApiKeys,
     hosts: AllowedHosts,
+    words: WordIndexes | None = None,
 ) -> ServerState:
     """All that a server needs, running and warm. model: on its device. named: banks under their
-    names, the default first. folder: where banks may be made and dropped."""
+    names, the default first. folder: where banks may be made and dropped. words: see LiveBank."""
 
     def open_bank(path: Path) -> LiveBank:
-        return LiveBank(path, model.model, model.fingerprint, tiers, ranks)
+        return LiveBank(path, model.model, model.fingerprint, tiers, ranks, words)
 
     banks = Banks(open_bank, folder)
     for name, path in reversed(named):
         banks.open(name, path)
     scheduler = Scheduler(model.model, model.tokenizer, limits.concurrent, limits.context_tokens)
     _warm_up(scheduler, banks)
-    return ServerState(model, banks, EngineThread(scheduler), keys, limits, hosts)
+    hybrid = None if words is None else "bm25"
+    return ServerState(model, banks, EngineThread(scheduler), keys, limits, hosts, hybrid)
 
 
 @contextmanager

@@ -148,12 +148,15 @@ class ChatResponse:
 
 
 def chosen_json(chosen: Selection) -> dict[str, Any]:
+    """`fused` is there only where BM25 chose too."""
+    fused = chosen.fused
     return {
         "layers": {
             str(layer): [each._asdict() for each in ranking]
             for layer, ranking in chosen.layers.items()
         },
         "voted": [{"number": number, "score": score} for number, score in chosen.voted],
+        **({} if fused is None else {"fused": [each._asdict() for each in fused]}),
     }
 
 

@@ -58,8 +58,8 @@ class Admission:
 
 
 class ServerState:
-    """Belongs to one event loop. draining: new requests are refused. stopping: what still runs is
-    cancelled."""
+    """Belongs to one event loop. hybrid: what chooses texts beside the router (None: nothing).
+    draining: new requests are refused. stopping: what still runs is cancelled."""
 
     def __init__(
         self,
@@ -69,9 +69,10 @@ class ServerState:
         keys: ApiKeys,
         limits: ServerLimits,
         hosts: AllowedHosts,
+        hybrid: str | None = None,
     ):
         self.model, self.banks, self.engine = model, banks, engine
-        self.keys, self.limits, self.hosts = keys, limits, hosts
+        self.keys, self.limits, self.hosts, self.hybrid = keys, limits, hosts, hybrid
         self.answering = Admission("answers", limits.concurrent, limits.waiting)
         self.changing = Admission("changes", _CHANGES, limits.waiting)
         self.looking = Admission("look-ups", _LOOKUPS, limits.waiting)

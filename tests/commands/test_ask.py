@@ -68,6 +68,7 @@ def test_events_are_shown_as_they_come(ask):
         (("--where", "[]"), "give an object"),
         (("--where", '{"id": "d2"}'), "unknown key 'id'"),
         (("--where", '{"numbers": [4]}'), "no document of"),
+        (("--hybrid", "bm25"), "--retrieval is memory: give --retrieval router"),
     ],
 )
 def test_impossible_settings_are_refused(ask, arguments, said):
@@ -96,3 +97,22 @@ def test_a_document_does_not_command_the_terminal(capsys):
     show_stream(iter([TextPiece("answer", "a\x9bb\n"), Evidence((document,))]))
     shown = capsys.readouterr().out
     assert not {"\x1b", "\x07", "\x9b"} & set(shown) and "4711." in shown
+
+
+def test_words_choose_texts_with_the_router(ask, monkeypatch):
+    """Who chose is told in words and in JSON; without the packages nothing is loaded."""
+    given = "--retrieval", "router", "--hybrid", "bm25", "--max-tokens", 3
+    first, last = answer_of(ask, *given)["rounds"]
+    (number, score, vote, bm25), *_ = first["chosen"]["fused"]
+    assert number == 17 and bm25 > 0, "cranes sleep, and no other document does"
+    assert last["chosen"]["fused"] is None
+    out = ask(*given)[1]
+    assert "(score in each router layer, mean; BM25; both as z-scores)" in out
+    assert f"mean {vote:.3f}  BM25 {bm25:.2f}  both {score:.2f}\n" in out
+    only = answer_of(ask, *given, "--where", '{"numbers": [3, 40]}')["rounds"][0]["chosen"]
+    assert sorted(each[0] for each in only["fused"]) == [3, 40]
+    assert answer_of(ask, *given[:2])["rounds"][0]["chosen"]["fused"] is None
+    monkeypatch.setattr("msa_train.memory.search.hybrid.find_spec", lambda name: None)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: 1 / 0)
+    code, _, err = ask(*given)
+    assert code == 7 and "pip install 'msa-train[hybrid]'" in err

@@ -53,6 +53,12 @@ def refuse(*_, **__):
     raise PermissionError(13, "Permission denied")
 
 
+def test_missing_packages_are_named_before_a_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("msa_train.memory.search.hybrid.find_spec", lambda name: None)
+    assert main(["serve", "export", "--bank", "a=x", "--hybrid", "bm25"]) == 7
+    assert "--hybrid bm25 needs the packages bm25s and PyStemmer" in capsys.readouterr().err
+
+
 def test_no_export_is_named(tmp_path, capsys):
     assert main(["serve", str(tmp_path), "--bank", "a=x"]) == 4
     assert "no complete export" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Methods that find documents, side by side: each ranks as it would alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ import torch
 from data_pipeline.bm25 import BM25
 from data_pipeline.dataset import Passage, Question, write_dataset
 from msa_train.errors import ConfigError
-from msa_train.evaluation import retrieval
 from msa_train.evaluation.retrieval import compare_retrieval
 from msa_train.interop.export import load_export
 from msa_train.memory.engine.engine import MemoryEngine
+from msa_train.memory.engine.interleave import InterleaveLimits
 from msa_train.router.examples import read_examples
 from msa_train.router.exports import start_router
 from msa_train.router.settings import StartSettings
@@ -49,7 +51,7 @@ def test_word_search_and_the_router_rank_as_they_do_alone(given):
     loaded = load_export(export)
     examples = read_examples(data, loaded.tokenizer, "dev")
     asked = [pair.question for pair in examples.pairs]
-    lexical = BM25([d.text for d in examples.documents]).rank(np.arange(40), asked, 16)
+    lexical = BM25.of(d.text for d in examples.documents).rank(np.arange(40), asked, 16)
     view = encode_in_memory(loaded.model, loaded.tokenizer, examples.documents)
     routed = MemoryEngine(loaded.model, loaded.tokenizer, view).route(asked)
     voted = [torch.tensor([number for number, _ in each.voted[:1]]) for each in routed]
@@ -60,14 +62,21 @@ def test_word_search_and_the_router_rank_as_they_do_alone(given):
     assert low <= report["recall"]["BM25"]["recall@5"] <= high
 
 
-def test_a_hybrid_adds_z_scores():
-    one, two = torch.tensor([[1.0, 2.0, 6.0]]), torch.tensor([[100.0, 700.0, 100.0]])
-    found = retrieval._together(lambda rows: one[rows], lambda rows: two[rows])(slice(0, 1))
-    expected = sum((x - x.mean()) / x.std() for x in (one[0], two[0]))
-    torch.testing.assert_close(found[0], expected)
-    same = torch.ones(1, 3)  # a method that prefers nothing changes nothing
-    alone = retrieval._together(lambda rows: one[rows], lambda rows: same[rows])(slice(0, 1))
-    assert alone.argsort().tolist() == one.argsort().tolist()
+def test_the_hybrid_ranks_as_it_is_served(given):
+    """What the engine appends texts by, question by question."""
+    export, data = given
+    report = compare_retrieval([export], [data], "dev")["corpora"][data]["recall"]
+    loaded = load_export(export)
+    examples = read_examples(data, loaded.tokenizer, "dev")
+    view = encode_in_memory(loaded.model, loaded.tokenizer, examples.documents)
+    view = replace(view, words=BM25.of(d.text for d in examples.documents))
+    asked = [pair.question for pair in examples.pairs]
+    engine = MemoryEngine(loaded.model, loaded.tokenizer, view)
+    answers = engine.ask(asked, "router", InterleaveLimits(answer_tokens=1))
+    ranked = [torch.tensor(each.rounds[0].chosen.ranking) for each in answers]
+    assert max(map(len, ranked)) < 16, "what is no candidate is not found"
+    for at in (1, 5, 16):
+        assert report["own + BM25"][f"recall@{at}"] == pytest.approx(recall(ranked, at))
 
 
 def test_what_would_report_something_else_is_refused(given, tmp_path):

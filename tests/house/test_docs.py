@@ -1,10 +1,14 @@
 """What is written about the project is true: citations, links, and files that are named."""
 
 import re
+import shlex
 import subprocess
 
 import pytest
 
+from msa_train.cli import build_parser
+from msa_train.commands.output import config_arguments
+from msa_train.config import load_config
 from tests.house.sources import ROOT
 
 _SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sh", ".js", ".html")
@@ -14,6 +18,7 @@ _CITATION = re.compile(
 )
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
 _FILE = re.compile(r"(?<![\w/.*{<-])((?:[\w-]+/)*[a-z_]\w*\.(?:py|md|sh|yaml))(?![\w/])")
+_COMMAND = re.compile(r"^(?:\$ | {4})?((?:msa|deepspeed) .*)$", re.MULTILINE)
 # Files that a user makes, that other projects have, or that a text uses as an example.
 _NOT_OURS = {
     "config.yaml", "keys.yaml", "run.yaml", "data_pipeline/sources/phones.py",
@@ -81,3 +86,38 @@ def test_files_that_are_named_exist():
             if not known and file not in _NOT_OURS:
                 gone.add(f"{name}: {file}")
     assert not gone
+
+
+def _commands():
+    """(page, words) of every command line that a page shows, as a shell would cut it."""
+    for name, text in _texts():
+        if name.endswith(".md"):
+            for line in _COMMAND.findall(text.replace("\\\n", " ")):
+                yield name, shlex.split(line, comments=True)
+
+
+def _checked(words: list[str]) -> None:
+    """Parse a command as it would be when run. Raises SystemExit or ConfigError where it fails."""
+    if words[0] == "deepspeed":
+        script = words.index("launch/train.py")
+        load_config([word for word in words[script + 1 :] if word != "--resume"])
+        return
+    options, options.overrides = build_parser().parse_known_args(words[1:])
+    if options.overrides and not getattr(options, "takes_overrides", False):
+        raise SystemExit(f"unknown arguments {options.overrides}")
+    if getattr(options, "takes_overrides", False):
+        ours = (ROOT / options.config).is_file()  # a user's own file is not there
+        load_config(config_arguments(options) if ours else options.overrides)
+
+
+def test_commands_that_pages_show_are_commands(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    shown, wrong = 0, []
+    for name, words in _commands():
+        shown += 1
+        try:
+            _checked(words)
+        except (SystemExit, ValueError) as error:
+            wrong.append(f"{name}: {shlex.join(words)}: {error} {capsys.readouterr().err[-200:]}")
+    assert shown > 40, "the pattern finds nothing any more"
+    assert not wrong, "\n".join(wrong)

@@ -31,9 +31,9 @@ def tiny_bank(path: Path, fingerprint=FINGERPRINT) -> Path:
 
 
 @contextlib.contextmanager
-def running(folder: Path, engine=None, keys=None, hosts=None, **limits):
+def running(folder: Path, engine=None, keys=None, hosts=None, words=None, **limits):
     """(client, server) of a server in a thread: bank `notes`, and `banks/` to make more in."""
-    state = state_of(folder, engine, keys, hosts, **limits)
+    state = state_of(folder, engine, keys, hosts, words, **limits)
     socket = listen("127.0.0.1", 0)
     server = Server(state, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
@@ -51,14 +51,15 @@ def running(folder: Path, engine=None, keys=None, hosts=None, **limits):
         assert not thread.is_alive()
 
 
-def state_of(folder: Path, engine=None, keys=None, hosts=None, **limits) -> ServerState:
+def state_of(folder: Path, engine=None, keys=None, hosts=None, words=None, **limits) -> ServerState:
     path = folder / "notes"
     if not path.exists():
         tiny_bank(path)
     limits = ServerLimits(**{"drain_s": 5, "context_tokens": 2048, **limits})
     keys, hosts = keys or ApiKeys(), hosts or AllowedHosts.of("127.0.0.1")
     banks = folder / "banks"
-    state = assemble(MODEL, [("notes", path)], banks, None, TierSettings(), limits, keys, hosts)
+    named, tiers = [("notes", path)], TierSettings()
+    state = assemble(MODEL, named, banks, None, tiers, limits, keys, hosts, words)
     if engine is not None:
         state.engine.stop()
         state.engine = engine

@@ -25,7 +25,7 @@ def test_errors_have_one_form(http, path, method, status):
 
 
 def test_health_names_the_model_and_its_banks(http):
-    health = {"status": "ok", "model": "tiny", "banks": ["notes"]}
+    health = {"status": "ok", "model": "tiny", "banks": ["notes"], "hybrid": None}
     assert http.get("/healthz").json() == health
 
 

@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from msa_train.errors import RankError
+from msa_train.memory.search.hybrid import WordIndexes
 from tests.serving.running import running
 
 QUESTION = {"role": "user", "content": "What is the code of the harbour?"}
@@ -209,3 +210,42 @@ def test_answers_that_fail_say_so_without_the_programs_inside(tmp_path):
     assert whole.status_code == 500 and "secret" not in whole.text
     assert stream.status_code == 200 and '"internal_error"' in stream.text
     assert "secret" not in stream.text and "[DONE]" not in stream.text
+
+
+def test_words_choose_texts_with_the_router(tmp_path):
+    """Through additions, a filter and a removal, whole and streamed."""
+    text, words = "The lighthouse keeper said: sleep. ", ("harbour", "rain", "cranes")
+    others = [{"text": f"{text * 3}{words[n % 3]} {n}"} for n in range(20)]
+    body = {
+        "messages": [{"role": "user", "content": "Where is Zanzibar, of the harbour?"}],
+        "max_tokens": 2,
+    }
+    with running(tmp_path, words=WordIndexes()) as (http, _):
+        assert http.get("/healthz").json()["hybrid"] == "bm25"
+
+        def routed(**memory):
+            given = body | {"memory": {"retrieval": "router"} | memory}
+            return http.post("/v1/chat/completions", json=given).json()["memory"]["rounds"][0]
+
+        http.post("/v1/memory/banks/notes/documents", json={"documents": others})
+        needle = {"text": text * 9, "title": "Zanzibar", "id": "z"}
+        given = http.post("/v1/memory/banks/notes/documents", json={"documents": [needle]})
+        (number,) = given.json()["numbers"]
+        found = routed()
+        first = found["fused"][0]
+        assert first.keys() == {"number", "score", "vote", "bm25"}
+        assert first["number"] == number in found["evidence"] and first["bm25"] > 0
+        assert number not in [each["number"] for each in found["voted"]]
+        scores = [each["score"] for each in found["fused"]]
+        assert scores == sorted(scores, reverse=True) and len(scores) > len(found["voted"])
+        stream = http.post(
+            "/v1/chat/completions",
+            json=body | {"memory": {"retrieval": "router"}, "stream": True},
+        )
+        events = [json.loads(line[6:]) for line in stream.text.splitlines() if '"routed"' in line]
+        assert events[0]["memory"]["fused"] == found["fused"] and "fused" not in events[1]["memory"]
+        some = routed(filter={"numbers": [2, 3, 17]})
+        assert {each["number"] for each in some["fused"]} == {2, 3, 17}
+        assert "fused" not in routed(retrieval="memory")
+        http.delete(f"/v1/memory/banks/notes/documents/{number}")
+        assert number not in [each["number"] for each in routed()["fused"]]

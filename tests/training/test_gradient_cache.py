@@ -5,7 +5,7 @@ import torch
 
 from msa_train.model.batch import PackedDocuments
 from msa_train.training.gradient_cache import GradientCache
-from tests.batches import random_batch, tiny_config
+from tests.batches import OWN_ROUTER, random_batch, tiny_config
 
 BANKS = [[4, 9, 1, 13, 6, 8], [7], [5, 5]]
 CONTEXTS = [(0, 9), (1, 6), (0, 4), (2, 11), (0, 1)]
@@ -40,7 +40,11 @@ def gradients(module, batch, group_tokens, rounds=0):
     return engine, losses, found
 
 
-@pytest.mark.parametrize("settings", [{}, {"decouple": False}, {"similarity": "dot"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"decouple": False}, {"similarity": "dot"}, OWN_ROUTER],
+    ids=["", "coupled", "dot", "own"],
+)
 @pytest.mark.parametrize("gate", ["none", "threshold"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("group_tokens", "rounds"), [(1, 0), (13, 0), (21, 7), (1000, 3)])

@@ -30,16 +30,36 @@ class SelectedDocument(NamedTuple):
     gate: float | None
 
 
+class FusedDocument(NamedTuple):
+    """A candidate of the router or of word search, with what either says of it.
+
+    score: the sum of both as z-scores, by which it is ranked. vote: the mean over router layers of
+    its score, also where no layer selected it. bm25: its score by words, 0 where it has none.
+    """
+
+    number: int
+    score: float
+    vote: float
+    bm25: float
+
+
 @dataclass(frozen=True)
 class Selection:
     """What the routing of one context selected.
 
     layers: router layer -> its selected documents, best first. voted: the union of the layers'
-    selections, ranked by the mean over router layers of the document score (SPEC section 2).
+    selections, ranked by the mean over router layers of the document score (SPEC section 2). fused:
+    the same with the best by words, where they choose too (hybrid.py); None where they do not.
     """
 
     layers: dict[int, list[SelectedDocument]]
     voted: Ranking
+    fused: list[FusedDocument] | None = None
+
+    @property
+    def ranking(self) -> list[int]:
+        """Document numbers, best first, in the order in which their texts are read."""
+        return [number for number, *_ in (self.voted if self.fused is None else self.fused)]
 
 
 def selections(selected: Mapping[int, SelectedChunks], view: MemoryView) -> list[Selection]:

@@ -63,10 +63,11 @@ class Request:
     """A question to a view of a memory, which stays the same in all its rounds.
 
     mode generate: the model writes ids and reads the texts, round by round, until it asks for the
-    answer (the paper). router: one round with the documents that the router layers vote for in
-    place of written ids. memory: the answer comes from pooled memory alone. instructions stand
-    before the question, earlier turns (role, text) before the prompt (data_pipeline/protocol.py).
-    stop: strings before which the answer ends. Raises ConfigError.
+    answer (the paper). router: one round with the documents that the router layers vote for (with
+    BM25, where the view has words) in place of written ids. memory: the answer comes from pooled
+    memory alone. instructions stand before the question, earlier turns (role, text) before the
+    prompt (data_pipeline/protocol.py). stop: strings before which the answer ends. Raises
+    ConfigError.
     """
 
     question: str
@@ -145,7 +146,7 @@ class Interleave:
         return parse_answer(self.answer_text)
 
     def choose(self, ranking: list[int]) -> Next:
-        """Mode router: the voted document numbers, best first, take the place of written ids."""
+        """Mode router: the chosen document numbers, best first, take the place of written ids."""
         numbers = ranking[: self.request.limits.documents]
         self._close_round(written_ids(numbers), numbers)
         self.stage = "answer"

@@ -18,6 +18,7 @@ import torch
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import RankError
 from msa_train.memory.engine.events import Event, Failed, selections
+from msa_train.memory.engine.hybrid import with_words
 from msa_train.memory.engine.interleave import Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_encoded
 from msa_train.memory.engine.sequence import Sequence
@@ -133,6 +134,9 @@ class Scheduler:
         try:
             prefill = prefill_encoded(self._model, view, [s.context() for s in sequences])
             chosen = selections(prefill.selected, view)
+            if view.words is not None:
+                asked = [s.request.question if s.awaits_vote else None for s in sequences]
+                chosen = with_words(chosen, prefill.selected, view, asked)
             stays = [row for row, each in enumerate(sequences) if not each.awaits_vote]
             self._runner.admit(prefill, stays)
         except Exception as error:

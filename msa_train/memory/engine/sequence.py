@@ -79,7 +79,7 @@ class Sequence:
         if self.awaits_vote:
             ids = _ID_TOKENS * self.request.limits.documents
             self._interleave.room = self._evidence_room(length + ids)
-            self._interleave.choose([number for number, _ in chosen.voted])
+            self._interleave.choose(chosen.ranking)
             events.append(self._evidence())
         return events
 

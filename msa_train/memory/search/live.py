@@ -11,6 +11,7 @@ from typing import Protocol
 from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import MANIFEST
 from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
+from msa_train.memory.search.hybrid import WordIndexes
 from msa_train.memory.search.loader import BankLoader
 from msa_train.memory.search.searcher import Searcher
 from msa_train.memory.search.settings import TierSettings
@@ -32,7 +33,8 @@ class LiveBank:
     """What a server or a command asks. Thread-safe; a view that was taken stays as it is.
 
     fingerprint: of `model`; a bank that another model built is refused. ranks: what searches it
-    (None: this process, by `settings`). bank: the newest snapshot that was opened.
+    (None: this process, by `settings`). words: its texts are searched by words, too (None: not).
+    bank: the newest snapshot that was opened.
 
     Raises BankError for what is missing, damaged or built by other weights.
     """
@@ -44,11 +46,13 @@ class LiveBank:
         fingerprint: Mapping[str, str],
         settings: TierSettings | None = None,
         ranks: SearchRanks | None = None,
+        words: WordIndexes | None = None,
     ):
         device = model.device
         self.path, self._router = Path(path), model.config.router
         self._fingerprint = dict(fingerprint)
         self._searchers = ranks or BankLoader(settings or TierSettings(), device)
+        self._words = words
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = None
         self.bank: BankSnapshot | None = None
@@ -86,7 +90,8 @@ class LiveBank:
         # A bank that was built again in its place may be of the same generation.
         if self.bank is None or bank.manifest != self.bank.manifest:
             searcher = self._searchers.searcher(bank, self._router)
-            self._view = MemoryView.of(bank, searcher, self._router)
+            words = None if self._words is None else self._words.of(bank)
+            self._view = MemoryView.of(bank, searcher, self._router, words)
             self.bank = bank
 
     def _stat(self) -> tuple[int, ...]:

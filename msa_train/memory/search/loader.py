@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from data_pipeline.bm25 import BM25
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
@@ -80,11 +81,15 @@ class BankLoader:
 
 
 def bank_view(
-    bank: BankSnapshot, router: RouterConfig, loader: BankLoader | None = None
+    bank: BankSnapshot,
+    router: RouterConfig,
+    loader: BankLoader | None = None,
+    words: BM25 | None = None,
 ) -> MemoryView:
-    """A bank, opened by this process alone. loader: None for one with default settings."""
+    """A bank, opened by this process alone. loader: None for one with default settings. words: of
+    its documents, see MemoryView."""
     loader = loader or BankLoader(TierSettings())
-    return MemoryView.of(bank, loader.searcher(bank, router), router)
+    return MemoryView.of(bank, loader.searcher(bank, router), router, words)
 
 
 class _LoadedSegment:

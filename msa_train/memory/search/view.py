@@ -10,6 +10,7 @@ import torch
 from msa_kernels import cumulative, select_chunks
 from torch import Tensor
 
+from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Document
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.searcher import Searcher
@@ -30,7 +31,8 @@ class MemoryView:
 
     searcher: of all n, by place 0..n-1; heads, head_dim: of its keys and values; chunk_counts [n];
     numbers [n], ascending; documents: their texts; live [n] bool: those that were not removed;
-    allowed [n] bool: only these are searched, and known (None: all).
+    allowed [n] bool: only these are searched, and known (None: all). words: BM25 of all n, where
+    they choose the texts to read together with the router (hybrid.py).
     """
 
     searcher: Searcher
@@ -42,13 +44,20 @@ class MemoryView:
     documents: DocumentTexts
     live: Tensor
     allowed: Tensor | None = None
+    words: BM25 | None = None
 
     @classmethod
-    def of(cls, bank: BankSnapshot, searcher: Searcher, router: RouterConfig) -> MemoryView:
+    def of(
+        cls,
+        bank: BankSnapshot,
+        searcher: Searcher,
+        router: RouterConfig,
+        words: BM25 | None = None,
+    ) -> MemoryView:
         """Of a snapshot, whoever searches its documents."""
         form, counts = bank.manifest.form, bank.chunk_cu.diff()
         given = form.kv_heads, form.head_dim, counts, bank.numbers, bank, bank.live
-        return cls(searcher, router, *given)
+        return cls(searcher, router, *given, words=words)
 
     def restricted(self, allowed: Tensor) -> MemoryView:
         """A view of only those documents that are `allowed` [n], too."""
@@ -56,7 +65,12 @@ class MemoryView:
 
     def __len__(self) -> int:
         """Documents that can be found."""
-        return int((self.live if self.allowed is None else self.live & self.allowed).sum())
+        return int(self.findable.sum())
+
+    @property
+    def findable(self) -> Tensor:
+        """[n] bool: the documents that can be found."""
+        return self.live if self.allowed is None else self.live & self.allowed
 
     def knows(self, number: int) -> bool:
         """Whether a document of this number can be found."""

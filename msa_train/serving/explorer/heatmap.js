@@ -19,15 +19,16 @@ const KINDS = {
 };
 
 /**
- * A table of a round's documents, best by vote first, one column per router layer; hovering or
- * focusing a cell tells its values, choosing a row or a cell calls onChoose(number, layer or null).
+ * A table of a round's documents, best first, one column per router layer; hovering or focusing a
+ * cell tells its values, choosing a row or a cell calls onChoose(number, layer or null).
+ * ranked: [{number, vote}], with bm25 and score (both as z-scores) where BM25 chose too.
  */
 export class HeatMap {
-  constructor(layers, voted, onChoose) {
+  constructor(layers, ranked, onChoose) {
     this.layers = Object.keys(layers).map(Number).sort((a, b) => a - b);
     this.cells = new Map(this.layers.map((layer) =>
       [layer, new Map(layers[layer].map((each) => [each.number, each]))]));
-    Object.assign(this, { voted, onChoose, kind: "score", all: false, titles: new Map(), begins: new Map(), read: new Set() });
+    Object.assign(this, { ranked, onChoose, kind: "score", all: false, titles: new Map(), begins: new Map(), read: new Set() });
     this.detail = h("p", { class: "heat-detail", "aria-live": "off" });
     this.table = h("table", {
       class: "heat", role: "grid", "aria-describedby": (this.detail.id = uniqueId("detail")),
@@ -49,7 +50,11 @@ export class HeatMap {
   }
 
   get shown() {
-    return this.all ? this.voted : this.voted.slice(0, FIRST);
+    return this.all ? this.ranked : this.ranked.slice(0, FIRST);
+  }
+
+  get words() {
+    return this.ranked.some((each) => each.bm25 !== undefined);
   }
 
   show(kind) {
@@ -98,9 +103,10 @@ export class HeatMap {
     this.head(), h("tbody", {}, this.shown.map((each) => this.row(each))));
     const width = Math.min(WIDEST, Math.floor(ROOM / this.layers.length));
     this.table.style.setProperty("--layers", this.layers.length);
+    this.table.style.setProperty("--votes", this.words ? 2 : 1);
     this.table.style.setProperty("--layer-width", `${width}px`);
     this.table.classList.toggle("many", this.many);
-    if (this.voted.length > FIRST) this.table.append(this.foot());
+    if (this.ranked.length > FIRST) this.table.append(this.foot());
     const first = this.table.querySelector("td.cell");
     if (first) first.tabIndex = 0;
     this.tell(null);
@@ -110,11 +116,12 @@ export class HeatMap {
     return h("thead", {}, h("tr", {},
       h("th", { scope: "col", class: "doc" }, "Document"),
       h("th", { scope: "col", class: "vote", title: "mean score over the router layers" }, "Vote"),
+      this.words ? h("th", { scope: "col", class: "vote", title: "word search; rows are in the order of both together" }, "BM25") : null,
       this.layers.map((layer) => h("th", { scope: "col", class: "layer", title: `layer ${layer}` },
         h("span", { class: this.many ? "unseen" : "" }, "layer "), String(layer)))));
   }
 
-  row({ number, score: vote }) {
+  row({ number, vote, bm25 }) {
     return h("tr", {
       "data-number": number, "aria-selected": String(number === this.chosen),
       on: { click: (event) => { if (!event.target.closest("td.cell")) this.choose(number); } },
@@ -125,6 +132,7 @@ export class HeatMap {
         h("span", { class: "doc-name", "data-name": number }, this.nameOf(number)),
         this.read.has(number) ? h("span", { class: "badge" }, "read") : null)),
     h("td", { class: "vote" }, score(vote)),
+    bm25 === undefined ? null : h("td", { class: "vote" }, score(bm25)),
     this.layers.map((layer) => this.cell(number, layer)));
   }
 
@@ -163,9 +171,9 @@ export class HeatMap {
   }
 
   foot() {
-    const rest = this.voted.length - FIRST;
+    const rest = this.ranked.length - FIRST;
     const toggle = () => { this.all = !this.all; this.draw(); };
-    return h("tfoot", {}, h("tr", {}, h("td", { colspan: this.layers.length + 2 },
+    return h("tfoot", {}, h("tr", {}, h("td", { colspan: this.layers.length + (this.words ? 3 : 2) },
       h("button", { type: "button", class: "link", on: { click: toggle } },
         this.all ? "Show fewer" : `Show ${rest} more`))));
   }

@@ -10,14 +10,16 @@ import { chunkedText } from "./texts.js";
 const TITLES_AT_ONCE = 4;
 
 export class Round {
-  /** texts: of the bank that is asked. */
-  constructor(place, { layers, voted }, texts) {
-    Object.assign(this, { place, layers, voted, texts, written: "", evidence: null });
+  /** texts: of the bank that is asked. fused: the documents in another order than that of the vote,
+   * with some that no layer chose, where BM25 chose too. */
+  constructor(place, { layers, voted, fused }, texts) {
+    const ranked = fused ?? voted.map(({ number, score }) => ({ number, vote: score }));
+    Object.assign(this, { place, layers, ranked, fused, texts, written: "", evidence: null });
     this.summary = h("span", { class: "round-summary" });
     this.wrote = h("p", { class: "wrote", hidden: true });
     this.evidenceLine = h("p", { class: "evidence", hidden: true });
     this.reader = h("section", { class: "reader", "aria-label": "Chosen document" });
-    this.heat = voted.length ? new HeatMap(layers, voted, (number, layer) => this.look(number, layer)) : null;
+    this.heat = ranked.length ? new HeatMap(layers, ranked, (number, layer) => this.look(number, layer)) : null;
     this.element = h("details", { class: "round", open: true },
       h("summary", {}, h("h3", {}, `Round ${place + 1}`), this.summary),
       this.wrote, this.evidenceLine,
@@ -30,8 +32,8 @@ export class Round {
   /** Looks at the best document and fetches the others' titles. */
   async begin() {
     if (!this.heat) return;
-    this.heat.choose(this.voted[0].number);
-    const left = this.voted.slice(0, 48).map((each) => each.number);
+    this.heat.choose(this.ranked[0].number);
+    const left = this.ranked.slice(0, 48).map((each) => each.number);
     const worker = async () => {
       while (left.length) await this.nameOf(left.shift());
     };
@@ -66,7 +68,8 @@ export class Round {
   }
 
   summarize() {
-    const parts = [`${counted(this.voted.length, "document")} chosen`];
+    const parts = [`${counted(this.ranked.length, "document")} chosen`];
+    if (this.fused) parts[0] += " by routers and BM25";
     if (this.evidence) parts.push(this.evidence.length ? `${counted(this.evidence.length, "text")} read` : "no text read");
     fill(this.summary, parts.join(" · "));
   }

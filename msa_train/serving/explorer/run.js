@@ -77,7 +77,7 @@ export class Run {
     this.rounds.push(round);
     this.roundList.append(round.element);
     round.begin();
-    this.say(`Round ${this.rounds.length}: ${counted(event.voted.length, "document")} chosen`);
+    this.say(`Round ${this.rounds.length}: ${counted(round.ranked.length, "document")} chosen`);
   }
 
   evidence(documents) {
@@ -91,7 +91,8 @@ export class Run {
 
   finishedLine() {
     const took = this.finished?.seconds ?? this.elapsed();
-    const parts = [seconds(took), counted(this.rounds.length, "round"), MODES[this.request.memory.retrieval]];
+    const words = this.rounds.some((round) => round.fused) ? " and BM25" : "";
+    const parts = [seconds(took), counted(this.rounds.length, "round"), MODES[this.request.memory.retrieval] + words];
     if (this.request.memory.filter) parts.push("filtered");
     return parts.join(" · ");
   }

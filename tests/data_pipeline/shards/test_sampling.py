@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.schema import Document, Query
 from data_pipeline.settings import CorpusStage, StageData, TrainingCorpus
 from data_pipeline.shards.sampling import SampleBuilder, TokenBudget
+from data_pipeline.sources.base import DrawnBank
 from data_pipeline.sources.pydocs import split_of
 
 
@@ -96,6 +98,18 @@ def test_questions_that_a_budget_has_no_room_for_are_left_out(build, tokenizer):
     assert TokenBudget(tokenizer, 100).tokens(sample.documents) <= 300
     with pytest.raises(DataError, match="memory_tokens is 40, too few"):
         build(only("niah", memory_tokens=40)).build(0)
+
+
+def test_what_a_budget_leaves_out_is_named_by_no_question(tokenizer):
+    documents = tuple(Document(n, f"the text of document number {n}") for n in range(9))
+    others = tuple(range(1, 9))
+    bank = DrawnBank(documents, (Query("Which?", ("0",), (0,), masked=others, hard=others),))
+    tokens = TokenBudget(tokenizer, 100).tokens(documents[:4])
+    kept = TokenBudget(tokenizer, 100).within(bank, tokens, np.random.default_rng(0))
+    left = [document.number for document in kept.documents]
+    assert 1 < len(left) < 9
+    assert [*kept.queries[0].positives, *kept.queries[0].hard] == left
+    assert kept.queries[0].masked == kept.queries[0].hard
 
 
 def test_a_stage_of_tokens_has_so_many(build, tokenizer):

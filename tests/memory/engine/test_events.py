@@ -44,5 +44,5 @@ def test_an_answer_names_all_its_evidence_ascending():
     answer = Answer("?", "generate", "a", "a", (*rounds, *rounds[:1]), (), 0.1, ids=(5, 6))
     assert "ids" not in answer.to_json()
     assert answer.evidence == (2, 7)
-    assert answer.to_json()["rounds"][0]["chosen"] == {"layers": {}, "voted": []}
+    assert answer.to_json()["rounds"][0]["chosen"] == {"layers": {}, "voted": [], "fused": None}
     assert answer.to_json()["evidence"] == (2, 7)

@@ -9,7 +9,10 @@ import torch
 
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.engine.events import selections
+from msa_train.memory.engine.hybrid import with_words
 from msa_train.memory.ranks import Ranks
+from msa_train.memory.search.hybrid import WordIndexes
 from msa_train.memory.search.loader import BankLoader, bank_view
 from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.view import MemoryView
@@ -110,11 +113,13 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path, router):
     bank = BankSnapshot.open(path, FINGERPRINT)
     settings = model.config.router
     searcher = ranks.searcher(bank, settings)
-    views = bank_view(bank, settings), MemoryView.of(bank, searcher, settings)
+    words = WordIndexes().of(bank)
+    one = bank_view(bank, settings, words=words)
+    views = one, MemoryView.of(bank, searcher, settings, words)
     tokens = torch.arange(5, 29)
     is_query = torch.zeros(24, dtype=torch.bool)
     is_query[[3, 4, 5, 15, 16]] = True
-    outputs = []
+    outputs, chosen = [], []
     for view in views:
         with torch.inference_mode():
             prefill = model.prefill(
@@ -122,8 +127,17 @@ def test_a_forward_gives_the_same_logits(ranks, tmp_path, router):
                 is_query, torch.tensor([2, 2]), view,
             )  # fmt: skip
             outputs.append((model.logits(prefill.hidden), prefill.selected))
+        chosen.append(
+            with_words(
+                selections(prefill.selected, view),
+                prefill.selected,
+                view,
+                ["Who said the code of the lighthouse?", None],
+            )
+        )
     (ours, our_reading), (theirs, their_reading) = outputs
     assert torch.equal(ours, theirs)
+    assert chosen[0] == chosen[1] and len(chosen[0][0].fused) > 3 and chosen[0][1].fused is None
     for layer, reading in our_reading.items():
         other = their_reading[layer]
         assert torch.equal(reading.routing.documents, other.routing.documents)

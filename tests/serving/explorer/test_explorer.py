@@ -5,12 +5,15 @@ import json
 import pytest
 from playwright.sync_api import expect
 
+from msa_train.memory.search.hybrid import WordIndexes
 from tests.serving.explorer.page import (
+    NARROW,
     answer_of,
     ask,
     chromium,
     documents_of,
     made_file,
+    no_sideways_scrolling,
     opened,
     short_answers,
     shown_score,
@@ -66,6 +69,31 @@ def test_answer_streams_with_what_each_layer_chose(page, http):
             chosen = {one["number"]: one for one in last["layers"][layer]}.get(each["number"])
             shown = row.locator("td.cell").nth(column).text_content()
             assert shown == (shown_score(chosen["score"]) if chosen else "not chosen")
+
+
+def test_both_scores_are_shown_where_words_choose_with_the_router(browser, tmp_path):
+    with (
+        running(tmp_path, words=WordIndexes()) as (http, _),
+        opened(browser, str(http.base_url)) as page,
+    ):
+        short_answers(page)
+        run = ask(page, QUESTION, "Router's votes")
+        expect(run.locator(".run-status")).to_contain_text("2 rounds · router's votes and BM25")
+        first, _ = answer_of(http, QUESTION, "router")["memory"]["rounds"]
+        shown = run.locator(".round").first
+        shown.locator("summary").click()
+        expect(shown.locator(".round-summary")).to_contain_text("chosen by routers and BM25")
+        rows = shown.locator(".heat tbody tr")
+        assert rows.count() == len(first["fused"])
+        for place, each in enumerate(first["fused"]):
+            row = rows.nth(place)
+            expect(row.locator(".doc-number")).to_have_text(f"[{each['number']}]")
+            scores = [shown_score(each["vote"]), shown_score(each["bm25"])]
+            assert row.locator(".vote").all_inner_texts() == scores
+            assert row.locator(".badge").count() == (each["number"] in first["evidence"])
+        assert shown.locator(".heat thead th").all_inner_texts()[:3] == ["Document", "Vote", "BM25"]
+        page.set_viewport_size(NARROW)
+        assert no_sideways_scrolling(page)
 
 
 def test_marks_the_winning_chunk_and_switches_to_the_gate(page, http):
