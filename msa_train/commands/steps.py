@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +19,14 @@ def begin_step(number: str, what: str) -> None:
 
 def run_msa(main: Main, arguments: Sequence[str]) -> None:
     """A command of `msa` in this process. Raises SystemExit with its code where it fails."""
-    print(f"$ msa {' '.join(arguments)}", flush=True)
+    print(f"$ msa {shlex.join(arguments)}", flush=True)
     if code := main(list(arguments)):
         raise SystemExit(code)
 
 
 def msa_json(main: Main, arguments: Sequence[str]) -> Any:
     """As run_msa, with --json: what the command reports, instead of printing it."""
-    print(f"$ msa {' '.join(arguments)}", flush=True)
+    print(f"$ msa {shlex.join(arguments)}", flush=True)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = main([*arguments, "--json"])
     if code:

@@ -24,8 +24,8 @@ def test_what_a_command_reports_is_taken_from_its_json(capsys):
     def main(arguments):
         print(json.dumps({"given": arguments}))
 
-    assert msa_json(main, ["ask", "x"]) == {"given": ["ask", "x", "--json"]}
-    assert capsys.readouterr().out == "$ msa ask x\n"
+    assert msa_json(main, ["ask", "x y?"]) == {"given": ["ask", "x y?", "--json"]}
+    assert capsys.readouterr().out == "$ msa ask 'x y?'\n"
 
 
 def test_the_watch_sees_what_is_held():
