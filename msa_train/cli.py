@@ -25,14 +25,15 @@ from msa_train.commands import (
     memory,
     plan,
     quickstart,
+    real,
     router,
     serve,
     train,
 )
 
 COMMANDS = (
-    doctor, quickstart, import_, router, data, train, export, memory, ask, plan, serve, evaluate,
-    conformance, bench,
+    doctor, quickstart, real, import_, router, data, train, export, memory, ask, plan, serve,
+    evaluate, conformance, bench,
 )  # fmt: skip
 
 

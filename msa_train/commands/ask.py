@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import add_hybrid, add_json, print_json
+from msa_train.commands.output import add_compute, add_hybrid, add_json, print_json
 
 SHOWN_DOCUMENTS = 5
 
@@ -40,6 +40,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         help='answer from these documents only: {"ids": [..], "numbers": [..], "metadata": '
         '{key: value or [values]}, "added_after": ms, "added_before": ms}, all that is given holds',
     )  # fmt: skip
+    add_compute(ask)
     add_json(ask)
     ask.set_defaults(run=_ask)
 
@@ -65,7 +66,7 @@ def _ask(options: argparse.Namespace) -> int:
     only = None if options.where is None else _filter(options.where)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     limits = InterleaveLimits(answer_tokens=options.max_tokens)
-    loaded = load_export(options.export)
+    loaded = load_export(options.export, options.compute)
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     words = None if indexes is None else indexes.of(bank)
     view = bank_view(bank, loaded.model.config.router, words=words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msa_train.commands.output import add_config, config_arguments
+from msa_train.commands.steps import MemoryWatch, begin_step, run_msa
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -32,32 +32,21 @@ def _quickstart(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"{config.path} holds a finished run: remove it, or give another --output"
         )
-    msa = partial(_msa, options.main)
+    msa = partial(run_msa, options.main)
     watch = MemoryWatch()
     began = time.monotonic()
-    _step("1/5", "data: train the tokenizer, build WebDataset shards")
+    begin_step("1/5", "data: train the tokenizer, build WebDataset shards")
     msa(["data", "build", *arguments])
-    _step("2/5", "training: DeepSpeed over Megatron groups, two ranks")
+    begin_step("2/5", "training: DeepSpeed over Megatron groups, two ranks")
     msa(["train", *arguments, "--ranks", "2", "--resume"])
-    _step("3/5", "export: safetensors under the published names")
+    begin_step("3/5", "export: safetensors under the published names")
     msa(["export", str(config.path), str(config.path / "export")])
-    _step("4/5", "memory: encode this Python's documentation, and a bank of needles; ask")
+    begin_step("4/5", "memory: encode this Python's documentation, and a bank of needles; ask")
     _ask_three(msa, config)
-    _step("5/5", "evaluation: the same questions while the memory grows, beside BM25")
+    begin_step("5/5", "evaluation: the same questions while the memory grows, beside BM25")
     msa(["eval", str(config.path / "export"), *arguments])
     _finish_report(config.path / "report.json", time.monotonic() - began, watch.stop())
     return 0
-
-
-def _step(number: str, what: str) -> None:
-    print(f"\n== {number}  {what}", flush=True)
-
-
-def _msa(main: Callable[[list[str]], int], arguments: list[str]) -> None:
-    """A command of `msa` in this process, shown as a user would type it."""
-    print(f"$ msa {' '.join(arguments)}", flush=True)
-    if code := main(arguments):
-        raise SystemExit(code)
 
 
 def _ask_three(msa: Callable[[list[str]], None], config: Any) -> None:
@@ -104,33 +93,3 @@ def _finish_report(path: Path, seconds: float, peak_rss_gb: float) -> None:
         f"\nquickstart: {seconds / 60:.1f} minutes, at most {peak_rss_gb:.1f} GB of memory. "
         f"Report and pictures are in {path.parent}"
     )
-
-
-class MemoryWatch:
-    """Peak resident memory of this process and all its children, sampled in a thread."""
-
-    def __init__(self, every_s: float = 0.5):
-        import psutil
-
-        self._root, self._every, self._peak = psutil.Process(), every_s, 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> float:
-        """Peak in GB."""
-        self._stopped.set()
-        self._thread.join()
-        return self._peak / 1e9
-
-    def _watch(self) -> None:
-        import psutil
-
-        while not self._stopped.wait(self._every):
-            total = 0
-            for process in [self._root, *self._root.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self._peak = max(self._peak, total)

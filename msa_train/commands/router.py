@@ -1,4 +1,4 @@
-"""`msa router`: start, fit, probe and compare routers; the backbone stays as it is."""
+"""`msa router`: start, fit, probe and compare routers, and ask a model over what they find."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_compute, add_json, print_json
+from msa_train.evaluation.settings import ReadingTest
 from msa_train.router.settings import FitSettings, StartSettings
 
 _CORPUS = (
@@ -18,7 +19,9 @@ _CORPUS = (
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("router", help="start, fit, probe or compare routers of exports")
+    parser = commands.add_parser(
+        "router", help="start, fit, probe, compare and ask routers of exports"
+    )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     start = _action(actions, "start", "a router that works untrained: whitened chunk means", _start)
     start.add_argument("corpora", nargs="+", metavar="CORPUS", help=f"any text: {_CORPUS}")
@@ -43,11 +46,27 @@ def register(commands: argparse._SubParsersAction) -> None:
     compare.add_argument(
         "--dense", type=Path, metavar="DIR", help="a sentence encoder, as transformers saves one"
     )
+    compare.add_argument(
+        "--pooled", action="store_true", help="all corpora in one bank, equal texts once"
+    )
     _add_means(compare)
     _add_split(compare)
     add_compute(compare)
     add_json(compare)
     compare.set_defaults(run=_compare)
+    _register_answers(actions)
+
+
+def _register_answers(actions: Any) -> None:
+    answers = _action(
+        actions, "answers", "exact match and F1 over the texts that a search brings", _answers
+    )
+    answers.add_argument(
+        "--data", nargs="+", required=True, metavar="DATASET", help="folders with questions"
+    )
+    answers.add_argument("--split", required=True, help="of the datasets' questions")
+    _add_means(answers)
+    add_flags(answers, ReadingTest)
 
 
 def _action(actions: Any, name: str, meaning: str, run: Callable) -> argparse.ArgumentParser:
@@ -144,8 +163,9 @@ def _compare(options: argparse.Namespace) -> int:
     from msa_train.evaluation.retrieval import compare_retrieval
 
     report = compare_retrieval(
-        options.exports, options.data, options.split, options.means, options.compute, options.dense
-    )
+        options.exports, options.data, options.split, options.means, options.compute,
+        options.dense, pooled=options.pooled,
+    )  # fmt: skip
     if options.json:
         print_json(report)
         return 0
@@ -156,6 +176,34 @@ def _compare(options: argparse.Namespace) -> int:
             recall = _recall([row[f"recall@{k}"] for k in (1, 5, 16)])
             low, high = row["interval@1"]
             print(f"  {method:<24}{recall}   @1 {low:.3f} to {high:.3f}")
+    return 0
+
+
+def _answers(options: argparse.Namespace) -> int:
+    from msa_train.evaluation.reading import evaluate_reading
+
+    test = from_flags(ReadingTest, options)
+    report = evaluate_reading(
+        options.export, options.data, options.split, test, options.means, options.compute
+    )
+    if options.json:
+        print_json(report)
+        return 0
+    for name, rows in report["reading"].items():
+        counts = report["corpora"][name]
+        print(f"{name}: {counts['questions']:,} questions, {counts['documents']:,} documents")
+        print(f"  {'over':<12}{'exact':>7}{'F1':>7}{'':>18}{'right':>8}{'does not say, of':>20}")
+        print(f"  {'':<12}{'':>7}{'':>7}{'':>18}{'shown':>8}{'shown':>10}{'not shown':>10}")
+        for row, found in rows.items():
+            low, high = found["intervals"]["f1"]
+            absent = found["said_absent"]
+            shares = [found["right_shown"], absent["shown"], absent["not_shown"]]
+            said = "".join(f"{'-' if x is None else format(x, '.3f'):>10}" for x in shares[1:])
+            print(
+                f"  {row:<12}{found['em']:>7.3f}{found['f1']:>7.3f}"
+                f"{f'{low:.3f} to {high:.3f}':>18}{shares[0]:>8.3f}{said}"
+            )
+    print(f"{report['prompts']:,} prompts in {report['seconds']:.0f} s")
     return 0
 
 

@@ -21,7 +21,9 @@ class DenseRetriever:
 
     def __init__(self, folder: Path):
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # of loading 90 MB
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()

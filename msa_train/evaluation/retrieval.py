@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from data_pipeline.bm25 import BM25
+from data_pipeline.schema import Document
 from msa_train.errors import ConfigError
 from msa_train.evaluation.dense import DenseRetriever
 from msa_train.evaluation.metrics import RECALL_AT, Bootstrap
-from msa_train.interop.export import load_export
+from msa_train.evaluation.pooling import Pool
+from msa_train.interop.export import LoadedModel, load_export
 from msa_train.memory.search.hybrid import fused_scores, sample
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
@@ -38,8 +41,11 @@ def compare_retrieval(
     compute: str = "float32",
     dense: Path | None = None,
     seed: int = 0,
+    pooled: bool = False,
 ) -> dict[str, Any]:
     """A report: {"corpora": {name: {"documents", "questions", "recall": {method: row}}}}.
+
+    pooled: every corpus's questions are asked of all corpora in one bank.
 
     A row has "recall@1", "recall@5", "recall@16" (any right document among the first so many) and
     "interval@..." (95 %, bootstrap over the questions). Methods: each export by its folder's name,
@@ -50,29 +56,59 @@ def compare_retrieval(
     _refuse_repeated(corpora, "the corpus")
     encoder = None if dense is None else DenseRetriever(dense)
     tokenizer = load_export(exports[0], compute).tokenizer
+    given = [read_examples(source, tokenizer, split, seed=seed) for source in corpora]
     found = {}
-    for source in corpora:
-        examples = read_examples(source, tokenizer, split, seed=seed)
-        methods = dict(_methods(exports, examples, keep, compute, encoder, seed))
-        found[source] = {
+    for examples, texts, cached in _banks(given, pooled, encoder, keep):
+        asked = methods(exports, examples, texts, cached, compute, seed)
+        found[examples.name] = {
             "documents": len(examples.documents),
             "questions": len(examples.pairs),
-            "recall": {name: _row(scores, examples, seed) for name, scores in methods.items()},
+            "recall": {name: _row(scores, examples, seed) for name, scores in asked},
         }
-    return {"split": split, "compute": compute, "seed": seed, "corpora": found}
+    return {"split": split, "compute": compute, "seed": seed, "pooled": pooled, "corpora": found}
 
 
-def _methods(
+class Texts:
+    """Documents as word search finds them, and, where there is an `encoder`, as it does."""
+
+    def __init__(self, documents: Sequence[Document], encoder: DenseRetriever | None = None):
+        texts = [document.text for document in documents]
+        self.words, self.encoder = BM25.of(texts), encoder
+        self.embedded = None if encoder is None else encoder.embed(texts)
+
+
+def _banks(
+    given: Sequence[RouterExamples],
+    pooled: bool,
+    encoder: DenseRetriever | None,
+    keep: Path | None,
+) -> Iterator[tuple[RouterExamples, Texts, Callable[[LoadedModel], CachedExamples]]]:
+    """Each corpus's questions about its bank, and how their means are found."""
+    if not pooled:
+        for each in given:
+            means = partial(cached_examples, examples=each, keep=keep)
+            yield each, Texts(each.documents, encoder), means
+        return
+    pool = Pool(given)
+    texts = Texts(pool.documents, encoder)
+    for corpus in range(len(given)):
+        yield pool.examples(corpus), texts, partial(pool.cached, corpus, keep=keep)
+
+
+def methods(
     exports: Sequence[Path],
     examples: RouterExamples,
-    keep: Path | None,
+    texts: Texts,
+    cached_of: Callable[[LoadedModel], CachedExamples],
     compute: str,
-    encoder: DenseRetriever | None,
-    seed: int,
+    seed: int = 0,
 ) -> Iterator[tuple[str, Scores]]:
-    texts = [document.text for document in examples.documents]
+    """(name, scores of the examples' questions) of each, as compare_retrieval names them.
+
+    texts: of the examples' documents. cached_of: their means, and those of their questions.
+    """
     questions = [pair.question for pair in examples.pairs]
-    words, everything = BM25.of(texts), np.arange(len(texts))
+    words, everything = texts.words, np.arange(len(examples.documents))
 
     def lexical(rows: slice) -> Tensor:
         return torch.from_numpy(np.stack(list(words.scores(everything, questions[rows]))))
@@ -83,15 +119,15 @@ def _methods(
         config = loaded.model.config
         check_pooled(config)
         weights = router_projections(export)
-        cached = cached_examples(loaded, examples, keep)
+        cached = cached_of(loaded)
         yield export.name, _voter(config, weights, cached)
         each = [_voter(config, {layer: pair}, cached) for layer, pair in weights.items()]
         yield f"{export.name} + BM25", _together(each, lexical, config.router.top_k)
     yield "random router", _voter(config, weights, _misrouted(cached, seed))
     yield "BM25", lexical
-    if encoder is not None:
-        queries, documents = encoder.embed(questions), encoder.embed(texts)
-        yield "dense", lambda rows: queries[rows] @ documents.T
+    if texts.encoder is not None:
+        queries = texts.encoder.embed(questions)
+        yield "dense", lambda rows: queries[rows] @ texts.embedded.T
 
 
 def _refuse_repeated(names: Sequence[str], what: str) -> None:
@@ -141,17 +177,23 @@ def _misrouted(cached: CachedExamples, seed: int) -> CachedExamples:
 
 
 @torch.no_grad()
-def _row(method: Scores, examples: RouterExamples, seed: int) -> dict[str, Any]:
-    """Recall of a method; equal scores: the lower document first, -inf: not found."""
-    found = np.zeros((len(RECALL_AT), len(examples.pairs)))
-    most = min(max(RECALL_AT), len(examples.documents))
-    for first in range(0, len(examples.pairs), _SCORED):
+def ranked(method: Scores, questions: int, most: int) -> Iterator[list[int]]:
+    """Places of the best documents for each question; equal scores: the lower one first. One with
+    a score of -inf was not found."""
+    for first in range(0, questions, _SCORED):
         scores = method(slice(first, first + _SCORED))
         best, places = (x[:, :most] for x in scores.sort(dim=1, descending=True, stable=True))
-        found_places = places.masked_fill(best == -torch.inf, -1).tolist()
-        for place, row in enumerate(found_places, first):
-            right = [document in examples.pairs[place].documents for document in row]
-            found[:, place] = [any(right[:k]) for k in RECALL_AT]
+        for row, there in zip(places, best > -torch.inf, strict=True):
+            yield row[there].tolist()
+
+
+def _row(method: Scores, examples: RouterExamples, seed: int) -> dict[str, Any]:
+    """Recall of a method."""
+    found = np.zeros((len(RECALL_AT), len(examples.pairs)))
+    most = min(max(RECALL_AT), len(examples.documents))
+    for place, row in enumerate(ranked(method, len(examples.pairs), most)):
+        right = [document in examples.pairs[place].documents for document in row]
+        found[:, place] = [any(right[:k]) for k in RECALL_AT]
     bootstrap, row = Bootstrap(len(examples.pairs), seed=seed), {}
     for k, values in zip(RECALL_AT, found, strict=True):
         row[f"recall@{k}"] = round(float(values.mean()), 4)

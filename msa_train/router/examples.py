@@ -6,16 +6,19 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from data_pipeline.clozes import clozes
 from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from data_pipeline.sources.dataset_tables import shown_text
+from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource, Split, split_of
 from data_pipeline.splitting import document_length, sentences, split_text
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.bank.corpus import CorpusFile, pydocs
 
+PYDOCS = "pydocs"  # in place of a corpus
 # In place of a split, made from the documents themselves: questions for a router, and questions
 # with answers.
 SELF_MADE, CLOZES = "self-made", "clozes"
@@ -52,8 +55,8 @@ def read_examples(
     """Of a dataset folder, a .jsonl[.gz] file, or the word pydocs.
 
     split: of a dataset's questions, "self-made" or "clozes" for pairs made without labels, None for
-    documents alone. limit: so many documents at most, drawn by seed; questions about others are
-    left out.
+    documents alone. Of pydocs: "train" or "held_out", and no pairs are made of documents that are
+    held out. limit: so many documents at most, drawn by seed; questions about others are left out.
     Raises DataError for what is not there, and where a split has no questions.
     """
     given = [(d.id or str(d.number), d.title, d.text) for d in _read(source, tokenizer)]
@@ -70,9 +73,11 @@ def read_examples(
     if split is None:
         return RouterExamples(source, documents)
     if split == SELF_MADE:
-        pairs = tuple(self_made_pairs(documents, seed))
+        pairs = tuple(self_made_pairs(_learned_from(source, documents), seed))
     elif split == CLOZES:
-        pairs = tuple(cloze_pairs(documents, seed))
+        pairs = tuple(cloze_pairs(_learned_from(source, documents), seed))
+    elif source == PYDOCS:
+        pairs = tuple(_pydocs_pairs(split, documents, tokenizer))
     else:
         pairs = tuple(_labelled(source, split, documents, known))
     if not pairs:
@@ -92,13 +97,13 @@ def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pa
     """
     draw = random.Random(seed)
     titled: dict[str, list[int]] = {}
-    for place, document in enumerate(documents):
+    for document in documents:
         if document.title.strip():
-            titled.setdefault(document.title.strip(), []).append(place)
+            titled.setdefault(document.title.strip(), []).append(document.number)
         body = document.text.removeprefix(document.title)
         long_enough = [part for part in sentences(body) if len(part.split()) >= _WORDS]
         if long_enough:
-            yield Pair(_disturbed(draw.choice(long_enough), draw), (place,))
+            yield Pair(_disturbed(draw.choice(long_enough), draw), (document.number,))
     for title, places in titled.items():
         yield Pair(title, tuple(places))
 
@@ -110,8 +115,11 @@ def cloze_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:
     """
     draw = random.Random(seed)
     left = [
-        (place, clozes(document.text.removeprefix(f"{document.title}\n"), draw, document.title))
-        for place, document in enumerate(documents)
+        (
+            document.number,
+            clozes(document.text.removeprefix(f"{document.title}\n"), draw, document.title),
+        )
+        for document in documents
     ]
     while left:
         made = [(place, more, next(more, None)) for place, more in left]
@@ -128,9 +136,29 @@ def _disturbed(sentence: str, draw: random.Random) -> str:
     return " ".join(word for word in exchanged if draw.randrange(_DROPPED))
 
 
+def _learned_from(source: str, documents: Sequence[Document]) -> Sequence[Document]:
+    """Those about which a model may be asked while it learns."""
+    if source != PYDOCS:
+        return documents
+    return [each for each in documents if split_of(each.id, PydocsConfig()) == "train"]
+
+
+def _pydocs_pairs(
+    split: str, documents: Sequence[Document], tokenizer: Tokenizer
+) -> Iterator[Pair]:
+    if split not in get_args(Split):
+        raise DataError(
+            f"{PYDOCS} has no split {split}: give {', '.join(get_args(Split))} or {SELF_MADE}"
+        )
+    place = {document.id: document.number for document in documents}
+    for entry in PydocsSource(PydocsConfig(), tokenizer).entries:
+        if entry.name in place and split_of(entry.name, PydocsConfig()) == split:
+            yield from (Pair(asked, (place[entry.name],)) for asked in entry.questions)
+
+
 def _read(source: str, tokenizer: Tokenizer) -> Iterator[Document]:
     path = Path(source)
-    if source == "pydocs":
+    if source == PYDOCS:
         return pydocs(tokenizer)[0]
     if path.is_dir():
         passages = read_passages(find_file(path, "corpus"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +86,8 @@ def fit_router(
     check_pooled(config)
     _refuse_existing(target)
     given = [
-        read_examples(source, loaded.tokenizer, split, seed=settings.seed) for source in corpora
+        _drawn(read_examples(source, loaded.tokenizer, split, seed=settings.seed), settings)
+        for source in corpora
     ]
     cached = [cached_examples(loaded, each, keep) for each in given]
     fitted = fit(config, router_projections(export), cached, settings)
@@ -203,6 +205,14 @@ def cached_examples(
         question_means(model, tokenizer, [pair.question for pair in examples.pairs], layers),
         tuple(pair.documents for pair in examples.pairs),
     )
+
+
+def _drawn(examples: RouterExamples, settings: FitSettings) -> RouterExamples:
+    """With so many of its questions."""
+    if settings.pairs is None or settings.pairs >= len(examples.pairs):
+        return examples
+    chosen = random.Random(settings.seed).sample(examples.pairs, settings.pairs)
+    return replace(examples, pairs=tuple(chosen))
 
 
 def _renumbered(corpora: Sequence[RouterExamples]) -> list[Document]:

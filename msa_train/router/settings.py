@@ -68,6 +68,7 @@ class StartSettings:
 class FitSettings:
     """How a router is fitted.
 
+    pairs: questions of each corpus, at most, drawn by the seed (None: all).
     steps, lr: of AdamW, with a warm-up of a tenth and a cosine down to a twentieth. temperature: of
     the router loss. questions, documents: of a step; beside those documents that answer them.
     dropout: of the cached means. held_out: questions of each corpus, at most, that are only looked
@@ -75,6 +76,7 @@ class FitSettings:
     after `patience` looks that were no better.
     """
 
+    pairs: int | None = flag(None, "questions of each corpus, at most (default: all)")
     steps: int = flag(150, "steps, at most")
     lr: float = flag(1e-3, "largest learning rate", metavar="X")
     temperature: float = flag(0.03, "of the router loss", metavar="X")
@@ -88,7 +90,8 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         names = ("steps", "questions", "documents", "held_out", "look_every", "patience")
-        check_least(1, self, "", *names, error=ConfigError)
+        given = () if self.pairs is None else ("pairs",)
+        check_least(1, self, "", *given, *names, error=ConfigError)
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}: give a number between 0 and 1")
         if not 0.001 <= self.temperature <= 0.5:

@@ -1,11 +1,14 @@
 """What a router is fitted on: documents in their order, known and self-made questions."""
 
 import json
+from itertools import combinations
 
 import pytest
 
 from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.errors import DataError
+from data_pipeline.sources import pydocs
+from data_pipeline.sources.stdlib import Docstring
 from msa_train.router.examples import DOCUMENT_TOKENS, SELF_MADE, read_examples
 from tests.memory.tiny import tiny_tokenizer
 
@@ -50,6 +53,24 @@ def test_self_made_questions_are_titles_and_disturbed_sentences(dataset):
         assert pair.question not in text and set(pair.question.split()) <= set(text.split())
     assert read_examples(dataset, tiny_tokenizer(), SELF_MADE) == found
     assert read_examples(dataset, tiny_tokenizer(), SELF_MADE, seed=1) != found
+
+
+def test_nothing_is_learned_of_documentation_that_is_held_out(monkeypatch):
+    kinds = ("harbour", "lighthouse", "crane", "boat", "keeper", "sail", "rope")
+    items = tuple(
+        Docstring(f"m.f{n}", "m", "function", "(x)", ("x",),
+                  f"Return the {a} of the {b}.\n\nIt asks the {a}{b} and its {b}{a} for water now.")
+        for n, (a, b) in enumerate(combinations(kinds, 2))
+    )  # fmt: skip
+    monkeypatch.setattr(pydocs, "docstrings", lambda: items)
+    made = {s: read_examples("pydocs", tiny_tokenizer(), s) for s in (SELF_MADE, "held_out")}
+    about = {s: {p for pair in e.pairs for p in pair.documents} for s, e in made.items()}
+    assert about[SELF_MADE] and about["held_out"] and not about[SELF_MADE] & about["held_out"]
+    assert len(made["held_out"].documents) == len(items)
+    asked = made["held_out"].pairs[0]
+    assert made["held_out"].documents[asked.documents[0]].title not in asked.question
+    with pytest.raises(DataError, match="pydocs has no split dev: give train, held_out"):
+        read_examples("pydocs", tiny_tokenizer(), "dev")
 
 
 def test_a_corpus_file_is_read_as_it_stands_and_long_documents_are_cut(tmp_path):

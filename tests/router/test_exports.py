@@ -64,9 +64,9 @@ def test_a_start_is_an_export_with_the_backbone_as_it_was(export, started):
 
 def test_a_fit_is_written_with_what_it_reached(started, dataset, tmp_path):
     target, report = tmp_path / "fitted", None
-    settings = FitSettings(steps=20, look_every=10, questions=20, documents=30)
+    settings = FitSettings(pairs=50, steps=20, look_every=10, questions=20, documents=30)
     report = fit_router(started[0], [dataset], target, "train", settings, tmp_path / "means")
-    assert report["pairs"] == {dataset: 60}
+    assert report["pairs"] == {dataset: 50}
     assert [look["step"] for look in report["looks"]] == [0, 10, 20]
     fitted = load_export(target).model.state_dict()
     begun = load_export(started[0]).model.state_dict()

@@ -66,7 +66,8 @@ class Request:
     answer (the paper). router: one round with the documents that the router layers vote for (with
     BM25, where the view has words) in place of written ids. memory: the answer comes from pooled
     memory alone. instructions stand before the question, earlier turns (role, text) before the
-    prompt (data_pipeline/protocol.py). stop: strings before which the answer ends. Raises
+    prompt (data_pipeline/protocol.py). stop: strings before which the answer ends. ranking: in mode
+    router, document numbers, best first, that take the place of the vote (an evaluation's). Raises
     ConfigError.
     """
 
@@ -78,11 +79,16 @@ class Request:
     instructions: str = ""
     earlier: tuple[Turn, ...] = ()
     stop: tuple[str, ...] = ()
+    ranking: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ConfigError(
                 f"retrieval is {self.mode!r}: give one of {', '.join(get_args(Mode))}"
+            )
+        if self.ranking is not None and self.mode != "router":
+            raise ConfigError(
+                f"a ranking is given and retrieval is {self.mode!r}: only router reads a ranking"
             )
         if not all(self.stop):
             raise ConfigError("stop: an empty string ends every answer, give at least a character")

@@ -56,6 +56,9 @@ class Sequence:
         answer_request = tokenizer.encode_pieces(answer_request_pieces(request.question))
         self._answer_request_tokens = len(answer_request.tokens)
         self._prompt_tokens = self._tokens = 0
+        if request.ranking is not None:
+            prompt = tokenizer.encode_pieces(self._interleave.context)
+            self._choose(len(prompt.tokens), list(request.ranking))
 
     @property
     def awaits_vote(self) -> bool:
@@ -77,9 +80,9 @@ class Sequence:
         length, self._context = len(self.context().tokens), None
         self._prompt_tokens = self._prompt_tokens or length
         if self.awaits_vote:
-            ids = _ID_TOKENS * self.request.limits.documents
-            self._interleave.room = self._evidence_room(length + ids)
-            self._interleave.choose(chosen.ranking)
+            self._choose(length, chosen.ranking)
+            events.append(self._evidence())
+        elif self.request.ranking is not None:
             events.append(self._evidence())
         return events
 
@@ -114,6 +117,12 @@ class Sequence:
         if len(self.pending) > room:
             raise too_long(self._limit - room + len(self.pending), self._limit)
         return events
+
+    def _choose(self, prompt_tokens: int, ranking: list[int]) -> None:
+        """The first documents of a ranking are read, as far as there is room for them."""
+        ids = _ID_TOKENS * self.request.limits.documents
+        self._interleave.room = self._evidence_room(prompt_tokens + ids)
+        self._interleave.choose(ranking)
 
     def _evidence_room(self, length: int) -> int:
         """Tokens left for evidence and an answer in a context of this length."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from data_pipeline.protocol import END_OF_RETRIEVE, IM_END, REF_END, document_pieces, prompt_pieces
+from msa_train.errors import ConfigError
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import MemoryEngine
@@ -238,6 +239,26 @@ def test_the_router_reads_the_voted_documents():
     assert list(answer.evidence) == best
     assert answer.rounds[0].written == "".join(f"[{number}]" for number in best)
     assert len(answer.rounds) == 2
+
+
+def test_a_ranking_takes_the_place_of_the_vote():
+    limits = InterleaveLimits(documents=2, answer_tokens=3)
+    voted = engine_of().ask(QUESTIONS, "router", limits)
+    rankings = [[number for number, _ in each.voted] for each in engine_of().route(QUESTIONS)]
+
+    def asked(mode, *rankings):
+        given = zip(QUESTIONS, rankings, strict=False)
+        return [Request(q, view_of(), mode, limits, ranking=tuple(row)) for q, row in given]
+
+    found = engine_of().answer(asked("router", *rankings))
+    for answer, expected in zip(found, voted, strict=True):
+        assert (answer.text, answer.evidence) == (expected.text, expected.evidence)
+        assert len(answer.rounds) == 1  # nothing was routed to find them
+        assert answer.rounds[0].chosen == expected.rounds[1].chosen
+    (alone,) = engine_of().answer(asked("router", []))
+    assert alone.evidence == ()
+    with pytest.raises(ConfigError, match="only router reads a ranking"):
+        asked("memory", [2])
 
 
 def test_an_untrained_model_ends_by_force():

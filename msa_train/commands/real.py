@@ -1,0 +1,179 @@
+"""`msa real`: a pretrained model gets a memory of Python's documentation, and answers from it.
+
+No labels are used: the router is fitted on titles and sentences of the documentation itself, and
+judged by questions about documents that it was not fitted on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msa_train.commands.output import add_compute
+from msa_train.commands.steps import Main, MemoryWatch, begin_step, msa_json, run_msa
+
+QUESTIONS = (
+    "How do I split a path into its directory and its file name?",
+    "Which function makes a temporary directory?",
+    "How can I find out how similar two sequences are?",
+)
+_CORPUS, _TEST = "pydocs", "held_out"
+_PAIRS = "4000"  # of 9,000: running all of them through the backbone takes minutes more
+_FITTED = "fitted"  # folder of the export, and its name in the comparison
+_RETRIEVAL, _ANSWERS = "retrieval.json", "answers.json"
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "real", help="a pretrained model with a memory of Python's documentation, in one go"
+    )
+    parser.add_argument(
+        "--backbone", type=Path, required=True, help="its folder, from `make backbone`"
+    )
+    parser.add_argument(
+        "--dense", type=Path, required=True, metavar="DIR",
+        help="a sentence encoder to compare with, from `make dense`",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="default runs/real")
+    parser.add_argument(
+        "--means", type=Path, required=True, metavar="DIR",
+        help="where `msa router start` kept chunk means, and the others find them",
+    )  # fmt: skip
+    add_compute(parser)
+    parser.set_defaults(run=_real)
+
+
+def _real(options: argparse.Namespace) -> int:
+    out, main = options.out, options.main
+    fitted, bank = out / _FITTED, out / "bank"
+    found, answers = out / _RETRIEVAL, out / _ANSWERS
+    compute = ["--compute", options.compute]
+    means = ["--means", str(options.means), *compute]
+    fit = [
+        "router", "fit", str(options.backbone), _CORPUS, "--out", str(fitted), "--pairs", _PAIRS,
+        *means,
+    ]  # fmt: skip
+    build = ["memory", "build", str(bank), str(fitted), _CORPUS, *compute]
+    compare = [
+        "router", "compare", str(options.backbone), str(fitted), "--data", _CORPUS,
+        "--split", _TEST, "--dense", str(options.dense), *means,
+    ]  # fmt: skip
+    ask = ["ask", str(fitted), str(bank), *QUESTIONS, "--retrieval", "router", *compute]
+    run, keep = partial(partial, run_msa, main), partial(partial, _keep_report, main)
+    todo = (
+        ("fit", "router: learned from titles and sentences, without labels", fitted, run(fit)),
+        ("memory", "memory: all of Python's documentation, encoded once", bank, run(build)),
+        ("retrieval", "who finds the right documents", found, keep(compare, found)),
+        ("answers", "questions, answered from what the router brings", answers, keep(ask, answers)),
+    )
+    steps = _Steps(out)
+    for number, (name, what, target, work) in enumerate(todo, 1):
+        begin_step(f"{number}/{len(todo)}", what)
+        steps.do(name, target, work)
+    report = _report(out, options.backbone.name, steps)
+    _write(report, out / "report.json")
+    _show(report, out)
+    return 0
+
+
+class _Steps:
+    """Steps that a later run finds done, and what all of them took."""
+
+    def __init__(self, folder: Path):
+        self._file = folder / "steps.json"
+        self.seconds: dict[str, float] = {}
+        self.peak_rss_gb = 0.0
+        if self._file.is_file():
+            kept = json.loads(self._file.read_text())
+            self.seconds, self.peak_rss_gb = kept["seconds"], kept["peak_rss_gb"]
+
+    def do(self, name: str, target: Path, run: Callable[[], None]) -> None:
+        """run() makes target, whole or not at all."""
+        if target.exists():
+            print(f"{target} is there already")
+            return
+        watch, began = MemoryWatch(), time.monotonic()
+        try:
+            run()
+        finally:
+            self.peak_rss_gb = round(max(self.peak_rss_gb, watch.stop()), 2)
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        _write({"seconds": self.seconds, "peak_rss_gb": self.peak_rss_gb}, self._file)
+
+
+def _keep_report(main: Main, command: list[str], target: Path) -> None:
+    _write(msa_json(main, command), target)
+
+
+def _write(report: Any, path: Path) -> None:
+    from msa_train.evaluation.report import write_report
+
+    write_report(report, path)
+
+
+def _report(out: Path, backbone: str, steps: _Steps) -> dict[str, Any]:
+    from msa_train.evaluation.metrics import RECALL_AT
+    from msa_train.evaluation.report import machine
+
+    found = json.loads((out / _RETRIEVAL).read_text())["corpora"][_CORPUS]
+    named = {
+        "zero_shot": backbone, "fitted": _FITTED, "bm25": "BM25", "dense": "dense",
+        "hybrid": f"{_FITTED} + BM25", "random": "random router",
+    }  # fmt: skip
+    rows = {name: found["recall"][method] for name, method in named.items()}
+    return {
+        "seconds": round(sum(steps.seconds.values()), 1),
+        "peak_rss_gb": steps.peak_rss_gb,
+        "steps": steps.seconds,
+        "documents": found["documents"],
+        "questions": found["questions"],
+        _CORPUS: {name: [row[f"recall@{k}"] for k in RECALL_AT] for name, row in rows.items()},
+        "intervals": {
+            name: [row[f"interval@{k}"] for k in RECALL_AT] for name, row in rows.items()
+        },
+        "answers": _answers(out),
+        "machine": machine(),
+    }
+
+
+def _answers(out: Path) -> list[dict[str, Any]]:
+    """Question, answer and the names of the documents that were read for it."""
+    from msa_train.memory.bank.snapshot import BankSnapshot
+
+    bank = BankSnapshot.open(out / "bank")
+    return [
+        {
+            "question": each["question"],
+            "answer": each["answer"],
+            "sources": [bank[number].id for number in each["evidence"]],
+        }
+        for each in json.loads((out / _ANSWERS).read_text())
+    ]
+
+
+def _show(report: dict[str, Any], out: Path) -> None:
+    meaning = {
+        "zero_shot": "router, nothing trained", "fitted": "router, fitted without labels",
+        "bm25": "BM25", "dense": "MiniLM, a dense retriever", "hybrid": "fitted router and BM25",
+        "random": "random router (control)",
+    }  # fmt: skip
+    print(
+        f"\nPython's documentation: {report['documents']:,} documents, {report['questions']:,} "
+        "questions about documents that the router was not fitted on\n"
+        f"  {'recall@1 / 5 / 16':>49}"
+    )
+    for name, recalls in report[_CORPUS].items():
+        low, high = report["intervals"][name][0]
+        shown = " / ".join(f"{x:.3f}" for x in recalls)
+        print(f"  {meaning[name]:<32}{shown}   @1 {low:.3f} to {high:.3f}")
+    for each in report["answers"]:
+        print(f"\n? {each['question']}\n= {each['answer']}\n  read: {', '.join(each['sources'])}")
+    print(
+        f"\nreal: {report['seconds'] / 60:.1f} minutes, at most {report['peak_rss_gb']:.1f} GB of "
+        f"memory. The report is {out / 'report.json'}"
+    )

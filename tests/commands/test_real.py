@@ -1,0 +1,80 @@
+"""`msa real`: its commands in order, steps that are done already, and the report."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from msa_train.cli import build_parser
+from msa_train.commands import real
+
+ROWS = ("backbone", "fitted", "fitted + BM25", "BM25", "dense", "random router")
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Options of a run in tmp_path/out, and the commands that it is given (made by others)."""
+    out, commands = tmp_path / "out", []
+    line = ["real", "--backbone", "b/backbone", "--dense", "d", "--means", "m", "--out", str(out)]
+    options = build_parser().parse_args(line)
+
+    def main(arguments):
+        commands.append(arguments)
+        if arguments[:2] == ["router", "fit"]:
+            (out / "fitted").mkdir(parents=True)
+        elif arguments[0] == "memory":
+            (out / "bank").mkdir()
+        elif arguments[0] == "ask":
+            asked = [{"question": q, "answer": "so", "evidence": [2, 7]} for q in arguments[3:6]]
+            print(json.dumps(asked))
+        else:
+            row = {f"recall@{k}": k / 20 for k in (1, 5, 16)}
+            row |= {f"interval@{k}": [0.0, 1.0] for k in (1, 5, 16)}
+            found = {"documents": 9, "questions": 4, "recall": dict.fromkeys(ROWS, row)}
+            print(json.dumps({"corpora": {"pydocs": found}}))
+
+    options.main = main
+    bank = {2: SimpleNamespace(id="os.path.split"), 7: SimpleNamespace(id="len")}
+    monkeypatch.setattr(
+        "msa_train.memory.bank.snapshot.BankSnapshot.open", staticmethod(lambda path: bank)
+    )
+    return options, commands, out
+
+
+def test_everything_is_run_in_order_and_reported(given, capsys):
+    options, commands, out = given
+    assert options.run(options) == 0
+    assert [command[:2] for command in commands] == [
+        ["router", "fit"], ["memory", "build"], ["router", "compare"], ["ask", str(out / "fitted")],
+    ]  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    assert report.keys() >= {"seconds", "peak_rss_gb", "pydocs", "answers"}
+    assert report["pydocs"].keys() >= {"zero_shot", "fitted", "bm25", "dense", "hybrid"}
+    assert report["pydocs"]["fitted"] == [0.05, 0.25, 0.8]
+    assert [each["question"] for each in report["answers"]] == list(real.QUESTIONS)
+    assert report["answers"][0]["sources"] == ["os.path.split", "len"]
+    assert set(report["steps"]) == {"fit", "memory", "retrieval", "answers"}
+    shown = capsys.readouterr().out
+    assert "== 4/4" in shown and "router, nothing trained" in shown and "read: os.path.sp" in shown
+
+
+def test_what_is_done_is_not_done_again(given, capsys):
+    options, commands, out = given
+    options.run(options)
+    first = json.loads((out / "report.json").read_text())
+    (out / "answers.json").unlink()
+    commands.clear()
+    assert options.run(options) == 0
+    assert [command[0] for command in commands] == ["ask"]
+    again = json.loads((out / "report.json").read_text())
+    assert again["steps"].keys() == first["steps"].keys()
+    assert again["peak_rss_gb"] >= first["peak_rss_gb"] > 0
+    assert capsys.readouterr().out.count("is there already") == 3
+
+
+def test_a_failed_step_ends_it_and_is_not_done(given):
+    options, _, out = given
+    options.main = lambda arguments: 4
+    with pytest.raises(SystemExit) as ended:
+        options.run(options)
+    assert ended.value.code == 4 and not (out / "steps.json").exists()
