@@ -1,7 +1,8 @@
 """`msa real`: a pretrained model gets a memory of Python's documentation, and answers from it.
 
 No labels are used: the router is fitted on titles and sentences of the documentation itself, and
-judged by questions about documents that it was not fitted on.
+judged by questions about documents that it was not fitted on. Reading is learned from questions
+made of its sentences and signatures.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ QUESTIONS = (
 _CORPUS, _TEST = "pydocs", "held_out"
 _PAIRS = "4000"  # of 9,000: running all of them through the backbone takes minutes more
 _FITTED = "fitted"  # folder of the export, and its name in the comparison
+_ASKED = 1000  # questions that are made to learn reading from
 _RETRIEVAL, _ANSWERS = "retrieval.json", "answers.json"
 
 
@@ -39,6 +41,10 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--dense", type=Path, required=True, metavar="DIR",
         help="a sentence encoder to compare with, from `make dense`",
     )  # fmt: skip
+    parser.add_argument(
+        "--reading", type=Path, default=Path("configs/real.yaml"), metavar="FILE",
+        help="config of the stage that learns reading (default configs/real.yaml)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="default runs/real")
     parser.add_argument(
         "--means", type=Path, required=True, metavar="DIR",
@@ -50,7 +56,9 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def _real(options: argparse.Namespace) -> int:
     out, main = options.out, options.main
-    fitted, bank = out / _FITTED, out / "bank"
+    fitted, bank, questions, reader = (
+        out / name for name in (_FITTED, "bank", "questions", "reader")
+    )
     found, answers = out / _RETRIEVAL, out / _ANSWERS
     compute = ["--compute", options.compute]
     means = ["--means", str(options.means), *compute]
@@ -58,19 +66,27 @@ def _real(options: argparse.Namespace) -> int:
         "router", "fit", str(options.backbone), _CORPUS, "--out", str(fitted), "--pairs", _PAIRS,
         *means,
     ]  # fmt: skip
-    build = ["memory", "build", str(bank), str(fitted), _CORPUS, *compute]
+    write = [
+        "data", "reading", str(fitted), _CORPUS, "--out", str(questions), "--questions",
+        str(_ASKED), *means,
+    ]  # fmt: skip
+    build = ["memory", "build", str(bank), str(reader), _CORPUS, *compute]
     compare = [
         "router", "compare", str(options.backbone), str(fitted), "--data", _CORPUS,
         "--split", _TEST, "--dense", str(options.dense), *means,
     ]  # fmt: skip
-    ask = ["ask", str(fitted), str(bank), *QUESTIONS, "--retrieval", "router", *compute]
+    ask = ["ask", str(reader), str(bank), *QUESTIONS, "--retrieval", "router", *compute]
     run, keep = partial(partial, run_msa, main), partial(partial, _keep_report, main)
     todo = (
         ("fit", "router: learned from titles and sentences, without labels", fitted, run(fit)),
+        ("questions", "reading: questions out of the texts, and what the router brings for them",
+         questions, run(write)),
+        ("reading", "reading: learned by DeepSpeed on two ranks; the router stays", reader,
+         partial(_learn_reading, main, options.reading, fitted, questions, out)),
         ("memory", "memory: all of Python's documentation, encoded once", bank, run(build)),
         ("retrieval", "who finds the right documents", found, keep(compare, found)),
         ("answers", "questions, answered from what the router brings", answers, keep(ask, answers)),
-    )
+    )  # fmt: skip
     steps = _Steps(out)
     for number, (name, what, target, work) in enumerate(todo, 1):
         begin_step(f"{number}/{len(todo)}", what)
@@ -79,6 +95,23 @@ def _real(options: argparse.Namespace) -> int:
     _write(report, out / "report.json")
     _show(report, out)
     return 0
+
+
+def _learn_reading(main: Main, config: Path, start: Path, questions: Path, out: Path) -> None:
+    """Shards, training and export, under the config with this run's folders."""
+    from msa_train.config import load_config_file, to_plain
+
+    datasets = to_plain(load_config_file(config).data)["datasets"]
+    (name,) = datasets
+    datasets[name]["path"] = str(questions)
+    run = [
+        "--config", str(config), "--output", str(out / "reading"),
+        "--training.start_from", str(start), "--data.tokenizer.path", str(start),
+        "--data.datasets", json.dumps(datasets),
+    ]  # fmt: skip
+    run_msa(main, ["data", "build", *run])
+    run_msa(main, ["train", *run, "--ranks", "2", "--resume"])
+    run_msa(main, ["export", str(out / "reading"), str(out / "reader")])
 
 
 class _Steps:

@@ -7,6 +7,7 @@ import pytest
 
 from msa_train.cli import build_parser
 from msa_train.commands import real
+from msa_train.config import load_config
 
 ROWS = ("backbone", "fitted", "fitted + BM25", "BM25", "dense", "random router")
 
@@ -22,6 +23,15 @@ def given(tmp_path, monkeypatch):
         commands.append(arguments)
         if arguments[:2] == ["router", "fit"]:
             (out / "fitted").mkdir(parents=True)
+        elif arguments[:2] == ["data", "reading"]:
+            (out / "questions").mkdir()
+        elif arguments[0] == "export":
+            (out / "reader").mkdir()
+        elif arguments[0] in ("data", "train"):
+            config = load_config([a for a in arguments[2 if arguments[0] == "data" else 1 :]
+                                  if a not in ("--ranks", "2", "--resume")])  # fmt: skip
+            assert config.data.datasets["questions"].path == str(out / "questions")
+            assert config.training.start_from == str(out / "fitted")
         elif arguments[0] == "memory":
             (out / "bank").mkdir()
         elif arguments[0] == "ask":
@@ -45,7 +55,9 @@ def test_everything_is_run_in_order_and_reported(given, capsys):
     options, commands, out = given
     assert options.run(options) == 0
     assert [command[:2] for command in commands] == [
-        ["router", "fit"], ["memory", "build"], ["router", "compare"], ["ask", str(out / "fitted")],
+        ["router", "fit"], ["data", "reading"], ["data", "build"], ["train", "--config"],
+        ["export", str(out / "reading")], ["memory", "build"], ["router", "compare"],
+        ["ask", str(out / "reader")],
     ]  # fmt: skip
     report = json.loads((out / "report.json").read_text())
     assert report.keys() >= {"seconds", "peak_rss_gb", "pydocs", "answers"}
@@ -53,9 +65,11 @@ def test_everything_is_run_in_order_and_reported(given, capsys):
     assert report["pydocs"]["fitted"] == [0.05, 0.25, 0.8]
     assert [each["question"] for each in report["answers"]] == list(real.QUESTIONS)
     assert report["answers"][0]["sources"] == ["os.path.split", "len"]
-    assert set(report["steps"]) == {"fit", "memory", "retrieval", "answers"}
+    assert set(report["steps"]) == {
+        "fit", "questions", "reading", "memory", "retrieval", "answers",
+    }  # fmt: skip
     shown = capsys.readouterr().out
-    assert "== 4/4" in shown and "router, nothing trained" in shown and "read: os.path.sp" in shown
+    assert "== 6/6" in shown and "router, nothing trained" in shown and "read: os.path.sp" in shown
 
 
 def test_what_is_done_is_not_done_again(given, capsys):
@@ -69,7 +83,7 @@ def test_what_is_done_is_not_done_again(given, capsys):
     again = json.loads((out / "report.json").read_text())
     assert again["steps"].keys() == first["steps"].keys()
     assert again["peak_rss_gb"] >= first["peak_rss_gb"] > 0
-    assert capsys.readouterr().out.count("is there already") == 3
+    assert capsys.readouterr().out.count("is there already") == 5
 
 
 def test_a_failed_step_ends_it_and_is_not_done(given):

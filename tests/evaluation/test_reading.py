@@ -70,7 +70,7 @@ def test_each_row_is_asked_over_its_own_passages(given, honest):
     assert list(rows) == ROWS.split(",")
     examples = read_examples(data, tiny_tokenizer(), "dev")
     asked = [pair.question for pair in examples.pairs]
-    best = BM25([d.text for d in examples.documents]).rank(np.arange(8), asked, 1)[:, 0]
+    best = BM25.of([d.text for d in examples.documents]).rank(np.arange(8), asked, 1)[:, 0]
     right = np.mean(best == [pair.documents[0] for pair in examples.pairs])
     assert 0 < right < 1
     assert rows["bm25_1"]["em"] == rows["bm25_1"]["right_shown"] == pytest.approx(right, abs=1e-3)
