@@ -2,7 +2,7 @@
 
 `document_scores` takes any batch of banks and is differentiable, and so spends most of a search in
 a large bank on allocating memory and on the documents' offsets. Here tiles begin where documents
-begin, a tile's buffers stay in a core's cache, every thread has tiles of its own, and each block of
+begin, a tile's buffers stay in a core's cache, threads take tile after tile, and each block of
 documents leaves its maximum: the best documents are then looked for in a few blocks only.
 """
 
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,31 +24,37 @@ from torch import Tensor
 
 from msa_kernels import dispatch
 from msa_kernels.errors import KernelError
+from msa_kernels.products import Product, products_of, scratch
 from msa_kernels.quantised import QuantisedKeys
 from msa_kernels.ragged import padded_rows, similar_lengths
 
-TILE_BYTES = 8 << 20  # float32 keys of a tile, at most (measured)
-TILE_CHUNKS = 32768  # chunks of a tile, at most (measured; in small tiles Python's calls cost time)
-BLOCK_CHUNKS = 4096  # chunks of a block, roughly
+BLOCK_DOCUMENTS = 256
 _QUERY_TOKENS = 256  # padded query tokens that are multiplied at once
 
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Scores [m, n] float32 of all documents, and the maximum [m, b] of each block of them.
+    """Scores of n documents, and the maximum of each block of neighbours.
 
-    edges [b+1]: block i is the documents edges[i]..edges[i+1]-1. -inf: no score.
+    blocks [m, b, s] float32: document i stands at [:, i // s, i % s], -inf: no score, and behind
+    the last document; maxima [m, b]; documents: n.
     """
 
-    scores: Tensor
+    blocks: Tensor
     maxima: Tensor
-    edges: Tensor
+    documents: int
+
+    @property
+    def scores(self) -> Tensor:
+        """[m, n]"""
+        return self.blocks.flatten(1)[:, : self.documents]
 
 
 class PreparedKeys:
     """Router keys [C, V] of one bank, of any floating dtype or in 8 bits, on the CPU.
 
-    chunk_cu [n+1] of its documents. Nothing is copied. Raises KernelError for tensors that do not
+    chunk_cu [n+1] of its documents. Nothing is copied. rounding: no score is off by more than this
+    times |query| |key|, beside what float32 sums lose. Raises KernelError for tensors that do not
     fit together or lie elsewhere.
     """
 
@@ -59,61 +65,34 @@ class PreparedKeys:
             raise KernelError(
                 f"PreparedKeys: keys are on {values.device}; use document_scores there"
             )
-        self.keys, self.width = keys, values.shape[1]
-        self._cu = chunk_cu.numpy()
-        self.edges = self._cut(BLOCK_CHUNKS)
-        chunks = max(1, min(TILE_CHUNKS, TILE_BYTES // (4 * max(1, self.width))))
-        tiles = (self._tile(a, b) for a, b in pairwise(self._cut(chunks).tolist()))
-        self.tiles = [tile for tile in tiles if tile.stop > tile.start]
-        self._read = _reader(keys)
+        self.width, self._cu = values.shape[1], chunk_cu.numpy()
+        self._single = bool((np.diff(self._cu) == 1).all())
+        self._ways = [(each, self._cut(each.tile_chunks)) for each in products_of(keys)]
+        self.rounding = max(each.rounding for each, _ in self._ways)
 
     @property
     def documents(self) -> int:
         return len(self._cu) - 1
 
-    @property
-    def read_in_place(self) -> bool:
-        """Whether keys are multiplied where they lie."""
-        return self._read is None
+    def work(self, vectors: Tensor, first: int) -> Iterator[_Task]:
+        """Tiles to multiply query vectors [r, V] with; first: where its documents' scores go."""
+        product, tiles = next(way for way in self._ways if len(vectors) <= way[0].most)
+        query = product.prepared(vectors)
+        return (_Task(product, query, tile, first) for tile in tiles)
 
-    def search(
-        self, queries: _PaddedQueries, tile: _DocumentTile, products: Tensor, wide: Tensor,
-        out: Tensor,
-    ) -> None:  # fmt: skip
-        """Writes the scores of a tile's documents into out [m, n].
-
-        products, wide: flat, written over for products and widened keys. As few Python calls as
-        possible: threads take turns at them.
-        """
-        chunks, contexts = tile.stop - tile.start, len(queries.contexts)
-        if self._read is None:
-            keys = self.keys[tile.start : tile.stop]
-        else:
-            keys = wide[: chunks * self.width].view(chunks, self.width)
-            self._read(tile.start, tile.stop, keys)
-        found = products[: len(queries.vectors) * chunks].view(len(queries.vectors), chunks)
-        torch.mm(queries.vectors, keys.T, out=found)
-        found = found.view(contexts, -1, chunks)
-        if tile.edges is None and isinstance(queries.rows, slice):
-            torch.amax(found, 1, out=out[queries.rows, tile.low : tile.high])
-            return
-        best = found.amax(1)
-        out[queries.rows, tile.low : tile.high] = (
-            best if tile.edges is None else _of_documents(best, tile.edges)
-        )
+    def _cut(self, chunks: int) -> list[_DocumentTile]:
+        """Tiles of documents with about this many chunks each."""
+        marks = np.arange(0, int(self._cu[-1]), chunks)
+        edges = np.unique(np.searchsorted(self._cu[:-1], marks, "left"))
+        inner = edges[(edges > 0) & (edges < self.documents)].tolist()
+        bounds = [0, *inner, self.documents] if self.documents else []
+        return [self._tile(low, high) for low, high in pairwise(bounds)]
 
     def _tile(self, low: int, high: int) -> _DocumentTile:
         edges = self._cu[low : high + 1]
         start, stop = int(edges[0]), int(edges[-1])
-        single = bool((np.diff(edges) == 1).all())
+        single = self._single or bool((np.diff(edges) == 1).all())
         return _DocumentTile(low, high, start, stop, None if single else edges - start)
-
-    def _cut(self, chunks: int) -> np.ndarray:
-        """Edges of blocks of documents with about this many chunks each."""
-        marks = np.arange(0, int(self._cu[-1]), chunks)
-        edges = np.unique(np.searchsorted(self._cu[:-1], marks, "left"))
-        inner = edges[(edges > 0) & (edges < self.documents)]
-        return np.array([0, *inner, self.documents] if self.documents else [0], dtype=np.int64)
 
 
 def prepared_scores(
@@ -122,48 +101,58 @@ def prepared_scores(
     """Scores of the documents of all parts, one part after another, as document_scores has them.
 
     query [N, V] of m contexts, query_cu [m+1]; gone [n] bool: documents that get -inf. Without
-    gradient. Raises KernelError for a query of another width.
+    gradient, and as exact as the parts' `rounding` says. Raises KernelError for a query of another
+    width.
     """
     dispatch.check_cumulative("prepared_scores", "query_cu", query_cu, len(query))
     if query.dim() != 2 or any(query.shape[1] != part.width for part in parts):
         raise KernelError(
             f"prepared_scores: query is {tuple(query.shape)}; need [N, {parts[0].width}]"
         )
-    starts = np.cumsum([0, *(part.documents for part in parts)])
-    edges = np.concatenate([part.edges[:-1] + at for part, at in zip(parts, starts, strict=False)])
-    edges = np.append(edges, starts[-1])
-    out = torch.full((len(query_cu) - 1, int(starts[-1])), -math.inf)
-    work = [
-        (part, tile, int(at))
-        for part, at in zip(parts, starts, strict=False)
-        for tile in part.tiles
-    ]
+    starts = np.cumsum([0, *(part.documents for part in parts)]).tolist()
+    count, contexts = starts[-1], len(query_cu) - 1
     with torch.inference_mode():
-        for queries in _padded_queries(query.detach().float(), query_cu):
-            if work:
-                _in_threads(partial(_search, queries, work, out), len(work))
+        out = torch.empty(contexts, -(-count // BLOCK_DOCUMENTS) * BLOCK_DOCUMENTS)
+        out[:, count:] = -math.inf
+        lengths = query_cu.diff().tolist()
+        if 0 in lengths:
+            out[torch.tensor([not length for length in lengths])] = -math.inf
+        for queries in _padded_queries(query.detach().float(), query_cu, lengths):
+            tasks = [
+                task
+                for part, first in zip(parts, starts, strict=False)
+                for task in part.work(queries.vectors, first)
+            ]
+            _in_threads(partial(_search, queries, out), tasks)
         if gone is not None:
-            out.masked_fill_(gone, -math.inf)
-    maxima = out.new_empty(len(out), len(edges) - 1)
-    if maxima.numel():
-        np.maximum.reduceat(out.numpy(), edges[:-1], axis=1, out=maxima.numpy())
-    return BlockScores(out, maxima, torch.from_numpy(edges))
+            out[:, :count].masked_fill_(gone, -math.inf)
+        blocks = out.view(contexts, -1, BLOCK_DOCUMENTS)
+        return BlockScores(blocks, blocks.amax(2), count)
 
 
 @torch.inference_mode()  # a thread does not inherit its caller's
-def _search(
-    queries: _PaddedQueries,
-    work: list[tuple[PreparedKeys, _DocumentTile, int]],
-    out: Tensor,
-    own: range,
-) -> None:
-    """One thread's tiles, work[own]: (part, tile, the part's first document)."""
-    mine = [work[place] for place in own]
-    largest = max(tile.stop - tile.start for _, tile, _ in mine)
-    width = max(0 if part.read_in_place else part.width for part, _, _ in mine)
-    buffers = torch.empty(len(queries.vectors) * largest), torch.empty(largest * width)
-    for part, tile, at in mine:
-        part.search(queries, tile, *buffers, out[:, at : at + part.documents])
+def _search(queries: _PaddedQueries, out: Tensor, tasks: Iterator[_Task]) -> None:
+    """Tasks until none are left: scores of the contexts' documents into out [m, n]."""
+    rows, contexts, count = queries.rows, queries.contexts, len(queries.vectors)
+    for task in tasks:
+        tile = task.tile
+        place = slice(task.first + tile.low, task.first + tile.high)
+        if tile.start == tile.stop:
+            out[rows, place] = -math.inf
+            continue
+        direct = tile.edges is None and isinstance(rows, slice)
+        if direct and count == contexts:  # a vector for each context
+            task.product.multiply(task.query, tile.start, tile.stop, out[rows, place])
+            continue
+        chunks = tile.stop - tile.start
+        found = scratch("products", (count, chunks), torch.float32)
+        task.product.multiply(task.query, tile.start, tile.stop, found)
+        found = found.view(contexts, -1, chunks)
+        if direct:
+            torch.amax(found, 1, out=out[rows, place])
+            continue
+        best = found.amax(1)
+        out[rows, place] = best if tile.edges is None else _of_documents(best, tile.edges)
 
 
 @dataclass(frozen=True)
@@ -181,39 +170,39 @@ class _DocumentTile:
 
 
 @dataclass(frozen=True)
+class _Task:
+    """A tile to multiply, and the place of its part's first document."""
+
+    product: Product
+    query: Any
+    tile: _DocumentTile
+    first: int
+
+
+@dataclass(frozen=True)
 class _PaddedQueries:
-    """Contexts of similar length, padded by repeating rows of their own."""
+    """Contexts of similar length, padded by repeating rows of their own.
 
-    contexts: Tensor  # [r]
-    vectors: Tensor  # [r * t, V]
+    rows: which contexts, a slice where they are neighbours: writing to it copies nothing.
+    """
 
-    @cached_property
-    def rows(self) -> slice | Tensor:
-        """The contexts, as a slice where they are neighbours: writing to it copies nothing."""
-        first, last = int(self.contexts[0]), int(self.contexts[-1])
-        return slice(first, last + 1) if last - first + 1 == len(self.contexts) else self.contexts
+    rows: slice | Tensor
+    contexts: int
+    vectors: Tensor  # [contexts * t, V]
 
 
-def _padded_queries(query: Tensor, query_cu: Tensor) -> Iterator[_PaddedQueries]:
-    lengths = query_cu.diff().tolist()
+def _padded_queries(
+    query: Tensor, query_cu: Tensor, lengths: list[int]
+) -> Iterator[_PaddedQueries]:
+    if len(set(lengths)) == 1 and 0 < len(query) <= _QUERY_TOKENS:  # nothing to pad
+        yield _PaddedQueries(slice(0, len(lengths)), len(lengths), query)
+        return
     for members in similar_lengths(lengths, slack=64, limit=_QUERY_TOKENS):
-        contexts = torch.tensor(members)
+        contexts, first = torch.tensor(members), members[0]
         rows, _ = padded_rows(query_cu, contexts, max(lengths[member] for member in members))
-        yield _PaddedQueries(contexts, query[rows.flatten()])
-
-
-def _reader(keys: Tensor | QuantisedKeys) -> Callable[[int, int, Tensor], Any] | None:
-    """Copies rows start..stop-1 into a float32 tensor; None: keys are multiplied where they lie."""
-    if isinstance(keys, QuantisedKeys):
-
-        def dequantised(start: int, stop: int, wide: Tensor) -> None:
-            wide.copy_(keys.values[start:stop])
-            wide.unflatten(1, (keys.scales.shape[1], -1)).mul_(keys.scales[start:stop, :, None])
-
-        return dequantised
-    if keys.dtype == torch.float32:
-        return None
-    return lambda start, stop, wide: wide.copy_(keys[start:stop])
+        if members == list(range(first, first + len(members))):
+            contexts = slice(first, first + len(members))
+        yield _PaddedQueries(contexts, len(members), query[rows.flatten()])
 
 
 def _of_documents(values: Tensor, edges: np.ndarray) -> Tensor:
@@ -234,14 +223,14 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)
 
 
-def _in_threads(search: Callable[[range], None], blocks: int) -> None:
-    threads = min(torch.get_num_threads(), blocks)
+def _in_threads(search: Callable[[Iterator[Any]], None], tasks: Sequence[Any]) -> None:
+    """Every thread takes the next task that none has taken: one that is held up delays no other."""
+    threads, waiting = min(torch.get_num_threads(), len(tasks)), iter(tasks)
     if threads <= 1:
-        search(range(blocks))
+        search(waiting)
         return
     pool = _pools.get(threads) or _pool(threads)
-    bounds = [blocks * i // threads for i in range(threads + 1)]
-    for done in [pool.submit(search, range(*pair)) for pair in pairwise(bounds)]:
+    for done in [pool.submit(search, waiting) for _ in range(threads)]:
         done.result()
 
 

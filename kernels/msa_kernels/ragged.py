@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,14 @@ def chunk_token_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
     chunk = torch.arange(int(chunk_cu[-1]), device=cu_seqlens.device)
     starts = chunk * chunk_size + document_start.repeat_interleave(counts)
     return torch.cat([starts, cu_seqlens[-1:]])
+
+
+def repeated(values: Tensor, counts: Tensor) -> Tensor:
+    """values[i] counts[i] times, int64. torch's own operation wakes all threads on a CPU, however
+    few values there are: beside a search that is most of its time."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return values.repeat_interleave(counts)
+    return torch.from_numpy(np.repeat(values.numpy(), counts.numpy()))
 
 
 def segment_ids(cu: Tensor) -> Tensor:

@@ -150,6 +150,10 @@ def _chunk_scores_in_torch(
 ) -> tuple[Tensor, Tensor]:
     """(scores [S], query row [S] of each maximum). budget: bytes."""
     dtype = accumulation_dtype(query, keys)
+    if len(query_cu) == 2 and len(query) and len(index):  # one context: nothing to pad
+        part = query.to(dtype) @ keys.index_select(0, index).to(dtype).T
+        best = part.amax(0)
+        return best, first_place(part[None], best[None])[0]
     scores = torch.full((len(index),), -math.inf, dtype=dtype, device=query.device)
     places = torch.zeros_like(index)
     tokens, entries = query_cu.diff().tolist(), index_cu.diff().tolist()

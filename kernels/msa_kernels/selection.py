@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msa_kernels import dispatch
-from msa_kernels.ragged import cumulative
+from msa_kernels.ragged import cumulative, repeated
 
 
 def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -52,5 +52,5 @@ def select_chunks(index: Tensor, chunk_cu: Tensor) -> tuple[Tensor, Tensor]:
     counts = chunk_cu[documents + 1] - starts
     entry_cu = cumulative(counts)
     place = torch.arange(int(entry_cu[-1]), device=index.device)
-    chunks = place + (starts - entry_cu[:-1]).repeat_interleave(counts)
+    chunks = place + repeated(starts - entry_cu[:-1], counts)
     return chunks, entry_cu[cumulative(exists.sum(1))]

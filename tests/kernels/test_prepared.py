@@ -1,6 +1,5 @@
 """Prepared keys give document_scores, and block maxima that are those of the scores."""
 
-import itertools
 import math
 import os
 
@@ -14,6 +13,7 @@ from msa_kernels import (
     document_scores,
     prepared,
     prepared_scores,
+    products,
     quantise,
     reference,
 )
@@ -26,13 +26,17 @@ def scored(keys, cu, query, query_cu):
     return reference.document_scores(query, query_cu, keys, cu, *bank)
 
 
-def checked(found, expected):
-    torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-5)
-    edges = found.edges.tolist()
-    assert edges[0] == 0 and edges[-1] == expected.shape[1]
-    for block, (first, end) in enumerate(itertools.pairwise(edges)):
-        assert end > first
-        assert torch.equal(found.maxima[:, block], found.scores[:, first:end].amax(1))
+def longest(rows):
+    return float(rows.float().norm(dim=1).amax()) if len(rows) else 0.0
+
+
+def checked(found, expected, rounding=0.0):
+    """rounding: what a search that multiplies narrow numbers may be off by."""
+    torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-5 + rounding)
+    contexts, blocks, size = found.blocks.shape
+    assert (blocks - 1) * size < max(1, found.documents) and found.documents == expected.shape[1]
+    behind = found.blocks.reshape(contexts, blocks * size)[:, found.documents :]
+    assert (behind == -math.inf).all() and torch.equal(found.maxima, found.blocks.amax(2))
 
 
 @settings(max_examples=80, deadline=None)
@@ -53,11 +57,14 @@ def test_scores_equal_the_reference(counts, lengths, dtype, seed, tile, data):
         data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "TILE_CHUNKS", tile)
-        patch.setattr(prepared, "BLOCK_CHUNKS", 2 * tile)
-        found = prepared_scores([PreparedKeys(keys, cu)], query, query_cu, gone.bool())
+        patch.setattr(products, "TILE_CHUNKS", tile)
+        patch.setattr(prepared, "BLOCK_DOCUMENTS", 2 * tile)
+        search = PreparedKeys(keys, cu)
+        found = prepared_scores([search], query, query_cu, gone.bool())
     expected = scored(keys.float(), cu, query, query_cu)
-    checked(found, expected.masked_fill(gone.bool(), -math.inf))
+    rounding = search.rounding * longest(query) * longest(keys)
+    assert (search.rounding > 0) <= (dtype == torch.bfloat16)
+    checked(found, expected.masked_fill(gone.bool(), -math.inf), rounding)
 
 
 @pytest.mark.parametrize("form", ["int8", "fp8"])
@@ -90,7 +97,7 @@ def test_threads_share_the_blocks_and_leave_torch_as_it_was(threads):
 
 def test_a_forked_process_searches_without_its_parents_threads():
     before = torch.get_num_threads()
-    chunks = 2 * prepared.TILE_CHUNKS
+    chunks = 2 * products.TILE_CHUNKS
     keys, cu, query = torch.randn(chunks, 4), torch.arange(chunks + 1), torch.randn(3, 4)
     search = PreparedKeys(keys, cu)
     try:
@@ -153,7 +160,7 @@ def test_scores_are_those_of_the_operator():
 
 @torch.inference_mode()
 def test_threads_write_what_was_made_in_inference_mode(monkeypatch):
-    monkeypatch.setattr(prepared, "TILE_CHUNKS", 2)
+    monkeypatch.setattr(products, "TILE_CHUNKS", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     keys, cu = torch.randn(9, 6), torch.arange(10)
     query, query_cu = torch.randn(3, 6), torch.tensor([0, 3])

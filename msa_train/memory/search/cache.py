@@ -102,6 +102,9 @@ class HotDocuments:
 
     def _order(self, stored: StoredDocuments, layers: list[int], rows: list[int]) -> None:
         """Replaces an order that has not begun: its layers are being read already."""
+        names = [(stored.identity, layer, row) for layer in layers for row in rows]
+        if all(name in self._held for name in names):
+            return  # waking the thread would cost more than it could save
         if stored in self._waiting:
             self._waiting[stored].cancel()
         with contextlib.suppress(RuntimeError):  # closed: nothing is fetched ahead any more

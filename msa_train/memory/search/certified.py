@@ -12,10 +12,12 @@ documents are divided over parts and ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from msa_kernels import BlockScores, cumulative, prepared_scores
 from torch import Tensor
@@ -39,6 +41,7 @@ class CertifiedSearch:
         self._parts, self._scoring = parts, router.scoring
         self._starts = torch.tensor([0, *(part.documents for part in parts)]).cumsum(0).tolist()
         self._error = _joined_error(parts)
+        self._error_blocks: Tensor | None = None
         self._norm = max(part.norm for part in parts)
 
     def rough(self, query: Tensor, query_cu: Tensor, gone: Tensor | None = None) -> BlockScores:
@@ -50,8 +53,7 @@ class CertifiedSearch:
         scores = found[0] if len(found) == 1 else torch.cat(found, 1)
         if gone is not None:
             scores.masked_fill_(gone.to(scores.device), -math.inf)
-        edges = torch.tensor([0, scores.shape[1]])
-        return BlockScores(scores, scores.amax(1, keepdim=True), edges)
+        return BlockScores(scores[:, None], scores.amax(1, keepdim=True), scores.shape[1])
 
     def candidates(
         self, query: Tensor, query_cu: Tensor, k: int, gone: Tensor | None = None
@@ -61,20 +63,31 @@ class CertifiedSearch:
         Contexts ascend, and rows within each. k: at most as many as there are documents.
         """
         rough = self.rough(query, query_cu, gone)
-        bound = _Bound.of(query, query_cu, self._error, self._norm)
-        found = []
-        for context in range(len(query_cu) - 1):
-            rows = _candidates_of(rough, context, k, bound)
-            found.append(torch.stack([torch.full_like(rows, context), rows]))
-        context, row = torch.cat(found, 1)
-        return context, row
+        bound = _Bound.of(query, query_cu, self._error_of(rough), self._norm)
+        found = [_candidates_of(rough, each, k, bound) for each in range(len(query_cu) - 1)]
+        contexts = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
+        return torch.from_numpy(contexts), torch.cat(found)
+
+    def _error_of(self, rough: BlockScores) -> Tensor | float:
+        """The keys' error: one number, or that of each document [b, s] as scores are laid out."""
+        if isinstance(self._error, float):
+            return self._error
+        blocks, size = rough.blocks.shape[1:]
+        if self._error_blocks is None or self._error_blocks.shape != (blocks, size):
+            padded = self._error.new_zeros(blocks * size)
+            padded[: rough.documents] = self._error
+            self._error_blocks = padded.view(blocks, size)
+        return self._error_blocks
 
     def exact(self, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor) -> Tensor:
         """[P] float32 scores, on the CPU, of pairs of a context (ascending) and a document."""
         found = torch.full((len(row),), -math.inf)
         query_cu, width = query_cu.cpu(), max(1, query.shape[1:].numel())
         for part, (low, high) in zip(self._parts, pairwise(self._starts), strict=True):
-            own = ((row >= low) & (row < high)).nonzero().squeeze(1)
+            if len(self._parts) == 1:
+                own = torch.arange(len(row))
+            else:
+                own = ((row >= low) & (row < high)).nonzero().squeeze(1)
             if not len(own):
                 continue
             at_once = max(1, _BYTES // (8 * max(1, part.longest_document) * width))
@@ -88,37 +101,40 @@ class CertifiedSearch:
 class _Bound:
     """How far a rough score can be from the exact one: |query| (error of the key + sums).
 
-    longest [m]: length of each context's longest query vector; error: of keys, one number or [n];
-    sums: what adding the products in float32 can lose, per length of the query.
+    longest [m]: length of each context's longest query vector; error: of keys, one number or that
+    of each document [b, s]; sums: what adding the products in float32 can lose, per length of the
+    query.
     """
 
     longest: list[float]
-    error: Tensor
+    error: Tensor | float
     sums: float
 
     @classmethod
-    def of(cls, query: Tensor, query_cu: Tensor, error: Tensor, norm: float) -> _Bound:
+    def of(cls, query: Tensor, query_cu: Tensor, error: Tensor | float, norm: float) -> _Bound:
         """norm: no key is longer."""
-        lengths = query.float().flatten(1).norm(dim=1)
-        contexts = torch.arange(len(query_cu) - 1, device=query.device)
-        longest = lengths.new_zeros(len(query_cu) - 1)
-        longest.scatter_reduce_(0, contexts.repeat_interleave(query_cu.diff()), lengths, "amax")
+        lengths = (query.float().flatten(1).norm(dim=1) * (1 + 1e-5)).tolist()
+        longest = [max(lengths[a:b], default=0.0) for a, b in pairwise(query_cu.tolist())]
         sums = (query.shape[1] + _SUMS) * 2.0**-23 * norm
-        return cls((longest * (1 + 1e-5)).tolist(), error, sums)
+        return cls(longest, error, sums)
 
-    def of_rows(self, context: int, rows: slice) -> Tensor:
-        error = self.error[rows] if self.error.dim() else self.error
+    def of_blocks(self, context: int, blocks: Tensor) -> Tensor | float:
+        """For the documents of some blocks [c, s], or one number for all."""
+        error = self.error if isinstance(self.error, float) else self.error[blocks]
         return self.longest[context] * (error + self.sums)
+
+    @cached_property
+    def _largest(self) -> float:
+        return self.error if isinstance(self.error, float) else float(self.error.max())
 
     def largest(self, context: int) -> float:
-        error = float(self.error.max()) if self.error.numel() else 0.0
-        return self.longest[context] * (error + self.sums)
+        return self.longest[context] * (self._largest + self.sums)
 
 
-def _joined_error(parts: Sequence[LayerKeys]) -> Tensor:
+def _joined_error(parts: Sequence[LayerKeys]) -> Tensor | float:
     """Of several parts: one number if each has one, else [n]."""
     if not any(isinstance(part.error, Tensor) for part in parts):
-        return torch.tensor(max(part.error for part in parts))
+        return max(float(part.error) for part in parts)
     full = [
         part.error if isinstance(part.error, Tensor) else torch.full((part.documents,), part.error)
         for part in parts
@@ -127,37 +143,21 @@ def _joined_error(parts: Sequence[LayerKeys]) -> Tensor:
 
 
 def _candidates_of(rough: BlockScores, context: int, k: int, bound: _Bound) -> Tensor:
-    """Rows, ascending, whose upper bound reaches the k-th best lower bound.
+    """Rows [c], ascending, on the CPU, whose upper bound reaches the k-th best lower bound.
 
     Only blocks whose maximum is among the k best can raise that lower bound, and only those whose
     maximum comes near it can hold such a document: no other block is read.
     """
-    maxima = rough.maxima[context]
-    high = float(maxima.topk(min(k, len(maxima))).values[-1])
-    lower = [
-        scores - bound.of_rows(context, rows).to(scores.device)
-        for rows, scores in _blocks(rough, context, high)
-    ]
-    least = float(torch.cat(lower).topk(k).values[-1])
-    found = [torch.zeros(0, dtype=torch.int64)]
-    for rows, scores in _blocks(rough, context, least - bound.largest(context)):
-        upper = scores + bound.of_rows(context, rows).to(scores.device)
-        near = (upper >= least) & (scores > -math.inf)
-        found.append(near.nonzero().squeeze(1).cpu() + rows.start)
-    return torch.cat(found)
-
-
-def _blocks(rough: BlockScores, context: int, least: float) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, scores) of the blocks whose maximum is at least `least`; neighbours are joined."""
-    chosen = (rough.maxima[context] >= least).nonzero().squeeze(1).cpu()
-    if not len(chosen):
-        return
-    breaks = (chosen.diff() > 1).nonzero().squeeze(1)
-    firsts = torch.cat([chosen[:1], chosen[breaks + 1]])
-    lasts = torch.cat([chosen[breaks], chosen[-1:]])
-    edges = rough.edges
-    for first, end in zip(edges[firsts].tolist(), edges[lasts + 1].tolist(), strict=True):
-        yield slice(first, end), rough.scores[context, first:end]
+    blocks, maxima = rough.blocks[context], rough.maxima[context]
+    high = maxima.topk(min(k, len(maxima))).values[-1]
+    first = (maxima >= high).nonzero().squeeze(1)
+    lower = blocks[first] - bound.of_blocks(context, first)
+    least = lower.flatten().topk(k).values[-1]
+    near = (maxima >= least - bound.largest(context)).nonzero().squeeze(1)
+    scores = blocks[near]
+    upper = scores + bound.of_blocks(context, near)
+    block, place = ((upper >= least) & (scores > -math.inf)).nonzero().unbind(1)
+    return (near[block] * blocks.shape[1] + place).cpu()
 
 
 def _pair_scores(
@@ -173,7 +173,7 @@ def _pair_scores(
     Only keys of those documents are read.
     """
     device, contexts = query.device, len(query_cu) - 1
-    documents, which = row.unique(return_inverse=True)
+    documents, which = map(torch.from_numpy, np.unique(row.numpy(), return_inverse=True))
     counts = keys.chunk_cu[documents + 1] - keys.chunk_cu[documents]
     cu = cumulative(counts)
     wide = keys.full[chunks_of(documents, keys.chunk_cu)].to(device).double()
@@ -186,6 +186,10 @@ def _pair_scores(
     entry_cu = cumulative(entries).to(device)
     chunks = chunks_of(which, cu).to(device)
     scores = scoring.chunk_scores(query, query_cu, wide, chunks, entry_cu).cpu()
-    pair = torch.arange(len(row)).repeat_interleave(counts[which])
-    best = scores.new_full((len(row),), -math.inf)
-    return best.scatter_reduce_(0, pair, scores, "amax").float()
+    ends = counts[which].cumsum(0)
+    starts = (ends - counts[which]).numpy()
+    present = starts < ends.numpy()
+    best = np.full(len(row), -math.inf)
+    if present.any():
+        best[present] = np.maximum.reduceat(scores.numpy(), starts[present])
+    return torch.from_numpy(best).float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from msa_kernels import PreparedKeys, QuantisedKeys, quantise, quantised_document_scores
 from torch import Tensor
@@ -24,9 +25,10 @@ class LayerKeys:
     """Keys of n documents; `full` [C, V] are those of the bank, on whatever device.
 
     chunk_cu [n+1], on the CPU. form: "stored" searches `full` itself; the others are copies on
-    `device`. error: how far a rounded key may be from the full one, as a length; one number for all
-    or [n], the largest of each document. norm: no key is longer. Raises ConfigError for a form that
-    rounds keys, where the router's scoring has no bound for that.
+    `device`. error: no score in them is off by more than this times |query|, beside what float32
+    sums lose: how far a rounded key may be from the full one, as a length, and what a search itself
+    rounds; one number for all or [n], the largest of each document. norm: no key is longer. Raises
+    ConfigError for a form that rounds keys, where the router's scoring has no bound for that.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class LayerKeys:
             self.error = worst.scatter_reduce_(0, document, self._searched.error, "amax")
         on_cpu = torch.device(device).type == "cpu" and router.scoring.certifiable
         self.prepared = PreparedKeys(self._searched, self._cu) if on_cpu else None
+        if self.prepared is not None:
+            self.error = self.error + self.norm * self.prepared.rounding
 
     @property
     def documents(self) -> int:
@@ -89,11 +93,12 @@ class LayerKeys:
 
 def chunks_of(documents: Tensor, chunk_cu: Tensor) -> Tensor:
     """Numbers of all chunks of some documents, document by document."""
-    starts = chunk_cu[documents]
-    counts = chunk_cu[documents + 1] - starts
-    ends = counts.cumsum(0)
-    place = torch.arange(int(ends[-1]) if len(ends) else 0)
-    return place + (starts - ends + counts).repeat_interleave(counts)
+    rows, cu = documents.numpy(), chunk_cu.numpy()
+    starts = cu[rows]
+    counts = cu[rows + 1] - starts
+    ends = counts.cumsum()
+    place = np.arange(ends[-1] if len(ends) else 0)
+    return torch.from_numpy(place + np.repeat(starts - ends + counts, counts))
 
 
 def _eps(dtype: torch.dtype) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 import torch
 from msa_kernels import top_documents
 from torch import Tensor
@@ -102,7 +103,7 @@ class LocalSearcher:
             return Found(self._places[row].masked_fill(row < 0, -1), scores)
         context, row = search.candidates(query, query_cu, k, gone)
         scores = search.exact(query, query_cu, context, row)
-        return best_of([_padded(context, self._places[row], scores, contexts)], k)
+        return _best_pairs(context, self._places[row], scores, contexts, k)
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
         """[m, c] float32 on the CPU: exact scores of documents, -inf where not in this searcher.
@@ -141,12 +142,15 @@ class LocalSearcher:
                 yield part, rows
 
 
-def _padded(context: Tensor, places: Tensor, scores: Tensor, contexts: int) -> Found:
-    """Pairs, contexts ascending, as rows of equal length."""
-    counts = torch.bincount(context, minlength=contexts)
-    width = int(counts.max()) if len(counts) else 0
-    real = torch.arange(width) < counts[:, None]
-    out = Found(torch.full(real.shape, -1), torch.full(real.shape, -math.inf))
-    out.places[real], out.scores[real] = places, scores
-    out.places[out.scores == -math.inf] = -1
-    return out
+def _best_pairs(context: Tensor, places: Tensor, scores: Tensor, contexts: int, k: int) -> Found:
+    """The k best of each context's pairs, as rows of equal length. Contexts, places ascend."""
+    given, score = context.numpy(), scores.numpy()
+    order = np.lexsort((-score, given))  # stable: of equal scores the lower place first
+    counts = np.bincount(given, minlength=contexts)
+    rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+    order, rank = order[rank < k], rank[rank < k]
+    shape = contexts, min(k, counts.max(initial=0))
+    found, best = np.full(shape, -1), np.full(shape, -math.inf, np.float32)
+    found[given[order], rank] = np.where(score[order] > -math.inf, places.numpy()[order], -1)
+    best[given[order], rank] = score[order]
+    return Found(torch.from_numpy(found), torch.from_numpy(best))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from msa_kernels import cumulative, select_chunks
 from torch import Tensor
@@ -113,11 +113,10 @@ class MemoryView:
 
 def _numbered(places: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct places [p] ascending, and [m, k] where each stands among them (-1: none)."""
-    there = places >= 0
-    distinct, which = places[there].unique(return_inverse=True)
-    local = torch.full_like(places, -1)
-    local[there] = which
-    return distinct, local
+    distinct, which = np.unique(places.numpy(), return_inverse=True)
+    missing = int(np.searchsorted(distinct, 0))  # -1 comes first, if it is there
+    which = which.reshape(places.shape) - missing
+    return torch.from_numpy(distinct[missing:]), torch.from_numpy(which)
 
 
 def _best_chunks(scores: Tensor, local: Tensor, cu: Tensor) -> Tensor:
@@ -125,14 +124,17 @@ def _best_chunks(scores: Tensor, local: Tensor, cu: Tensor) -> Tensor:
 
     scores [S] of the entries, context by context, the documents of each ascending.
     """
-    ordered, order = local.sort(1)
-    counts = cu.diff()[ordered[ordered >= 0]]
-    pair = torch.arange(len(counts)).repeat_interleave(counts)
-    place = torch.arange(len(pair)) - (counts.cumsum(0) - counts)[pair]
-    scores = scores.detach().cpu()
-    best = scores.new_full((len(counts),), -math.inf).scatter_reduce_(0, pair, scores, "amax")
-    place = torch.where(scores == best[pair], place, len(pair))
-    first = torch.full_like(counts, len(pair)).scatter_reduce_(0, pair, place, "amin")
-    out = torch.full_like(local, -1)
-    out[ordered >= 0] = first
-    return torch.empty_like(out).scatter_(1, order, out)
+    given = local.numpy()
+    order = given.argsort(1)
+    ordered = np.take_along_axis(given, order, 1)
+    counts = np.diff(cu.numpy())[ordered[ordered >= 0]]
+    starts = counts.cumsum() - counts
+    values = scores.detach().cpu().numpy()
+    best = np.repeat(np.maximum.reduceat(values, starts), counts) if len(counts) else values
+    place = np.arange(len(values)) - np.repeat(starts, counts)
+    place[values < best] = len(values)
+    out, sorted_out = np.empty_like(given), np.full_like(given, -1)
+    if len(counts):
+        sorted_out[ordered >= 0] = np.minimum.reduceat(place, starts)
+    np.put_along_axis(out, order, sorted_out, 1)
+    return torch.from_numpy(out)

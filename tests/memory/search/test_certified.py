@@ -75,10 +75,12 @@ def test_no_block_that_matters_is_left_out(scores, error, block, k):
     row = torch.tensor(scores).float()
     row[row == -5] = -torch.inf
     k = min(k, len(row))
-    edges = torch.tensor([*range(0, len(row), block), len(row)])
-    maxima = torch.stack([row[a:b].max() for a, b in pairwise(edges)])
-    rough = BlockScores(row[None], maxima[None], edges)
-    for errors in (torch.tensor(error), torch.full((len(row),), error)):
+    padded = torch.full((-(-len(row) // block) * block,), -torch.inf)
+    padded[: len(row)] = row
+    blocks = padded.view(1, -1, block)
+    rough = BlockScores(blocks, blocks.amax(2), len(row))
+    assert torch.equal(rough.scores, row[None])
+    for errors in (error, torch.full(blocks.shape[1:], error)):
         found = certified._candidates_of(rough, 0, k, certified._Bound([1.0], errors, 0.0))
         least = float((row - error).topk(k).values[-1])
         expected = (row + error >= least) & (row > -torch.inf)
