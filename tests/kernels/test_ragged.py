@@ -8,6 +8,7 @@ from msa_kernels.ragged import (
     chunk_token_offsets,
     cumulative,
     padded_rows,
+    repeated,
     segment_ids,
     similar_lengths,
 )
@@ -60,3 +61,8 @@ def test_padding_repeats_a_sequences_last_row(lengths, more):
         expected = [min(start + j, last) if length else 0 for j in range(width)]
         assert rows[i].tolist() == expected
         assert real[i].tolist() == [j < length for j in range(width)]
+
+
+def test_repeated_values_are_those_of_torch():
+    values, counts = torch.tensor([5, -2, 7, 7]), torch.tensor([2, 0, 1, 3])
+    assert torch.equal(repeated(values, counts), values.repeat_interleave(counts))

@@ -1,7 +1,7 @@
 """`msa bench memory`: how long a memory takes to open, to search, to extend, beside its floor.
 
-Banks of 1M to 100M tokens, real text, one layer of the 4B geometry, additions, and two peers: FAISS
-and dense attention. Every row is measured in a process of its own.
+Banks of 1M to 100M tokens, the same with pooled queries, real text, one layer of the 4B geometry,
+additions, and two peers: FAISS and dense attention. Every row is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_pipeline.settings import DataConfig
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from data_pipeline.tokenizer_training import corpus_texts
-from msa_train.bench.memory import banks, layer, peers
+from msa_train.bench.memory import banks, layer, peers, pooled
 from msa_train.bench.memory.banks import Load
 from msa_train.bench.memory.sizes import FULL, QUICK, Sizes
 from msa_train.bench.train import MODEL
@@ -28,7 +28,7 @@ from msa_train.interop.export import load_export
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_reader, weight_shapes
 
-PARTS = ("scale", "real", "layer_4b", "append", "faiss", "dense_ttft")
+PARTS = ("scale", "pooled", "real", "layer_4b", "append", "faiss", "dense_ttft")
 _WITHOUT_MODEL = {"layer_4b", "faiss"}
 
 
@@ -69,6 +69,7 @@ def measure_parts(
     other processes, so it must pickle."""
     runs: dict[str, Callable[[], Any]] = {
         "scale": lambda: banks.scale(load, sizes),
+        "pooled": lambda: pooled.pooled(load, sizes),
         "real": lambda: banks.real(load, sizes, corpus),
         "layer_4b": lambda: layer.layer_4b(sizes),
         "append": lambda: banks.append(load, sizes),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msa_train.memory.search.settings import KeyForm
+
 M = 1_000_000
 
 
@@ -13,7 +15,7 @@ class Sizes:
     for; sample: encoded needles from whose statistics the others' states are drawn. real: at least
     so many tokens of real text. added: documents added at once. chunks, width, heads, queries: of
     the large layer, and its numbers of question tokens. vectors: in FAISS's index. repeats: timed
-    runs."""
+    runs. forms: of the keys that pooled queries search."""
 
     scale: tuple[int, ...] = (M, 4 * M, 16 * M, 100 * M)
     planted: int = 1024
@@ -26,6 +28,7 @@ class Sizes:
     heads: int = 8
     queries: tuple[int, ...] = (16, 64)
     vectors: int = 1_562_500
+    forms: tuple[KeyForm, ...] = ("stored", "float32", "bfloat16", "int8")
     dense: tuple[int, ...] = (16 * 1024, 64 * 1024)
     repeats: int = 9
 

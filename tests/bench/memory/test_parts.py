@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from msa_train.bench.memory import banks, parts, peers
+from msa_train.bench.memory import banks, parts, peers, pooled
 from msa_train.bench.memory.sizes import QUICK
 from msa_train.bench.train import MODEL
 from msa_train.errors import ConfigError
@@ -14,7 +14,7 @@ from tests.bench.memory.tiny_sizes import SIZES, load
 @pytest.fixture
 def here(monkeypatch):
     """Rows are measured in this process."""
-    for module in (banks, peers):
+    for module in (banks, peers, pooled):
         monkeypatch.setattr(module, "in_process", lambda run, *arguments: run(*arguments))
 
 
@@ -41,6 +41,16 @@ def test_all_parts_but_the_large_layer(here, corpus):
             assert row[name] > 0
         assert row["floor_ms"] == max(row["read_ms"], row["gemm_ms"])
         assert 0 <= row["found"] <= 1 and row["layers"] == 2
+    assert [row["form"] for row in found["pooled"]] == 2 * [
+        "float16",
+        "float32",
+        "bfloat16",
+        "int8",
+    ]
+    for row in found["pooled"]:
+        assert row["vectors"] == 1 and row["layers"] == 2 and row["chunks"] in (40, 160)
+        assert all(row[name] > 0 for name in ("route_ms", "read_ms", "gemm_ms", "cpu_ms"))
+        assert row["ratio"] >= row["ratio_best"] > 0
     assert found["linearity"]["to_tokens"] == large["tokens"]
     assert found["real"]["tokens"] >= SIZES.real and found["real"]["tokens_per_s"] > 0
     for row in found["append"]["rows"]:

@@ -1,11 +1,13 @@
 """The search: exact in every form of the keys, however documents are divided, against loops."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msa_kernels import products
 
 from msa_train.errors import ConfigError
 from msa_train.memory.search.loader import Share
@@ -58,6 +60,32 @@ def test_search_equals_loops_in_every_form_and_division(
         assert (found.scores[row, len(best) :] == -math.inf).all()
     asked = found.places.clone()
     assert torch.equal(searcher.score(LAYER, query, query_cu, asked), found.scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", KEY_FORMS)
+def test_one_vector_per_context_finds_what_loops_find(form, dtype, monkeypatch):
+    """As if the processor multiplied every narrow number: also then nothing is lost."""
+    monkeypatch.setattr(products, "_processor_has", lambda *features: True)
+    gen, counts = torch.Generator().manual_seed(3), [1 + place % 3 for place in range(700)]
+    drawn = torch.randn(sum(counts), HEADS, 32, generator=gen)
+    drawn[100:400] = drawn[:1] + 0.01 * drawn[100:400]  # near one another: many are in doubt
+    keys = torch.nn.functional.normalize(drawn, dim=2).flatten(1).to(dtype)
+    cu = torch.tensor([0, *counts]).cumsum(0)
+    query = keys[[0, 5, 300]].float() + 0.1 * torch.randn(3, 64, generator=gen)
+    there, removed = torch.rand(2, 700, generator=gen) < torch.tensor([[0.8], [0.1]])
+    searcher = searcher_of(counts, keys, cu, [0, 300, 301], form, ~removed, dtype)
+    for contexts in (1, 3):
+        given = query[:contexts], torch.arange(contexts + 1)
+        found = searcher.best(LAYER, *given, 16, there)
+        products_of_all = query[:contexts].double() @ keys.double().T
+        for row in range(contexts):
+            scores = [float(products_of_all[row, a:b].max()) for a, b in pairwise(cu.tolist())]
+            known = [i for i in range(700) if there[i] and not removed[i]]
+            exact = torch.tensor(scores, dtype=torch.float64).float().tolist()
+            best = sorted(known, key=lambda place: (-exact[place], place))[:16]
+            assert found.places[row].tolist() == best
+            assert found.scores[row].tolist() == [exact[place] for place in best]
 
 
 @pytest.mark.parametrize("form", KEY_FORMS)
