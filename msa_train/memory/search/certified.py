@@ -81,17 +81,19 @@ class CertifiedSearch:
 
     def exact(self, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor) -> Tensor:
         """[P] float32 scores, on the CPU, of pairs of a context (ascending) and a document."""
-        found = torch.full((len(row),), -math.inf)
         query_cu, width = query_cu.cpu(), max(1, query.shape[1:].numel())
-        for part, (low, high) in zip(self._parts, pairwise(self._starts), strict=True):
-            if len(self._parts) == 1:
-                own = torch.arange(len(row))
-            else:
-                own = ((row >= low) & (row < high)).nonzero().squeeze(1)
-            if not len(own):
-                continue
+        parts = zip(self._parts, pairwise(self._starts), strict=True)
+        if len(self._parts) == 1:
+            work = [(self._parts[0], 0, torch.arange(row.shape[0]))]
+        else:
+            inside = ((part, low, (row >= low) & (row < high)) for part, (low, high) in parts)
+            work = [(part, low, own.nonzero().squeeze(1)) for part, low, own in inside]
+        found = torch.full(row.shape, -math.inf)
+        for part, low, own in work:
             at_once = max(1, _BYTES // (8 * max(1, part.longest_document) * width))
-            for pairs in own.split(at_once):
+            if own.shape[0] == row.shape[0] <= at_once:  # all at once: nothing to divide
+                return _pair_scores(query, query_cu, part, context, row - low, self._scoring)
+            for pairs in own.split(at_once) if own.shape[0] else ():
                 given = part, context[pairs], row[pairs] - low
                 found[pairs] = _pair_scores(query, query_cu, *given, self._scoring)
         return found
@@ -172,24 +174,27 @@ def _pair_scores(
 
     Only keys of those documents are read.
     """
-    device, contexts = query.device, len(query_cu) - 1
-    documents, which = map(torch.from_numpy, np.unique(row.numpy(), return_inverse=True))
+    device, contexts = query.device, query_cu.shape[0] - 1
+    documents, which = row, torch.arange(row.shape[0])
+    if contexts > 1:
+        documents, which = map(torch.from_numpy, np.unique(row.numpy(), return_inverse=True))
     counts = keys.chunk_cu[documents + 1] - keys.chunk_cu[documents]
-    cu = cumulative(counts)
     wide = keys.full[chunks_of(documents, keys.chunk_cu)].to(device).double()
-    query, query_cu = query.double(), query_cu.to(device)
+    query, query_cu, cu = query.double(), query_cu.to(device), cumulative(counts)
     if not scoring.scores_chunks:
-        bank = query_cu.new_zeros(contexts), query_cu.new_tensor([0, len(documents)])
+        bank = query_cu.new_zeros(contexts), query_cu.new_tensor([0, documents.shape[0]])
         scores = scoring.document_scores(query, query_cu, wide, cu.to(device), *bank)
         return scores.cpu()[context, which].float()
-    entries = counts.new_zeros(contexts).index_add_(0, context, counts[which])
-    entry_cu = cumulative(entries).to(device)
-    chunks = chunks_of(which, cu).to(device)
-    scores = scoring.chunk_scores(query, query_cu, wide, chunks, entry_cu).cpu()
-    ends = counts[which].cumsum(0)
-    starts = (ends - counts[which]).numpy()
-    present = starts < ends.numpy()
-    best = np.full(len(row), -math.inf)
-    if present.any():
-        best[present] = np.maximum.reduceat(scores.numpy(), starts[present])
-    return torch.from_numpy(best).float()
+    if contexts == 1:
+        chunks, entry_cu = torch.arange(wide.shape[0]), cu[[0, -1]]
+    else:
+        counts = counts[which]
+        chunks = chunks_of(which, cu)
+        entry_cu = cumulative(counts.new_zeros(contexts).index_add_(0, context, counts))
+    given = chunks.to(device), entry_cu.to(device)
+    scores = scoring.chunk_scores(query, query_cu, wide, *given).cpu().numpy()
+    found, present = np.full(row.shape, -math.inf, np.float32), (counts > 0).numpy()
+    if present.any():  # reduceat knows no empty documents
+        starts = (counts.cumsum(0) - counts).numpy()[present]
+        found[present] = np.maximum.reduceat(scores, starts)
+    return torch.from_numpy(found)

@@ -56,7 +56,8 @@ class LayerKeys:
             self._searched = full.to(device)
         elif form in _FLOATS:
             self._searched = _converted(full, _FLOATS[form], device)
-            self.error = self.norm * _eps(_FLOATS[form]) if narrower else 0.0
+            # To the nearest: no value moves by more than half of what separates neighbours.
+            self.error = 0.501 * self.norm * _eps(_FLOATS[form]) if narrower else 0.0
         else:
             self._searched = _quantised(full, heads, form, device)
             worst = self._searched.error.new_zeros(self.documents)
