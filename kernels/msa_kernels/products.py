@@ -118,7 +118,7 @@ class BFloat16Product(Product):
 class Int8Product(Product):
     """8-bit keys where they lie, on processors that add products of 8-bit integers (VNNI).
 
-    Each head of a query vector is two 8-bit integers a value, times a scale: 12 bits of it. Heads
+    Each head of a query vector is two 8-bit integers a value, times a scale: 13 bits of it. Heads
     are multiplied apart, because a chunk's heads have scales of their own.
     """
 

@@ -152,6 +152,8 @@ def _chunk_scores_in_torch(
     dtype = accumulation_dtype(query, keys)
     if len(query_cu) == 2 and len(query) and len(index):  # one context: nothing to pad
         part = query.to(dtype) @ keys.index_select(0, index).to(dtype).T
+        if len(part) == 1:
+            return part[0], torch.zeros_like(index)
         best = part.amax(0)
         return best, first_place(part[None], best[None])[0]
     scores = torch.full((len(index),), -math.inf, dtype=dtype, device=query.device)
