@@ -139,6 +139,7 @@ def _digest(loaded: LoadedModel, documents: Iterable[Document]) -> str:
     digest = hashlib.sha256()
     config = loaded.model.config
     backbone = asdict(replace(config, router=RouterConfig(chunk_size=config.router.chunk_size)))
+    del backbone["answers"]  # how it is asked, which no document's states depend on
     about = [loaded.fingerprint["tokenizer"], backbone, str(loaded.model.device)]
     digest.update(json.dumps(about).encode())
     for name, weight in loaded.model.state_dict().items():
