@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,8 +51,9 @@ def pooled(load: Load, sizes: Sizes) -> list[dict[str, Any]]:
 def _pooling(load: Load) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
     model, tokenizer, fingerprint = load()
     router = replace(model.config.router, query_reduce="pooled")
-    model.config = replace(model.config, router=router)
-    return model, tokenizer, fingerprint
+    asked = copy(model)  # the same weights
+    asked.config = replace(model.config, router=router)
+    return asked, tokenizer, fingerprint
 
 
 @torch.inference_mode()
