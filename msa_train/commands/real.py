@@ -82,7 +82,7 @@ def _real(options: argparse.Namespace) -> int:
         ("questions", "reading: questions out of the texts, and what the router brings for them",
          questions, run(write)),
         ("reading", "reading: learned by DeepSpeed on two ranks; the router stays", reader,
-         partial(_learn_reading, main, options.reading, fitted, questions, out)),
+         partial(_learn_reading, main, options, fitted, questions)),
         ("memory", "memory: all of Python's documentation, encoded once", bank, run(build)),
         ("retrieval", "who finds the right documents", found, keep(compare, found)),
         ("answers", "questions, answered from what the router brings", answers, keep(ask, answers)),
@@ -97,17 +97,19 @@ def _real(options: argparse.Namespace) -> int:
     return 0
 
 
-def _learn_reading(main: Main, config: Path, start: Path, questions: Path, out: Path) -> None:
-    """Shards, training and export, under the config with this run's folders."""
+def _learn_reading(main: Main, options: argparse.Namespace, start: Path, questions: Path) -> None:
+    """Shards, training and export, under the config with this run's folders and precision."""
     from msa_train.config import load_config_file, to_plain
 
+    config, out = options.reading, options.out
     datasets = to_plain(load_config_file(config).data)["datasets"]
     (name,) = datasets
     datasets[name]["path"] = str(questions)
     run = [
         "--config", str(config), "--output", str(out / "reading"),
         "--training.start_from", str(start), "--data.tokenizer.path", str(start),
-        "--data.datasets", json.dumps(datasets),
+        "--data.datasets", json.dumps(datasets), "--training.precision",
+        "bf16" if options.compute == "bfloat16" else "fp32",
     ]  # fmt: skip
     run_msa(main, ["data", "build", *run])
     run_msa(main, ["train", *run, "--ranks", "2", "--resume"])
