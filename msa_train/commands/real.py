@@ -75,7 +75,8 @@ def _real(options: argparse.Namespace) -> int:
         "router", "compare", str(options.backbone), str(fitted), "--data", _CORPUS,
         "--split", _TEST, "--dense", str(options.dense), *means,
     ]  # fmt: skip
-    ask = ["ask", str(reader), str(bank), *QUESTIONS, "--retrieval", "router", *compute]
+    ask = ["ask", str(reader), str(bank), *QUESTIONS, "--retrieval", "router", "--hybrid", "bm25",
+           *compute]  # fmt: skip
     run, keep = partial(partial, run_msa, main), partial(partial, _keep_report, main)
     todo = (
         ("fit", "router: learned from titles and sentences, without labels", fitted, run(fit)),
@@ -85,7 +86,7 @@ def _real(options: argparse.Namespace) -> int:
          partial(_learn_reading, main, options, fitted, questions)),
         ("memory", "memory: all of Python's documentation, encoded once", bank, run(build)),
         ("retrieval", "who finds the right documents", found, keep(compare, found)),
-        ("answers", "questions, answered from what the router brings", answers, keep(ask, answers)),
+        ("answers", "questions, answered over router and BM25", answers, keep(ask, answers)),
     )  # fmt: skip
     steps = _Steps(out)
     for number, (name, what, target, work) in enumerate(todo, 1):
