@@ -101,11 +101,16 @@ def _real(options: argparse.Namespace) -> int:
 def _learn_reading(main: Main, options: argparse.Namespace, start: Path, questions: Path) -> None:
     """Shards, training and export, under the config with this run's folders and precision."""
     from msa_train.config import load_config_file, to_plain
+    from msa_train.errors import ConfigError
 
     config, out = options.reading, options.out
     datasets = to_plain(load_config_file(config).data)["datasets"]
-    (name,) = datasets
-    datasets[name]["path"] = str(questions)
+    if len(datasets) != 1:
+        raise ConfigError(
+            f"{config} has {len(datasets)} data.datasets: give one, whose path is then this run's"
+        )
+    for dataset in datasets.values():
+        dataset["path"] = str(questions)
     run = [
         "--config", str(config), "--output", str(out / "reading"),
         "--training.start_from", str(start), "--data.tokenizer.path", str(start),

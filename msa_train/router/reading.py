@@ -102,7 +102,8 @@ def _question(
         if place not in pair.documents and not holds_answer(documents[place].text, pair.answers)
     ]
     right = tuple(documents[place].id for place in pair.documents)
-    held_out = any(place_of(id) < settings.held_out_share for id in right)
+    # By another place than a source's own held-out documents, which may be no part of this corpus.
+    held_out = any(place_of(f"reading/{id}") < settings.held_out_share for id in right)
     question = Question(
         str(number), pair.question, pair.answers, right,
         negatives=tuple(wrong[: settings.passages]), any_of=pair.any_of,

@@ -8,6 +8,7 @@ import pytest
 from msa_train.cli import build_parser
 from msa_train.commands import real
 from msa_train.config import load_config
+from msa_train.errors import ConfigError
 
 ROWS = ("backbone", "fitted", "fitted + BM25", "BM25", "dense", "random router")
 
@@ -92,3 +93,11 @@ def test_a_failed_step_ends_it_and_is_not_done(given):
     with pytest.raises(SystemExit) as ended:
         options.run(options)
     assert ended.value.code == 4 and not (out / "steps.json").exists()
+
+
+def test_a_reading_config_without_its_one_dataset_is_refused(given, tmp_path):
+    options, _, _ = given
+    options.reading = tmp_path / "two.yaml"
+    options.reading.write_text("data: {datasets: {}}")
+    with pytest.raises(ConfigError, match=r"0 data\.datasets: give one"):
+        options.run(options)

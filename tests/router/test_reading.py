@@ -8,6 +8,7 @@ import pytest
 from data_pipeline.dataset import Passage, Question, read_passages, read_questions, write_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
+from data_pipeline.sources.base import place_of
 from data_pipeline.sources.dataset_tables import shown_text
 from msa_train.errors import ConfigError
 from msa_train.interop.export import load_export
@@ -106,3 +107,14 @@ def test_what_cannot_be_read_from_is_refused(given, tmp_path):
     with pytest.raises(DataError, match="exists already"):
         write_reading(given / "r", str(given / "set"), given / "set", "clozes", SETTINGS)
     assert not (tmp_path / "o").exists()
+
+
+def test_held_out_questions_are_no_matter_of_another_held_out_share(given, tmp_path):
+    """Of a corpus from which documents were kept out by the same kind of draw, as pydocs' are."""
+    far = [f"d{n}" for n in range(400) if place_of(f"d{n}") > 0.5][:40]
+    rows = [f"In {1900 + n} the {WORDS[n % 7]} had {n} doors in it all day." for n in range(40)]
+    corpus = tmp_path / "c.jsonl"
+    lines = [json.dumps({"id": id, "text": text}) for id, text in zip(far, rows, strict=True)]
+    corpus.write_text("\n".join(lines))
+    counts = write_reading(given / "r", str(corpus), tmp_path / "out", "clozes", SETTINGS)
+    assert all(counts["questions"].values())

@@ -101,6 +101,7 @@ class Sequence:
         self._tokens += 1
         interleave.room = self._evidence_room(self._limit - room)
         control = IM_END if written.stopped else written.control
+        rounds = len(interleave.rounds)
         follows = interleave.advance(written.text, written.tokens, control)
         if follows is Next.WRITE and stage == "answer" and not room:
             interleave.forced.append("the context is full")
@@ -113,7 +114,10 @@ class Sequence:
             self.pending += self._tokenizer.encode_pieces(interleave.appended).tokens
         elif follows is not Next.WRITE:
             self.decoding, self.pending = False, []
-            events.append(self._evidence() if follows is Next.PREFILL else self._finish())
+            if follows is Next.STOP:
+                events.append(self._finish())
+            elif len(interleave.rounds) > rounds:  # not where the answer alone is asked for anew
+                events.append(self._evidence())
         if len(self.pending) > room:
             raise too_long(self._limit - room + len(self.pending), self._limit)
         return events

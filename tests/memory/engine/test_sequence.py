@@ -90,3 +90,25 @@ def test_impossible_requests_are_refused(view):
         Request("?", view, "guess")
     with pytest.raises(ConfigError, match="stop: an empty string"):
         Request("?", view, stop=("",))
+
+
+@pytest.mark.parametrize("found", [(), ("[2]", REF_END)])
+def test_in_the_chat_form_the_answer_is_prefilled_and_tells_no_round_twice(view, found):
+    sequence = Sequence(Request("Where?", view), TOKENIZER, 2000, "chat")
+    sequence.prefilled(NOTHING)
+    told = written(sequence, *found)
+    if found:
+        sequence.prefilled(NOTHING)
+    told += written(sequence, END_OF_RETRIEVE)
+    assert [event for event in told if isinstance(event, Evidence)] == (
+        [Evidence((tiny_documents()[0],))] if found else []
+    )
+    assert not sequence.decoding and sequence.pending == []
+    shown = TOKENIZER.decode(sequence.context().tokens)
+    assert shown.endswith("Question: Where?\nAnswer briefly.<|im_end|>\n<|im_start|>assistant\n")
+    assert (f"[2]. {tiny_documents()[0].text}" in shown) == bool(found)
+    sequence.prefilled(NOTHING)
+    *_, finished = written(sequence, "Here", IM_END)
+    rounds = finished.answer.rounds
+    assert finished.answer.text == "Here" and len(rounds) == 2 + bool(found)
+    assert [each.evidence for each in rounds if each.evidence] == ([(2,)] if found else [])
