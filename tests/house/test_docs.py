@@ -121,3 +121,15 @@ def test_commands_that_pages_show_are_commands(monkeypatch, capsys):
             wrong.append(f"{name}: {shlex.join(words)}: {error} {capsys.readouterr().err[-200:]}")
     assert shown > 40, "the pattern finds nothing any more"
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_figure_shows_every_room_and_the_words_are_few():
+    figure = (ROOT / "docs/images/architecture.svg").read_text()
+    titles = " ".join(re.findall(r'font-weight="bold"[^>]*>([^<]*)<', figure))
+    package = ROOT / "msa_train"
+    folders = [path.parent for path in (*package.glob("*/*.py"), *package.glob("memory/*/*.py"))]
+    for folder in {path.name for path in folders}:
+        assert re.search(rf"\b{folder}\b", titles), f"docs/images/architecture.svg lacks {folder}"
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = page.partition("## Words")[2].partition("\n## ")[0].count("\n| ") - 1
+    assert 20 <= rows <= 25
