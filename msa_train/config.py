@@ -282,7 +282,11 @@ def _in_plain_words(error: Exception) -> str:
     text = re.sub(r"Problem with given class_path '[\w.]+':\s*", "", text)
     for kind, plain in _KINDS.items():
         text = text.replace(f"a <class '{kind}'>", plain)
-    return text
+    return re.sub(
+        r'Parser key "([\w.]+)":\s*Expected a dot import path string: (\w+)',
+        r"--\1.\2: \1 is a list, which is given whole, as in --\1 '[{...}]', or in the YAML",
+        text,
+    )
 
 
 if __name__ == "__main__":  # python -m msa_train.config FILE [--dotted.key value]: show it resolved

@@ -99,3 +99,8 @@ def test_a_model_is_taught_to_answer_as_it_will_be_asked():
     for section in ("model", "data.contexts"):
         with pytest.raises(ConfigError, match="answers"):
             load_config([f"--{section}.answers", "both"])
+
+
+def test_a_part_of_a_list_cannot_be_overridden():
+    with pytest.raises(ConfigError, match=r"--stages\.lr: stages is a list, which is given whole"):
+        load_config(["--stages.lr", "3"])
