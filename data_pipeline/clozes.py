@@ -1,8 +1,10 @@
 """Questions with answers, made of a text alone: a span of it is the answer, its sentence asks.
 
 After Taylor 1953 (cloze) and Lewis et al. 2019 (question answering without labels): a date, number,
-name or noun phrase is taken out of a sentence, and what is left of the clause becomes a question.
-Documentation of code is asked for defaults, parameters and purposes besides.
+name or noun phrase is taken out of a sentence, and what is left of the clause becomes a question:
+one that a person could ask where its auxiliary can move to the front, else its words, disturbed.
+Documentation of code is asked for defaults, parameters and purposes besides, and what serves a
+purpose.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from dataclasses import dataclass
 
 from data_pipeline.splitting import sentences
 
-_GAPS = 0.3  # share of clozes with a gap; the others begin with a question word
-_DROPPED = 8  # one word in so many is dropped from a question without a gap
+_GAPS = 0.2  # share of clozes with a gap; the others begin with a question word
+_DROPPED = 8  # one word in so many is dropped from a question that is no sentence
 _SIDE = 12  # words of a clause on either side of the answer, at most
 _SENTENCE = range(6, 41)  # words
 _CLAUSE = 5  # words that ask, at least; of a shorter clause the sentence around it asks too
@@ -50,9 +52,21 @@ _ASKING = {
     "name": ("Who", "What", "Which", "Where"),
     "phrase": ("What",),
 }
+_AUXILIARY = re.compile(
+    r"(?P<subject>(?!(?i:although|while|when|where|which|who|that|if|because|since|as|and|but|or)\b)"
+    r"(?:\S+ ){0,5}\S+) "
+    r"(?P<verb>is|are|was|were|has|have|had|can|could|will|would|may|might|must|should|does|did)\b"
+    r"(?P<rest>.*)"
+)
+_OPENER = re.compile(r"(?:The|An?|In|On|At|By|His|Her|Its|Their|Most|Some|Many|All)\b")
 _PRONOUN = re.compile(r"^(?:He|She|It|They|This|These)\b")
 # `class a.b(c, d=1)` or `a.b(c) -> d`, as documentation begins.
 _SIGNATURE = re.compile(r"(?:class )?(?P<name>[A-Za-z_][\w.]*)\((?P<parameters>.*)\)(?: -> .*)?")
+# `Return the size of x.`, `Creates a box and opens it.`
+_PURPOSE_OF = re.compile(
+    r"(?!(?:This|These|Like|Same|If|For|With|As|At|In|On|See|Is|Are|Note|When|Whether)\b)"
+    r"(?P<verb>[A-Z][a-z]+)(?P<rest> (?:an?|the|all|any|each|every|this|True|if|whether)\b.*)\."
+)
 _PARAMETER = re.compile(r"(?P<name>\*{0,2}\w+)(?:\s*:[^=]*)?(?:\s*=\s*(?P<default>.+))?")
 
 
@@ -69,7 +83,7 @@ def clozes(text: str, draw: random.Random, title: str = "") -> Iterator[Cloze]:
 
     title: stands for a pronoun at the beginning of a sentence, which would not tell what it means.
     """
-    found = list(_of_signature(text))
+    found = list(_of_signature(text, draw))
     candidates = [part for part in map(str.strip, sentences(text)) if _plain(part)]
     draw.shuffle(found)
     draw.shuffle(candidates)
@@ -90,17 +104,34 @@ def _of_sentence(sentence: str, title: str, draw: random.Random) -> Cloze | None
     left, right = _clause(sentence[:start], sentence[end:])
     if title and not re.search(r"[,;:(]", sentence[:start]):
         left = _PRONOUN.sub(title, left)
-    if draw.random() < _GAPS:
-        question = f"{left} ___ {right}".strip()
-    else:
-        halves = [left[:1].lower() + left[1:], right]
-        if draw.random() < 0.5:
-            halves.reverse()
-        kept = " ".join(w for w in " ".join(halves).split() if draw.randrange(_DROPPED))
-        question = f"{draw.choice(_ASKING[kind])} {kept}?"
+    question = _asked(kind, left, right, draw)
     if len(question.split()) < _CLAUSE:
         return None
     return Cloze(question, sentence[start:end])
+
+
+def _asked(kind: str, left: str, right: str, draw: random.Random) -> str:
+    """For what stands between two halves of a clause."""
+    if draw.random() < _GAPS:
+        return f"{left} ___ {right}".strip()
+    word, lowered = draw.choice(_ASKING[kind]), _lowered(left)
+    if not left:
+        return f"{word} {right}?"
+    if moved := _AUXILIARY.fullmatch(lowered):
+        rest = moved["rest"]
+        if word in ("When", "In what year"):  # which ask for the preposition too
+            rest = re.sub(r" (?:in|on|at|since|from)$", "", rest)
+        return " ".join(f"{word} {moved['verb']} {moved['subject']}{rest} {right}".split()) + "?"
+    halves = [lowered, right]
+    if draw.random() < 0.5:
+        halves.reverse()
+    kept = " ".join(w for w in " ".join(halves).split() if draw.randrange(_DROPPED))
+    return f"{word} {kept}?"
+
+
+def _lowered(left: str) -> str:
+    """Without the capital of a sentence's first word, unless it may be a name's."""
+    return left[:1].lower() + left[1:] if _OPENER.match(left) else left
 
 
 def _clause(left: str, right: str) -> tuple[str, str]:
@@ -129,8 +160,8 @@ def _spans(sentence: str) -> Iterator[tuple[str, int, int]]:
             yield kind, start, end
 
 
-def _of_signature(text: str) -> Iterator[Cloze]:
-    """Of `name(a, b=1)` in the first line, and of the sentence after it."""
+def _of_signature(text: str, draw: random.Random) -> Iterator[Cloze]:
+    """Of `name(a, b=1)` in the first line, and of the sentence after it: one of each kind."""
     first, _, body = text.partition("\n")
     match = _SIGNATURE.fullmatch(first.strip())
     if match is None:
@@ -140,12 +171,29 @@ def _of_signature(text: str) -> Iterator[Cloze]:
     names = [each for each, _ in parameters]
     if names:
         yield Cloze(f"Which parameters does {name} take?", ", ".join(names))
-    for parameter, default in parameters:
-        if default is not None:
-            yield Cloze(f"What is the default of {parameter} in {name}?", default)
+    if defaults := [pair for pair in parameters if pair[1] is not None]:
+        parameter, default = draw.choice(defaults)
+        yield Cloze(f"What is the default of {parameter} in {name}?", default)
     purpose = next(iter(sentences(" ".join(body.split("\n\n")[0].split()))), "").strip()
     if 2 <= len(purpose.split()) <= _PURPOSE and purpose.endswith("."):
         yield Cloze(f"What does {name} do?", purpose)
+        what = "class" if first.lstrip().startswith("class ") else "function"
+        if wanted := _wanted(purpose, what):
+            yield Cloze(draw.choice(wanted), name)
+
+
+def _wanted(purpose: str, what: str) -> tuple[str, ...]:
+    """How somebody asks who does not know the name of what serves a purpose."""
+    match = _PURPOSE_OF.fullmatch(purpose)
+    if match is None:
+        return ()
+    verb, rest = match["verb"].lower(), match["rest"]
+    if re.search(r"[^su]s$", verb):  # "creates"; not "process", "focus"
+        verb = re.sub(r"(?<=(?:ch|sh|ss))e$|(?<=[xz])e$", "", verb[:-1])
+        verb = re.sub(r"ie$", "y", verb)
+    ending = "es" if re.search(r"(?:ch|sh|s|x|z)$", verb) else "s"
+    third = verb[:-1] + "ies" if re.search(r"[^aeiou]y$", verb) else verb + ending
+    return f"How do I {verb}{rest}?", f"Which {what} {third}{rest}?"
 
 
 def _parameter(text: str) -> tuple[str, str | None] | None:

@@ -63,8 +63,9 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
     engine.save(folder, partial.name)
     own = {"cpu": torch.get_rng_state(), "queue": engine.model.queue.state_dict()}
     torch.save(own, partial / f"own-rank{rank}.pt")
-    weights = dict(engine.full_weights())
-    if DeepSpeedGroups.get_data_parallel_rank() == 0:
+    writes = DeepSpeedGroups.get_data_parallel_rank() == 0
+    weights = {name: weight for name, weight in engine.full_weights() if writes}
+    if writes:
         part = DeepSpeedGroups.get_model_parallel_rank()
         save_file(weights, partial / f"weights-tp{part}.safetensors")
     dist.barrier()

@@ -22,13 +22,17 @@ from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 from msa_train.stages import Trains
 
 Part = Literal["router", "reader", "encoder"]
+# Elements that are reduced at once, beside the gradients. DeepSpeed's ten times as many would be
+# the whole of a small model once more.
+BUCKET = 50_000_000
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 class Engine:
     """A model under DeepSpeed. `backward` takes this rank's share of a global mean.
 
-    trains: what the stages of a run train.
+    trains: what the stages of a run train. Where that is one part alone, nothing else has gradients
+    or an optimizer's state, and its weights stay what they were to the last bit.
     """
 
     def __init__(
@@ -39,8 +43,14 @@ class Engine:
         sum_over_tensor_ranks(model.partial_gradient_parameters())
         self.model = model
         self._trains: Trains = "all"
+        self._kept: dict[str, Tensor] = {}  # in full precision, which DeepSpeed's narrow copy lacks
         for name, parameter in model.named_parameters():
-            parameter.register_hook(partial(self._freeze, part_of(name, model)))
+            part = part_of(name, model)
+            if len(set(trains)) == 1 and not {"all", part} & set(trains):
+                self._kept[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+                parameter.requires_grad_(False)
+            else:
+                parameter.register_hook(partial(self._freeze, part))
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=_optimizer(model, config, "reader" in trains),
@@ -103,6 +113,9 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.model.named_parameters():
+            if name in self._kept:
+                yield name, self._kept[name]
+                continue
             weight = None
             if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
                 weight = safe_get_full_fp32_param(parameter)
@@ -141,7 +154,7 @@ def _optimizer(
     for parts in together:
         weights = [p for name, p in model.named_parameters() if part_of(name, model) in parts]
         for decay, dims in ((config.weight_decay, (2,)), (0.0, (0, 1))):
-            chosen = [p for p in weights if p.dim() in dims]
+            chosen = [p for p in weights if p.dim() in dims and p.requires_grad]
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "parts": parts})
     kind = _GuardedAdamW if config.zero_stage == 0 else torch.optim.AdamW
@@ -183,6 +196,6 @@ def _settings(config: TrainingConfig) -> dict[str, Any]:
         "managed_gradient_accumulation": False,  # `step` ends a step, after any number of backwards
         "gradient_clipping": config.clip,
         "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
         "steps_per_print": 1 << 30,
     }

@@ -55,6 +55,39 @@ def test_a_pronoun_gives_way_to_the_title():
     assert not any(re.match(r"It\b", question) for question in gaps)
 
 
+def test_an_auxiliary_moves_to_the_front_as_a_person_asks():
+    asked = {c.question for c in made(TEXT)}
+    built = "was the lighthouse of Alder Point built"
+    assert f"When {built} by the engineer Mary Stone?" in asked
+    assert f"What year {built} in by the engineer Mary Stone?" in asked
+    assert "How many can its lamp be seen from when the air is clear?" in asked
+    first = {c.question for c in made("Mary Stone found the old road in the hills.")}
+    assert "Who found the old road in the hills?" in first
+
+
+@pytest.mark.parametrize(
+    ("purpose", "how", "which"),
+    [
+        ("Return the size of a box.", "return the size of a box", "returns the size of a box"),
+        ("Creates a box.", "create a box", "creates a box"),
+        ("Tries all keys.", "try all keys", "tries all keys"),
+        ("Matches any box.", "match any box", "matches any box"),
+        ("Process the box.", "process the box", "processes the box"),
+    ],
+)
+def test_what_serves_a_purpose_is_asked_for_without_its_name(purpose, how, which):
+    found = made(f"tools.box(size)\n{purpose}\n")
+    asked = {cloze.question for cloze in found if cloze.answer == "tools.box"}
+    assert asked == {f"How do I {how}?", f"Which function {which}?"}
+
+
+@pytest.mark.parametrize(
+    "purpose", ["This is the end.", "Whether the box is open.", "Abstract class of boxes."]
+)
+def test_what_tells_no_purpose_is_not_asked_for_one(purpose):
+    assert all(cloze.answer != "tools.box" for cloze in made(f"tools.box(size)\n{purpose}\n"))
+
+
 def test_signatures_are_asked_for_what_they_say():
     assert {
         Cloze("Which parameters does tools.Box take?", "size, lid, name, **more"),

@@ -41,6 +41,19 @@ def observe() -> dict:
     found["all"], found["whole"] = step(1.0), not engine.skipped
     found["most"] = engine.max_over_ranks(3)
     found["types"] = {weight.dtype for _, weight in engine.full_weights()}
+    for part in ("router", "reader"):
+        model = MSAModel(config)
+        model.load_published(initial_reader(config, 0))
+        begun = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        engine = Engine(model, TrainingConfig(precision="bf16"), {part})
+        step(1.0, part)
+        found[f"{part} alone"] = {
+            part_of(name, model)
+            for name, weight in engine.full_weights()
+            if not torch.equal(weight, begun[name])
+        }
+        learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        found[f"{part} graph"] = {part_of(name, model) for name in learns}
     return found
 
 
@@ -54,6 +67,11 @@ def test_a_part_trains_alone(found, part):
     changed = {name for name, moved in found[part].items() if moved}
     assert changed and {found["parts"][name] for name in changed} == {part}
     assert found["norm"] > 0
+
+
+@pytest.mark.parametrize("part", ["router", "reader"])
+def test_what_no_stage_trains_has_no_gradient_and_is_not_rounded(found, part):
+    assert found[f"{part} alone"] == found[f"{part} graph"] == {part}
 
 
 def test_the_reader_is_what_no_document_goes_through(found):
