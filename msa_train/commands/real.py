@@ -27,7 +27,7 @@ _CORPUS, _TEST = "pydocs", "held_out"
 _PAIRS = "4000"  # of 9,000: running all of them through the backbone takes minutes more
 _FITTED = "fitted"  # folder of the export, and its name in the comparison
 _ASKED = 1000  # questions that are made to learn reading from
-_RETRIEVAL, _ANSWERS = "retrieval.json", "answers.json"
+_RETRIEVAL, _ANSWERS, _PICTURE = "retrieval.json", "answers.json", "real.png"
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -94,6 +94,7 @@ def _real(options: argparse.Namespace) -> int:
         steps.do(name, target, work)
     report = _report(out, options.backbone.name, steps)
     _write(report, out / "report.json")
+    _draw(report, out / _PICTURE)
     _show(report, out)
     return 0
 
@@ -197,12 +198,34 @@ def _answers(out: Path) -> list[dict[str, Any]]:
     ]
 
 
+_ROWS = {  # of the report, as they are shown
+    "zero_shot": ("router, nothing trained", "#a9c6e6"),
+    "fitted": ("router, fitted without labels", "#1f5fa8"),
+    "bm25": ("BM25", "#8a8a8a"),
+    "dense": ("MiniLM, a dense retriever", "#b7950b"),
+    "hybrid": ("fitted router and BM25", "#2f855a"),
+    "random": ("random router (control)", "#d4d4d4"),
+}
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    from msa_train.evaluation.plots import plot_methods
+
+    methods = {
+        label: (report[_CORPUS][name], report["intervals"][name], colour)
+        for name, (label, colour) in _ROWS.items()
+    }
+    answers = [
+        (each["question"], each["answer"], ", ".join(each["sources"])) for each in report["answers"]
+    ]
+    plot_methods(
+        f"Python's documentation: {report['questions']:,} questions, "
+        f"{report['documents']:,} documents",
+        methods, answers, path,
+    )  # fmt: skip
+
+
 def _show(report: dict[str, Any], out: Path) -> None:
-    meaning = {
-        "zero_shot": "router, nothing trained", "fitted": "router, fitted without labels",
-        "bm25": "BM25", "dense": "MiniLM, a dense retriever", "hybrid": "fitted router and BM25",
-        "random": "random router (control)",
-    }  # fmt: skip
     print(
         f"\nPython's documentation: {report['documents']:,} documents, {report['questions']:,} "
         "questions about documents that the router was not fitted on\n"
@@ -211,10 +234,10 @@ def _show(report: dict[str, Any], out: Path) -> None:
     for name, recalls in report[_CORPUS].items():
         low, high = report["intervals"][name][0]
         shown = " / ".join(f"{x:.3f}" for x in recalls)
-        print(f"  {meaning[name]:<32}{shown}   @1 {low:.3f} to {high:.3f}")
+        print(f"  {_ROWS[name][0]:<32}{shown}   @1 {low:.3f} to {high:.3f}")
     for each in report["answers"]:
         print(f"\n? {each['question']}\n= {each['answer']}\n  read: {', '.join(each['sources'])}")
     print(
         f"\nreal: {report['seconds'] / 60:.1f} minutes, at most {report['peak_rss_gb']:.1f} GB of "
-        f"memory. The report is {out / 'report.json'}"
+        f"memory. The report is {out / 'report.json'}, the picture {out / _PICTURE}"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ CURVES = (  # measure, label, colour, marker, line style
     ("ids_f1", "document ids written (F1)", "#b7950b", "P", ":"),
     ("answer_voted_text", "answers, texts the router voted for", "#7c3aed", "v", "-"),
 )
+# label -> shares at RECALL_AT, their bounds, colour
+Groups = Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]], str]]
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -57,26 +60,48 @@ def plot_growth(caption: str, tasks: dict[str, Any], path: Path) -> None:
 def plot_recall(title: str, section: dict[str, Any], path: Path) -> None:
     """Recall of held-out questions over a whole bank: router, its layers, BM25."""
     layers = list(section["layers"])
-    groups = {"router, all layers voting": ("", "#1f5fa8")}
+    prefixes = {"router, all layers voting": ("", "#1f5fa8")}
     for shade, layer in zip(("#7aa6d6", "#a9c6e6", "#cfdff1"), layers[:3], strict=False):
-        groups[f"router, layer {layer} alone"] = (f"layer{layer}/", shade)
-    groups["BM25"] = ("bm25_", "#8a8a8a")
+        prefixes[f"router, layer {layer} alone"] = (f"layer{layer}/", shade)
+    prefixes["BM25"] = ("bm25_", "#8a8a8a")
+    groups = {}
+    for label, (prefix, colour) in prefixes.items():
+        names = [f"{prefix}recall@{k}" for k in RECALL_AT]
+        values = [mean_of(section, name) for name in names]
+        groups[label] = values, [section["intervals"][name] for name in names], colour
     with _drawn(path, (7.4, 4.4)) as (figure, (axis,)):
-        width = 0.8 / len(groups)
-        for place, (label, (prefix, colour)) in enumerate(groups.items()):
-            x = [k + (place - (len(groups) - 1) / 2) * width for k in range(len(RECALL_AT))]
-            _bars(axis, x, width * 0.92, section, prefix, label, colour)
-        axis.set_xticks(range(len(RECALL_AT)), [f"recall@{k}" for k in RECALL_AT])
-        axis.set_ylim(0, 1.12)
-        axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        axis.grid(axis="x", visible=False)
-        axis.set_ylabel("share of questions")
+        _recall_panel(axis, groups)
         axis.set_title(
             f"{title}: {section['questions']:,} held-out questions, "
             f"bank of {section['documents']:,} documents",
             fontsize=11,
         )
         figure.legend(loc="outside lower center", ncols=2)
+
+
+def plot_methods(
+    title: str, methods: Groups, answers: Sequence[tuple[str, str, str]], path: Path
+) -> None:
+    """Recall of several ways to search, and beside it questions, answers and what was read."""
+    with _drawn(path, (12.4, 4.8), 2, width_ratios=(1.35, 1)) as (figure, (axis, told)):
+        _recall_panel(axis, methods)
+        axis.set_title(title, fontsize=11)
+        figure.legend(loc="outside lower left", ncols=3)
+        told.set_axis_off()
+        place = 1.0
+        for question, answer, read in answers:
+            for text, style in (
+                (question, {"weight": "bold"}),
+                (answer, {"color": "#1f5fa8", "fontsize": 12}),
+                (f"read: {read}", {"color": "#666666", "fontsize": 9}),
+            ):
+                lines = textwrap.wrap(text, 52 if "weight" in style else 60)[:5]
+                told.text(
+                    0, place, "\n".join(lines), va="top", transform=told.transAxes,
+                    parse_math=False, **style,
+                )  # fmt: skip
+                place -= 0.052 * len(lines) + 0.02
+            place -= 0.05
 
 
 def plot_training(metrics: Path, path: Path) -> None:
@@ -124,16 +149,29 @@ def _memory_panel(axis, task: str, sections: dict[str, Any]) -> None:
     axis.set_title(f"{title}: {questions:,} questions, answers {counted}", fontsize=11)
 
 
-def _bars(axis, x, width: float, section, prefix: str, label: str, colour: str) -> None:
-    names = [f"{prefix}recall@{k}" for k in RECALL_AT]
-    values = [mean_of(section, name) for name in names]
-    bounds = [section["intervals"][name] for name in names]
+def _recall_panel(axis, groups: Groups) -> None:
+    """Bars side by side at each recall@k."""
+    width = 0.8 / len(groups)
+    for place, (label, (values, bounds, colour)) in enumerate(groups.items()):
+        x = [k + (place - (len(groups) - 1) / 2) * width for k in range(len(RECALL_AT))]
+        _bars(axis, x, width * 0.92, values, bounds, label, colour)
+    axis.set_xticks(range(len(RECALL_AT)), [f"recall@{k}" for k in RECALL_AT])
+    axis.set_ylim(0, 1.12)
+    axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axis.grid(axis="x", visible=False)
+    axis.set_ylabel("share of questions")
+
+
+def _bars(axis, x, width: float, values, bounds, label: str, colour: str) -> None:
     below = [value - low for value, (low, _) in zip(values, bounds, strict=True)]
     above = [high - value for value, (_, high) in zip(values, bounds, strict=True)]
     axis.bar(x, values, width, color=colour, label=label)
     axis.errorbar(x, values, (below, above), fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+    size = 9 if width > 0.13 else 7.5
     for place, value, up in zip(x, values, above, strict=True):
-        axis.text(place, value + up + 0.012, f"{value:.2f}", ha="center", va="bottom", fontsize=9)
+        axis.text(
+            place, value + up + 0.012, f"{value:.2f}", ha="center", va="bottom", fontsize=size
+        )
 
 
 def _series(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:

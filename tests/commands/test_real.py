@@ -69,6 +69,7 @@ def test_everything_is_run_in_order_and_reported(given, capsys):
     assert set(report["steps"]) == {
         "fit", "questions", "reading", "memory", "retrieval", "answers",
     }  # fmt: skip
+    assert (out / "real.png").stat().st_size > 10_000
     shown = capsys.readouterr().out
     assert "== 6/6" in shown and "router, nothing trained" in shown and "read: os.path.sp" in shown
 

@@ -8,6 +8,7 @@ from data_pipeline.errors import DataError
 from msa_train.evaluation.plots import (
     PANELS,
     plot_growth,
+    plot_methods,
     plot_recall,
     plot_training,
     spoken_name,
@@ -20,6 +21,16 @@ def test_plots_are_pictures(report, tmp_path):
     assert_drawn(path)
     plot_recall("Documentation", report["pydocs"], path)
     assert_drawn(path)
+
+
+def test_methods_stand_beside_answers_of_any_text(tmp_path):
+    methods = {
+        "one": ((0.5, 0.7, 0.9), ((0.4, 0.6), (0.6, 0.8), (0.8, 1.0)), "#1f5fa8"),
+        "other": ((0.0, 0.1, 0.1), ((0.0, 0.0), (0.0, 0.2), (0.0, 0.2)), "#8a8a8a"),
+    }
+    answers = [("What does $x^ cost?", "word " * 90, "a.b, c_d"), ("And?", "", "")]
+    plot_methods("Documentation", methods, answers, tmp_path / "real.png")
+    assert_drawn(tmp_path / "real.png")
 
 
 def test_training_curves(tmp_path):
