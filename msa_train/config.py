@@ -201,6 +201,8 @@ class Config:
                 f"model.router.layers ({self.model.router.layers}) is in the upper half: nothing "
                 "would train the router; use loss_layers all"
             )
+        for stage in self.stages:
+            self._check_router_learns(stage)
         for stage in range(len(self.stages)):
             contexts = self.corpus.contexts(stage)
             if contexts.answer_text and contexts.answers != self.model.answers:
@@ -222,6 +224,22 @@ class Config:
             raise ConfigError(
                 f"training.tensor_parallel is {ranks}: the router's reductions must then be "
                 "head_reduce mean, query_reduce max or pooled, chunk_reduce max"
+            )
+
+    def _check_router_learns(self, stage: Stage) -> None:
+        router = self.model.router
+        if stage.trains != "router":
+            return
+        what = f"stages[{stage.name}].trains is router, but "
+        if not router.decouple:
+            raise ConfigError(
+                f"{what}model.router.decouple is false: the attention's own keys route, and there "
+                "is no router to train; give trains all"
+            )
+        if not stage.router_weight and (router.gate == "none" or not self.model.reading_layers):
+            raise ConfigError(
+                f"{what}its router_weight is 0, and without a gate in a layer that reads "
+                "(model.router.gate, reads) no other loss reaches the router: give a router_weight"
             )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,6 +70,12 @@ class Stage:
 
     def _error(self, key: str, what: str) -> ConfigError:
         return ConfigError(f"stages[{self.name}].{key} is {what}")
+
+
+def trained_alone(trains: Collection[Trains]) -> Trains | None:
+    """The one part of the model that all stages of a run train; None where more is trained."""
+    parts = set(trains)
+    return parts.pop() if len(parts) == 1 and "all" not in parts else None
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,15 @@ def test_a_model_is_taught_to_answer_as_it_will_be_asked():
             load_config([f"--{section}.answers", "both"])
 
 
+def test_a_router_that_no_loss_reaches_does_not_train_alone():
+    stage = "[{{name: a, steps: 1, lr: 1, trains: router, router_weight: {}}}]"
+    with pytest.raises(ConfigError, match=r"stages\[a\].trains is router, .*decouple is false"):
+        load_config(["--stages", stage.format(1), "--model.router.decouple", "false"])
+    with pytest.raises(ConfigError, match=r"stages\[a\].trains is router, .*router_weight is 0"):
+        load_config(["--stages", stage.format(0), "--model.router.gate", "none"])
+    assert load_config(["--stages", stage.format(0)]).stages[0].trains == "router"
+
+
 def test_a_part_of_a_list_cannot_be_overridden():
     with pytest.raises(ConfigError, match=r"--stages\.lr: stages is a list, which is given whole"):
         load_config(["--stages.lr", "3"])

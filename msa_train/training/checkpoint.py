@@ -27,6 +27,7 @@ from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file, to_plain
 from msa_train.errors import CheckpointError
 from msa_train.parallel.groups import DeepSpeedGroups
+from msa_train.stages import trained_alone
 from msa_train.training.engine import Engine
 
 FOLDER, STATE = "checkpoints", "state.json"
@@ -116,11 +117,12 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
 def _check_same(config: Config, target: Path) -> None:
     """What the optimizer's state and the data order depend on must not have changed."""
     old, new = to_plain(load_config_file(target / "config.yaml")), to_plain(config)
-    apart = [any(s["trains"] == "reader" for s in each["stages"]) for each in (old, new)]
-    if apart[0] != apart[1]:  # the optimizer's groups are others
+    trains = [{stage["trains"] for stage in each["stages"]} for each in (old, new)]
+    if len({(trained_alone(each), "reader" in each) for each in trains}) > 1:
+        was, now = (", ".join(sorted(each)) for each in trains)
         raise CheckpointError(
-            f"{target} was trained {'with' if apart[0] else 'without'} a stage that trains the "
-            "reader: set stages[].trains back, or start a new run under another output"
+            f"{target} was trained with stages[].trains {was}, not {now}, and its optimizer's "
+            "state is divided accordingly: set them back, or start a new run under another output"
         )
     for each in (old, new):  # of the stages, what the order of the data depends on
         each["stages"] = [{key: stage[key] for key in _ORDER} for stage in each["stages"]]

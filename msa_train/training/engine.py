@@ -19,7 +19,7 @@ from msa_train.errors import CheckpointError
 from msa_train.model.megatron import MSAModel
 from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
-from msa_train.stages import Trains
+from msa_train.stages import Trains, trained_alone
 
 Part = Literal["router", "reader", "encoder"]
 # Elements that are reduced at once, beside the gradients. DeepSpeed's ten times as many would be
@@ -44,9 +44,10 @@ class Engine:
         self.model = model
         self._trains: Trains = "all"
         self._kept: dict[str, Tensor] = {}  # in full precision, which DeepSpeed's narrow copy lacks
+        alone = trained_alone(trains)
         for name, parameter in model.named_parameters():
             part = part_of(name, model)
-            if len(set(trains)) == 1 and not {"all", part} & set(trains):
+            if alone not in (None, part):
                 self._kept[name] = parameter.detach().to("cpu", torch.float32, copy=True)
                 parameter.requires_grad_(False)
             else:

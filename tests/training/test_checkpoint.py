@@ -87,6 +87,29 @@ def test_other_settings_are_refused_by_name(config, overrides, said):
         checkpoint.load(FileEngine(0), load_config(settings(config.path, **overrides)), folder)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (("all", "all"), ("all", "router"), True),
+        (("reader", "all"), ("all", "reader"), True),
+        (("router", "router"), ("router", "all"), False),
+        (("reader", "reader"), ("reader", "all"), False),
+        (("all", "all"), ("reader", "all"), False),
+    ],
+)
+def test_what_the_optimizer_holds_does_not_change(tmp_path, megatron, before, after, same):
+    def run(trains):
+        each = (f"{{name: s{i}, steps: 2, lr: 1e-2, trains: {t}}}" for i, t in enumerate(trains))
+        return load_config(settings(tmp_path / "run", stages=f"[{', '.join(each)}]"))
+
+    folder = save(run(before))
+    if same:
+        assert checkpoint.load(FileEngine(0), run(after), folder) == STATE
+    else:
+        with pytest.raises(CheckpointError, match=r"stages\[\]\.trains"):
+            checkpoint.load(FileEngine(0), run(after), folder)
+
+
 def test_another_number_of_ranks_is_refused(config):
     folder = save(config)
     state = json.loads((folder / checkpoint.STATE).read_text())
