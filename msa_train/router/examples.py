@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from data_pipeline.clozes import clozes
+from data_pipeline.clozes import Cloze, clozes
 from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
@@ -89,7 +89,8 @@ def read_examples(
 
 
 def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:
-    """Without labels: the title of a document, and one of its sentences as a question about it.
+    """Without labels: the title of a document, one of its sentences as a question about it, and a
+    question made of it (clozes.py), whose own words ("How do I") say nothing about the document.
 
     A sentence (inverse cloze, Lee et al. 2019) has its halves exchanged and one word in eight
     dropped: word order and single words are not what a question shares with its answer. Titles that
@@ -104,6 +105,8 @@ def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pa
         long_enough = [part for part in sentences(body) if len(part.split()) >= _WORDS]
         if long_enough:
             yield Pair(_disturbed(draw.choice(long_enough), draw), (document.number,))
+        if (cloze := next(_clozes(document, draw), None)) is not None:
+            yield Pair(cloze.question, (document.number,))
     for title, places in titled.items():
         yield Pair(title, tuple(places))
 
@@ -114,19 +117,17 @@ def cloze_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:
     First one of each document that has any, then the second of each, and so on.
     """
     draw = random.Random(seed)
-    left = [
-        (
-            document.number,
-            clozes(document.text.removeprefix(f"{document.title}\n"), draw, document.title),
-        )
-        for document in documents
-    ]
+    left = [(document.number, _clozes(document, draw)) for document in documents]
     while left:
         made = [(place, more, next(more, None)) for place, more in left]
         left = [(place, more) for place, more, cloze in made if cloze is not None]
         for place, _, cloze in made:
             if cloze is not None:
                 yield Pair(cloze.question, (place,), (cloze.answer,))
+
+
+def _clozes(document: Document, draw: random.Random) -> Iterator[Cloze]:
+    return clozes(document.text.removeprefix(f"{document.title}\n"), draw, document.title)
 
 
 def _disturbed(sentence: str, draw: random.Random) -> str:
