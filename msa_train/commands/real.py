@@ -1,7 +1,7 @@
 """`msa real`: a pretrained model gets a memory of Python's documentation, and answers from it.
 
-No labels are used: the router is fitted on titles and sentences of the documentation itself, and
-judged by questions about documents that it was not fitted on. Reading is learned from questions
+No labels are used: the router is fitted on titles, sentences and made questions of the documentation
+itself, and judged by questions about documents that it was not fitted on. Reading is learned from questions
 made of its sentences and signatures.
 """
 
@@ -79,7 +79,7 @@ def _real(options: argparse.Namespace) -> int:
            *compute]  # fmt: skip
     run, keep = partial(partial, run_msa, main), partial(partial, _keep_report, main)
     todo = (
-        ("fit", "router: learned from titles and sentences, without labels", fitted, run(fit)),
+        ("fit", "router: learned from the documentation itself, without labels", fitted, run(fit)),
         ("questions", "reading: questions out of the texts, and what the router brings for them",
          questions, run(write)),
         ("reading", "reading: learned by DeepSpeed on two ranks; the router stays", reader,

@@ -95,7 +95,7 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
         "--split",
         default="self-made",
         help="of the datasets' questions; self-made (default): titles and sentences of the "
-        "documents themselves, no labels",
+        "documents, and questions made of them, no labels",
     )
 
 

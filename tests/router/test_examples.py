@@ -42,13 +42,15 @@ def test_labelled_questions_point_at_places(dataset):
     ]  # fmt: skip
 
 
-def test_self_made_questions_are_titles_and_disturbed_sentences(dataset):
+def test_self_made_questions_are_titles_disturbed_sentences_and_clozes(dataset):
     found = read_examples(dataset, tiny_tokenizer(), SELF_MADE)
     asked = {pair.question: pair.documents for pair in found.pairs}
-    assert asked["Harbour"] == (0, 2) and asked["Cranes"] == (1,)
-    cloze = [pair for pair in found.pairs if pair.question not in ("Harbour", "Cranes")]
-    assert [pair.documents for pair in cloze] == [(0,), (1,), (3,)]
-    for pair in cloze:
+    assert asked.pop("Harbour") == (0, 2) and asked.pop("Cranes") == (1,)
+    worded = {q: places for q, places in asked.items() if "___" in q or q.endswith("?")}
+    assert worded and all(len(places) == 1 for places in worded.values())
+    disturbed = [pair for pair in found.pairs if pair.question in asked.keys() - worded.keys()]
+    assert [pair.documents for pair in disturbed] == [(0,), (1,), (3,)]
+    for pair in disturbed:
         text = found.documents[pair.documents[0]].text
         assert pair.question not in text and set(pair.question.split()) <= set(text.split())
     assert read_examples(dataset, tiny_tokenizer(), SELF_MADE) == found
