@@ -1,8 +1,8 @@
 """`msa real`: a pretrained model gets a memory of Python's documentation, and answers from it.
 
-No labels are used: the router is fitted on titles, sentences and made questions of the documentation
-itself, and judged by questions about documents that it was not fitted on. Reading is learned from questions
-made of its sentences and signatures.
+No labels are used: the router is fitted on titles and sentences of the documentation itself, and on
+questions made of it, and judged by questions about documents that it was not fitted on. Reading is
+learned from questions made of the texts, too.
 """
 
 from __future__ import annotations
