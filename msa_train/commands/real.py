@@ -19,9 +19,9 @@ from msa_train.commands.output import add_compute
 from msa_train.commands.steps import Main, MemoryWatch, begin_step, msa_json, run_msa
 
 QUESTIONS = (
-    "How do I split a path into its directory and its file name?",
-    "Which function makes a temporary directory?",
-    "How can I find out how similar two sequences are?",
+    "How do I make a date from an ISO string?",
+    "What does textwrap.shorten do?",
+    "How do I start a thread?",
 )
 _CORPUS, _TEST = "pydocs", "held_out"
 _PAIRS = "4000"  # of 9,000: running all of them through the backbone takes minutes more

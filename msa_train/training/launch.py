@@ -68,8 +68,6 @@ def _environment(ranks: int) -> dict[str, str]:
         env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks))}
         # Megatron decorates fusions that no CPU run uses; loading their compiler takes seconds.
         env["TORCHDYNAMO_DISABLE"] = "1"
-        # Or glibc keeps what activations of many sizes leave behind, about 30 MB more every step.
-        env.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
     return env
 
 

@@ -27,12 +27,13 @@ from tests.training.tracking.wandb_server import StandIn, stand_in
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 60
+ANSWERS_S, SILENT_S = 30, 5  # how long a server is waited for: one that answers, one that does not
 
 
-def train(driver, output, mode, run_id, first, *steps):
+def train(driver, output, mode, wait_s, run_id, first, *steps):
     """Logs these steps, and waits with its end until the driver says a word."""
-    settings = {"mode": mode, "init_timeout_s": 5, "finish_timeout_s": 4, "group": "sizes",
-                "tags": "[a]"}  # fmt: skip
+    settings = {"mode": mode, "init_timeout_s": wait_s, "finish_timeout_s": wait_s,
+                "group": "sizes", "tags": "[a]"}  # fmt: skip
     chosen = [part for k, v in settings.items() for part in (f"--training.wandb.{k}", str(v))]
     config = load_config(["--output", str(output), *chosen])
     reporter = Reporter(config, run_id or None, first_step=first, steps=100, rank=0)
@@ -46,11 +47,11 @@ def train(driver, output, mode, run_id, first, *steps):
 class Run:
     """A process that trains, and waits before its end."""
 
-    def __init__(self, environment, url, output, mode, run_id, first, *steps):
+    def __init__(self, environment, url, output, mode, run_id, first, *steps, wait_s=ANSWERS_S):
         output.mkdir(exist_ok=True)
         self._process, process = Pipe()
         environment = environment | {"WANDB_BASE_URL": url}
-        given = train, process, output, mode, run_id, first, *steps
+        given = train, process, output, mode, wait_s, run_id, first, *steps
         self._apart = Apart(output, environment, *given)
         process.close()
 
@@ -91,9 +92,9 @@ class Case:
     environment: dict[str, str]
     folder: Path
 
-    def run(self, mode, run_id, first, *steps, name="out", **given):
+    def run(self, mode, run_id, first, *steps, name="out", wait_s=ANSWERS_S, **given):
         where = self.environment | given, self.server.url, self.folder / name
-        return Run(*where, mode, run_id, first, *steps)
+        return Run(*where, mode, run_id, first, *steps, wait_s=wait_s)
 
     def trained(self, run_id, first, *steps):
         """(id, standard error, the chart) after an online run."""
@@ -128,12 +129,13 @@ def unreachable(case):
     with stand_in() as known:
         url = known.url  # nobody listens there any more
     began = time.monotonic()
-    run_id, said = Run(case.environment, url, case.folder / "out", "online", "", 0, 10).end()
+    where = case.environment, url, case.folder / "out"
+    run_id, said = Run(*where, "online", "", 0, 10, wait_s=SILENT_S).end()
     return run_id, said, time.monotonic() - began
 
 
 def silenced(case):
-    run = case.run("online", "", 0, 10, 20)
+    run = case.run("online", "", 0, 10, 20, wait_s=SILENT_S)
     run_id = run.has_begun()
     case.server.silent.set()
     began = time.monotonic()
