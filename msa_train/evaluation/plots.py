@@ -95,7 +95,7 @@ def plot_methods(
                 (answer, {"color": "#1f5fa8", "fontsize": 12}),
                 (f"read: {read}", {"color": "#666666", "fontsize": 9}),
             ):
-                lines = textwrap.wrap(text, 52 if "weight" in style else 60)[:5]
+                lines = textwrap.wrap(text, 52 if "weight" in style else 60, max_lines=5)
                 told.text(
                     0, place, "\n".join(lines), va="top", transform=told.transAxes,
                     parse_math=False, **style,

@@ -22,8 +22,8 @@ from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 from msa_train.stages import Trains, trained_alone
 
 Part = Literal["router", "reader", "encoder"]
-# Elements that are reduced at once, beside the gradients. DeepSpeed's ten times as many would be
-# the whole of a small model once more.
+# Elements that are reduced at once, beside the gradients, at least those of the largest weight.
+# DeepSpeed's ten times as many would be the whole of a small model once more.
 BUCKET = 50_000_000
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -55,7 +55,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=_optimizer(model, config, "reader" in trains),
-            config=_settings(config),
+            config=_settings(config, max(BUCKET, *(p.numel() for p in model.parameters()))),
             mpu=DeepSpeedGroups,
             dist_init_required=False,
         )
@@ -191,12 +191,12 @@ class _GuardedAdamW(torch.optim.AdamW):
             super().step(closure)
 
 
-def _settings(config: TrainingConfig) -> dict[str, Any]:
+def _settings(config: TrainingConfig, bucket: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # `step` ends a step, after any number of backwards
         "gradient_clipping": config.clip,
         "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": BUCKET},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": bucket},
         "steps_per_print": 1 << 30,
     }
