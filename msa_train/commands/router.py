@@ -86,7 +86,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 def _add_means(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--means", type=Path, metavar="DIR",
-        help="keep chunk means here, for the next start or fit (default: nowhere)",
+        help="keep means of chunks and questions here, for the next of these commands "
+        "(default: nowhere)",
     )  # fmt: skip
 
 

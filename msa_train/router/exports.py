@@ -34,7 +34,7 @@ from msa_train.model.config import ModelConfig
 from msa_train.model.weights import projection_names, weight_shapes
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.fit import RECALL_AT, CachedExamples, Projections, check_pooled, fit, recalls
-from msa_train.router.means import kept_document_means, question_means
+from msa_train.router.means import kept_document_means, kept_question_means
 from msa_train.router.settings import FitSettings, StartSettings
 from msa_train.router.whitening import started
 
@@ -197,12 +197,11 @@ def cached_examples(
     layers: Sequence[int] | None = None,
 ) -> CachedExamples:
     """The means of documents and questions in some layers (None: those with a router)."""
-    model, tokenizer = loaded.model, loaded.tokenizer
-    layers = layers or model.config.router_layers
+    layers = layers or loaded.model.config.router_layers
     return CachedExamples(
         examples.name,
         kept_document_means(loaded, examples.documents, layers, keep),
-        question_means(model, tokenizer, [pair.question for pair in examples.pairs], layers),
+        kept_question_means(loaded, [pair.question for pair in examples.pairs], layers, keep),
         tuple(pair.documents for pair in examples.pairs),
     )
 

@@ -8,8 +8,9 @@ started, fitted and compared without the backbone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -89,11 +90,16 @@ def question_means(
     @torch.inference_mode()
     def means(texts: Sequence[str]) -> dict[int, Tensor]:
         asked = [tokenizer.encode_pieces(prompt_pieces(text)) for text in texts]
-        cu = cumulative(torch.tensor([len(each.tokens) for each in asked])).to(model.device)
-        tokens = torch.tensor([t for each in asked for t in each.tokens], device=model.device)
-        roles = [role.routes(frame=False) for each in asked for role in each.roles]
-        rows, query_cu = query_rows(torch.tensor(roles, device=model.device), cu)
-        positions = [context_positions(len(a.tokens), a.head_length, top_k) for a in asked]
+        routes = [_up_to_last([role.routes(frame=False) for role in a.roles]) for a in asked]
+        cu = cumulative(torch.tensor([len(each) for each in routes])).to(model.device)
+        tokens = [t for a, kept in zip(asked, routes, strict=True) for t in a.tokens[: len(kept)]]
+        tokens = torch.tensor(tokens, device=model.device)
+        is_query = torch.tensor([routing for kept in routes for routing in kept])
+        rows, query_cu = query_rows(is_query.to(model.device), cu)
+        positions = [
+            context_positions(len(kept), a.head_length, top_k)
+            for a, kept in zip(asked, routes, strict=True)
+        ]
         placed = torch.cat(positions).to(model.device)
         found = model.observe(tokens, placed, cu, layers, lambda h: _means(h[rows], query_cu))
         return {layer: x.cpu() for layer, x in found.items()}
@@ -115,9 +121,38 @@ def kept_document_means(
     That is the backbone and its tokenizer, the texts and the chunk size, and not the router: a
     router that was fitted finds the means of the one it started from.
     """
+    about = (f"{document.number}\0{document.text}\0" for document in documents)
+
+    def make(missing: Sequence[int]) -> LayerMeans:
+        return document_means(loaded.model, loaded.tokenizer, documents, missing)
+
+    return _kept(loaded, about, layers, folder, make)
+
+
+def kept_question_means(
+    loaded: LoadedModel, questions: Sequence[str], layers: Sequence[int], folder: Path | None
+) -> LayerMeans:
+    """As question_means, kept as by kept_document_means; they also depend on top_k (positions)."""
+    prompts = (json.dumps([p.to_json() for p in prompt_pieces(text)]) for text in questions)
+    about = itertools.chain([f"asked, {loaded.model.config.router.top_k}"], prompts)
+
+    def make(missing: Sequence[int]) -> LayerMeans:
+        return question_means(loaded.model, loaded.tokenizer, questions, missing)
+
+    return _kept(loaded, about, layers, folder, make)
+
+
+def _kept(
+    loaded: LoadedModel,
+    about: Iterable[str],
+    layers: Sequence[int],
+    folder: Path | None,
+    make: Callable[[Sequence[int]], LayerMeans],
+) -> LayerMeans:
+    """Means of some layers out of `folder`; those that are missing are made and kept."""
     if folder is None:
-        return document_means(loaded.model, loaded.tokenizer, documents, layers)
-    key = _digest(loaded, documents)
+        return make(layers)
+    key = _digest(loaded, about)
     found: dict[int, Tensor] = {}
     cu = None
     for layer in layers:
@@ -126,7 +161,7 @@ def kept_document_means(
             stored = load_file(path)
             found[layer], cu = stored["means"], stored["chunk_cu"]
     if missing := [layer for layer in layers if layer not in found]:
-        made = document_means(loaded.model, loaded.tokenizer, documents, missing)
+        made = make(missing)
         folder.mkdir(parents=True, exist_ok=True)
         for layer, means in made.rows.items():
             content = save({"means": means, "chunk_cu": made.cu})
@@ -135,19 +170,26 @@ def kept_document_means(
     return LayerMeans({layer: found[layer] for layer in layers}, cu)
 
 
-def _digest(loaded: LoadedModel, documents: Iterable[Document]) -> str:
+def _digest(loaded: LoadedModel, about: Iterable[str]) -> str:
     digest = hashlib.sha256()
     config = loaded.model.config
     backbone = asdict(replace(config, router=RouterConfig(chunk_size=config.router.chunk_size)))
     del backbone["answers"]  # how it is asked, which no document's states depend on
-    about = [loaded.fingerprint["tokenizer"], backbone, str(loaded.model.device)]
-    digest.update(json.dumps(about).encode())
+    digest.update(
+        json.dumps([loaded.fingerprint["tokenizer"], backbone, str(loaded.model.device)]).encode()
+    )
     for name, weight in loaded.model.state_dict().items():
         if ".router_" not in name:
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for document in documents:
-        digest.update(f"{document.number}\0{document.text}\0".encode())
+    for each in about:
+        digest.update(each.encode())
     return digest.hexdigest()[:24]
+
+
+def _up_to_last(routes: Sequence[bool]) -> Sequence[bool]:
+    """Without what stands behind the last query token, which no query sees."""
+    length = max((place + 1 for place, routing in enumerate(routes) if routing), default=0)
+    return routes[:length] if length else routes
 
 
 def _means(states: Tensor, cu: Tensor) -> Tensor:

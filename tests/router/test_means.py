@@ -10,7 +10,12 @@ from msa_train.interop.export import load_export
 from msa_train.memory.engine.model_runner import prefill_pieces
 from msa_train.model.weights import projection_names
 from msa_train.router import means
-from msa_train.router.means import document_means, kept_document_means, question_means
+from msa_train.router.means import (
+    document_means,
+    kept_document_means,
+    kept_question_means,
+    question_means,
+)
 from tests.batches import VOTING_ROUTER
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_export, tiny_model, tiny_tokenizer
@@ -74,6 +79,24 @@ def test_what_is_kept_is_not_computed_again(tmp_path, monkeypatch):
     loaded.model.config = replace(loaded.model.config, rope_theta=5e5)  # with the same weights
     kept_document_means(loaded, documents, (0,), tmp_path / "kept")
     assert computed == [[1], [0], [0]]
+
+
+def test_questions_are_kept_under_what_is_asked(tmp_path, monkeypatch):
+    loaded, kept = load_export(tiny_export(tmp_path / "e")), tmp_path / "kept"
+    first = kept_question_means(loaded, QUESTIONS, (0, 2), kept)
+    computed = []
+    real = means.question_means
+    monkeypatch.setattr(
+        means, "question_means", lambda *given: computed.append(given[-1]) or real(*given)
+    )
+    again = kept_question_means(loaded, QUESTIONS, (0, 2), kept)
+    assert computed == [] and torch.equal(first.rows[0], again.rows[0])
+    kept_question_means(loaded, [*QUESTIONS[1:], QUESTIONS[0]], (0,), kept)
+    assert computed == [[0]]
+    router = replace(loaded.model.config.router, top_k=loaded.model.config.router.top_k + 1)
+    loaded.model.config = replace(loaded.model.config, router=router)  # other positions
+    kept_question_means(loaded, QUESTIONS, (0,), kept)
+    assert computed == [[0], [0]]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
