@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import add_json, print_json
+from msa_train.commands.output import add_compute, add_json, print_json
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -26,6 +26,15 @@ def register(commands: argparse._SubParsersAction) -> None:
 
     _benchmark(benchmarks, "layouts", "what a training layout learns for its compute", _layouts)
     _benchmark(benchmarks, "train", "what a training step costs against its memory", _train)
+
+    encode = _benchmark(
+        benchmarks, "encode", "how fast documents are encoded, and what they cost at least", _encode
+    )
+    encode.add_argument("--export", type=Path, required=True, help="folder of a model")
+    encode.add_argument(
+        "--corpus", default="pydocs", help="dataset folder or file of documents (default: pydocs)"
+    )
+    add_compute(encode)
 
     candidates = _benchmark(
         benchmarks, "candidates", "documents that a search in 8-bit keys scores again", _candidates
@@ -116,6 +125,12 @@ def _train(options: argparse.Namespace) -> Any:
     from msa_train.bench.train import measure
 
     return measure()
+
+
+def _encode(options: argparse.Namespace) -> Any:
+    from msa_train.bench.encode import measure
+
+    return [measure(options.export, options.corpus, options.compute)]
 
 
 def _candidates(options: argparse.Namespace) -> Any:

@@ -40,6 +40,8 @@ class HeldOutEvaluation:
     def __init__(self, reader: ShardReader, collate: Collate, layers: Sequence[int]):
         parts = [part for i in range(len(reader)) for part in _parts(reader[i])]
         self.names = sorted({part.source for part in parts})
+        # Plain texts cost little: behind all others, so that each rank gets as many of either.
+        parts.sort(key=lambda part: part.contexts[0].kind == "text")
         self._layers, self._collate = layers, collate
         ranks = DeepSpeedGroups.get_data_parallel_world_size()
         self._own = parts[DeepSpeedGroups.get_data_parallel_rank() :: ranks]

@@ -11,7 +11,7 @@ from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.build import build_bank
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
-BENCHMARKS = ("kernels", "layouts", "train", "candidates", "memory", "serve")
+BENCHMARKS = ("kernels", "layouts", "train", "encode", "candidates", "memory", "serve")
 
 
 def code_of(*arguments):

@@ -9,6 +9,7 @@ import torch
 from data_pipeline.schema import Document, Query, Sample
 from data_pipeline.shards.contexts import retrieve_context, text_context
 from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
+from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.data import Collate
 from msa_train.training.held_out import (
     COLUMNS,
@@ -63,3 +64,14 @@ def test_numbers_are_means_of_each_source(megatron):
     assert numbers["held_out/a/lm"] == pytest.approx(numbers["held_out/b/lm"])
     assert 0 <= numbers["held_out/a/recall@1"] <= numbers["held_out/a/recall@k"] == 1
     assert {row[0] for row in rows} == {"which door is open?"} and len(rows[0]) == len(COLUMNS)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_share_plain_texts_and_questions_alike(rank, monkeypatch):
+    documents = (Document(3, "the red door is open"),)
+    asked = retrieve_context(Query("which door is open?", ("red",), (3,)))
+    samples = [Sample(documents, (asked, text_context("the red door")), "a")] * 4
+    monkeypatch.setattr(DeepSpeedGroups, "get_data_parallel_world_size", lambda: 2)
+    monkeypatch.setattr(DeepSpeedGroups, "get_data_parallel_rank", lambda: rank)
+    evaluation = HeldOutEvaluation(samples, None, (0,))
+    assert sorted(part.source for part in evaluation._own) == ["a", "a", "a_text", "a_text"]

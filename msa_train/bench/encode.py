@@ -1,0 +1,94 @@
+"""How fast documents are encoded for a memory, beside what nothing can beat: `msa bench encode`.
+
+The floor is the arithmetic of the layers that documents go through, at the rate of a plain matrix
+product of the same dtype on the same threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import accumulate, takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.protocol import document_pieces
+from data_pipeline.schema import Document
+from data_pipeline.tokenizer import Tokenizer
+from msa_train.bench.floor import Floor
+from msa_train.bench.runner import process_bytes
+from msa_train.interop.export import LoadedModel, load_export
+from msa_train.memory.bank.encode import encode_documents
+from msa_train.model.config import ModelConfig
+from msa_train.model.weights import weight_shapes
+from msa_train.router.examples import read_examples
+
+TOKENS = 200_000  # of documents that are encoded
+_WARM = 8  # documents
+
+
+def measure(export: Path, corpus: str, compute: str, tokens: int = TOKENS) -> dict[str, Any]:
+    """A row. corpus: as in read_examples; its first `tokens` tokens are encoded, or all it has.
+
+    tokens_per_s holds tokenizing, as a bank's build does; of documents cut at 512 tokens.
+    """
+    loaded = load_export(export, compute)
+    dtype = next(loaded.model.parameters()).dtype
+    documents = read_examples(corpus, loaded.tokenizer).documents
+    lengths = _lengths(documents, loaded.tokenizer, tokens)
+    documents = documents[: len(lengths)]
+    _encode(loaded, documents[:_WARM])
+    began = time.perf_counter()
+    _encode(loaded, documents)
+    rate = sum(lengths) / (time.perf_counter() - began)
+    flops = encode_flops(loaded.model.config, lengths)
+    floor = sum(lengths) / (flops / Floor.measured(dtype).flops_per_ms * 1e-3)
+    return {
+        "documents": len(documents),
+        "tokens": sum(lengths),
+        "layers": loaded.model.config.last_router_layer + 1,
+        "dtype": str(dtype).removeprefix("torch."),
+        "tokens_per_s": round(rate),
+        "floor_tokens_per_s": round(floor),
+        "ratio": round(floor / rate, 2),
+        "mflop_per_token": round(flops / sum(lengths) / 1e6, 1),
+        "peak_mb": round(process_bytes()["peak"] / (1 << 20)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def encode_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
+    """Multiplications and additions that documents of so many tokens cost at least.
+
+    Every matrix of the layers below the last router layer once per token, and causal attention
+    there. What is left out is small: that layer's own projections, one router key per chunk, norms,
+    rotation and pooling.
+    """
+    layers = config.last_router_layer
+    below = tuple(f"model.layers.{number}." for number in range(layers))
+    shapes = [
+        shape
+        for name, shape in weight_shapes(config).items()
+        if name.startswith(below) and ".router_" not in name
+    ]
+    per_token = 2 * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    return per_token * sum(lengths) + 4 * config.heads * config.head_dim * pairs * layers
+
+
+def _lengths(documents: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> list[int]:
+    """Tokens of the first documents: as many as `tokens` hold, at least one."""
+    counts = (
+        len(tokenizer.encode_pieces(document_pieces(d.number, d.text)).tokens) for d in documents
+    )
+    totals = takewhile(lambda total: total <= tokens, accumulate(counts))
+    ends = list(totals) or [tokens]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _encode(loaded: LoadedModel, documents: Sequence[Document]) -> None:
+    for _ in encode_documents(loaded.model, loaded.tokenizer, documents):
+        pass
