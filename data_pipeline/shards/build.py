@@ -125,7 +125,7 @@ def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shar
                 built[shard] = _build_shard(folder, builder, shard)
                 progress.advance(len(built[shard].index))
             return [built[shard] for shard in range(count)]
-        with workers_of(min(workers, count), _start_worker, (folder, builder)) as pool:
+        with workers_of(min(workers, count), _start_worker, folder, builder) as pool:
             futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
             for future in as_completed(futures):
                 built[futures[future]] = future.result()

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 
 import torch
 
+from data_pipeline.processes import start_worker
 from data_pipeline.progress import ProgressBar
 from msa_train.errors import RankError
 from msa_train.evaluation.metrics import Columns
@@ -61,7 +62,8 @@ def _forked(jobs: Mapping[Hashable, Job], workers: int) -> dict[Hashable, Column
     global _jobs
     _jobs, results = jobs, {}
     # One thread each: more would compete, and a forked process must not use its parent's pool.
-    executor = ProcessPoolExecutor(workers, get_context("fork"), torch.set_num_threads, (1,))
+    begin = start_worker, (torch.set_num_threads, 1)
+    executor = ProcessPoolExecutor(workers, get_context("fork"), *begin)
     try:
         # Workers are forked here, before the progress bar starts a thread.
         waiting: dict[Future, Hashable] = {executor.submit(_run, key): key for key in jobs}
