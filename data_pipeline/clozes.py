@@ -64,7 +64,7 @@ _PRONOUN = re.compile(r"^(?:He|She|It|They|This|These)\b")
 _SIGNATURE = re.compile(r"(?:class )?(?P<name>[A-Za-z_][\w.]*)\((?P<parameters>.*)\)(?: -> .*)?")
 # `Return the size of x.`, `Creates a box and opens it.`
 _PURPOSE_OF = re.compile(
-    r"(?!(?:This|These|Like|Same|If|For|With|As|At|In|On|See|Is|Are|Note|When|Whether)\b)"
+    r"(?!(?:This|These|Like|Same|If|For|With|As|At|In|On|See|Is|Are|Was|Has|Does|Note|When|Whether)\b)"
     r"(?P<verb>[A-Z][a-z]+)(?P<rest> (?:an?|the|all|any|each|every|this|True|if|whether)\b.*)\."
 )
 _PARAMETER = re.compile(r"(?P<name>\*{0,2}\w+)(?:\s*:[^=]*)?(?:\s*=\s*(?P<default>.+))?")
@@ -187,13 +187,18 @@ def _wanted(purpose: str, what: str) -> tuple[str, ...]:
     match = _PURPOSE_OF.fullmatch(purpose)
     if match is None:
         return ()
-    verb, rest = match["verb"].lower(), match["rest"]
+    base, third = _forms(match["verb"].lower())
+    return f"How do I {base}{match['rest']}?", f"Which {what} {third}{match['rest']}?"
+
+
+def _forms(verb: str) -> tuple[str, str]:
+    """create, creates: of a verb given as either."""
     if re.search(r"[^su]s$", verb):  # "creates"; not "process", "focus"
-        verb = re.sub(r"(?<=(?:ch|sh|ss))e$|(?<=[xz])e$", "", verb[:-1])
-        verb = re.sub(r"ie$", "y", verb)
-    ending = "es" if re.search(r"(?:ch|sh|s|x|z)$", verb) else "s"
-    third = verb[:-1] + "ies" if re.search(r"[^aeiou]y$", verb) else verb + ending
-    return f"How do I {verb}{rest}?", f"Which {what} {third}{rest}?"
+        base = re.sub(r"(?<!cach)(?<=ch|sh|ss|zz)e$|(?<=[xo])e$", "", verb[:-1])  # not "cach"
+        return re.sub(r"(?<=\w\w)ie$", "y", base), verb
+    if re.search(r"[^aeiou]y$", verb):
+        return verb, verb[:-1] + "ies"
+    return verb, verb + ("es" if re.search(r"(?:ch|sh|s|x|z|o)$", verb) else "s")
 
 
 def _parameter(text: str) -> tuple[str, str | None] | None:

@@ -21,6 +21,8 @@ from data_pipeline.schema import Piece, Role
 METADATA_FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"  # of SentencePiece alone
 FILES = (METADATA_FILE, MODEL_FILE)
+# Beside a backbone's: nothing here reads them, transformers does.
+SETTINGS_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,15 @@ import tokenizers
 
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import CONTROL_TOKENS
-from data_pipeline.tokenizer.base import METADATA_FILE, Tokenizer, refuse_surrogates
+from data_pipeline.tokenizer.base import (
+    METADATA_FILE,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    Tokenizer,
+    refuse_surrogates,
+)
 
+_BESIDE = (SETTINGS_FILE, TEMPLATE_FILE)
 _NEVER_WRITTEN = ("<|endoftext|>", "<|im_start|>")  # free to pad with, best first
 _SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
@@ -28,11 +36,12 @@ class HuggingFaceTokenizer(Tokenizer):
     Raises DataError when a token has no bytes (the file is of another family), or when text does
     not come back as it was.
 
-    spelled: the control tokens that the vocabulary lacks.
+    spelled: the control tokens that the vocabulary lacks. beside: other files of its folder, by
+    name, which go where it goes.
     """
 
-    def __init__(self, data: bytes):
-        self._data = data
+    def __init__(self, data: bytes, beside: Mapping[str, bytes] = {}):
+        self._data, self._beside = data, dict(beside)
         settings = json.loads(data)
         settings["normalizer"] = None  # NFC would change the text, and with it whose a token is
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(settings))
@@ -58,7 +67,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return HuggingFaceTokenizer, (self._data,)
+        return HuggingFaceTokenizer, (self._data, self._beside)
 
     def with_control_tokens(self) -> HuggingFaceTokenizer:
         """The same with what is spelled as special tokens of their own, after all others."""
@@ -67,7 +76,8 @@ class HuggingFaceTokenizer(Tokenizer):
             {"id": first + place, "content": token, "special": True, **_SPECIAL}
             for place, token in enumerate(self.spelled)
         ]
-        return HuggingFaceTokenizer(json.dumps(settings, ensure_ascii=False).encode())
+        data = json.dumps(settings, ensure_ascii=False).encode()
+        return HuggingFaceTokenizer(data, self._beside)
 
     def encode_text(self, text: str) -> list[int]:
         try:
@@ -77,18 +87,21 @@ class HuggingFaceTokenizer(Tokenizer):
             raise
 
     def files(self) -> dict[str, bytes]:
-        return {METADATA_FILE: self._data}
+        return {METADATA_FILE: self._data, **self._beside}
 
     @classmethod
     def from_folder(cls, folder: Path, metadata: dict[str, Any]) -> HuggingFaceTokenizer:
         path = folder / METADATA_FILE
-        return cls.of(path.read_bytes(), path)
+        there = [file for name in _BESIDE if (file := folder / name).is_file()]
+        return cls.of(path.read_bytes(), path, {file.name: file.read_bytes() for file in there})
 
     @classmethod
-    def of(cls, data: bytes, source: Path | str) -> HuggingFaceTokenizer:
+    def of(
+        cls, data: bytes, source: Path | str, beside: Mapping[str, bytes] = {}
+    ) -> HuggingFaceTokenizer:
         """The tokenizer of a tokenizer.json; source: where it came from, which errors name."""
         try:
-            return cls(data)
+            return cls(data, beside)
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
         except Exception as error:  # the library raises nothing more precise

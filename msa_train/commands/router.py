@@ -10,7 +10,7 @@ from typing import Any
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_compute, add_json, print_json
 from msa_train.evaluation.settings import ReadingTest
-from msa_train.router.settings import FitSettings, StartSettings
+from msa_train.router.settings import FitSettings, ProbeSettings, StartSettings
 
 _CORPUS = (
     "a dataset folder, a .jsonl or .jsonl.gz file of documents, or the word pydocs: the "
@@ -35,7 +35,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     probe = _action(actions, "probe", "which layers route best, before anything is learned", _probe)
     probe.add_argument("corpus", metavar="CORPUS", help=_CORPUS)
     _add_split(probe)
-    add_flags(probe, StartSettings)
+    add_flags(probe, ProbeSettings)
     compare = actions.add_parser(
         "compare", help="who finds the right documents: routers, BM25, ..."
     )
@@ -145,7 +145,7 @@ def _fit(options: argparse.Namespace) -> int:
 def _probe(options: argparse.Namespace) -> int:
     from msa_train.router.exports import probe_layers
 
-    settings = from_flags(StartSettings, options)
+    settings = from_flags(ProbeSettings, options)
     report = probe_layers(options.export, options.corpus, options.split, settings, options.compute)
     if options.json:
         print_json(report)

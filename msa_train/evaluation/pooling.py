@@ -14,9 +14,13 @@ from data_pipeline.schema import Document
 from msa_train.interop.export import LoadedModel
 from msa_train.memory.search.keys import chunks_of
 from msa_train.router.examples import RouterExamples
-from msa_train.router.exports import cached_examples
 from msa_train.router.fit import CachedExamples
-from msa_train.router.means import LayerMeans, kept_document_means
+from msa_train.router.means import (
+    LayerMeans,
+    backbone_digest,
+    kept_document_means,
+    kept_question_means,
+)
 
 _STUB = 10  # words: of a text so short, only one under the same title is the same
 
@@ -34,6 +38,7 @@ class Pool:
 
     def __init__(self, corpora: Sequence[RouterExamples]):
         self._corpora = corpora
+        self._banks: dict[tuple[str, tuple[int, ...]], LayerMeans] = {}
         self._held: list[list[int]] = []  # of each corpus, the documents that stand in the bank
         self._places: list[list[int]] = []  # of each document of a corpus: its place in the bank
         first: dict[str, int] = {}
@@ -61,15 +66,23 @@ class Pool:
 
     def cached(self, corpus: int, loaded: LoadedModel, keep: Path | None) -> CachedExamples:
         """The means of the bank, and of a corpus's questions. keep: as in kept_document_means."""
+        layers, examples = loaded.model.config.router_layers, self.examples(corpus)
+        questions = [pair.question for pair in examples.pairs]
+        positives = tuple(pair.documents for pair in examples.pairs)
+        return CachedExamples(
+            examples.name,
+            self._means(loaded, keep),
+            kept_question_means(loaded, questions, layers, keep),
+            positives,
+        )
+
+    def _means(self, loaded: LoadedModel, keep: Path | None) -> LayerMeans:
+        """Of the bank; exports of one backbone share them."""
         layers = loaded.model.config.router_layers
-        own = cached_examples(loaded, self._corpora[corpus], keep)
-        parts = [
-            own.documents if place == corpus
-            else kept_document_means(loaded, each.documents, layers, keep)
-            for place, each in enumerate(self._corpora)
-        ]  # fmt: skip
-        positives = tuple(pair.documents for pair in self.examples(corpus).pairs)
-        return replace(own, documents=self._joined(parts), positives=positives)
+        if (key := (backbone_digest(loaded), layers)) not in self._banks:
+            parts = [kept_document_means(loaded, c.documents, layers, keep) for c in self._corpora]
+            self._banks[key] = self._joined(parts)
+        return self._banks[key]
 
     def _joined(self, parts: Sequence[LayerMeans]) -> LayerMeans:
         held = [torch.tensor(each, dtype=torch.int64) for each in self._held]

@@ -30,7 +30,7 @@ from msa_train.interop.export import LoadedModel, load_export
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.search.view import MemoryView
-from msa_train.router.examples import Pair, RouterExamples, read_examples
+from msa_train.router.examples import DOCUMENT_TOKENS, Pair, RouterExamples, read_examples
 from msa_train.router.exports import cached_examples
 
 _SPARE = 16  # more than are shown, because some hold the answer
@@ -172,8 +172,11 @@ def _answer(
     test: ReadingTest,
 ) -> Columns:
     rankings = [sorted(numbers) for _, numbers in batch]
+    most = max(1, *map(len, rankings))
     limits = InterleaveLimits(
-        answer_tokens=test.answer_tokens, documents=max(1, *map(len, rankings))
+        answer_tokens=test.answer_tokens,
+        documents=most,
+        evidence_tokens=2 * DOCUMENT_TOKENS * most,  # all are read: none is longer than one
     )
     engine = MemoryEngine(loaded.model, loaded.tokenizer, view, len(batch))
     asked = [pairs[place] for place, _ in batch]

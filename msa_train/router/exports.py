@@ -16,7 +16,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_pipeline import files
-from data_pipeline.schema import Document
 from msa_train.errors import CheckpointError
 from msa_train.interop.backbones.model_card import CARD, rerouted
 from msa_train.interop.backbones.weights_file import write_weights
@@ -34,8 +33,8 @@ from msa_train.model.config import ModelConfig
 from msa_train.model.weights import projection_names, weight_shapes
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.fit import RECALL_AT, CachedExamples, Projections, check_pooled, fit, recalls
-from msa_train.router.means import kept_document_means, kept_question_means
-from msa_train.router.settings import FitSettings, StartSettings
+from msa_train.router.means import joined, kept_document_means, kept_question_means
+from msa_train.router.settings import FitSettings, ProbeSettings, StartSettings
 from msa_train.router.whitening import started
 
 _VOTERS = 3
@@ -55,18 +54,19 @@ def start_router(
     """
     began, loaded = time.monotonic(), load_export(export, compute)
     config = settings.applied(loaded.model.config)
-    _refuse_existing(target)
-    each = max(1, settings.passages // len(corpora))
+    _prepare(target)
+    share = max(1, settings.passages // len(corpora))
     sampled = [
-        read_examples(source, loaded.tokenizer, limit=each, seed=settings.seed)
+        read_examples(source, loaded.tokenizer, limit=share, seed=settings.seed)
         for source in corpora
     ]
-    documents = _renumbered(sampled)
-    means = kept_document_means(loaded, documents, config.router_layers, keep)
+    means = joined(
+        [kept_document_means(loaded, s.documents, config.router_layers, keep) for s in sampled]
+    )
     fingerprint = with_router(export, target, config, started(config, means.rows))
     return {
         **_described(target, config),
-        "documents": len(documents),
+        "documents": len(means),
         "chunks": int(means.cu[-1]),
         "seconds": round(time.monotonic() - began, 1),
         "fingerprint": fingerprint,
@@ -84,7 +84,7 @@ def fit_router(
     began, loaded = time.monotonic(), load_export(export, compute)
     config = loaded.model.config
     check_pooled(config)
-    _refuse_existing(target)
+    _prepare(target)
     given = [
         _drawn(read_examples(source, loaded.tokenizer, split, seed=settings.seed), settings)
         for source in corpora
@@ -108,9 +108,8 @@ def probe_layers(
     export: Path,
     corpus: str,
     split: str,
-    settings: StartSettings,
+    settings: ProbeSettings,
     compute: str = "float32",
-    questions: int = 500,
 ) -> dict[str, Any]:
     """How well an untrained router finds in every layer, and which layers together. A report.
 
@@ -118,11 +117,12 @@ def probe_layers(
     all layers in one pass; chosen one after another, each the one that helps the vote most.
     """
     loaded = load_export(export, compute)
-    everywhere = replace(settings, layers="all").applied(loaded.model.config)
+    everywhere = settings.applied(loaded.model.config)
     given = read_examples(
         corpus, loaded.tokenizer, split, limit=settings.passages, seed=settings.seed
     )
-    some = replace(given, pairs=given.pairs[:: max(1, len(given.pairs) // questions)][:questions])
+    every = max(1, len(given.pairs) // settings.questions)
+    some = replace(given, pairs=given.pairs[::every][: settings.questions])
     cached = cached_examples(loaded, some, None, range(everywhere.layers))
     weights = started(everywhere, cached.documents.rows)
     pairs = {
@@ -158,9 +158,18 @@ def with_router(
 
     router: its weights by published name. Everything else is copied. Returns the new fingerprint.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with safe_open(source / WEIGHTS, framework="pt") as stored, files.whole(target) as folder:
-        folder.mkdir()
+    try:
+        with files.whole(target) as folder:
+            folder.mkdir()
+            return _write_with_router(source, folder, config, router)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
+
+
+def _write_with_router(
+    source: Path, folder: Path, config: ModelConfig, router: Mapping[str, Tensor]
+) -> dict[str, str]:
+    with safe_open(source / WEIGHTS, framework="pt") as stored:
         planned = {}
         for name, shape in weight_shapes(config).items():
             own = torch.float32 if name in router else None
@@ -214,12 +223,6 @@ def _drawn(examples: RouterExamples, settings: FitSettings) -> RouterExamples:
     return replace(examples, pairs=tuple(chosen))
 
 
-def _renumbered(corpora: Sequence[RouterExamples]) -> list[Document]:
-    """Documents of all corpora, numbered in their order."""
-    everything = [document for each in corpora for document in each.documents]
-    return [replace(document, number=number) for number, document in enumerate(everything)]
-
-
 def _described(target: Path, config: ModelConfig) -> dict[str, Any]:
     return {
         "target": str(target),
@@ -230,6 +233,11 @@ def _described(target: Path, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_existing(target: Path) -> None:
+def _prepare(target: Path) -> None:
+    """Refuses a target that cannot be written, before anything is computed for it."""
     if target.exists():
         raise CheckpointError(f"{target} exists: remove it, or give another folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error}") from error

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from data_pipeline import files
+from data_pipeline.errors import DataError
 from data_pipeline.progress import ProgressBar
 from data_pipeline.protocol import prompt_pieces
 from data_pipeline.schema import Document
@@ -113,6 +114,16 @@ def question_means(
     return _joined(parts, torch.ones(len(questions), dtype=torch.int64))
 
 
+def joined(parts: Sequence[LayerMeans]) -> LayerMeans:
+    """The things of all parts, in their order."""
+    return _joined([part.rows for part in parts], torch.cat([part.cu.diff() for part in parts]))
+
+
+def backbone_digest(loaded: LoadedModel) -> str:
+    """The same for models whose means are: a backbone and its tokenizer, whatever its router."""
+    return _digest(loaded, ())
+
+
 def kept_document_means(
     loaded: LoadedModel, documents: Sequence[Document], layers: Sequence[int], folder: Path | None
 ) -> LayerMeans:
@@ -161,11 +172,14 @@ def _kept(
             stored = load_file(path)
             found[layer], cu = stored["means"], stored["chunk_cu"]
     if missing := [layer for layer in layers if layer not in found]:
-        made = make(missing)
-        folder.mkdir(parents=True, exist_ok=True)
-        for layer, means in made.rows.items():
-            content = save({"means": means, "chunk_cu": made.cu})
-            files.replace_file(folder / f"{key}-layer-{layer}.safetensors", content)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = make(missing)
+            for layer, means in made.rows.items():
+                content = save({"means": means, "chunk_cu": made.cu})
+                files.replace_file(folder / f"{key}-layer-{layer}.safetensors", content)
+        except OSError as error:
+            raise DataError(f"{folder} cannot hold means (--means): {error}") from error
         found, cu = found | made.rows, made.cu
     return LayerMeans({layer: found[layer] for layer in layers}, cu)
 

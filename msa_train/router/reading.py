@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ def write_reading(
     examples = _answered(
         read_examples(corpus, loaded.tokenizer, split, seed=settings.seed), settings
     )
+    examples = replace(examples, documents=_named(examples.documents))
     cached = cached_examples(loaded, examples, keep)
     weights = router_projections(export)
 
@@ -86,6 +88,17 @@ def _answered(examples: RouterExamples, settings: ReadingSettings) -> RouterExam
         raise DataError(f"no question about {examples.name} has an answer: give another split")
     random.Random(settings.seed).shuffle(pairs)
     return replace(examples, pairs=tuple(pairs[: settings.questions]))
+
+
+def _named(documents: Sequence[Document]) -> tuple[Document, ...]:
+    """Each with an id of its own: parts of a text may have that of the whole."""
+    seen: Counter[str] = Counter()
+    named = []
+    for each in documents:
+        seen[each.id] += 1
+        place = "" if seen[each.id] == 1 else f"#{seen[each.id]}"
+        named.append(replace(each, id=f"{each.id}{place}"))
+    return tuple(named)
 
 
 def _question(

@@ -13,30 +13,18 @@ _DEPTHS = (1 / 30, 5 / 30, 8 / 30)  # of the layers that voted best in SmolLM2-1
 
 
 @dataclass(frozen=True)
-class StartSettings:
-    """A router in its own shape.
+class _Shape:
+    """A router in its own shape, made of a sample of passages.
 
-    layers, reads: as in RouterConfig; layers None: early ones, at the depths that were best when
-    measured. key_heads, head_dim: None for as many heads as the backbone's keys have, together as
-    wide as its states. passages: documents that are looked at, at most.
+    key_heads, head_dim: None for as many heads as the backbone's keys have, together as wide as its
+    states. passages: documents that are looked at, at most.
     """
 
-    layers: str | None = flag(
-        None,
-        "layers that get a router: numbers such as 1,5,8, upper_half, all (default: early ones; "
-        "`msa router probe` says which are best)",
-    )
     key_heads: int | None = flag(
         None, "heads of a router key (default: as many as the backbone's keys have)"
     )
     head_dim: int | None = flag(
         None, "numbers of each (default: all heads together as wide as the backbone's states)"
-    )
-    reads: str = flag(
-        "none",
-        "router layers that attend to pooled keys and values; none: the backbone computes what it "
-        "did, until training opens them",
-        metavar="LAYERS",
     )
     passages: int = flag(4000, "documents that are looked at, at most")
     seed: int = flag(0, "of the draw of those documents")
@@ -45,13 +33,12 @@ class StartSettings:
         given = [name for name in ("key_heads", "head_dim") if getattr(self, name) is not None]
         check_least(1, self, "", "passages", *given, error=ConfigError)
 
-    def applied(self, config: ModelConfig) -> ModelConfig:
-        """The model with a router of one pooled query and no gate."""
+    def _applied(self, config: ModelConfig, layers: str, reads: str) -> ModelConfig:
         heads = self.key_heads or config.kv_heads
         router = replace(
             config.router,
-            layers=self.layers or _early(config.layers),
-            reads=self.reads,
+            layers=layers,
+            reads=reads,
             key_heads=heads,
             head_dim=self.head_dim or -(-config.hidden // heads),
             decouple=True,
@@ -62,6 +49,43 @@ class StartSettings:
             gate="none",
         )
         return replace(config, router=router)
+
+
+@dataclass(frozen=True)
+class StartSettings(_Shape):
+    """layers, reads: as in RouterConfig; layers None: early ones, at the depths that were best when
+    measured."""
+
+    layers: str | None = flag(
+        None,
+        "layers that get a router: numbers such as 1,5,8, upper_half, all (default: early ones; "
+        "`msa router probe` says which are best)",
+    )
+    reads: str = flag(
+        "none",
+        "router layers that attend to pooled keys and values; none: the backbone computes what it "
+        "did, until training opens them",
+        metavar="LAYERS",
+    )
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The model with a router of one pooled query and no gate."""
+        return self._applied(config, self.layers or _early(config.layers), self.reads)
+
+
+@dataclass(frozen=True)
+class ProbeSettings(_Shape):
+    """questions: that are asked about the passages, at most."""
+
+    questions: int = flag(500, "questions that are asked about them, at most")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(1, self, "", "questions", error=ConfigError)
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The model with a router of one pooled query in every layer."""
+        return self._applied(config, "all", "none")
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,11 @@ def test_it_trains_what_was_imported(tmp_path, monkeypatch, ranks, router):
     own = replace(config.model.router, gate="none", reads=before.model.config.router.reads)
     assert before.model.config == replace(config.model, router=own)
     assert exported.tokenizer.fingerprint == load_tokenizer(START).fingerprint
+    for name in (
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):  # of which transformers makes chats
+        assert (target / name).read_bytes() == (START / name).read_bytes()
     rows = logged(config.path)
     assert "held_out/squad_text/forgetting" in rows[-1]
     assert [row["stage"] for row in rows if "loss/lm" in row] == [0, 1, 2, 3]

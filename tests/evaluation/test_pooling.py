@@ -6,6 +6,7 @@ from data_pipeline.dataset import Passage, Question, write_dataset
 from msa_train.evaluation.pooling import Pool
 from msa_train.evaluation.retrieval import compare_retrieval
 from msa_train.interop.export import load_export
+from msa_train.router import means
 from msa_train.router.examples import read_examples
 from msa_train.router.exports import cached_examples, router_projections, start_router
 from msa_train.router.fit import votes
@@ -51,6 +52,16 @@ def test_equal_texts_stand_once_and_questions_follow_them(tmp_path):
         torch.testing.assert_close(
             votes(config, weights, found.questions, found.documents), expected
         )
+
+
+def test_documents_are_encoded_once_for_all_questions(tmp_path, monkeypatch):
+    export, data = given(tmp_path)
+    encoded, real = [], means.document_means
+    monkeypatch.setattr(
+        means, "document_means", lambda *args: encoded.append(len(args[2])) or real(*args)
+    )
+    compare_retrieval([export], data, "dev", pooled=True)
+    assert encoded == [3, 3]
 
 
 def test_all_are_compared_over_the_same_bank(tmp_path):

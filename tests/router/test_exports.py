@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from data_pipeline.dataset import Passage, Question, write_dataset
+from data_pipeline.errors import DataError
 from msa_train.errors import CheckpointError, ConfigError
 from msa_train.interop.export import load_export
 from msa_train.model.config import ModelConfig
 from msa_train.router.exports import fit_router, probe_layers, start_router
-from msa_train.router.settings import FitSettings, StartSettings
+from msa_train.router.settings import FitSettings, ProbeSettings, StartSettings
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_export
 
@@ -71,13 +72,34 @@ def test_a_fit_is_written_with_what_it_reached(started, dataset, tmp_path):
     fitted = load_export(target).model.state_dict()
     begun = load_export(started[0]).model.state_dict()
     changed = {n.split(".")[4] for n, w in fitted.items() if not torch.equal(w, begun[n])}
-    assert changed <= {"router_q_proj", "router_k_proj"}
-    assert changed or report["best_step"] == 0
+    assert report["best_step"] > 0 and changed == {"router_q_proj", "router_k_proj"}
     json.dumps(report)
 
 
+def test_a_fit_finds_the_means_of_the_start(export, dataset, tmp_path, monkeypatch):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "The keeper of the lighthouse sleeps all day."}\n' * 3)
+    kept, corpora = tmp_path / "means", [dataset, str(other)]
+    start_router(export, corpora, tmp_path / "begun", SETTINGS, kept)
+    monkeypatch.setattr("msa_train.router.means.document_means", None)
+    few = FitSettings(steps=1, questions=2, documents=3)
+    fit_router(tmp_path / "begun", corpora, tmp_path / "fitted", "self-made", few, kept)
+
+
+@pytest.mark.parametrize("place", ["file/out", "out"])
+def test_what_cannot_be_written_is_refused_before_anything_is_computed(
+    export, dataset, tmp_path, monkeypatch, place
+):
+    (tmp_path / "file").write_text("")
+    kept = tmp_path / ("means" if place.startswith("file") else "file/means")
+    monkeypatch.setattr("msa_train.router.means.document_means", None)
+    with pytest.raises((CheckpointError, DataError), match="file"):
+        start_router(export, [dataset], tmp_path / place, SETTINGS, kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 def test_a_probe_ranks_every_layer_and_chooses_those_that_help(export, dataset):
-    report = probe_layers(export, dataset, "self-made", StartSettings())
+    report = probe_layers(export, dataset, "self-made", ProbeSettings())
     assert [each["layer"] for each in report["layers"]] == [0, 1, 2, 3]
     assert 1 <= len(report["chosen"]) <= 3
     best = max(sum(each["recall"]) for each in report["layers"])
@@ -85,7 +107,7 @@ def test_a_probe_ranks_every_layer_and_chooses_those_that_help(export, dataset):
 
 
 def test_a_probe_of_part_of_a_dataset_asks_about_that_part(export, dataset):
-    report = probe_layers(export, dataset, "train", StartSettings(passages=20))
+    report = probe_layers(export, dataset, "train", ProbeSettings(passages=20))
     assert report["documents"] == report["questions"] == 20
 
 

@@ -1,5 +1,7 @@
 """Fitting on cached means: what it learns, what it keeps, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,9 +92,7 @@ def test_the_best_look_is_kept_and_patience_ends():
     looks = {step: sum(found["c"]) for step, found in fitted.looks}
     assert looks[fitted.best] == max(looks.values())
     assert len(fitted.losses) < 200
-    if fitted.best == 0:
-        for name, weight in started(CONFIG, examples.documents.rows).items():
-            torch.testing.assert_close(fitted.weights[name], weight, rtol=1e-3, atol=1e-4)
+    assert fitted.best < fitted.looks[-1][0]
 
 
 def test_what_cannot_be_fitted_is_refused():
@@ -100,5 +100,8 @@ def test_what_cannot_be_fitted_is_refused():
     published = tiny_config("none", layers="0,2")
     with pytest.raises(ConfigError, match="query_reduce 'max'"):
         fit(published, {}, [examples], FitSettings())
+    early = replace(CONFIG, router=replace(CONFIG.router, reads="0"))
+    with pytest.raises(ConfigError, match=r"reads is '0': what layer 0 reads changes"):
+        fit(early, {}, [examples], FitSettings())
     with pytest.raises(ConfigError, match="c has 1 questions"):
         fit(CONFIG, start_of(examples), [examples.part([0])], FitSettings())

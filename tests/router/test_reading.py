@@ -40,7 +40,10 @@ def given(tmp_path_factory):
     ]
     write_dataset(root / "set", passages, [("train", question) for question in asked])
     start_router(
-        tiny_export(root / "e", top_k=40), [str(root / "set")], root / "r", StartSettings("0,2")
+        tiny_export(root / "e", top_k=40),
+        [str(root / "set")],
+        root / "r",
+        StartSettings(layers="0,2"),
     )
     return root
 
@@ -84,6 +87,18 @@ def _text(passage):
 
 def _shown(passage, number):
     return Document(number, shown_text(passage.title, passage.text))
+
+
+def test_documents_of_one_id_are_told_apart(given, tmp_path):
+    """As the parts of a long text have it in a file of `msa memory texts`."""
+    rows = [{"id": "same", "text": f"In {1900 + n} the keeper had {n + 3} boats on the water."}
+            for n in range(9)]  # fmt: skip
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_reading(given / "r", str(tmp_path / "c.jsonl"), tmp_path / "out", "clozes", SETTINGS)
+    passages, questions = written(tmp_path / "out")
+    assert set(passages) == {"same", *(f"same#{n}" for n in range(2, 10))}
+    for each in questions["train"]:
+        assert each.answers[0] in passages[each.positives[0]].text
 
 
 def test_given_questions_keep_their_answers(given, tmp_path):

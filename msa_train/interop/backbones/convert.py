@@ -16,11 +16,11 @@ from torch import Tensor
 from data_pipeline import files
 from data_pipeline.progress import ProgressBar
 from data_pipeline.protocol import IM_END, IM_START, AnswerForm
-from data_pipeline.tokenizer import METADATA_FILE
+from data_pipeline.tokenizer import METADATA_FILE, SETTINGS_FILE, TEMPLATE_FILE
 from data_pipeline.tokenizer.huggingface import HuggingFaceTokenizer
 from msa_train.errors import CheckpointError, ConfigError
 from msa_train.interop.backbones.backbone import PretrainedBackbone
-from msa_train.interop.backbones.folder import SETTINGS, TEMPLATE, HuggingFaceFolder
+from msa_train.interop.backbones.folder import HuggingFaceFolder
 from msa_train.interop.backbones.gguf_file import GGUFFile
 from msa_train.interop.backbones.model_card import CARD, model_card
 from msa_train.interop.backbones.vocabulary import VOCABULARY_WEIGHTS, ProtocolTokens, Vocabulary
@@ -163,9 +163,9 @@ class _Conversion:
             size = write_weights(folder / WEIGHTS, planned, self._weights(bar))
         files.replace_file(folder / CONFIG, _text(to_published(self._config)))
         self._vocabulary.tokenizer.save(folder)
-        files.replace_file(folder / SETTINGS, _text(backbone.settings))
+        files.replace_file(folder / SETTINGS_FILE, _text(backbone.settings))
         if backbone.chat_template is not None:
-            files.replace_file(folder / TEMPLATE, backbone.chat_template)
+            files.replace_file(folder / TEMPLATE_FILE, backbone.chat_template)
         card = model_card(backbone, self._config, self._vocabulary.described())
         files.replace_file(folder / CARD, card)
         return size

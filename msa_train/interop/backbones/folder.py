@@ -13,13 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizer import METADATA_FILE
+from data_pipeline.tokenizer import METADATA_FILE, SETTINGS_FILE, TEMPLATE_FILE
 from msa_train.errors import CheckpointError
 from msa_train.interop.backbones.backbone import DTYPES, PretrainedBackbone, StoredWeight
 
 INDEX = "model.safetensors.index.json"
-SETTINGS = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
 _DTYPES = dict(zip(("F32", "F16", "BF16"), DTYPES, strict=True))
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")  # older files hold the frequencies as well
@@ -41,6 +39,12 @@ class HuggingFaceFolder(PretrainedBackbone):
             found = _contents(path)
             if tied:
                 found.pop("lm_head.weight", None)
+            for name in found.keys() & self.stored.keys():
+                other = next(file for file, names in self._files.items() if name in names)
+                raise CheckpointError(
+                    f"{other} and {path} both hold {name}: leave one of them, or add the "
+                    f"{INDEX} that says which is read"
+                )
             self._files[path] = list(found)
             self.stored |= found
         self._check_index()
@@ -52,7 +56,7 @@ class HuggingFaceFolder(PretrainedBackbone):
                 f"no tokenizer in {folder}: {METADATA_FILE} is missing (a SentencePiece "
                 "tokenizer.model alone is not supported)"
             ) from error
-        self.settings = _json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+        self.settings = _json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
         self.chat_template = self._template()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -74,8 +78,8 @@ class HuggingFaceFolder(PretrainedBackbone):
             )
 
     def _template(self) -> str | None:
-        if (self._folder / TEMPLATE).is_file():
-            return (self._folder / TEMPLATE).read_text()
+        if (self._folder / TEMPLATE_FILE).is_file():
+            return (self._folder / TEMPLATE_FILE).read_text()
         found = self.settings.get("chat_template")
         if isinstance(found, list):  # several, by name
             found = {each["name"]: each["template"] for each in found}.get("default")

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from data_pipeline import files
 from data_pipeline.protocol import IM_END
-from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.tokenizer import SETTINGS_FILE, Tokenizer, load_tokenizer
 from msa_train.errors import CheckpointError
 from msa_train.interop.backbones.backbone import DTYPES
-from msa_train.interop.backbones.folder import SETTINGS
 from msa_train.interop.backbones.weights_file import write_weights
 from msa_train.interop.export import FINGERPRINT, WEIGHTS, check_export, seal
 from msa_train.model.config import ModelConfig
@@ -55,7 +54,7 @@ class Origin:
         """Ids after which a backbone has ended: the protocol's, and its tokenizer's own."""
         ends = self.tokenizer.control_ids(IM_END)
         found = set(ends) if len(ends) == 1 else set()
-        path = self.folder / SETTINGS
+        path = self.folder / SETTINGS_FILE
         named = json.loads(path.read_text()).get("eos_token") if path.is_file() else None
         text = named["content"] if isinstance(named, dict) else named
         special = self.tokenizer.special

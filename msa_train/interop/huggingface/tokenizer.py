@@ -75,7 +75,7 @@ class MSATokenizer(PreTrainedTokenizer):
 
 
 def _special(held: Tokenizer) -> dict[str, str]:
-    """For a backbone's folder without tokenizer_config.json, as an export of a later run is."""
+    """For a backbone's folder without tokenizer_config.json."""
     found = {"pad_token": held.decode([held.pad_id]), "padding_side": "left"}
     if len(held.control_ids(IM_END)) == 1:
         found["eos_token"] = IM_END

@@ -137,6 +137,21 @@ def test_a_control_token_can_be_added():
     assert added.pad_id == SPELLED.pad_id
 
 
+def test_what_transformers_reads_goes_where_the_tokenizer_goes(tmp_path):
+    beside = {
+        "tokenizer_config.json": b'{"eos_token": "x"}',
+        "chat_template.jinja": b"{{ messages }}",
+    }
+    for name, content in {"tokenizer.json": DATA, **beside}.items():
+        (tmp_path / name).write_bytes(content)
+    pickle.loads(pickle.dumps(load_tokenizer(tmp_path))).save(tmp_path / "shards")
+    load_tokenizer(tmp_path / "shards").save(tmp_path / "export")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()} == {
+        "tokenizer.json": DATA, **beside
+    }  # fmt: skip
+    assert load_tokenizer(tmp_path / "export").fingerprint == TOKENIZER.fingerprint
+
+
 def test_any_special_token_is_free_to_pad_with():
     tokenizer = HuggingFaceTokenizer(trained(("<|begin_of_text|>",), (*ENDS, *["im start"] * 20)))
     assert tokenizer.spelled == CONTROL_TOKENS

@@ -1,6 +1,7 @@
 """Hugging Face folders: what is read beside the weights, and indices that lie."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -65,6 +66,14 @@ def test_an_index_that_lies_is_refused(folder):
         HuggingFaceFolder(folder)
     path.write_text("{}")
     with pytest.raises(CheckpointError, match="no weight_map"):
+        HuggingFaceFolder(folder)
+
+
+def test_a_weight_in_two_files_is_refused(tmp_path):
+    """As `save_pretrained(variant=...)` leaves them."""
+    folder = save(random_model("qwen2-yarn"), tmp_path / "twice")
+    shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.fp16\.safetensors and .* both hold"):
         HuggingFaceFolder(folder)
 
 
