@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from msa_train.commands.output import add_compute
 from msa_train.commands.steps import Main, MemoryWatch, begin_step, msa_json, run_msa
+from msa_train.errors import ConfigError
 
 QUESTIONS = (
     "How do I make a date from an ISO string?",
@@ -55,6 +57,8 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 
 def _real(options: argparse.Namespace) -> int:
+    if not options.reading.is_file():
+        raise ConfigError(f"--reading is {options.reading}: there is no such file")
     out, main = options.out, options.main
     fitted, bank, questions, reader = (
         out / name for name in (_FITTED, "bank", "questions", "reader")
@@ -77,21 +81,24 @@ def _real(options: argparse.Namespace) -> int:
     ]  # fmt: skip
     ask = ["ask", str(reader), str(bank), *QUESTIONS, "--retrieval", "router", "--hybrid", "bm25",
            *compute]  # fmt: skip
+    read = [options.reading.read_text(), options.compute]
     run, keep = partial(partial, run_msa, main), partial(partial, _keep_report, main)
     todo = (
-        ("fit", "router: learned from the documentation itself, without labels", fitted, run(fit)),
+        ("fit", "router: learned from the documentation itself, without labels", fitted, fit,
+         run(fit)),
         ("questions", "reading: questions out of the texts, and what the router brings for them",
-         questions, run(write)),
+         questions, write, run(write)),
         ("reading", "reading: learned by DeepSpeed on two ranks; the router stays", reader,
-         partial(_learn_reading, main, options, fitted, questions)),
-        ("memory", "memory: all of Python's documentation, encoded once", bank, run(build)),
-        ("retrieval", "who finds the right documents", found, keep(compare, found)),
-        ("answers", "questions, answered over router and BM25", answers, keep(ask, answers)),
+         read, partial(_learn_reading, main, options, fitted, questions)),
+        ("memory", "memory: all of Python's documentation, encoded once", bank, build, run(build)),
+        ("retrieval", "who finds the right documents", found, compare, keep(compare, found)),
+        ("answers", "questions, answered over router and BM25", answers, ask,
+         keep(ask, answers)),
     )  # fmt: skip
     steps = _Steps(out)
-    for number, (name, what, target, work) in enumerate(todo, 1):
+    for number, (name, what, *step) in enumerate(todo, 1):
         begin_step(f"{number}/{len(todo)}", what)
-        steps.do(name, target, work)
+        steps.do(name, *step)
     report = _report(out, options.backbone.name, steps)
     _write(report, out / "report.json")
     _draw(report, out / _PICTURE)
@@ -102,7 +109,6 @@ def _real(options: argparse.Namespace) -> int:
 def _learn_reading(main: Main, options: argparse.Namespace, start: Path, questions: Path) -> None:
     """Shards, training and export, under the config with this run's folders and precision."""
     from msa_train.config import load_config_file, to_plain
-    from msa_train.errors import ConfigError
 
     config, out = options.reading, options.out
     datasets = to_plain(load_config_file(config).data)["datasets"]
@@ -124,28 +130,58 @@ def _learn_reading(main: Main, options: argparse.Namespace, start: Path, questio
 
 
 class _Steps:
-    """Steps that a later run finds done, and what all of them took."""
+    """Steps that a later run finds done, and what all of them took.
+
+    steps.json says of each what it was made of: its command, and the step before it.
+    """
 
     def __init__(self, folder: Path):
         self._file = folder / "steps.json"
-        self.seconds: dict[str, float] = {}
-        self.peak_rss_gb = 0.0
-        if self._file.is_file():
-            kept = json.loads(self._file.read_text())
-            self.seconds, self.peak_rss_gb = kept["seconds"], kept["peak_rss_gb"]
+        kept = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self.seconds: dict[str, float] = kept.get("seconds", {})
+        self.peak_rss_gb: float = kept.get("peak_rss_gb", 0.0)
+        self._made: dict[str, dict[str, Any]] = kept.get("made", {})
+        self._before = ""
 
-    def do(self, name: str, target: Path, run: Callable[[], None]) -> None:
-        """run() makes target, whole or not at all."""
+    def do(self, name: str, target: Path, command: Any, run: Callable[[], None]) -> None:
+        """run() makes target, whole or not at all. Raises ConfigError for one that was made by
+        another command, or after a step before it that has been done again since."""
+        made_of = {"command": command, "after": self._before}
         if target.exists():
+            self._check(name, target, made_of)
             print(f"{target} is there already")
-            return
+        else:
+            self._watched(name, run)
+            self._made[name] = made_of | {"id": uuid.uuid4().hex}
+            self._keep()
+        self._before = self._made[name]["id"]
+
+    def _check(self, name: str, target: Path, made_of: dict[str, Any]) -> None:
+        known = self._made.get(name, {})
+        changed = [key for key, value in made_of.items() if known.get(key) != value]
+        if changed:
+            why = (
+                "from what is not there any more" if changed == ["after"] else "by another command"
+            )
+            raise ConfigError(
+                f"{target} was made {why}: remove it, to have it made again, or give another --out"
+            )
+
+    def _watched(self, name: str, run: Callable[[], None]) -> None:
+        if name in self._made:  # and was removed: not an attempt that ended half-way
+            del self._made[name], self.seconds[name]
         watch, began = MemoryWatch(), time.monotonic()
         try:
             run()
         finally:
             self.peak_rss_gb = round(max(self.peak_rss_gb, watch.stop()), 2)
-        self.seconds[name] = round(time.monotonic() - began, 1)
-        _write({"seconds": self.seconds, "peak_rss_gb": self.peak_rss_gb}, self._file)
+            taken = self.seconds.get(name, 0.0) + time.monotonic() - began
+            self.seconds[name] = round(taken, 1)
+            self._keep()
+
+    def _keep(self) -> None:
+        kept = {"seconds": self.seconds, "peak_rss_gb": self.peak_rss_gb, "made": self._made}
+        _write(kept, self._file)
 
 
 def _keep_report(main: Main, command: list[str], target: Path) -> None:

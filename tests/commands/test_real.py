@@ -93,7 +93,39 @@ def test_a_failed_step_ends_it_and_is_not_done(given):
     options.main = lambda arguments: 4
     with pytest.raises(SystemExit) as ended:
         options.run(options)
-    assert ended.value.code == 4 and not (out / "steps.json").exists()
+    kept = json.loads((out / "steps.json").read_text())
+    assert ended.value.code == 4 and kept["made"] == {}
+    assert kept["seconds"].keys() == {"fit"} and kept["peak_rss_gb"] > 0
+
+
+def test_what_rests_on_a_step_that_was_done_again_is_refused(given, capsys):
+    options, commands, out = given
+    options.run(options)
+    (out / "fitted").rmdir()
+    commands.clear()
+    with pytest.raises(ConfigError, match="questions was made from what is not there any more"):
+        options.run(options)
+    assert [command[:2] for command in commands] == [["router", "fit"]]
+    with pytest.raises(ConfigError, match="questions was made"):  # nor the next time
+        options.run(options)
+
+
+def test_what_another_command_made_is_refused(given):
+    options, commands, _ = given
+    options.run(options)
+    commands.clear()
+    options.compute = "bfloat16"
+    with pytest.raises(ConfigError, match="fitted was made by another command: remove it"):
+        options.run(options)
+    assert commands == []
+
+
+def test_a_reading_config_that_is_not_there_is_named(given):
+    options, commands, _ = given
+    options.reading = options.out / "none.yaml"
+    with pytest.raises(ConfigError, match=r"--reading is .*none\.yaml"):
+        options.run(options)
+    assert commands == []
 
 
 def test_a_reading_config_without_its_one_dataset_is_refused(given, tmp_path):
