@@ -195,8 +195,8 @@ def _write(report: Any, path: Path) -> None:
 
 
 def _report(out: Path, backbone: str, steps: _Steps) -> dict[str, Any]:
-    from msa_train.evaluation.metrics import RECALL_AT
     from msa_train.evaluation.report import machine
+    from msa_train.router.settings import RECALL_AT
 
     found = json.loads((out / _RETRIEVAL).read_text())["corpora"][_CORPUS]
     named = {

@@ -10,7 +10,7 @@ from typing import Any
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_compute, add_json, print_json
 from msa_train.evaluation.settings import ReadingTest
-from msa_train.router.settings import FitSettings, ProbeSettings, StartSettings
+from msa_train.router.settings import RECALL_AT, FitSettings, ProbeSettings, StartSettings
 
 _CORPUS = (
     "a dataset folder, a .jsonl or .jsonl.gz file of documents, or the word pydocs: the "
@@ -174,7 +174,7 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"{name}: {found['documents']:,} documents, {found['questions']:,} questions")
         print(f"  {'recall@1 / 5 / 16':>40}")
         for method, row in found["recall"].items():
-            recall = _recall([row[f"recall@{k}"] for k in (1, 5, 16)])
+            recall = _recall([row[f"recall@{k}"] for k in RECALL_AT])
             low, high = row["interval@1"]
             print(f"  {method:<24}{recall}   @1 {low:.3f} to {high:.3f}")
     return 0

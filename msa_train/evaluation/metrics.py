@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.schema import Query
+from msa_train.router.settings import RECALL_AT
 
 Columns = dict[str, np.ndarray]  # measure -> [questions] in 0..1
-RECALL_AT = (1, 5, 16)
 ARTICLES = frozenset(("a", "an", "the"))
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
-from msa_train.evaluation.metrics import RECALL_AT
 from msa_train.evaluation.report import mean_of
+from msa_train.router.settings import RECALL_AT
 
 CURVES = (  # measure, label, colour, marker, line style
     ("recall@16", "router finds (recall@16)", "#1f5fa8", "o", "-"),

@@ -22,7 +22,8 @@ from rich.text import Text
 
 from data_pipeline import files
 from data_pipeline.sources.registry import SOURCES
-from msa_train.evaluation.metrics import RECALL_AT, Bootstrap, Columns
+from msa_train.evaluation.metrics import Bootstrap, Columns
+from msa_train.router.settings import RECALL_AT
 
 PACKAGES = ("msa-train", "torch", "numpy", "bm25s", "PyStemmer", "sentencepiece")
 SHOWN = {  # column of the tables of nested banks -> measure

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipeline import files
 from msa_train.errors import CheckpointError
+from msa_train.interop.backbones.backbone import FORMS
 from msa_train.interop.backbones.model_card import CARD, rerouted
 from msa_train.interop.backbones.weights_file import write_weights
 from msa_train.interop.export import (
@@ -32,15 +33,14 @@ from msa_train.interop.published_config import from_published, to_published
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import projection_names, weight_shapes
 from msa_train.router.examples import RouterExamples, read_examples
-from msa_train.router.fit import RECALL_AT, CachedExamples, Projections, check_pooled, fit, recalls
+from msa_train.router.fit import CachedExamples, Projections, check_pooled, fit, recalls
 from msa_train.router.means import joined, kept_document_means, kept_question_means
-from msa_train.router.settings import FitSettings, ProbeSettings, StartSettings
+from msa_train.router.settings import RECALL_AT, FitSettings, ProbeSettings, StartSettings
 from msa_train.router.whitening import started
 
 _VOTERS = 3
 # Not copied: made anew, or of the other router (a run's config).
 _MADE = {WEIGHTS, CONFIG, FINGERPRINT, RUN_CONFIG, CARD}
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def start_router(
@@ -173,7 +173,7 @@ def _write_with_router(
         planned = {}
         for name, shape in weight_shapes(config).items():
             own = torch.float32 if name in router else None
-            planned[name] = own or _DTYPES[stored.get_slice(name).get_dtype()], shape
+            planned[name] = own or FORMS[stored.get_slice(name).get_dtype()], shape
 
         def weights() -> Iterator[tuple[str, Tensor]]:
             for name in planned:

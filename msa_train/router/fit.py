@@ -22,10 +22,9 @@ from msa_train.model.config import ModelConfig
 from msa_train.model.losses import router_loss_sum
 from msa_train.model.weights import projection_names
 from msa_train.router.means import LayerMeans
-from msa_train.router.settings import FitSettings
+from msa_train.router.settings import RECALL_AT, FitSettings
 from msa_train.router.whitening import whitening
 
-RECALL_AT = (1, 5, 16)
 _SCORED = 256  # questions that are scored at once
 
 

@@ -47,9 +47,6 @@ class LayerMeans:
     def __len__(self) -> int:
         return len(self.cu) - 1
 
-    def of(self, layers: Sequence[int]) -> LayerMeans:
-        return LayerMeans({layer: self.rows[layer] for layer in layers}, self.cu)
-
 
 @torch.inference_mode()
 def document_means(

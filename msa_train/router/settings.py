@@ -9,6 +9,7 @@ from msa_train.errors import ConfigError
 from msa_train.memory.search.settings import flag
 from msa_train.model.config import ModelConfig
 
+RECALL_AT = (1, 5, 16)  # the first documents among which recall looks, here and in evaluation
 _DEPTHS = (1 / 30, 5 / 30, 8 / 30)  # of the layers that voted best in SmolLM2-135M (SPEC section 8)
 
 

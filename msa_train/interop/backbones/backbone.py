@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msa_train.errors import CheckpointError
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FORMS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as files name them
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizer import METADATA_FILE, SETTINGS_FILE, TEMPLATE_FILE
 from msa_train.errors import CheckpointError
-from msa_train.interop.backbones.backbone import DTYPES, PretrainedBackbone, StoredWeight
+from msa_train.interop.backbones.backbone import FORMS, PretrainedBackbone, StoredWeight
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = dict(zip(("F32", "F16", "BF16"), DTYPES, strict=True))
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")  # older files hold the frequencies as well
 
@@ -145,11 +144,11 @@ def _contents(path: Path) -> dict[str, StoredWeight]:
                 continue
             part = file.get_slice(name)
             kind = part.get_dtype()
-            if kind not in _DTYPES:
+            if kind not in FORMS:
                 raise CheckpointError(
-                    f"{path} has {name} in {kind}: supported are {', '.join(_DTYPES)}"
+                    f"{path} has {name} in {kind}: supported are {', '.join(FORMS)}"
                 )
-            found[name] = StoredWeight(tuple(part.get_shape()), _DTYPES[kind], kind)
+            found[name] = StoredWeight(tuple(part.get_shape()), FORMS[kind], kind)
     return found
 
 

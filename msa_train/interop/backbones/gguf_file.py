@@ -17,10 +17,9 @@ from torch import Tensor
 
 from msa_train.errors import CheckpointError, MissingDependencyError
 from msa_train.interop.backbones import gguf_tokenizer
-from msa_train.interop.backbones.backbone import PretrainedBackbone, StoredWeight
+from msa_train.interop.backbones.backbone import FORMS, PretrainedBackbone, StoredWeight
 from msa_train.model.rope import RopeScaling
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTISED = (
     "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
 )  # fmt: skip
@@ -175,13 +174,13 @@ class GGUFFile(PretrainedBackbone):
     def _described(self, name: str) -> StoredWeight:
         tensor = self._tensors[name]
         form = tensor.tensor_type.name
-        if form not in _DTYPES and form not in QUANTISED:
+        if form not in FORMS and form not in QUANTISED:
             raise CheckpointError(
                 f"{self._path} has {name} in {form}: supported are "
-                f"{', '.join([*_DTYPES, *QUANTISED])}"
+                f"{', '.join([*FORMS, *QUANTISED])}"
             )
         shape = tuple(int(size) for size in reversed(tensor.shape))
-        return StoredWeight(shape, _DTYPES.get(form, torch.float32), form)
+        return StoredWeight(shape, FORMS.get(form, torch.float32), form)
 
     def _halves_apart(self, name: str, weight: Tensor) -> Tensor:
         """Rows of a llama's q and k heads as published: llama.cpp rotates neighbours, so its files

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import yaml
 
-from msa_train.interop.backbones.backbone import PretrainedBackbone
+from msa_train.interop.backbones.backbone import FORMS, PretrainedBackbone
 from msa_train.model.architecture import GEOMETRY
 from msa_train.model.config import ModelConfig, RouterConfig
 
@@ -21,7 +21,7 @@ Memory Sparse Attention (arXiv 2603.23516). Without a memory it computes what th
 
 ## What was converted
 
-* {layer_count} layers, {parameters:,} weights of the backbone, stored as {forms}{exact}.
+* {layer_count} layers, {tensors:,} tensors of the backbone, stored as {forms}{exact}.
 * Positions: {positions}.
 * Control tokens of the protocol: {protocol}.
 * Chat template: {template}.
@@ -51,14 +51,14 @@ def model_card(
 ) -> str:
     """protocol: control tokens that the vocabulary lacked -> what became of them."""
     forms = Counter(each.form for each in backbone.stored.values())
-    quantised = any(form not in ("F32", "F16", "BF16") for form in forms)
+    quantised = any(form not in FORMS for form in forms)
     scaling = config.rope_scaling
     body = _BODY.format(
         name=backbone.name,
         architecture=config.architecture,
         licence=f"licence: {backbone.licence}" if backbone.licence else "licence not stated",
         layer_count=config.layers,
-        parameters=len(backbone.stored),
+        tensors=len(backbone.stored),
         forms=", ".join(f"{form} ({count})" for form, count in forms.items()),
         exact="; quantised ones as the numbers they stand for" if quantised else "",
         positions="plain rotation" if scaling is None else str(scaling.to_published()),

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data_pipeline import files
 from msa_train.errors import CheckpointError
-from msa_train.interop.backbones.backbone import DTYPES
+from msa_train.interop.backbones.backbone import FORMS
 
-_NAMES = dict(zip(DTYPES, ("F32", "F16", "BF16"), strict=True))
+_NAMES = {dtype: name for name, dtype in FORMS.items()}
 _ALIGNED = 8  # bytes at which the data begins
 
 # Published name -> dtype and shape, in the order of writing.

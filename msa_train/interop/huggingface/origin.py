@@ -16,7 +16,7 @@ from data_pipeline import files
 from data_pipeline.protocol import IM_END
 from data_pipeline.tokenizer import SETTINGS_FILE, Tokenizer, load_tokenizer
 from msa_train.errors import CheckpointError
-from msa_train.interop.backbones.backbone import DTYPES
+from msa_train.interop.backbones.backbone import FORMS
 from msa_train.interop.backbones.weights_file import write_weights
 from msa_train.interop.export import FINGERPRINT, WEIGHTS, check_export, seal
 from msa_train.model.config import ModelConfig
@@ -94,9 +94,9 @@ class Origin:
                 f"{min(wrong)} is missing, unknown or of another shape ({len(wrong)} weights in "
                 "all): these are not the weights of this export's config; merge adapters first"
             )
-        if other := {weight.dtype for weight in weights.values()} - set(DTYPES):
+        if other := {weight.dtype for weight in weights.values()} - set(FORMS.values()):
             raise CheckpointError(
-                f"weights are in {other.pop()}: cast the model to one of {DTYPES}"
+                f"weights are in {other.pop()}: cast the model to one of {tuple(FORMS.values())}"
             )
         return {name: weights[name].detach().cpu() for name in shapes}
 
