@@ -60,12 +60,22 @@ def test_texts_can_be_built_again(memory, bank, tmp_path):
     assert memory("texts", "again")[1] == memory("texts", bank)[1]
 
 
+def test_an_update_never_takes_the_place_of_a_document_without_id(memory, tmp_path):
+    lines = [{"id": "1", "text": "explicit one"}, {"text": "without id, number 1"}]
+    (tmp_path / "collide.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert memory("build", "bank", "export", "collide.jsonl")[1]["documents"] == 2
+    changed = corpus("changed.jsonl", ("1", "new one"))
+    assert memory("update", "bank", "export", changed)[1]["documents"] == 2
+    left = [(line["id"], line["text"]) for line in memory("texts", "bank")[1]]
+    assert left == [("", "without id, number 1"), ("1", "new one")]
+
+
 def test_standard_input_is_a_corpus(memory, bank, monkeypatch):
     lines = b'\n{"text": "From a pipe.", "added": 5, "metadata": {"k": [1]}}\n'
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
     assert memory("add", bank, "export", "-")[1]["documents"] == 4
     assert memory("texts", bank)[1][-1] == {
-        "id": "3", "title": "", "text": "From a pipe.", "number": 3, "added": 5,
+        "id": "", "title": "", "text": "From a pipe.", "number": 3, "added": 5,
         "metadata": {"k": [1]},
     }  # fmt: skip
     for line, said in ((b'{"text": "a"}\n[]', "line 2: give a JSON object"), (b"{", "line 1: not")):

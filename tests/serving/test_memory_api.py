@@ -49,7 +49,12 @@ def test_documents_are_added_updated_removed_and_found_at_once(own):
     stored = client.get(f"{NOTES}/documents/123457").json()
     assert {name: stored[name] for name in NEW} == NEW and stored["added"] > 1.7e12
     assert 123457 in found(client, NEW["text"])
-    assert client.get(f"{NOTES}/documents/123458").json()["id"] == "123458"
+    assert client.get(f"{NOTES}/documents/123458").json()["id"] == ""
+    for id in ("", "123458"):
+        assert numbers(client, id=id) == []
+        taken = client.post(f"{NOTES}/documents/remove", json={"ids": [id]})
+        assert taken.status_code == 404
+    assert found(client, "No id.", filter={"ids": [""]}) == []
 
     changed = {"documents": [NEW | {"text": "The code of the mill is 3333."}]}
     assert client.put(f"{NOTES}/documents", json=changed).json()["numbers"] == [123459]

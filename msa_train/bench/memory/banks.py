@@ -211,7 +211,8 @@ def _corpora(folder: Path) -> Iterator[StoredDocument]:
         raise DataError(f"corpus {folder}: it has no *.jsonl, *.jsonl.gz or */corpus.jsonl(.gz)")
     for file in files:
         for document in CorpusFile(file).documents():
-            yield replace(document, id=f"{file.parent.name}/{file.name}/{document.id}")
+            id = f"{file.parent.name}/{file.name}/{document.id}" if document.id else ""
+            yield replace(document, id=id)
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ def build_bank(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with UnfinishedBank(path, form) as bank, _progress(expected) as progress:
-            fresh = _unencoded(blocks_of(map(_with_id, documents), size), bank, progress)
+            fresh = _unencoded(blocks_of(documents, size), bank, progress)
             with contextlib.closing(
                 encoding.segments(fresh, bank.writer.target, bank.writer.lock, progress.advance)
             ) as sealed:
@@ -104,11 +104,6 @@ def _unencoded(
             progress.advance(len(block))
         else:
             yield block
-
-
-def _with_id(document: Document) -> Document:
-    """With its number as its id, if it has none."""
-    return document if document.id else replace(document, id=str(document.number))
 
 
 class UnfinishedBank:
@@ -253,8 +248,10 @@ def _numbered(
     """Documents under the bank's next numbers; `replaced` collects the numbers they replace."""
     seen: set[tuple[str, int]] = set()
     for number, document in enumerate(documents, bank.manifest.next_number):
-        if not document.id and not update:
-            yield _with_id(replace(document, number=number))
+        if not document.id:
+            if update:
+                raise BankError("a document to update has no id: an update goes by id")
+            yield replace(document, number=number)
             continue
         key = document.id, getattr(document, "part", 0)
         if key in seen:

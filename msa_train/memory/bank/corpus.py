@@ -27,7 +27,7 @@ _WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # in bytes; the 4 are control toke
 class CorpusFile:
     """Documents of a .jsonl or .jsonl.gz file, or of standard input (`-`), in their order.
 
-    `text` is required. Optional: `id` (default: its number), `title`, `metadata` (any JSON),
+    `text` is required. Optional: `id` (default: none), `title`, `metadata` (any JSON),
     `added` (milliseconds since 1970; default: now) and `part` (of a split document, as
     `msa memory texts` writes it). Other keys are ignored, empty lines skipped. Lines are read one
     at a time. Raises DataError, naming file and line.

@@ -44,8 +44,9 @@ _metadata = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 class StoredDocument(Document):
     """A document as a bank keeps it.
 
-    metadata: any JSON. part: 0 for a whole document; 1, 2, ... for the parts of a split one, which
-    share its id. added: milliseconds since 1970, UTC.
+    id: "" where none was given; then its number alone names it. metadata: any JSON. part: 0 for a
+    whole document; 1, 2, ... for the parts of a split one, which share its id. added: milliseconds
+    since 1970, UTC.
     """
 
     metadata: Any = field(default=None, hash=False)

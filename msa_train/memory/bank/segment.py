@@ -200,8 +200,9 @@ class Segment:
 
     def rows_of(self, ids: Sequence[str]) -> list[int]:
         """Rows of the documents that have one of these ids, id by id; those of one ascending (the
-        parts of a document that was split)."""
+        parts of a document that was split). A document without an id ("") is never among them."""
         digests, rows = self.ids
+        ids = [id for id in ids if id]
         wanted = np.array([id_digest(id) for id in ids], dtype=np.uint64)
         first = np.searchsorted(digests, wanted, "left")
         last = np.searchsorted(digests, wanted, "right")

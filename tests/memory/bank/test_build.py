@@ -17,6 +17,7 @@ from msa_train.memory.bank.lock import BusyError
 from msa_train.memory.bank.manifest import building_name
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
+from msa_train.memory.bank.writer import BankWriter
 from tests.faults.bank_changes import texts
 from tests.memory.building import (
     Stopped,
@@ -240,6 +241,22 @@ def test_ids_are_given_once(bank):
     assert texts(bank)[15] == "newer" and 14 not in texts(bank)
 
 
-def test_documents_without_id_are_named_by_their_number(bank):
-    assert put(bank, [named("", 0), named("", 0)]) == 2
-    assert [BankSnapshot.open(bank)[number].id for number in (14, 15)] == ["14", "15"]
+def test_documents_without_id_are_named_by_their_number_alone(bank):
+    assert put(bank, [named("14", 0, "chosen"), named("", 0, "first"), named("", 0, "second")]) == 3
+    opened = BankSnapshot.open(bank)
+    assert [opened[number].id for number in (14, 15, 16)] == ["14", "", ""]
+    assert opened.numbers_of("") == opened.numbers_of("15") == []
+    put(bank, [named("15", 0, "an id like its number")])
+    put(bank, [named("15", 0, "changed"), named("14", 0, "changed")], update=True)
+    kept = {n: text for n, text in texts(bank).items() if n > 13}
+    assert kept == {15: "first", 16: "second", 18: "changed", 19: "changed"}
+    with pytest.raises(BankError, match="has no id: an update goes by id"):
+        put(bank, [named("", 0)], update=True)
+    with BankWriter(bank, "remove") as writer, pytest.raises(BankError, match="no document of id"):
+        writer.remove(ids=[""])
+
+
+def test_a_built_bank_gives_no_ids_either(tmp_path):
+    build(tmp_path / "bank", [named("1", 0, "one"), named("", 1, "no id"), named("", 2, "none")])
+    put(tmp_path / "bank", [named("1", 0, "new one")], update=True)
+    assert texts(tmp_path / "bank") == {1: "no id", 2: "none", 3: "new one"}
