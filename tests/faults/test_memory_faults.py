@@ -26,7 +26,7 @@ from tests.faults.bank_changes import (
     prepared,
     texts,
 )
-from tests.memory.building import Stopped, build, contents, until
+from tests.memory.building import FILES, Stopped, build, contents, flip, until
 
 # Every point takes a minute or two; a few of them are part of every run.
 EVERY = pytest.mark.parametrize(
@@ -62,6 +62,18 @@ def points(bank, tmp_path, change):
         CHANGES[change].run(tmp_path / "count")
     assert fault.calls > 5
     return fault.calls
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("name", CHANGES)
+def test_damage_outlives_every_change_and_is_found_after_it(bank, tmp_path, name, file):
+    """No change copies damage under a fresh checksum: it is refused, or leaves the file alone."""
+    path = shutil.copytree(bank, tmp_path / "bank")
+    for damaged in (path / "segments").rglob(file):
+        flip(damaged)
+        with contextlib.suppress(BankError):
+            CHANGES[name].run(path)
+        assert any(file in problem for problem in verify_bank(path)["problems"])
 
 
 @EVERY

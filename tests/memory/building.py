@@ -20,6 +20,13 @@ BUDGET = 60
 FILES = ["documents.arrow", "ids.u64", "layer-2.k", "layer-3.v", "layer-3.key", "layer-2.crc"]
 
 
+def flip(file, place=None):
+    """One bit of a file, in its middle or at `place`."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 64
+    file.write_bytes(data)
+
+
 def document(number, text=None):
     text = f"Document {number} tells of {number * number}." if text is None else text
     return StoredDocument(number, text, f"d{number}", "", {"n": number}, added=7)

@@ -13,6 +13,7 @@ from data_pipeline.progress import ProgressBar
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
+from msa_train.memory.bank.checks import changed_files
 from msa_train.memory.bank.encode import (
     BLOCKS,
     TOKEN_BUDGET,
@@ -23,7 +24,6 @@ from msa_train.memory.bank.encode import (
 )
 from msa_train.memory.bank.lock import BusyError, WriterLock
 from msa_train.memory.bank.manifest import BankForm, SegmentEntry, building_name
-from msa_train.memory.bank.segment import changed_files
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.model.config import ModelConfig

@@ -251,6 +251,13 @@ class Segment:
                 )
         known[fresh] = True
 
+    def changed_states(self, layer: int) -> list[int]:
+        """Numbers of all documents whose K or V differ from their checksums."""
+        k, v = (raw_bytes(x) for x in (self.pooled[layer].k, self.pooled[layer].v))
+        bounds = self.chunk_cu.numpy() * self.form.bytes(layer)["k"]
+        changed = rows_crc(k, v, bounds) != self._crc[layer]
+        return self.documents.numbers[changed].tolist()
+
     def _map(self, layer: int) -> Pooled:
         dtype, states = self.form.torch_dtype, {}
         for kind, shape in self.form.shapes(layer).items():
@@ -260,21 +267,6 @@ class Segment:
                 flat = torch.from_file(file, shared=False, size=size, dtype=dtype)
             states[kind] = flat.view(self.entry.chunks, *shape)
         return Pooled(**states)
-
-
-def changed_files(folder: Path, entry: SegmentEntry) -> list[str]:
-    """Problems with a segment's files, each read and compared with its checksum."""
-    problems = []
-    for name, expected in entry.files.items():
-        file = folder / entry.name / name
-        if not file.is_file():
-            problems.append(f"{file} is missing")
-            continue
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != expected.sha256:
-            problems.append(f"{file} was changed (sha256 {found[:12]})")
-    return problems
 
 
 def _check_size(file: Path, expected: StoredFile) -> None:

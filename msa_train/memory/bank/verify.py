@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 
 from msa_train.errors import BankError
+from msa_train.memory.bank.checks import changed_files, segment_problems
 from msa_train.memory.bank.manifest import SEGMENTS, BankManifest
-from msa_train.memory.bank.segment import (
-    Segment,
-    changed_files,
-    id_digest,
-    raw_bytes,
-    rows_crc,
-    state_file,
-)
+from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot, read_removed
 from msa_train.memory.bank.writer import unlisted
 
@@ -39,7 +33,7 @@ def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
     for entry in manifest.segments:
         problems += changed_files(path / SEGMENTS, entry)
         try:
-            problems += _segment_problems(Segment(path / SEGMENTS, entry, manifest.form))
+            problems += segment_problems(Segment(path / SEGMENTS, entry, manifest.form))
         except BankError as error:
             problems.append(str(error))
     try:
@@ -60,41 +54,6 @@ def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
         "orphans": [str(each) for each in orphans],
         "orphan_bytes": sum(map(_size, orphans)),
     }
-
-
-def _segment_problems(segment: Segment) -> list[str]:
-    """Counts that do not agree, and documents and states that differ from their checksums."""
-    entry, documents, problems = segment.entry, segment.documents, []
-    counts = (
-        len(documents), int(documents.chunks.sum()), int(documents.tokens.sum()),
-        int(documents.numbers[0]), int(documents.numbers[-1]),
-    )  # fmt: skip
-    if counts != (entry.documents, entry.chunks, entry.tokens, entry.first, entry.last):
-        problems.append(f"{segment.folder}: its documents are not those of the manifest")
-    if (np.diff(documents.numbers) <= 0).any():
-        problems.append(f"{segment.folder}: document numbers do not ascend")
-    problems += documents.damaged() or _id_problems(segment)
-    for layer, states in segment.pooled.items():
-        k, v = map(raw_bytes, (states.k, states.v))
-        row_bytes = len(k) // max(1, entry.chunks)
-        expected = np.fromfile(segment.folder / state_file(layer, "crc"), dtype="<u4")
-        if not np.array_equal(rows_crc(k, v, segment.chunk_cu.numpy() * row_bytes), expected):
-            problems.append(f"{segment.folder}: layer {layer} differs from its checksums")
-    return problems
-
-
-def _id_problems(segment: Segment) -> list[str]:
-    """Problems with the digests by which documents are found by id."""
-    try:
-        digests, rows = segment.ids
-    except BankError as error:
-        return [str(error)]
-    ids = segment.documents.column("id").to_pylist()
-    expected = np.array([id_digest(id) for id in ids], dtype=np.uint64)
-    whole = np.array_equal(np.sort(rows), np.arange(len(ids), dtype=np.uint64))
-    if whole and np.array_equal(expected[rows.astype(np.int64)], digests):
-        return [] if (digests[1:] >= digests[:-1]).all() else [f"{segment.folder}: ids in disorder"]
-    return [f"{segment.folder}: ids are not found by their digests"]
 
 
 def _number_problems(bank: BankSnapshot, removed: np.ndarray) -> list[str]:

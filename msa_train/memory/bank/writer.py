@@ -19,6 +19,7 @@ import torch
 
 from data_pipeline import files
 from msa_train.errors import BankError
+from msa_train.memory.bank.checks import check_before_copying
 from msa_train.memory.bank.lock import LOCK, WriterLock
 from msa_train.memory.bank.manifest import (
     MANIFEST,
@@ -125,12 +126,17 @@ class BankWriter:
         return sorted(gone)
 
     def compact(self) -> None:
-        """Rewrites segments that hold removed documents, and joins small neighbours."""
+        """Rewrites segments that hold removed documents, and joins small neighbours.
+
+        Raises BankError, and rewrites nothing, where one of them was changed on disk.
+        """
         with self._reported():
+            groups = list(self._groups())
+            check_before_copying([each for group in groups if self._copies(group) for each in group])
             kept: list[SegmentEntry] = []
-            for group in self._groups():
-                whole = len(group) == 1 and not self._removed_in(group[0].entry)
-                kept += [group[0].entry] if whole else self._write(self._copied(group))
+            for group in groups:
+                copies = self._copies(group)
+                kept += self._write(self._copied(group)) if copies else [group[0].entry]
             if tuple(kept) != self.manifest.segments or self.manifest.removed:
                 self._commit(tuple(kept), set(), self.manifest.next_number)
 
@@ -186,6 +192,10 @@ class BankWriter:
             held += documents
         if group:
             yield group
+
+    def _copies(self, group: list[Segment]) -> bool:
+        """Whether compaction rewrites these neighbours."""
+        return len(group) > 1 or self._removed_in(group[0].entry) > 0
 
     def _removed_in(self, entry: SegmentEntry) -> int:
         first, last = np.searchsorted(self.bank.removed, [entry.first, entry.last + 1])

@@ -1,5 +1,7 @@
 """Changing a bank: what readers see, and what is refused."""
 
+import re
+
 import pytest
 
 from msa_train.errors import BankError
@@ -8,7 +10,7 @@ from msa_train.memory.bank.verify import verify_bank
 from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.memory.search.loader import bank_view
 from tests.faults.bank_changes import CHANGES, encoded, texts
-from tests.memory.building import build
+from tests.memory.building import FILES, build, flip
 from tests.memory.tiny import FINGERPRINT, tiny_model
 
 
@@ -53,6 +55,22 @@ def test_other_weights_may_not_write(bank):
     with pytest.raises(BankError, match="no memory bank"):
         BankWriter(bank.parent, "add")
     assert not (bank.parent / "writer.lock").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_compaction_never_gives_damage_a_fresh_checksum(bank, name):
+    file = next((bank / "segments").rglob(name))
+    flip(file)
+    before = {each: each.read_bytes() for each in bank.rglob("*") if each.is_file()}
+    with BankWriter(bank, "compact") as writer, pytest.raises(BankError) as refused:
+        writer.compact()
+    assert f"{file} was changed" in str(refused.value)
+    if name in ("layer-2.k", "layer-3.v"):
+        assert re.search(
+            r"K or V differ from their checksums in layer \d, documents \d", str(refused.value)
+        )
+    assert {each: each.read_bytes() for each in bank.rglob("*") if each.is_file()} == before
+    assert any(name in problem for problem in verify_bank(bank)["problems"])
 
 
 def test_compaction_merges_and_frees(tmp_path):
