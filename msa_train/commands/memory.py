@@ -38,7 +38,10 @@ def register(commands: argparse._SubParsersAction) -> None:
     _encoding(actions, "add", "encode more documents, whose ids are new", _add)
     update = partial(_add, update=True)
     _encoding(actions, "update", "encode documents anew that take their ids' places", update)
-    remove = _action(actions, "remove", "remove documents; their numbers never come back", _remove)
+    remove = _action(
+        actions, "remove", "remove documents with all their parts; their numbers never come back",
+        _remove,
+    )  # fmt: skip
     remove.add_argument("--ids", nargs="+", default=[], metavar="ID")
     remove.add_argument("--numbers", nargs="+", default=[], type=int, metavar="N")
     _action(actions, "compact", "free what removed documents take up", _compact)

@@ -61,7 +61,8 @@ def put_documents(
 def remove_documents(
     bank: ServedBank, ids: Iterable[str], numbers: Iterable[int], wait_s: float
 ) -> list[int]:
-    """Removes all or none; returns the removed numbers. Raises ApiError 404 for unknown ones."""
+    """Removes all or none, of a split document all parts; returns the removed numbers. Raises
+    ApiError 404 for unknown ones."""
     with (
         bank.writing(wait_s),
         bank.named_errors(),

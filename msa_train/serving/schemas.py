@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from data_pipeline.schema import Document
-from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.documents import StoredDocument, text_of
 from msa_train.memory.bank.filters import DocumentFilter
 from msa_train.serving.errors import ApiError, bad_request
 
@@ -31,7 +31,7 @@ class Strict(BaseModel):
 class NewDocument(Strict):
     id: Name = ""
     title: Name = ""
-    text: Annotated[str, Field(min_length=1)]
+    text: str
     metadata: JsonValue = None
 
     @field_validator("metadata")
@@ -92,11 +92,12 @@ def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:
             f"{len(new.documents)} documents in one request: send {most} at most",
         )
     now = time.time_ns() // 1_000_000
-    for place, each in enumerate(new.documents):
-        check_text(each.text, f"documents[{place}].text")
+    texts = [text_of(each.title, each.text) for each in new.documents]
+    for place, text in enumerate(texts):
+        check_text(text, f"documents[{place}].text")
     return [
-        StoredDocument(0, each.text, each.id, each.title, each.metadata, added=now)
-        for each in new.documents
+        StoredDocument(0, text, each.id, each.title, each.metadata, added=now)
+        for each, text in zip(new.documents, texts, strict=True)
     ]
 
 

@@ -116,7 +116,8 @@ def test_long_documents_are_split_and_reported(memory):
     words = " ".join(line["text"] for line in lines[:-1]).split()
     assert words == ["Cranes", "sleep", "standing."] * 20
     assert info["tokens"] <= 60 * len(lines)
-    assert memory("remove", "bank", "--ids", "long")[1]["documents"] == 1
+    assert memory("remove", "bank", "--numbers", 1)[1]["documents"] == 1
+    assert [line["id"] for line in memory("texts", "bank")[1]] == ["short"]
 
 
 def test_damage_is_reported_with_an_exit_code(memory, bank, tmp_path):
@@ -135,6 +136,11 @@ def test_damage_is_reported_with_an_exit_code(memory, bank, tmp_path):
         (["add", "nowhere", "export", "a.jsonl"], 5, "nowhere"),
         (["add", "bank", "export", "nothing.jsonl"], 3, "nothing.jsonl"),
         (["build", "bank", "export", "a.jsonl"], 5, "bank exists"),
+        (["build", "new", "export", "dup.jsonl"], 5, "'a' comes twice"),
+        (["build", "new", "export", "blank.jsonl"], 3, 'blank.jsonl, line 2: "text" is blank'),
+        (["build", "new", "export", "empty.jsonl"], 3, "empty.jsonl has no documents"),
+        (["add", "bank", "export", "empty.jsonl"], 3, "empty.jsonl has no documents"),
+        (["add", "bank", "export", "blank.jsonl"], 3, 'blank.jsonl, line 2: "text" is blank'),
         (["build", "new", "export", "a.jsonl", "--document-tokens", "0"], 2, "document-tokens"),
         (["build", "new", "export", "a.jsonl", "--ranks", "0"], 2, "--ranks is 0"),
         (["build", "new", "export", "a.jsonl", "--rank-timeout", "nan"], 2, "--rank-timeout"),
@@ -151,6 +157,9 @@ def test_damage_is_reported_with_an_exit_code(memory, bank, tmp_path):
 def test_what_is_wrong_is_named(memory, bank, tmp_path, arguments, code, said):
     (tmp_path / "nan.jsonl").write_text('{"text": "x", "metadata": [NaN]}')
     (tmp_path / "deep.jsonl").write_text('{"text": "x", "metadata": %s}' % ("[" * 10**5))
+    corpus("dup.jsonl", ("a", "first"), ("a", "second"))
+    corpus("blank.jsonl", ("x", "first"), ("y", "   "))
+    (tmp_path / "empty.jsonl").touch()
     found, out, err = memory(*arguments)
     assert found == code and said in err and out is None
     assert memory("info", bank)[1]["documents"] == 3

@@ -217,6 +217,22 @@ def test_a_long_document_is_split_and_named_once(own):
     assert numbers(client, id="long") == answer["numbers"]
     parts = [client.get(f"{NOTES}/documents/{n}").json()["part"] for n in answer["numbers"]]
     assert parts == list(range(1, len(parts) + 1))
+    middle = answer["numbers"][1]
+    gone = client.delete(f"{NOTES}/documents/{middle}").json()
+    assert gone == {"removed": len(parts)} and numbers(client, id="long") == []
+    nameless = client.post(
+        f"{NOTES}/documents", json={"documents": [body["documents"][0] | {"id": ""}]}
+    )
+    last = nameless.json()["numbers"][-1]
+    assert client.delete(f"{NOTES}/documents/{last}").json() == {"removed": len(parts)}
+    assert numbers(client) == [2, 3, 17, 40, 41, 1000, 123456]
+
+
+def test_a_title_alone_is_a_text(own):
+    client, _, _ = own
+    body = {"documents": [{"title": "Paris", "text": " "}]}
+    (number,) = client.post(f"{NOTES}/documents", json=body).json()["numbers"]
+    assert client.get(f"{NOTES}/documents/{number}").json()["text"] == "Paris"
 
 
 def test_another_writer_is_named(own):

@@ -73,8 +73,8 @@ def build_bank(
 
     An interrupted build that is started again with the same form continues where it stopped: blocks
     (of `size`) whose documents are still the same are not encoded again. Raises BankError where
-    `path` exists, a setting is impossible, or writing fails; then no bank exists, but the finished
-    blocks are kept.
+    `path` exists, an id comes twice, a setting is impossible, or writing fails; then no bank
+    exists, but the finished blocks are kept.
     """
     path = Path(path)
     form = bank_form(model.config, fingerprint, dtype)
@@ -84,7 +84,7 @@ def build_bank(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with UnfinishedBank(path, form) as bank, _progress(expected) as progress:
-            fresh = _unencoded(blocks_of(documents, size), bank, progress)
+            fresh = _unencoded(blocks_of(_once(documents), size), bank, progress)
             with contextlib.closing(
                 encoding.segments(fresh, bank.writer.target, bank.writer.lock, progress.advance)
             ) as sealed:
@@ -104,6 +104,19 @@ def _unencoded(
             progress.advance(len(block))
         else:
             yield block
+
+
+def _once(documents: Iterable[Document]) -> Iterator[Document]:
+    """Documents, each id once, or for the parts of one document, ascending. Raises BankError."""
+    seen: dict[str, int] = {}  # id -> its last part
+    for document in documents:
+        part = getattr(document, "part", 0)
+        if document.id:
+            before = seen.get(document.id)
+            if before is not None and not 0 < before < part:
+                raise BankError(f"document id {document.id!r} comes twice: give each id once")
+            seen[document.id] = part
+        yield document
 
 
 class UnfinishedBank:
@@ -226,8 +239,8 @@ def add_documents(
     """Adds documents to a bank under new numbers, in one commit; returns how many.
 
     With `update`, each replaces the documents that have its id, whose numbers are never reused.
-    Raises BankError for an id that is in the bank already (or, updating, is not), and for a whole
-    document whose id comes twice. reuse: a snapshot of the bank, see BankWriter; the other settings
+    Raises BankError for an id that is in the bank already (or, updating, is not), and for one that
+    comes twice. reuse: a snapshot of the bank, see BankWriter; the other settings
     are those of build_bank. An interrupted call adds nothing, and has to start again.
     """
     operation = "update" if update else "add"
@@ -246,17 +259,12 @@ def _numbered(
     documents: Iterable[Document], bank: BankSnapshot, update: bool, replaced: set[int]
 ) -> Iterator[Document]:
     """Documents under the bank's next numbers; `replaced` collects the numbers they replace."""
-    seen: set[tuple[str, int]] = set()
-    for number, document in enumerate(documents, bank.manifest.next_number):
+    for number, document in enumerate(_once(documents), bank.manifest.next_number):
         if not document.id:
             if update:
                 raise BankError("a document to update has no id: an update goes by id")
             yield replace(document, number=number)
             continue
-        key = document.id, getattr(document, "part", 0)
-        if key in seen:
-            raise BankError(f"document id {document.id!r} comes twice: give each id once")
-        seen.add(key)
         known = bank.numbers_of(document.id)
         if bool(known) != update:
             problem = "is not in" if update else "is in"

@@ -17,7 +17,7 @@ from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
 from data_pipeline.splitting import split_text
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
-from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.documents import StoredDocument, text_of
 
 DOCUMENT_TOKENS = 2048  # of a document, at most, unless asked otherwise
 _WIDE_NUMBER = 999_999_999
@@ -27,10 +27,11 @@ _WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # in bytes; the 4 are control toke
 class CorpusFile:
     """Documents of a .jsonl or .jsonl.gz file, or of standard input (`-`), in their order.
 
-    `text` is required. Optional: `id` (default: none), `title`, `metadata` (any JSON),
-    `added` (milliseconds since 1970; default: now) and `part` (of a split document, as
-    `msa memory texts` writes it). Other keys are ignored, empty lines skipped. Lines are read one
-    at a time. Raises DataError, naming file and line.
+    `text` is required; where it is blank, the title is the text. Optional: `id` (default: none),
+    `title`, `metadata` (any JSON), `added` (milliseconds since 1970; default: now) and `part` (of a
+    split document, as `msa memory texts` writes it). Other keys are ignored, empty lines skipped.
+    Lines are read one at a time. Raises DataError, naming file and line, and for a corpus without
+    documents.
     """
 
     def __init__(self, path: Path | str):
@@ -46,19 +47,21 @@ class CorpusFile:
     def documents(self, first_number: int = 0) -> Iterator[StoredDocument]:
         """Numbered first_number, +1, ..."""
         now = time.time_ns() // 1_000_000
-        for number, (where, data) in enumerate(objects_of(self._lines()), first_number):
-            text = data.get("text")
-            if not isinstance(text, str):
-                raise DataError(f'{where}: "text" is {text!r}: give a string')
+        number = first_number
+        for number, (where, data) in enumerate(objects_of(self._lines()), first_number + 1):
+            title = _name(data, "title", where)
             yield StoredDocument(
-                number,
-                _encodable(text, "text", where),
-                _encodable("" if data.get("id") is None else str(data["id"]), "id", where),
-                _encodable(str(data.get("title") or ""), "title", where),
+                number - 1,
+                _text(data, title, where),
+                _name(data, "id", where),
+                title,
                 _metadata(data, where),
                 _count(data, "part", 0, 1 << 31, where),
                 _count(data, "added", now, 1 << 63, where),
             )
+        if number == first_number:
+            name = "standard input" if self.standard_input else self.path
+            raise DataError(f"corpus {name} has no documents: give at least one line")
 
     def share_read(self) -> float | None:
         """How much of the file is read, 0 to 1; None where its size is not known."""
@@ -93,6 +96,26 @@ def pydocs(tokenizer: Tokenizer) -> tuple[Iterator[StoredDocument], Callable[[],
             yield StoredDocument(number, entry.text, entry.name, entry.name, added=now)
 
     return documents(), lambda: read / max(1, len(entries))
+
+
+def _text(data: dict[str, Any], title: str, where: str) -> str:
+    text = data.get("text")
+    if not isinstance(text, str):
+        raise DataError(f'{where}: "text" is {text!r:.80}: give a string')
+    text = text_of(title, text)
+    if not text.strip():
+        raise DataError(f'{where}: "text" is blank, and there is no title: leave the line out')
+    return _encodable(text, "text", where)
+
+
+def _name(data: dict[str, Any], key: str, where: str) -> str:
+    """An id or a title: "" where it is missing or null; a whole number as its digits."""
+    value = data.get(key)
+    if value is None:
+        return ""
+    if type(value) not in (str, int):
+        raise DataError(f'{where}: "{key}" is {value!r:.80}: give a string')
+    return _encodable(str(value), key, where)
 
 
 def _encodable(text: str, key: str, where: str) -> str:

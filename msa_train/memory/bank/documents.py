@@ -63,6 +63,11 @@ class StoredDocument(Document):
         return kept if self.metadata is None else {**kept, "metadata": self.metadata}
 
 
+def text_of(title: str, text: str) -> str:
+    """The text that is encoded: a document that has only a title consists of it, as in training."""
+    return text if text.strip() else title
+
+
 class DocumentWriter:
     """Appends documents to an Arrow IPC file; holds at most one record batch."""
 

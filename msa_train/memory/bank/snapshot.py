@@ -111,6 +111,31 @@ class BankSnapshot:
             found += [int(self.numbers[place]) for place in places if self.live[place]]
         return found
 
+    def whole_of(self, number: int) -> list[int]:
+        """Numbers, ascending, of all parts of the document that a stored one is, or is a part of.
+
+        Parts share an id; those of a document without one follow each other. Raises KeyError for
+        a number that is not in the bank, BankError for a document that is damaged.
+        """
+        document = self[number]
+        if not document.part:
+            return [number]
+        if document.id:
+            return [each for each in self.numbers_of(document.id) if self[each].part]
+        before, after = (self._neighbours(document, step) for step in (-1, 1))
+        return [*reversed(before), number, *after]
+
+    def _neighbours(self, document: StoredDocument, step: int) -> list[int]:
+        """Numbers of the parts before (-1) or after (1) a part of a document without an id."""
+        found = []
+        while (place := self.place_of(document.number + step)) is not None:
+            other = self.at(place)
+            if other.id or other.part != document.part + step or not other.part:
+                break
+            found.append(other.number)
+            document = other
+        return found
+
     def router_keys(self, layer: int) -> Tensor:
         """[C, G*D] of a router layer, including those of removed documents."""
         keys = [segment.pooled[layer].key for segment in self.segments]

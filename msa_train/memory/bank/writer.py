@@ -107,8 +107,9 @@ class BankWriter:
     def remove(self, numbers: Iterable[int] = (), ids: Iterable[str] = ()) -> list[int]:
         """Removes documents by number, and all that have one of `ids`; returns their numbers.
 
-        The numbers are never given again. Raises UnknownDocumentError, and removes nothing, where
-        one of them is not there.
+        A part of a split document goes with all its other parts: else a question would find what
+        was removed. The numbers are never given again. Raises UnknownDocumentError, and removes
+        nothing, where one of them is not there.
         """
         gone: set[int] = set()
         for id in ids:
@@ -118,7 +119,7 @@ class BankWriter:
         for number in numbers:
             if self.bank.place_of(number) is None:
                 raise UnknownDocumentError(self.path, str(number), "nothing was removed")
-            gone.add(number)
+            gone.update(self.bank.whole_of(number))
         if gone:
             with self._reported():
                 segments, following = self.manifest.segments, self.manifest.next_number
@@ -132,7 +133,9 @@ class BankWriter:
         """
         with self._reported():
             groups = list(self._groups())
-            check_before_copying([each for group in groups if self._copies(group) for each in group])
+            check_before_copying(
+                [each for group in groups if self._copies(group) for each in group]
+            )
             kept: list[SegmentEntry] = []
             for group in groups:
                 copies = self._copies(group)

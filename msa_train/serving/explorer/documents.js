@@ -176,10 +176,11 @@ export class DocumentsView {
   }
 
   remove(doc) {
+    const what = doc.part ? "It is a part of a long document: all parts are removed, and no" : "No";
     confirmed(`Remove “${titleOf(doc)}”?`,
-      "No question will find it any more. Its number is never given to another document.", "Remove", async () => {
-        await api.removeDocument(this.bank, doc.number);
-        toast(`“${titleOf(doc)}” was removed.`);
+      `${what} question will find it any more. Its number is never given to another document.`, "Remove", async () => {
+        const { removed } = await api.removeDocument(this.bank, doc.number);
+        toast(`“${titleOf(doc)}” was removed${removed > 1 ? `, with all its ${removed} parts` : ""}.`);
         this.nothingOpen();
         this.onChanged();
         await this.showPage();

@@ -241,6 +241,17 @@ def test_ids_are_given_once(bank):
     assert texts(bank)[15] == "newer" and 14 not in texts(bank)
 
 
+@pytest.mark.parametrize("parts", [(0, 0), (1, 1), (1, 0), (0, 1), (1, 2, 1), (1, 2, 0)])
+def test_an_id_comes_once_or_in_parts_that_ascend(bank, tmp_path, parts):
+    given = [replace(named("twice", n), part=part) for n, part in enumerate(parts)]
+    before = contents(bank)
+    for run in (lambda: build(tmp_path / "new", given), lambda: put(bank, given)):
+        with pytest.raises(BankError, match="'twice' comes twice"):
+            run()
+    assert contents(bank) == before and not (tmp_path / "new").exists()
+    build(tmp_path / "new", [replace(named("once", n), part=n + 1) for n in range(4)])
+
+
 def test_documents_without_id_are_named_by_their_number_alone(bank):
     assert put(bank, [named("14", 0, "chosen"), named("", 0, "first"), named("", 0, "second")]) == 3
     opened = BankSnapshot.open(bank)

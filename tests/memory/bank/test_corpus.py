@@ -27,7 +27,10 @@ def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
     "line",
     [
         b"{", b'"text"', b'{"title": "t"}', b'{"text": 3}', b"\xff", b'{"text": "\\ud800"}',
-        b'{"text": "t", "added": -1}', b'{"text": "t", "part": true}',
+        b'{"text": "t", "added": -1}', b'{"text": "t", "part": true}', b'{"text": ""}',
+        b'{"text": " \\n", "title": ""}', b'{"text": "t", "id": {"a": 1}}',
+        b'{"text": "t", "id": false}',
+        b'{"text": "t", "title": ["t"]}', b'{"text": null, "title": "t"}',
     ],
 )  # fmt: skip
 def test_a_broken_line_is_named(tmp_path, line):
@@ -35,6 +38,21 @@ def test_a_broken_line_is_named(tmp_path, line):
     file.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     with pytest.raises(DataError, match=r"corpus.jsonl, line 2"):
         list(CorpusFile(file).documents())
+
+
+def test_a_title_alone_is_a_text_and_a_number_an_id(tmp_path):
+    file = tmp_path / "corpus.jsonl"
+    file.write_text('{"text": " ", "title": "Paris", "id": 7}\n{"text": "t", "id": null}\n')
+    found = [(d.number, d.id, d.title, d.text) for d in CorpusFile(file).documents()]
+    assert found == [(0, "7", "Paris", "Paris"), (1, "", "", "t")]
+
+
+def test_a_corpus_without_documents_is_refused(tmp_path):
+    file = tmp_path / "corpus.jsonl"
+    for empty in ("", "\n\n"):
+        file.write_text(empty)
+        with pytest.raises(DataError, match=r"corpus\.jsonl has no documents"):
+            list(CorpusFile(file).documents(5))
 
 
 def test_a_missing_or_cut_corpus_is_named(tmp_path):

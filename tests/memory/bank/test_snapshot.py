@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from msa_train.errors import BankError
+from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter
@@ -13,7 +14,7 @@ from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.interleave import InterleaveLimits
 from msa_train.memory.search.loader import bank_view
 from tests.faults.bank_changes import CHANGES, encoded, texts
-from tests.memory.building import search, tiny_bank
+from tests.memory.building import build, search, tiny_bank
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 
@@ -32,6 +33,21 @@ def test_documents_are_found_by_number(tiny):
 def same(stored, document):
     fields = ("number", "id", "title", "text")
     return all(getattr(stored, field) == getattr(document, field) for field in fields)
+
+
+def test_parts_are_found_as_a_whole(tmp_path):
+    """Two split ones without an id follow each other."""
+    ids, parts = ["a", "a", "", "", "", "", "", "", "b", ""], [1, 2, 0, 1, 2, 3, 1, 2, 0, 0]
+    documents = [
+        StoredDocument(number, f"Text {number}.", id, part=part)
+        for number, (id, part) in enumerate(zip(ids, parts, strict=True))
+    ]
+    build(tmp_path / "bank", documents)
+    bank = BankSnapshot.open(tmp_path / "bank")
+    wholes = [[0, 1], [0, 1], [2], [3, 4, 5], [3, 4, 5], [3, 4, 5], [6, 7], [6, 7], [8], [9]]
+    assert [bank.whole_of(number) for number in range(10)] == wholes
+    with pytest.raises(KeyError):
+        bank.whole_of(10)
 
 
 def test_info_counts(tiny):
