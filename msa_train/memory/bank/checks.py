@@ -37,11 +37,15 @@ def changed_files(folder: Path, entry: SegmentEntry) -> list[str]:
     problems = []
     for name, expected in entry.files.items():
         file = folder / entry.name / name
-        if not file.is_file():
+        try:
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError:
             problems.append(f"{file} is missing")
             continue
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {error.strerror}")
+            continue
         if found != expected.sha256:
             problems.append(f"{file} was changed (sha256 {found[:12]})")
     return problems

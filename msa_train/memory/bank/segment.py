@@ -165,25 +165,36 @@ def rows_crc(k: memoryview, v: memoryview, bounds: np.ndarray) -> np.ndarray:
 class Segment:
     """An opened segment. States are read when they are used.
 
-    Every file stays mapped, so a reader is not disturbed when a writer removes the segment.
+    Every file stays mapped, so a reader is not disturbed when a writer removes the segment. Raises
+    BankError for files that are missing, cut, damaged or cannot be mapped.
 
     pooled: router layer -> states, memory-mapped; chunk_cu [n+1] of its documents.
     """
 
     def __init__(self, folder: Path, entry: SegmentEntry, form: BankForm):
         self.entry, self.folder, self.form = entry, folder / entry.name, form
-        for name, expected in entry.files.items():
-            _check_size(self.folder / name, expected)
-        self.documents = DocumentTable(self.folder / DOCUMENTS, entry.counts_crc)
-        self.chunk_cu = torch.from_numpy(np.concatenate([[0], self.documents.chunks.cumsum()]))
-        self.pooled = {layer: self._map(layer) for layer in form.layers}
-        self._raw_ids = np.memmap(self.folder / IDS, np.uint8, "r")
-        self._crc = {
-            layer: np.memmap(self.folder / state_file(layer, "crc"), "<u4", "r")
-            for layer in form.layers
-        }
+        try:
+            self._open()
+        except BankError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:  # as numpy and torch fail to map
+            raise BankError(f"{self.folder} cannot be read: {error}") from error
         self._documents_checked = False
         self._checked: dict[int, np.ndarray] = {}  # layer -> [n] documents already compared
+
+    def _open(self) -> None:
+        for name, expected in self.entry.files.items():
+            _check_size(self.folder / name, expected)
+        self.documents = DocumentTable(self.folder / DOCUMENTS, self.entry.counts_crc)
+        self.chunk_cu = torch.from_numpy(np.concatenate([[0], self.documents.chunks.cumsum()]))
+        self.pooled = {layer: self._map(layer) for layer in self.form.layers}
+        self._raw_documents, self._raw_ids = (
+            np.memmap(self.folder / name, np.uint8, "r") for name in (DOCUMENTS, IDS)
+        )
+        self._crc = {
+            layer: np.memmap(self.folder / state_file(layer, "crc"), "<u4", "r")
+            for layer in self.form.layers
+        }
 
     @cached_property
     def identity(self) -> str:
@@ -218,7 +229,7 @@ class Segment:
         Needed before a column is used as a whole: single documents have checksums of their own.
         """
         if not self._documents_checked:
-            self._check(DOCUMENTS, np.memmap(self.folder / DOCUMENTS, np.uint8, "r"))
+            self._check(DOCUMENTS, self._raw_documents)
             self._documents_checked = True
 
     def check_keys(self, layer: int) -> None:

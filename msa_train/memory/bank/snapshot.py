@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,17 @@ from msa_train.memory.bank.manifest import SEGMENTS, BankManifest
 from msa_train.memory.bank.segment import Segment
 
 _NO_NUMBER = (1 << 63) - 1  # the largest int64
-_TRIES = 5  # a writer may remove segments after the manifest was read
+_TRIES, _PATIENCE_S = 5, 30.0
+
+
+def tries() -> Iterator[None]:
+    """For whoever opens what a writer may remove after the manifest was read: at least five, and as
+    many as half a minute has room for."""
+    end = time.monotonic() + _PATIENCE_S
+    for made in count():
+        if made >= _TRIES and time.monotonic() > end:
+            return
+        yield
 
 
 class GenerationGoneError(BankError):
@@ -59,18 +71,18 @@ class BankSnapshot:
         so that only what changed is opened. Raises BankError for what is missing, unfinished, of a
         newer format, truncated, damaged, or built by other weights.
         """
-        path = Path(path)
-        for attempt in range(_TRIES):
+        path, gone = Path(path), BankError(f"{path} cannot be opened")
+        for _ in tries():
             manifest = BankManifest.load(path)
             if fingerprint is not None:
                 manifest.check_fingerprint(path, fingerprint)
             try:
                 return cls(path, manifest, reuse)
-            except (BankError, FileNotFoundError):
-                changed = BankManifest.load(path).generation != manifest.generation
-                if not changed or attempt == _TRIES - 1:
+            except BankError as error:
+                if BankManifest.load(path) == manifest:
                     raise
-        raise AssertionError
+                gone = error
+        raise gone
 
     def __len__(self) -> int:
         """Documents that were not removed."""
@@ -182,9 +194,13 @@ def read_removed(path: Path, manifest: BankManifest) -> np.ndarray:
     if manifest.removed is None:
         return np.empty(0, dtype=np.int64)
     file = path / manifest.removed.name
-    data = file.read_bytes() if file.is_file() else None
-    if data is None:
-        raise BankError(f"{file} is missing: restore it, or removed documents would come back")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BankError(
+            f"{file} cannot be read ({error.strerror}): restore it, or removed documents would "
+            "come back"
+        ) from error
     if hashlib.sha256(data).hexdigest() != manifest.removed.sha256:
         raise BankError(f"{file} is damaged (its checksum differs): restore it")
     return np.frombuffer(data, dtype="<i8").astype(np.int64)

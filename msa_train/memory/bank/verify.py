@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.checks import changed_files, segment_problems
 from msa_train.memory.bank.manifest import SEGMENTS, BankManifest
 from msa_train.memory.bank.segment import Segment
-from msa_train.memory.bank.snapshot import BankSnapshot, read_removed
+from msa_train.memory.bank.snapshot import BankSnapshot, read_removed, tries
 from msa_train.memory.bank.writer import unlisted
 
 
@@ -19,13 +20,15 @@ def verify_bank(path: Path | str) -> dict[str, Any]:
     """A report: `problems` (none: the bank is whole), counts, and files that no manifest lists.
 
     A bank that changes meanwhile is read again. Raises BankError only where there is no readable
-    manifest.
+    manifest, or the bank changes all the time.
     """
     path = Path(path)
-    while True:
-        report = _report(path, BankManifest.load(path))
-        if not report["problems"] or BankManifest.load(path).generation == report["generation"]:
+    for _ in tries():
+        manifest = BankManifest.load(path)
+        report = _report(path, manifest)
+        if not report["problems"] or BankManifest.load(path) == manifest:
             return report
+    raise BankError(f"{path} changes faster than it is read: verify it while nothing writes to it")
 
 
 def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
@@ -42,7 +45,9 @@ def _report(path: Path, manifest: BankManifest) -> dict[str, Any]:
             problems += _number_problems(BankSnapshot(path, manifest), removed)
     except BankError as error:
         problems.append(str(error))
-    orphans = unlisted(path, manifest)
+    orphans: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):  # a writer is removing them
+        orphans = unlisted(path, manifest)
     return {
         "path": str(path),
         "generation": manifest.generation,
@@ -66,6 +71,8 @@ def _number_problems(bank: BankSnapshot, removed: np.ndarray) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(_size(each) for each in path.iterdir())
-    return path.lstat().st_size
+    with contextlib.suppress(FileNotFoundError):  # a writer has removed it
+        if path.is_dir():
+            return sum(_size(each) for each in path.iterdir())
+        return path.lstat().st_size
+    return 0

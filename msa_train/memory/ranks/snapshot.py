@@ -40,7 +40,7 @@ def opened(description: dict[str, Any], live: Tensor, known: Iterable[Segment]) 
     path, manifest = Path(description["path"]), BankManifest.from_json(description["manifest"])
     try:
         segments = open_segments(path, manifest, known)
-    except (BankError, FileNotFoundError) as error:
+    except BankError as error:
         newest = BankManifest.load(path).generation
         if newest == manifest.generation:
             raise

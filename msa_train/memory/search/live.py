@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import MANIFEST
-from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError
+from msa_train.memory.bank.snapshot import BankSnapshot, GenerationGoneError, tries
 from msa_train.memory.search.hybrid import WordIndexes
 from msa_train.memory.search.loader import BankLoader
 from msa_train.memory.search.searcher import Searcher
@@ -18,8 +18,6 @@ from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.config import RouterConfig
 from msa_train.model.decoder import MSADecoder
-
-_TRIES = 5  # a writer may compact the bank between its opening in two processes
 
 
 class SearchRanks(Protocol):
@@ -71,13 +69,7 @@ class LiveBank:
         """Opens what was committed since; its cost is that of what changed."""
         with self._lock:
             seen = self._stat()
-            for left in reversed(range(_TRIES)):
-                try:
-                    self._take(BankSnapshot.open(self.path, self._fingerprint, self.bank))
-                    break
-                except GenerationGoneError:  # another process came too late
-                    if not left:
-                        raise
+            self._open_newest()
             self._seen = seen
             return self._view
 
@@ -85,6 +77,15 @@ class LiveBank:
         """Lets go of the bank; ranks go on with others."""
         if isinstance(self._searchers, BankLoader):
             self._searchers.close()
+
+    def _open_newest(self) -> None:
+        gone = GenerationGoneError(f"{self.path} cannot be opened")
+        for _ in tries():
+            try:
+                return self._take(BankSnapshot.open(self.path, self._fingerprint, self.bank))
+            except GenerationGoneError as error:  # another process came too late
+                gone = error
+        raise gone
 
     def _take(self, bank: BankSnapshot) -> None:
         # A bank that was built again in its place may be of the same generation.

@@ -1,12 +1,19 @@
 """A snapshot: documents by number and id, of one committed state, by the right weights."""
 
 import json
+import shutil
+from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
 
 from msa_train.errors import BankError
-from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank import segment as segment_file
+from msa_train.memory.bank import snapshot, verify
+from msa_train.memory.bank.documents import DocumentTable, StoredDocument
+from msa_train.memory.bank.filters import DocumentFilter
+from msa_train.memory.bank.manifest import BankManifest
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter
@@ -83,6 +90,71 @@ def test_an_open_reader_keeps_its_state(bank):
         CHANGES[name].run(bank)
     assert {each.number: each.text for each in opened} == before
     assert torch.equal(search(bank_view(opened, tiny_model().config.router))[0].values, scores)
+
+
+STEPS = {
+    "manifest": (BankManifest, "load"),
+    "sizes": (segment_file, "_check_size"),
+    "table": (DocumentTable, "__init__"),
+    "map": (Segment, "_map"),
+}
+
+
+@pytest.fixture
+def compacted_after(bank, monkeypatch):
+    """compacted_after(step): a compaction falls behind the first such step of whoever reads."""
+
+    def compact():
+        with BankWriter(bank, "compact") as writer:
+            writer.remove([0])
+            writer.compact()
+
+    def arrange(where, name):
+        real, left = getattr(where, name), [compact]
+
+        def step(*given):
+            found = real(*given)
+            if left:
+                left.pop()()
+            return found
+
+        monkeypatch.setattr(where, name, step)
+
+    return arrange
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_compaction_while_a_bank_is_opened_leads_to_the_newest_state(bank, compacted_after, step):
+    before = texts(bank)
+    compacted_after(*STEPS[step])
+    assert {each.number: each.text for each in BankSnapshot.open(bank, FINGERPRINT)} == {
+        number: text for number, text in before.items() if number
+    }
+
+
+@pytest.mark.parametrize("step", [*STEPS.values(), (verify, "changed_files")], ids=str)
+def test_a_compaction_while_a_bank_is_verified_is_no_damage(bank, compacted_after, step):
+    compacted_after(*step)
+    report = verify.verify_bank(bank)
+    assert not report["problems"] and report["documents"] == 11
+
+
+def test_an_old_reader_filters_after_its_segments_are_gone(bank):
+    opened = BankSnapshot.open(bank)
+    CHANGES["compact"].run(bank)
+    only = DocumentFilter.from_json({"metadata": {"n": [3, 4]}})
+    assert opened.numbers[only.allowed(opened)].tolist() == [4]
+
+
+def test_a_bank_that_is_always_gone_is_given_up(bank, monkeypatch):
+    manifest = BankManifest.load(bank)
+    generations = (replace(manifest, generation=n) for n in count())
+    monkeypatch.setattr(BankManifest, "load", lambda path: next(generations))
+    monkeypatch.setattr(snapshot, "_PATIENCE_S", 0)
+    shutil.rmtree(bank / "segments")
+    for read in (BankSnapshot.open, verify.verify_bank):
+        with pytest.raises(BankError):
+            read(bank)
 
 
 def test_what_did_not_change_is_not_opened_again(bank, monkeypatch):

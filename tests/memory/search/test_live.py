@@ -62,12 +62,13 @@ class LateRanks:
         return BankLoader(TierSettings()).searcher(bank, router)
 
 
-def test_a_bank_is_opened_again_where_others_came_too_late(path):
+def test_a_bank_is_opened_again_where_others_came_too_late(path, monkeypatch):
     ranks = LateRanks(2)
     live = LiveBank(path, tiny_model(), FINGERPRINT, ranks=ranks)
     assert ranks.asked == 3 and len(live.view) == 7
     live.close()
-    with pytest.raises(GenerationGoneError):
+    monkeypatch.setattr("msa_train.memory.bank.snapshot._PATIENCE_S", 0)
+    with pytest.raises(GenerationGoneError, match="compacted"):
         LiveBank(path, tiny_model(), FINGERPRINT, ranks=LateRanks(99))
 
 
