@@ -51,11 +51,14 @@ def _page_and_health(state: ServerState) -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> JSONResponse:
+        unavailable = [bank.name for bank in state.banks if bank.error]
+        running = "degraded" if unavailable else "ok"
         health = {
-            "status": "draining" if state.draining else "ok",
+            "status": "draining" if state.draining else running,
             "model": state.model.name,
-            "banks": [bank.name for bank in state.banks],
+            "banks": [bank.name for bank in state.banks.opened],
             "hybrid": state.hybrid,
+            **({"unavailable": unavailable} if unavailable else {}),
         }
         return JSONResponse(health, 503 if state.draining else 200)
 

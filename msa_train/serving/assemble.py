@@ -4,10 +4,10 @@ banks and the scheduler over a model, and a first answer that warms all of it up
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from msa_train.errors import ConfigError
+from msa_train.errors import BankError, ConfigError
 from msa_train.memory.bank.manifest import MANIFEST, BankManifest
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.memory.engine.events import Failed
@@ -39,7 +39,10 @@ def assemble(
     words: WordIndexes | None = None,
 ) -> ServerState:
     """All that a server needs, running and warm. model: on its device. named: banks under their
-    names, the default first. folder: where banks may be made and dropped. words: see LiveBank."""
+    names, the default first. folder: where banks may be made and dropped. words: see LiveBank.
+
+    A bank that cannot be opened is reported while the others are served. Raises BankError where
+    there is no other, and none can be made."""
 
     def open_bank(path: Path) -> LiveBank:
         return LiveBank(path, model.model, model.fingerprint, tiers, ranks, words)
@@ -47,6 +50,8 @@ def assemble(
     banks = Banks(open_bank, folder)
     for name, path in reversed(named):
         banks.open(name, path)
+    if folder is None and not banks.opened:
+        raise next(bank.error for bank in banks if bank.error)  # nothing could ever be answered
     scheduler = Scheduler(model.model, model.tokenizer, limits.concurrent, limits.context_tokens)
     _warm_up(scheduler, banks)
     hybrid = None if words is None else "bm25"
@@ -93,7 +98,10 @@ def check_fits(
     paths = list(paths)
     if folder is not None and folder.is_dir():
         paths += [each.parent for each in folder.glob(f"*/{MANIFEST}")]
-    manifests = [BankManifest.load(path) for path in paths]
+    manifests = []
+    for path in paths:
+        with suppress(BankError):  # it is reported when it is opened
+            manifests.append(BankManifest.load(path))
     if not any(each.segments for each in manifests):
         return
     bank = plan.BankSize.of_manifests(manifests)
@@ -110,11 +118,10 @@ def check_fits(
 def _warm_up(scheduler: Scheduler, banks: Banks) -> None:
     """A first answer before anybody waits for one: it loads and compiles what all others use
     (measured: 5 s on a CPU)."""
-    for bank in banks:
+    for bank in banks.opened[:1]:
         limits = InterleaveLimits(answer_tokens=2)
         scheduler.submit(Request("Is anything there?", bank.view(), "memory", limits))
         while scheduler.busy:
             for _, event in scheduler.step():
                 if isinstance(event, Failed):
                     raise event.error
-        return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import secrets
 import threading
@@ -15,14 +16,15 @@ from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory.bank.build import build_bank
-from msa_train.memory.bank.manifest import MANIFEST
+from msa_train.memory.bank.lock import WriterLock
+from msa_train.memory.bank.manifest import MANIFEST, SEGMENTS
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.bank.writer import BankWriter
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 from msa_train.serving.errors import ApiError, to_api_error
 
+log = logging.getLogger("msa_train.serving")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -37,18 +39,32 @@ class ServedModel:
 
 
 class ServedBank:
-    """A bank under its name. droppable: it is in the folder in which the server may drop banks."""
+    """A bank under its name. droppable: it is in the folder in which the server may drop banks.
+    live: why there is none where it could not be opened; every use of it then is ApiError 503."""
 
-    def __init__(self, name: str, path: Path, live: LiveBank, droppable: bool):
+    def __init__(self, name: str, path: Path, live: LiveBank | BankError, droppable: bool):
         self.name, self.path, self.droppable = name, path, droppable
-        self._live, self._writing = live, threading.Lock()
+        self._opened, self._writing = live, threading.Lock()
         self.dropped = False
+
+    @property
+    def error(self) -> BankError | None:
+        """Why it could not be opened when the server started; None where it was."""
+        return self._opened if isinstance(self._opened, BankError) else None
+
+    @property
+    def _live(self) -> LiveBank:
+        if isinstance(self._opened, BankError):
+            told = f"{self._told(self._opened)}; mend it, then start the server again"
+            raise ApiError(503, "bank_unavailable", told)
+        return self._opened
 
     @property
     def snapshot(self) -> BankSnapshot:
         """The newest snapshot that was opened."""
-        assert self._live.bank is not None
-        return self._live.bank
+        live = self._live
+        assert live.bank is not None
+        return live.bank
 
     def view(self) -> MemoryView:
         """The newest committed state, also of another process. Blocks while it is opened."""
@@ -74,6 +90,14 @@ class ServedBank:
             self.view()
         return {**self.snapshot.info(), "name": self.name, "droppable": self.droppable}
 
+    def summary(self) -> dict[str, Any]:
+        """Its info; of one that could not be opened, why: `problem`."""
+        if self.error is None:
+            return self.info()
+        return {
+            "name": self.name, "droppable": self.droppable, "problem": self._told(self.error),
+        }  # fmt: skip
+
     @contextlib.contextmanager
     def named_errors(self) -> Iterator[None]:
         """A bank's errors as a client is told them: with its name instead of its folder."""
@@ -81,14 +105,17 @@ class ServedBank:
             yield
         except (BankError, RankError) as error:
             told = to_api_error(error)
-            message = str(error).replace(str(self.path), f"bank {self.name!r}")
-            raise ApiError(told.status, told.code, message, told.headers) from error
+            raise ApiError(told.status, told.code, self._told(error), told.headers) from error
+
+    def _told(self, error: Exception) -> str:
+        return str(error).replace(str(self.path), f"bank {self.name!r}")
 
     def no_document(self, which: str) -> ApiError:
         return ApiError(404, "document_not_found", f"bank {self.name!r} has no document {which}")
 
     def close(self) -> None:
-        self._live.close()
+        if self.error is None:
+            self._live.close()
 
     def _check_not_dropped(self) -> None:
         if self.dropped:
@@ -98,7 +125,9 @@ class ServedBank:
 class Banks:
     """Banks by name, in the order in which they came; the first is for requests that name none.
 
-    open_bank: path -> LiveBank. folder: where banks may be made and dropped (None: nowhere).
+    open_bank: path -> LiveBank. folder: where banks may be made and dropped (None: nowhere). One
+    that cannot be opened when the server starts is reported, and does not keep the others from
+    being served.
     """
 
     def __init__(self, open_bank: Callable[[Path], LiveBank], folder: Path | None = None):
@@ -109,14 +138,19 @@ class Banks:
             self._open_folder(folder)
 
     def open(self, name: str, path: Path) -> None:
-        """Raises ConfigError for a name that is taken, BankError where there is no bank."""
+        """Raises ConfigError for a name that is taken."""
         check_name(name)
         if name in self._banks:
             raise ConfigError(f"--bank {name}={path}: there is a bank of this name already")
-        self._banks = {name: ServedBank(name, path, self._open(path), False), **self._banks}
+        self._banks = {name: self._served(name, path, False), **self._banks}
 
     def __iter__(self) -> Iterator[ServedBank]:
         return iter(list(self._banks.values()))
+
+    @property
+    def opened(self) -> list[ServedBank]:
+        """Without those that could not be."""
+        return [bank for bank in self if bank.error is None]
 
     def __getitem__(self, name: str | None) -> ServedBank:
         """Raises ApiError 404."""
@@ -157,7 +191,7 @@ class Banks:
                 f"bank {name!r} was given at the start: only banks in --banks-dir are dropped",
             )
         aside = bank.path.with_name(f".{name}.dropped-{secrets.token_hex(4)}")
-        with bank.writing(timeout_s), BankWriter(bank.path, "drop"), self._changing:
+        with bank.writing(timeout_s), self._changing, WriterLock(bank.path, "drop"):
             files.rename(bank.path, aside)
             bank.dropped = True
             self._banks = {key: each for key, each in self._banks.items() if key != name}
@@ -177,8 +211,22 @@ class Banks:
         for path in paths:
             if re.fullmatch(re.escape(".") + _NAME.pattern + r"\.dropped-[0-9a-f]{8}", path.name):
                 files.remove(path)  # dropped by a server that died before it was deleted
-            elif _NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
-                self._banks[path.name] = ServedBank(path.name, path, self._open(path), True)
+            elif _NAME.fullmatch(path.name) and _looks_like_a_bank(path):
+                self._banks[path.name] = self._served(path.name, path, True)
+
+    def _served(self, name: str, path: Path, droppable: bool) -> ServedBank:
+        live: LiveBank | BankError
+        try:
+            live = self._open(path)
+        except BankError as error:
+            log.error("bank %r is not served: %s", name, error)
+            live = error
+        return ServedBank(name, path, live, droppable)
+
+
+def _looks_like_a_bank(path: Path) -> bool:
+    """One that lost its manifest is still reported."""
+    return (path / MANIFEST).is_file() or (path / SEGMENTS).is_dir()
 
 
 def check_name(name: str) -> None:

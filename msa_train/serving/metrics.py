@@ -66,6 +66,6 @@ class _BankSizes(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for kind in ("documents", "removed", "chunks", "tokens", "bytes"):
             family = GaugeMetricFamily(f"msa_bank_{kind}", f"Of a bank: {kind}", labels=["bank"])
-            for bank in self._banks:
+            for bank in self._banks.opened:
                 family.add_metric([bank.name], bank.snapshot.info()[kind])
             yield family

@@ -6,7 +6,8 @@ from msa_train.cli import main
 from msa_train.errors import ConfigError
 from msa_train.interop.export import LoadedModel
 from msa_train.memory.search.settings import TierSettings
-from msa_train.serving.assemble import search_ranks
+from msa_train.serving.assemble import check_fits, search_ranks
+from msa_train.serving.settings import ServerLimits
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 from tests.serving.running import state_of, tiny_bank
 
@@ -66,3 +67,8 @@ def test_impossible_ranks_are_refused(count, timeout_s, said):
         search_ranks(count, TierSettings(), timeout_s, "cpu"),
     ):
         pass
+
+
+def test_a_bad_bank_is_left_to_be_reported_when_it_is_opened(tmp_path):
+    paths = [tmp_path / "nowhere", tiny_bank(tmp_path / "good")]
+    check_fits(tiny_model(), paths, None, TierSettings(), ServerLimits(), "cpu", 1)

@@ -7,7 +7,9 @@ import pytest
 from msa_train.errors import BankError, ConfigError
 from msa_train.serving.banks import Banks, ServedBank, check_name
 from msa_train.serving.errors import ApiError
-from tests.serving.running import MODEL, tiny_bank
+from tests.memory.building import flip
+from tests.memory.tiny import FINGERPRINT
+from tests.serving.running import MODEL, running, tiny_bank
 
 
 class Closed:
@@ -67,6 +69,66 @@ def test_banks_of_the_folder_are_opened_and_dropped_ones_deleted(tmp_path):
     (tmp_path / "not a bank").mkdir()
     assert [bank.name for bank in banks(tmp_path)] == ["kept"]
     assert not (tmp_path / ".gone.dropped-0123abcd").exists()
+
+
+def test_a_bank_that_cannot_be_opened_is_kept_with_the_reason():
+    def opened(path):
+        if path == Path("bad"):
+            raise BankError("bad/layer-2.key was changed")
+        return Closed()
+
+    ours = Banks(opened)
+    ours.open("good", Path("good"))
+    ours.open("worse", Path("bad"))
+    told = "bank 'worse'/layer-2.key was changed"
+    assert [bank.name for bank in ours] == ["worse", "good"]
+    assert [bank.name for bank in ours.opened] == ["good"]
+    assert ours["worse"].summary() == {"name": "worse", "droppable": False, "problem": told}
+    for use in (lambda bank: bank.view(), lambda bank: bank.snapshot, lambda bank: bank.info()):
+        with pytest.raises(ApiError, match=f"^{told}; mend it") as caught:
+            use(ours["worse"])
+        assert (caught.value.status, caught.value.code) == (503, "bank_unavailable")
+    ours.close()
+    assert ours["good"]._live.closed == 1
+
+
+def test_bad_banks_do_not_keep_a_server_from_serving_the_others(tmp_path):
+    banks = tmp_path / "banks"
+    banks.mkdir()
+    for name in ("damaged", "lost"):
+        tiny_bank(banks / name)
+    tiny_bank(banks / "foreign", FINGERPRINT | {"model": "c" * 64})
+    flip(next((banks / "damaged").rglob("layer-2.key")))
+    (banks / "lost" / "manifest.json").unlink()
+    bad = {"damaged": "was changed", "foreign": "another model", "lost": "no memory bank"}
+    with running(tmp_path) as (client, _):
+        health = client.get("/healthz")
+        assert health.status_code == 200 and health.json()["status"] == "degraded"
+        assert (health.json()["banks"], health.json()["unavailable"]) == (["notes"], [*bad])
+        listed = client.get("/v1/memory/banks").json()["banks"]
+        assert {each["name"] for each in listed if "problem" in each} == {*bad}
+        ask = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        for name, said in bad.items():
+            one, document = f"/v1/memory/banks/{name}", {"documents": [{"id": "d2", "text": "x"}]}
+            for method, path, body in (
+                ("GET", one, None),
+                ("GET", f"{one}/documents", None),
+                ("GET", f"{one}/documents/2", None),
+                ("POST", f"{one}/search", {"query": "x"}),
+                ("POST", f"{one}/documents", document),
+                ("PUT", f"{one}/documents", document),
+                ("DELETE", f"{one}/documents/2", None),
+                ("POST", "/v1/chat/completions", ask | {"memory": {"bank": name}}),
+            ):
+                response = client.request(method, path, json=body)
+                assert response.status_code == 503, (method, path, response.text)
+                error = response.json()["error"]
+                assert error["code"] == "bank_unavailable" and said in error["message"]
+                assert str(tmp_path) not in response.text
+        assert client.post("/v1/chat/completions", json=ask).status_code == 200
+        assert client.get("/metrics").status_code == 200
+        assert client.delete("/v1/memory/banks/damaged").status_code == 200
+        assert client.get("/healthz").json()["unavailable"] == ["foreign", "lost"]
 
 
 def test_errors_name_the_bank(tmp_path):

@@ -62,6 +62,12 @@ class WriterLock:
             os.close(self.descriptor)
             self.descriptor = -1
 
+    def __enter__(self) -> WriterLock:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
 
 def _described(text: bytes) -> str:
     try:

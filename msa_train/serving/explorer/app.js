@@ -60,6 +60,13 @@ function show() {
       banks.length ? h("a", { href: placeOf(banks[0].name) }, "Go to the first one") : null));
     return;
   }
+  if (info.problem) {
+    shown = null;
+    const why = { title: "This bank cannot be opened", message: `${info.problem}. Mend it, then start the server again.` };
+    fill(main, h("h1", {}, foreign(plainName(info.name))), failed(why), info.droppable
+      ? h("p", { class: "bank-foot" }, button("Drop this bank", () => list.drop(info), { class: "link danger-text" })) : null);
+    return;
+  }
   if (shown?.bank !== wanted.bank || shown.view !== wanted.view) draw(info, wanted.view);
   else if (wanted.view === "ask") asks.get(info.name).welcome(info);
   if (wanted.number !== null) shown.documents?.look(wanted.number);

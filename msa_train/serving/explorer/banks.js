@@ -52,7 +52,7 @@ export class BankList {
         "aria-current": bank.name === this.current ? "page" : null,
       },
       foreign(plainName(bank.name), { class: "bank-name" }),
-      h("dl", { class: "sizes" },
+      bank.problem ? h("span", { class: "hint danger-text" }, "cannot be opened") : h("dl", { class: "sizes" },
         size(count(bank.documents), "documents"), size(count(bank.tokens), "tokens"),
         size(count(bank.chunks), "chunks"), size(bytes(bank.bytes), "on disk"))));
   }
@@ -76,9 +76,9 @@ export class BankList {
   }
 
   drop(bank) {
-    const what = counted(bank.documents, "document");
+    const what = bank.problem ? "The bank and its documents" : `The bank and its ${counted(bank.documents, "document")}`;
     confirmed(`Drop “${plainName(bank.name)}”?`,
-      `The bank and its ${what} are deleted from the server's disk. This cannot be undone.`,
+      `${what} are deleted from the server's disk. This cannot be undone.`,
       "Drop bank", async () => {
         await api.dropBank(bank.name);
         toast(`Bank “${plainName(bank.name)}” is gone.`);

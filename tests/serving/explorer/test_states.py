@@ -7,8 +7,9 @@ from playwright.sync_api import expect
 
 from msa_train.memory.bank.writer import BankWriter
 from msa_train.serving.access import ApiKeys
+from tests.memory.building import flip
 from tests.serving.explorer.page import NARROW, ask, chromium, opened, short_answers
-from tests.serving.running import running
+from tests.serving.running import running, tiny_bank
 
 WRITES, READS = "a-key-that-may-write-0001", "a-key-that-may-read-00002"
 CHAT = "**/v1/chat/completions"
@@ -89,6 +90,21 @@ def test_writer_of_another_process_is_named_and_trying_again_works(page, served)
     dialog.get_by_role("button", name="Try again").click()
     expect(dialog).to_have_count(0)
     expect(page.locator(".rows")).to_contain_text("Written after the other one.")
+
+
+def test_bank_that_cannot_be_opened_says_why_and_can_be_dropped(browser, tmp_path):
+    bad = tmp_path / "banks" / "bad"
+    bad.parent.mkdir()
+    flip(tiny_bank(bad) / "manifest.json")
+    with running(tmp_path) as (client, _), opened(browser, f"{client.base_url}/#/bad/ask") as page:
+        alert = page.locator("main").get_by_role("alert")
+        expect(alert).to_contain_text("This bank cannot be opened")
+        expect(alert).to_contain_text("is damaged")
+        expect(page.locator("#banks")).to_contain_text("cannot be opened")
+        page.get_by_role("button", name="Drop this bank").click()
+        page.get_by_role("dialog").get_by_role("button", name="Drop bank").click()
+        expect(page.locator("#banks")).not_to_contain_text("cannot be opened")
+    assert not bad.exists()
 
 
 def test_busy_server_says_when_to_try_again(page):
