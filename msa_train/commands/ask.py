@@ -46,7 +46,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 
 def _ask(options: argparse.Namespace) -> int:
-    from msa_train.errors import ConfigError
+    from msa_train.errors import BankError, ConfigError
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.snapshot import BankSnapshot
     from msa_train.memory.engine.engine import MemoryEngine
@@ -72,10 +72,12 @@ def _ask(options: argparse.Namespace) -> int:
     view = bank_view(bank, loaded.model.config.router, words=words)
     if only is not None:
         view = view.restricted(only.allowed(bank))
-        if not len(view):
+        if len(bank) and not len(view):
             raise ConfigError(
                 f"--where {options.where}: no document of {options.bank} is such a one"
             )
+    if not len(view):
+        raise BankError(f"{options.bank} has no documents to answer from: msa memory add")
     engine = MemoryEngine(loaded.model, loaded.tokenizer, view)
     if options.json:
         answers = engine.ask(options.questions, options.retrieval, limits, sampling)

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from msa_train.memory.engine import interleave
 from msa_train.memory.engine.engine_thread import Stream
-from msa_train.memory.engine.events import Event, Evidence, Finished, Routed, TextPiece
+from msa_train.memory.engine.events import Answer, Event, Evidence, Finished, Routed, TextPiece
 from msa_train.memory.search.view import MemoryView
 from msa_train.serving.access import json_body, requires
 from msa_train.serving.banks import ServedBank
@@ -79,6 +79,7 @@ class AnswerStream:
         self._state, self._asked, self._bank = state, asked, bank
         self._arrived = self._round_began = time.perf_counter()
         self._stream: Stream | None = None
+        self._nothing: list[Event] | None = None  # the answer where there is no document
         self._entered = self._text_began = False
         self._response = ChatResponse(state.model.name, bank.name)
 
@@ -89,7 +90,10 @@ class AnswerStream:
         try:
             view = await in_thread(self._view)
             self._round_began = time.perf_counter()
-            self._stream = self._state.engine.submit(self._engine_request(view))
+            if len(view):
+                self._stream = self._state.engine.submit(self._engine_request(view))
+            else:
+                self._nothing = self._unasked()
         except BaseException:
             self.close()
             raise
@@ -134,6 +138,10 @@ class AnswerStream:
 
     async def _events(self) -> AsyncIterator[Event | None]:
         """None whenever nothing came for a while. Raises ApiError for an answer cut off."""
+        for event in self._nothing or ():
+            yield event
+        if self._nothing is not None:
+            return
         assert self._stream is not None
         finished = False
         with self._bank.named_errors():
@@ -143,6 +151,19 @@ class AnswerStream:
                 yield event
         if not finished:
             raise ApiError(500, "no_answer", "the answer ended before it was complete")
+
+    def _unasked(self) -> list[Event]:
+        """The answer where no document can be read: a model would invent one."""
+        asked = self._asked
+        matches = "matches the filter" if asked.options.filter else "is in it yet"
+        text = (
+            f"There is nothing to answer from in bank {self._bank.name!r}: no document {matches}."
+        )
+        seconds = time.perf_counter() - self._arrived
+        answer = Answer(
+            asked.question, asked.options.retrieval, text, text, (), (), seconds, unasked=True
+        )
+        return [TextPiece("answer", text), Finished(answer)]
 
     def _measure(self, event: Event | None) -> None:
         metrics, now = self._state.metrics, time.perf_counter()

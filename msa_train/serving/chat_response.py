@@ -85,7 +85,7 @@ class ChatResponse:
     def _finish(self, answer: Answer) -> list[dict[str, Any]]:
         shown = self._show(self._text.rest())
         self.answer = answer
-        event = {"event": "finished", "forced": list(answer.forced), "seconds": answer.seconds}
+        event = {"event": "finished", **self._end}
         rounds = [round_json(each) for each in answer.rounds]
         return [*shown, {"memory": {**event, "rounds": rounds}}]
 
@@ -97,6 +97,16 @@ class ChatResponse:
     def finish_reason(self) -> str:
         assert self.answer is not None
         return "length" if self.answer.cut else "stop"
+
+    @property
+    def _end(self) -> dict[str, Any]:
+        """How the answer ended. OpenAI's reasons have no word for an answer without a document."""
+        assert self.answer is not None
+        return {
+            "finish_reason": "no_documents" if self.answer.unasked else self.finish_reason,
+            "forced": list(self.answer.forced),
+            "seconds": self.answer.seconds,
+        }
 
     @property
     def usage(self) -> dict[str, int]:
@@ -128,8 +138,7 @@ class ChatResponse:
             "memory": {
                 "bank": self.bank,
                 "rounds": [round_json(each) for each in self.answer.rounds],
-                "forced": list(self.answer.forced),
-                "seconds": self.answer.seconds,
+                **self._end,
             },
         }
 

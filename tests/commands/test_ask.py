@@ -9,6 +9,8 @@ from msa_train.cli import main
 from msa_train.commands.ask import show_stream
 from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.build import build_bank
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.writer import BankWriter
 from msa_train.memory.engine.events import Evidence, TextPiece
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
@@ -79,6 +81,14 @@ def test_impossible_settings_are_refused(ask, arguments, said):
 def test_a_blank_question_is_refused(capsys):
     assert main(["ask", "export", "bank", "Who sleeps?", " "]) == 2
     assert "a question is ' '" in capsys.readouterr().err
+
+
+def test_an_empty_bank_is_not_asked(ask, tmp_path):
+    with BankWriter(tmp_path / "bank", "remove") as writer:
+        writer.remove(BankSnapshot.open(tmp_path / "bank").numbers.tolist())
+    for more in ((), ("--where", '{"numbers": [3]}'), ("--json",)):
+        code, out, err = ask(*more)
+        assert code == 5 and not out and "has no documents to answer from" in err
 
 
 def test_where_says_which_documents_answer(ask):

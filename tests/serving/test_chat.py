@@ -155,10 +155,29 @@ def test_a_filter_says_which_documents_are_read(client, http):
         for each in found.model_extra["memory"]["rounds"]:
             layers = [[one["number"] for one in layer] for layer in each["layers"].values()]
             assert layers == [[17], [17]] and [v["number"] for v in each["voted"]] == [17]
-    nothing = ask(client, memory={"retrieval": "memory", "filter": {"numbers": [5]}})
-    assert nothing.model_extra["memory"]["rounds"][0]["voted"] == []
     search = {"query": "x", "filter": {"added_after": 1}}
     assert http.post("/v1/memory/banks/notes/search", json=search).json() == {"documents": []}
+
+
+@pytest.mark.parametrize("retrieval", ["generate", "router", "memory"])
+def test_nothing_to_answer_from_is_said_and_nothing_invented(client, http, retrieval):
+    http.post("/v1/memory/banks", json={"name": "empty"})
+    for bank, only, said in (
+        ("notes", {"numbers": [5]}, "no document matches the filter"),
+        ("empty", None, "no document is in it yet"),
+    ):
+        memory = {"retrieval": retrieval, "bank": bank, "filter": only}
+        found = ask(client, memory=memory)
+        assert text(found) == f"There is nothing to answer from in bank '{bank}': {said}."
+        assert found.choices[0].finish_reason == "stop" and found.usage.total_tokens == 0
+        told = found.model_extra["memory"]
+        assert told["finish_reason"] == "no_documents" and told["rounds"] == []
+        chunks = list(ask(client, memory=memory, stream=True))
+        assert "".join(each.choices[0].delta.content or "" for each in chunks) == text(found)
+        last = [e for c in chunks if (e := (c.model_extra or {}).get("memory"))][-1]
+        assert (last["event"], last["finish_reason"]) == ("finished", "no_documents")
+        assert chunks[-1].choices[0].finish_reason == "stop"
+    assert ask(client).model_extra["memory"]["finish_reason"] == "length"
 
 
 def text(completion):

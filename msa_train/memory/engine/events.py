@@ -135,7 +135,8 @@ class Answer:
 
     answer: the text without the phrase before it. text: as written. rounds: one per prefill; the
     last one is the answer's. forced: why the engine ended a stage, if it did. seconds: from the
-    request to this answer. cut: it is incomplete, because of a limit or for lack of room.
+    request to this answer. cut: it is incomplete, because of a limit or for lack of room. unasked:
+    there was no document to answer from, so the model was not asked; the text says so.
     prompt_tokens: of the first prompt. tokens: all that the model wrote; answer_tokens: those of
     the answer. ids: the answer's tokens with the control token that ended it, not in the JSON.
     """
@@ -152,6 +153,7 @@ class Answer:
     tokens: int = 0
     answer_tokens: int = 0
     ids: tuple[int, ...] = ()
+    unasked: bool = False
 
     @property
     def evidence(self) -> tuple[int, ...]:

@@ -90,6 +90,7 @@ export class Run {
   }
 
   finishedLine() {
+    if (this.finished?.finish_reason === "no_documents") return "The model was not asked";
     const took = this.finished?.seconds ?? this.elapsed();
     const words = this.rounds.some((round) => round.fused) ? " and BM25" : "";
     const parts = [seconds(took), counted(this.rounds.length, "round"), MODES[this.request.memory.retrieval] + words];
