@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from data_pipeline.schema import Document
-from msa_train.memory.bank.documents import StoredDocument, text_of
+from msa_train.memory.bank.documents import METADATA_BYTES, StoredDocument, metadata_bytes, text_of
 from msa_train.memory.bank.filters import DocumentFilter
 from msa_train.serving.errors import ApiError, bad_request
 
@@ -36,9 +36,10 @@ class NewDocument(Strict):
 
     @field_validator("metadata")
     @classmethod
-    def _is_json(cls, value: JsonValue) -> JsonValue:
-        """Python's json reads NaN and infinity, which JSON does not have."""
-        json.dumps(value, allow_nan=False)
+    def _is_small_json(cls, value: JsonValue) -> JsonValue:
+        size = metadata_bytes(value)
+        if size > METADATA_BYTES:
+            raise ValueError(f"it has {size:,} bytes as JSON: give {METADATA_BYTES:,} at most")
         return value
 
 

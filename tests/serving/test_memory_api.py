@@ -161,6 +161,7 @@ BAD = [
     ("POST", "documents", {"documents": [{"text": "x", "id": 1}]}, 400, "documents[0].id"),
     ("POST", "documents", {"documents": [{"text": "x", "id": "i" * 2000}]}, 400, "documents[0].id"),
     ("POST", "documents", {"documents": [{"text": "x", "number": 1}]}, 400, "number"),
+    ("PUT", "documents", {"documents": [{"text": "x", "metadata": ["m" * 65_533]}]}, 400, "65,536"),
     ("POST", "documents", {"documents": [{"text": "x", "id": "a"}] * 2}, 400, "comes twice"),
     ("PUT", "documents", {"documents": [{"text": "x"}]}, 400, "has no id"),
     ("PUT", "documents", {"documents": [{"text": "x", "id": "nobody"}]}, 404, "'nobody'"),

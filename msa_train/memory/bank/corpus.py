@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
 from data_pipeline.splitting import split_text
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
-from msa_train.memory.bank.documents import StoredDocument, text_of
+from msa_train.memory.bank.documents import METADATA_BYTES, StoredDocument, metadata_bytes, text_of
 
 DOCUMENT_TOKENS = 2048  # of a document, at most, unless asked otherwise
 _WIDE_NUMBER = 999_999_999
@@ -130,12 +129,15 @@ def _encodable(text: str, key: str, where: str) -> str:
 
 
 def _metadata(data: dict[str, Any], where: str) -> Any:
-    """Refuses NaN and infinity, which are not JSON: a server could not return them."""
     value = data.get("metadata")
     try:
-        json.dumps(value, allow_nan=False)
+        size = metadata_bytes(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f'{where}: "metadata" is no JSON ({error}): correct it') from None
+    if size > METADATA_BYTES:
+        raise DataError(
+            f'{where}: "metadata" has {size:,} bytes as JSON: give {METADATA_BYTES:,} at most'
+        )
     return value
 
 

@@ -6,12 +6,14 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.files import NewFile
 from data_pipeline.schema import Document
@@ -24,7 +26,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("title", pa.string()),
         ("text", pa.string()),
-        ("metadata", pa.string()),  # JSON
+        ("metadata", pa.string()),  # JSON, or AT_FIRST_PART
         ("part", pa.int32()),
         ("added", pa.int64()),
         ("tokens", pa.int64()),
@@ -37,6 +39,8 @@ _ROWS = 4096  # documents per record batch
 # Two documents are the same where these agree. Left out: the time of adding, and what follows from
 # the text.
 GIVEN = ("number", "id", "title", "text", "metadata", "part")
+AT_FIRST_PART = "^"  # no JSON: the metadata is that of the same document's first part
+METADATA_BYTES = 1 << 16  # of a document, as JSON: filters read all of them
 _metadata = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
@@ -68,6 +72,32 @@ def text_of(title: str, text: str) -> str:
     return text if text.strip() else title
 
 
+def metadata_bytes(metadata: Any) -> int:
+    """As JSON. Raises ValueError for NaN and infinity, which are not JSON: a server could not
+    return them; RecursionError for what is nested too deep."""
+    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+class StoredOnce:
+    """Rows of a segment in their order; a split document's metadata stands at its first part."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._first: tuple[int, str, str] | None = None  # row, id, metadata of the last first part
+
+    def row(self, document: Document) -> tuple[int, str, str, str, str, int]:
+        """Values of the columns GIVEN as they are stored."""
+        *named, metadata, part = given_of(document)
+        whole = self._rows - part + 1, document.id, metadata
+        if part == 1:
+            self._first = whole
+        elif part > 1 and metadata and whole == self._first:
+            metadata = AT_FIRST_PART
+        self._rows += 1
+        return (*named, metadata, part)
+
+
 class DocumentWriter:
     """Appends documents to an Arrow IPC file; holds at most one record batch."""
 
@@ -75,9 +105,10 @@ class DocumentWriter:
         self.file = NewFile(path)
         self._writer = pa.ipc.new_file(pa.PythonFile(self.file, "w"), SCHEMA)
         self._rows: list[tuple] = []
+        self._stored = StoredOnce()
 
     def append(self, document: Document, tokens: int, chunks: int) -> None:
-        row = (*given_of(document), getattr(document, "added", 0), tokens, chunks)
+        row = (*self._stored.row(document), getattr(document, "added", 0), tokens, chunks)
         try:
             self._rows.append((*row, _crc(row)))
         except UnicodeEncodeError as error:
@@ -159,8 +190,19 @@ class DocumentTable:
         if _crc(values[:-1]) != values[-1]:
             raise self._damaged(row, "its checksum differs")
         number, id, title, text, metadata, piece, added = values[:7]
-        parsed = json.loads(metadata) if metadata else None
+        if metadata == AT_FIRST_PART:
+            parsed = self[row - piece + 1].metadata
+        else:
+            parsed = json.loads(metadata) if metadata else None
         return StoredDocument(number, text, id, title, parsed, piece, added)
+
+    @cached_property
+    def metadata_rows(self) -> np.ndarray:
+        """[n] the row that holds each document's metadata; unchecked, as `column`."""
+        rows, parts = np.arange(len(self)), self._table["part"].to_numpy()
+        elsewhere = pc.equal(self._table["metadata"], AT_FIRST_PART).to_numpy()
+        rows[elsewhere] -= parts[elsewhere] - 1
+        return rows
 
     def damaged(self) -> list[str]:
         """Compares every document with its checksum; one message per damaged document."""
@@ -186,7 +228,7 @@ class DocumentTable:
         """Whether it holds just these documents, apart from when they were added."""
         if len(documents) != len(self):
             return False
-        columns = zip(*map(given_of, documents), strict=True)
+        columns = zip(*map(StoredOnce().row, documents), strict=True)
         return all(
             self._table[name].equals(pa.chunked_array([pa.array(column, SCHEMA.field(name).type)]))
             for name, column in zip(GIVEN, columns, strict=True)

@@ -105,6 +105,7 @@ def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np
     found = results.get(condition)
     if found is None:
         found = _matching(segment.documents.column("metadata"), key, alternatives)
+        found = found[segment.documents.metadata_rows]
         while len(results) >= _KEPT:
             results.pop(next(iter(results)), None)
         results[condition] = found

@@ -21,7 +21,8 @@ import torch
 from data_pipeline import files
 from msa_train.errors import BankError
 
-FORMAT, VERSION = "msa-memory-bank", 2
+FORMAT, VERSION = "msa-memory-bank", 3
+READABLE = (2, 3)  # version 2 kept a split document's metadata with each of its parts
 MANIFEST = "manifest.json"
 SEGMENTS = "segments"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -184,10 +185,11 @@ def _check_version(file: Path, text: str, whole: bool) -> None:
     except ValueError:
         found = {}
     if isinstance(found, dict) and found.get("format") == FORMAT:
-        if found.get("version") != VERSION:
+        if found.get("version") not in READABLE:
+            readable = " and ".join(map(str, READABLE))
             raise BankError(
                 f"{file.parent} has bank format {found.get('version')}; this version reads "
-                f"{VERSION}: build the bank again, or use the version that wrote it"
+                f"{readable}: build the bank again, or use the version that wrote it"
             )
         if whole:
             return

@@ -30,6 +30,7 @@ def test_a_corpus_is_read_line_by_line(tmp_path, suffix):
         b'{"text": "t", "added": -1}', b'{"text": "t", "part": true}', b'{"text": ""}',
         b'{"text": " \\n", "title": ""}', b'{"text": "t", "id": {"a": 1}}',
         b'{"text": "t", "id": false}',
+        b'{"text": "t", "metadata": "%s"}' % (b"m" * 65_535),
         b'{"text": "t", "title": ["t"]}', b'{"text": null, "title": "t"}',
     ],
 )  # fmt: skip

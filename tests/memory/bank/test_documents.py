@@ -12,6 +12,7 @@ from msa_train.memory.bank.documents import (
     DocumentWriter,
     StoredDocument,
     counts_crc,
+    metadata_bytes,
 )
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
@@ -69,6 +70,34 @@ def test_a_changed_text_is_named_and_other_documents_are_read(tmp_path):
     assert len(found.damaged()) == 1
     with pytest.raises(BankError, match="numbers or lengths changed"):
         DocumentTable(file, crc ^ 1)
+
+
+def test_metadata_of_a_split_document_is_stored_once(tmp_path):
+    own, other = {"k": "m" * 500}, {"k": 1}
+    given = [
+        StoredDocument(number, f"Text {number}.", id, "", metadata, part)
+        for number, (id, metadata, part) in enumerate([
+            ("a", own, 3), ("b", own, 1), ("b", own, 2), ("b", other, 3), ("b", None, 4),
+            ("b", own, 5), ("", own, 1), ("", own, 2), ("", own, 1), ("", own, 2),
+            ("c", own, 0), ("d", own, 2),
+        ])
+    ]  # fmt: skip
+    found, crc = table(tmp_path / "documents.arrow", given)
+    assert [found[row] for row in range(12)] == given and found.holds(given) and not found.damaged()
+    assert found.metadata_rows.tolist() == [0, 1, 1, 3, 4, 1, 6, 6, 8, 8, 10, 11]
+    data = (tmp_path / "documents.arrow").read_bytes()
+    assert data.count(b"m" * 500) == 6
+    first = data.index(b"m" * 500, data.index(b"m" * 500) + 500)
+    (tmp_path / "documents.arrow").write_bytes(data[:first] + b"x" + data[first + 1 :])
+    with pytest.raises(BankError, match=r"document 1 in .* is damaged"):
+        DocumentTable(tmp_path / "documents.arrow", crc)[2]
+
+
+def test_metadata_is_measured_as_json():
+    assert metadata_bytes(None) == 4 and metadata_bytes({"a": "é東"}) == 14
+    for wrong in (float("nan"), [float("inf")]):
+        with pytest.raises(ValueError, match="JSON"):
+            metadata_bytes(wrong)
 
 
 def test_a_line_has_what_a_corpus_reads():

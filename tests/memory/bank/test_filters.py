@@ -145,3 +145,17 @@ def test_changed_columns_are_refused(tmp_path):
     for given in ({"metadata": {"n": "two"}}, {"added_after": 1}):
         with pytest.raises(BankError, match=r"documents.arrow was changed"):
             numbers(BankSnapshot.open(tmp_path / "bank"), **given)
+
+
+def test_every_part_of_a_split_document_passes_with_its_metadata(tmp_path):
+    """Its parts lie in two segments, and in one after compaction; a plain loop says the same."""
+    parts = [replace(document(n), id="long", part=n, metadata={"k": "long"}) for n in range(1, 6)]
+    path = tmp_path / "bank"
+    build(path, [replace(document(0), metadata={"k": "short"}), *parts])
+    for _ in range(2):
+        bank = BankSnapshot.open(path)
+        expected = [each.number for each in bank if each.metadata == {"k": "long"}]
+        assert expected == [1, 2, 3, 4, 5] == numbers(bank, metadata={"k": "long"})
+        assert numbers(bank, metadata={"k": ["short", "none"]}) == [0]
+        with BankWriter(path, "compact") as writer:
+            writer.compact()

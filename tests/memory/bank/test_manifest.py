@@ -1,5 +1,6 @@
 """The manifest: read whole, or refused with the reason."""
 
+import hashlib
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from msa_train.errors import BankError
 from msa_train.memory.bank.manifest import MANIFEST, BankManifest, building_name
 from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.writer import BankWriter
 from tests.memory.building import tiny_bank
 
 
@@ -35,9 +37,19 @@ def test_every_flipped_bit_of_a_manifest_is_refused(file, tmp_path):
 
 
 def test_a_newer_format_is_refused(file, tmp_path):
-    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
-    with pytest.raises(BankError, match="format 3; this version reads 2"):
+    file.write_text(file.read_text().replace('"version": 3', '"version": 4'))
+    with pytest.raises(BankError, match="format 4; this version reads 2 and 3: build"):
         BankSnapshot.open(tmp_path / "copy")
+
+
+def test_the_format_before_is_read_and_written_to(file, tmp_path):
+    """A bank of version 2, whose only difference is that it stores metadata with each part."""
+    body, _, _ = file.read_text().replace('"version": 3', '"version": 2').rstrip().rpartition("\n")
+    file.write_text(f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n")
+    assert len(BankSnapshot.open(tmp_path / "copy")) == 7
+    with BankWriter(tmp_path / "copy", "remove") as writer:
+        writer.remove([2])
+    assert '"version": 3' in file.read_text() and len(BankSnapshot.open(tmp_path / "copy")) == 6
 
 
 def test_an_unknown_dtype_is_refused(tmp_path):
