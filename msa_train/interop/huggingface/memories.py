@@ -32,9 +32,16 @@ def open_memory(memory: Memory, decoder: MSADecoder, origin: Origin) -> MemoryVi
     """A view for the model of an export, which may be asked any number of times.
 
     Texts are numbered from 0 and encoded now; long ones are split as `msa memory build` does, all
-    parts under the text's place as their id. Raises BankError for a bank of another model, or no
-    text; ConfigError for what is none of these.
+    parts under the text's place as their id. Raises BankError for a bank of another model, or
+    nothing to answer from; ConfigError for what is none of these.
     """
+    view = _view(memory, decoder, origin)
+    if not len(view):
+        raise BankError("the memory has no document to answer from: add some, or filter less")
+    return view
+
+
+def _view(memory: Memory, decoder: MSADecoder, origin: Origin) -> MemoryView:
     router = decoder.config.router
     if isinstance(memory, MemoryView):
         heads = memory.heads, memory.head_dim

@@ -26,6 +26,12 @@ def test_banks_and_views_are_opened(given):
         assert open_memory(view, *given) is view
 
 
+def test_a_memory_without_documents_is_refused(given):
+    view = open_memory(its_bank(), *given)
+    with pytest.raises(BankError, match="no document to answer from"):
+        open_memory(view.restricted(view.numbers < 0), *given)
+
+
 def test_long_texts_are_split_under_their_place():
     view = encoded(["Rain.", "Cranes sleep standing. " * 600], tiny_model(), tiny_tokenizer())
     assert len(view) > 2
