@@ -102,7 +102,8 @@ def test_what_is_not_there_is_said(dataset, tmp_path):
     with pytest.raises(DataError, match="has no questions of split self-made"):
         read_examples(str(tmp_path / "short.jsonl"), tiny_tokenizer(), SELF_MADE)
     (tmp_path / "space.jsonl").write_text(json.dumps({"text": " \n" * 4000}) + "\n")
-    assert read_examples(str(tmp_path / "space.jsonl"), tiny_tokenizer()).documents[0].text == ""
+    with pytest.raises(DataError, match=r"space\.jsonl, line 1: \"text\" is blank"):
+        read_examples(str(tmp_path / "space.jsonl"), tiny_tokenizer())
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="has no documents"):
         read_examples(str(tmp_path / "empty.jsonl"), tiny_tokenizer())
