@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
+import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,10 +35,13 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """(where, line) of a text file, plain or .gz, lazily; empty lines are skipped.
 
-    where: "FILE, line N", for messages. Raises DataError when the file is missing or cut short.
+    where: "FILE, line N", for messages. A byte order mark is no part of the first line. Raises
+    DataError when the file is missing or cut short.
     """
     with open_input(path) as lines:
         for place, line in enumerate(lines, 1):
+            if place == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 yield f"{path}, line {place}", line
 
@@ -66,3 +71,19 @@ def objects_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[s
         if not isinstance(data, dict):
             raise DataError(f"{where}: give a JSON object, not {type(data).__name__}")
         yield where, data
+
+
+def id_of(where: str, data: dict[str, Any], key: str) -> str | None:
+    """The id under a key, as a string; None where it is missing, null or empty.
+
+    Raises DataError for what is neither a string nor a whole number: its form in Python, such as
+    "False", would be an id that nobody gave.
+    """
+    value = data.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(
+            f'{where}: "{key}" is {reprlib.repr(value)}: give an id, a string or a whole number'
+        )
+    return str(value)

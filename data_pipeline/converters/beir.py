@@ -16,12 +16,16 @@ _HEADER = ["query-id", "corpus-id", "score"]
 def beir(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
     """Judgements above 0 are positives, others negatives; splits are the files of qrels/.
 
-    Raises DataError for a broken line and an unknown id.
+    Raises DataError for a broken line.
     """
     folder = one_folder(inputs, "corpus.jsonl, queries.jsonl and qrels/")
     for record in line_records(find_file(folder, "corpus")):
         builder.passage(
-            record.where, record.text("title", ""), record.text("text"), record.id("_id")
+            record.where,
+            record.text("title", ""),
+            record.text("text"),
+            record.id("_id"),
+            record.data.get("metadata") or None,  # often {}, which says nothing
         )
     texts: dict[str, str] = {}
     for record in line_records(find_file(folder, "queries")):
@@ -42,11 +46,12 @@ def _judged(builder: Builder, path: Path, texts: dict[str, str]) -> JudgedQuerie
         raise DataError(f"{where}: give the header {', '.join(_HEADER)}, with tabs, first")
     for where, (id, passage, score) in rows:
         if id not in texts:
-            raise DataError(f"{where}: queries.jsonl has no {id!r}: correct the id")
+            builder.unknown("queries that are not in queries.jsonl", where, id)
+            continue
         try:
             relevant = float(score) > 0
         except ValueError as error:
             raise DataError(f"{where}: the score is {score!r}: give a number") from error
         query = found.get(id, where)
-        (query.positives if relevant else query.negatives)[builder.find(where, passage)] = None
+        (query.positives if relevant else query.negatives)[builder.judged(where, passage)] = None
     return found

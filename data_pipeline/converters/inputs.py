@@ -17,7 +17,7 @@ from typing import Any
 from data_pipeline.converters.builder import Builder
 from data_pipeline.converters.json_list import read_list
 from data_pipeline.errors import DataError
-from data_pipeline.jsonl import open_input, read_lines, read_objects
+from data_pipeline.jsonl import id_of, open_input, read_lines, read_objects
 
 DEFAULT_SPLIT = "train"
 _LONGEST_CELL = 1 << 24  # csv's own limit of 128 KB is shorter than a published summary may be
@@ -101,12 +101,11 @@ class Record:
 
     def id(self, key: str, default: Any = _REQUIRED) -> Any:
         """A string with text or a whole number, as a string."""
-        value = self.data.get(key)
-        if value in (None, "") and default is not _REQUIRED:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        if (found := id_of(self.where, self.data, key)) is not None:
+            return found
+        if default is _REQUIRED:
             raise self._wrong(key, "an id, a string or a whole number")
-        return str(value)
+        return default
 
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         return self._get(key, bool, "true or false", default)

@@ -21,8 +21,8 @@ def msmarco(
     """The triples of a query become one question.
 
     Triples of texts stand alone; triples of ids need the collection, all of which becomes the
-    corpus, and the queries. Raises DataError for a broken line, an unknown id, and when only one
-    of the two files is given.
+    corpus, and the queries. Raises DataError for a broken line, and when only one of the two files
+    is given.
     """
     files = files_by_split(inputs, splits)
     if (collection is None) != (queries is None):
@@ -58,10 +58,11 @@ def _add_ids(builder: Builder, paths: list[Path], split: str, texts: dict[str, s
     for path in paths:
         for where, (id, positive, negative) in read_tsv(path, "qid pid pid"):
             if id not in texts:
-                raise DataError(f"{where}: the queries have no {id!r}: give the file that has it")
+                builder.unknown("queries that are not in --queries", where, id)
+                continue
             query = found.get(id, where)
-            query.positives[builder.find(where, positive)] = None
-            query.negatives[builder.find(where, negative)] = None
+            query.positives[builder.judged(where, positive)] = None
+            query.negatives[builder.judged(where, negative)] = None
     found.write(builder, split, texts)
     return {id for id in texts if id in found}
 

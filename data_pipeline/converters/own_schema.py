@@ -26,7 +26,7 @@ def jsonl(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> No
         corpus = inputs[0]
         questions = files_with_splits(inputs[1:], splits) if inputs[1:] else []
     for where, passage in passage_lines(corpus):
-        builder.passage(where, passage.title, passage.text, passage.id)
+        builder.passage(where, passage.title, passage.text, passage.id, passage.metadata)
     for path, split in questions:
         _add_questions(builder, path, split)
 

@@ -72,13 +72,16 @@ def convert(
     inputs: Sequence[Path | str],
     out: Path | str,
     splits: Sequence[str] = (),
+    strict: bool = False,
     **options: Any,
 ) -> Converted:
     """Read `inputs` of a format and write the dataset folder `out`, whole or not at all.
 
     splits: the split of all files, or one for each; for a folder that holds several, those to
-    take. Empty: train, or all of a folder in this project's own form. options: keywords of `read`.
-    Raises DataError for a format, option or input that is wrong, naming the place in the input.
+    take. Empty: train, or all of a folder in this project's own form. strict: refuse judgements of
+    queries and passages that are not there, which are left out and counted otherwise. options:
+    keywords of `read`. Raises DataError for a format, option or input that is wrong, naming the
+    place in the input.
     """
     converter = CONVERTERS.get(format)
     if converter is None:
@@ -90,9 +93,9 @@ def convert(
         if not split or "/" in split:  # a split is a part of a file's name
             raise DataError(f"the split {split!r} cannot be in a file's name: give another")
     with DatasetWriter(out) as writer:
-        builder = Builder(writer)
+        builder = Builder(writer, strict)
         converter.read(builder, [Path(path) for path in inputs], tuple(splits), **options)
-    return builder.converted()
+        return builder.converted()
 
 
 def _check_options(format: str, converter: Converter, options: dict[str, Any]) -> None:

@@ -35,6 +35,10 @@ def register(actions: argparse._SubParsersAction) -> None:
             convert.add_argument(flag, type=Path, metavar="PATH", help=shown)
         else:
             convert.add_argument(flag, action="store_true", help=shown)
+    convert.add_argument(
+        "--strict", action="store_true",
+        help="refuse judgements of unknown queries and passages, which are counted otherwise",
+    )  # fmt: skip
     add_json(convert)
     convert.set_defaults(run=_convert)
     formats = actions.add_parser("formats", help="the formats that convert reads")
@@ -47,7 +51,9 @@ def _convert(options: argparse.Namespace) -> int:
 
     given = {name: value for name in _OPTIONS if (value := getattr(options, name))}
     splits = options.split.split(",") if options.split is not None else ()
-    converted = convert(options.format, options.inputs, options.out, splits, **given)
+    converted = convert(
+        options.format, options.inputs, options.out, splits, options.strict, **given
+    )
     if options.json:
         print_json(asdict(converted))
         return 0
