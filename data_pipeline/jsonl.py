@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import reprlib
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.errors import DataError
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # where half a surrogate pair may be written
 
 
 @contextmanager
@@ -52,12 +55,37 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def values_of(lines: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Any]]:
-    """(where, value) of each (where, line). Raises DataError for a line that is not JSON."""
+    """(where, value) of each (where, line).
+
+    Raises DataError for a line that is not JSON, or whose texts could not be written as UTF-8.
+    """
     for where, line in lines:
         try:
-            yield where, json.loads(line)
+            text = line.decode("utf-8-sig")
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deep
             raise DataError(f"{where}: not JSON: {error}; correct the line") from error
+        check_strings(where, value, text)
+        yield where, value
+
+
+def check_strings(where: str, value: Any, text: str) -> None:
+    """Raises DataError for half a surrogate pair in a value that was read from JSON.
+
+    text: the JSON; only where it holds an escape can the value hold such a half.
+    """
+    if not _HALF.search(text):
+        return
+    parts = value.items() if isinstance(value, dict) else [("", value)]
+    for key, part in parts:
+        try:
+            json.dumps([key, part], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            named = f"{key!a} holds" if key else "it holds"
+            half = error.object[error.start]
+            raise DataError(
+                f"{where}: {named} half a surrogate pair ({half!a}), which is no text: correct it"
+            ) from error
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

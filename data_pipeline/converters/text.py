@@ -56,6 +56,8 @@ def _files(builder: Builder, folder: Path) -> Iterator[Path]:
 
 
 def _add_file(builder: Builder, path: Path, id: str) -> None:
+    if not id.isprintable() and any("\ud800" <= character <= "\udfff" for character in id):
+        raise DataError(f"{str(path)!a}: the name is not UTF-8: rename the file or its folder")
     content = read_text(path)
     if not content.strip():
         return builder.leave_out("empty files")

@@ -63,3 +63,9 @@ def test_folders_with_equal_names_are_joined(tmp_path):
     inside = convert("text", [tmp_path / "a", a], tmp_path / "again")
     assert list(passages(tmp_path / "again")) == ["docs/x.md"]
     assert inside.repeated_passages == 1
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    folder = write(tmp_path / "texts" / "a.md", "A text.").parent
+    write(folder / "caf\udce9.md", "Another.")
+    fails(tmp_path, "text", [folder], r"caf\udce9.md': the name is not UTF-8: rename the file")
