@@ -14,6 +14,8 @@ SPACELESS = (
 _MARKS = "\u3000-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 _WORD = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}{_MARKS}]+|[{_MARKS}]+")
 _MARK = re.compile(rf"[{_MARKS}]+")
+_SPACELESS = re.compile(f"[{SPACELESS}]")
+_ALONE = re.compile(f"[{SPACELESS}{_MARKS}]")
 _NO_SPACE = re.compile(rf"(?<=[{SPACELESS}{_MARKS}]) (?=[{SPACELESS}{_MARKS}])")
 
 
@@ -25,6 +27,16 @@ def split_words(text: str) -> list[str]:
 def count_words(text: str) -> int:
     """Words of a text, without marks that stand alone in a script without spaces."""
     return sum(not _MARK.fullmatch(word) for word in split_words(text))
+
+
+def spaced_words(text: str) -> list[str]:
+    """Words between spaces, without characters and marks of scripts without spaces."""
+    return [word for word in split_words(text) if not _ALONE.match(word)]
+
+
+def spaceless(text: str) -> int:
+    """Characters of scripts without spaces."""
+    return len(_SPACELESS.findall(text))
 
 
 def join_words(words: list[str]) -> str:

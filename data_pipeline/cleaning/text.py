@@ -13,7 +13,6 @@ import numpy as np
 from data_pipeline.scripts import SPACELESS
 
 _WORD = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
-_SPACELESS_CHARACTER = re.compile(f"[{SPACELESS}]")
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the rolling hash
 
 
@@ -47,11 +46,6 @@ def normalise(text: str) -> str:
 def words(text: str) -> list[str]:
     """Words of the normalised text; a character of a script without spaces is a word."""
     return _WORD.findall(normalise(text))
-
-
-def spaced_words(text: str) -> list[str]:
-    """Words as they stand between spaces, without the characters of scripts without spaces."""
-    return _SPACELESS_CHARACTER.sub(" ", text).split()
 
 
 def digest(text: str) -> bytes:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_pipeline import files
@@ -56,12 +60,25 @@ def export(source: Path, target: Path) -> Exported:
     with files.whole(target) as folder:
         folder.mkdir()
         weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        _save(weights, folder / WEIGHTS)
         files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
+        # safetensors makes its file for this user alone.
+        (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))
         fingerprint = seal(folder)
     return Exported(checkpoint, fingerprint)
+
+
+def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises OSError as other writers do; safetensors has an error of its own."""
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def seal(folder: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.scripts import count_words, join_words, split_words
+from data_pipeline.scripts import count_words, join_words, spaced_words, spaceless, split_words
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,9 @@ def test_marks_of_a_script_without_spaces_are_no_words():
 @pytest.mark.parametrize("text", ["one two, three", "战国无双，由开发。", "雨 rain", ""])
 def test_words_are_joined_as_they_were_written(text):
     assert join_words(split_words(text)) == text
+
+
+def test_words_between_spaces_are_told_from_characters():
+    text = "战国无双 and ω-force，3。"
+    assert spaced_words(text) == ["and", "ω-force", "3"]
+    assert (spaceless(text), spaceless("ab。")) == (4, 0)
