@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder, JudgedQueries
-from data_pipeline.converters.inputs import DEFAULT_SPLIT, line_records, one_folder, read_tsv
+from data_pipeline.converters.inputs import DEFAULT_SPLIT, line_records, one_folder
+from data_pipeline.converters.qrels import read_qrels
 from data_pipeline.dataset import find_file
-from data_pipeline.errors import DataError
 
-_HEADER = ["query-id", "corpus-id", "score"]
+_SUFFIXES = (".tsv", ".txt", ".qrels", ".tsv.gz")
 
 
 def beir(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
     """Judgements above 0 are positives, others negatives; splits are the files of qrels/.
+
+    They are BEIR's, with or without a header, or TREC's.
 
     Raises DataError for a broken line.
     """
@@ -32,26 +34,23 @@ def beir(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> Non
         if texts.setdefault(record.id("_id"), record.text("text")) != record.text("text"):
             raise record.error(f'"_id" {record.id("_id")!r} stood for another text: correct one')
     for split in splits or (DEFAULT_SPLIT,):
-        found = _judged(builder, folder / "qrels" / f"{split}.tsv", texts)
+        found = _judged(builder, _qrels(folder, split), texts)
         found.write(builder, split, texts)
         if without := sum(id not in found for id in texts):
             builder.leave_out(f"queries without a judgement in {split}", without)
 
 
+def _qrels(folder: Path, split: str) -> Path:
+    paths = [folder / "qrels" / f"{split}{suffix}" for suffix in _SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 def _judged(builder: Builder, path: Path, texts: dict[str, str]) -> JudgedQueries:
     found = JudgedQueries()
-    rows = read_tsv(path, " ".join(_HEADER))
-    where, header = next(rows, (str(path), []))
-    if header != _HEADER:
-        raise DataError(f"{where}: give the header {', '.join(_HEADER)}, with tabs, first")
-    for where, (id, passage, score) in rows:
-        if id not in texts:
-            builder.unknown("queries that are not in queries.jsonl", where, id)
-            continue
-        try:
-            relevant = float(score) > 0
-        except ValueError as error:
-            raise DataError(f"{where}: the score is {score!r}: give a number") from error
-        query = found.get(id, where)
-        (query.positives if relevant else query.negatives)[builder.judged(where, passage)] = None
+    for each in read_qrels(path):
+        if each.query not in texts:
+            builder.unknown("queries that are not in queries.jsonl", each.where, each.query)
+        else:
+            passage = builder.judged(each.where, each.passage)
+            found.judge(each.query, each.where, passage, each.relevant)
     return found

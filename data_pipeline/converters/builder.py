@@ -237,6 +237,11 @@ class JudgedQueries:
             self._queries[key] = JudgedQuery(where)
         return self._queries[key]
 
+    def judge(self, key: str, where: str, passage: str | None, relevant: bool) -> None:
+        """Add a judgement of a passage for a query."""
+        query = self.get(key, where)
+        (query.positives if relevant else query.negatives)[passage] = None
+
     def __contains__(self, key: str) -> bool:
         return key in self._queries
 

@@ -39,19 +39,27 @@ class Converter:
 
 
 CONVERTERS = {
-    "jsonl": Converter(jsonl, "this project's own form: a folder, or corpus and question files"),
-    "squad": Converter(squad, "SQuAD 1.1 and 2.0, CMRC 2018, DRCD, DuReader-robust: json files"),
-    "hotpotqa": Converter(hotpotqa, "HotpotQA: json files, two-step and comparison questions"),
+    "jsonl": Converter(
+        jsonl, "this project's own form: a folder, or a corpus and questions (also csv, tsv)"
+    ),
+    "squad": Converter(
+        squad, "SQuAD, CMRC 2018, DRCD, DuReader-robust: json files, or Hugging Face's rows"
+    ),
+    "hotpotqa": Converter(
+        hotpotqa, "HotpotQA: json files or rows, two-step and comparison questions"
+    ),
     "musique": Converter(musique, "MuSiQue: jsonl files, questions of two to four steps"),
-    "2wiki": Converter(two_wiki, "2WikiMultihopQA: json files, steps from their evidences"),
+    "2wiki": Converter(two_wiki, "2WikiMultihopQA: json files or rows, steps from their evidences"),
     "triviaqa": Converter(
         triviaqa, "TriviaQA: json files, and --evidence, its folder of documents"
     ),
     "dureader": Converter(dureader, "DuReader 2.0: jsonl files, raw or preprocessed"),
     "msmarco": Converter(
-        msmarco, "MS MARCO: tsv triples of texts, or of ids with --collection and --queries"
+        msmarco, "MS MARCO: triples of texts; of ids, or qrels, with --collection, --queries"
     ),
-    "beir": Converter(beir, "BEIR: a folder of corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"),
+    "beir": Converter(
+        beir, "BEIR: a folder of corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (or TREC's)"
+    ),
     "dpr": Converter(dpr, "DPR: json files of questions with positive and negative contexts"),
     "kilt": Converter(
         kilt, "KILT: jsonl files, and --knowledge, its source; --all-passages takes all of it"
@@ -63,7 +71,7 @@ CONVERTERS = {
         narrativeqa,
         "NarrativeQA: its folder; --stories takes tmp/ID.content instead of the summaries",
     ),
-    "text": Converter(text, "folders of .txt and .md files: passages without questions"),
+    "text": Converter(text, "folders of .txt and .md files; --questions adds those about them"),
 }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import read_text
+from data_pipeline.converters.inputs import files_with_splits, read_text
+from data_pipeline.converters.question_files import add_questions
 from data_pipeline.errors import DataError
 
 _SUFFIXES = (".txt", ".md")
@@ -16,15 +17,25 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t#]*")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 
 
-def text(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> None:
-    """Every file of the folders is a passage, in the order of names; no questions, so no splits.
+def text(
+    builder: Builder,
+    inputs: Sequence[Path],
+    splits: Sequence[str],
+    *,
+    questions: Path | None = None,
+) -> None:
+    """Every file of the folders is a passage, in the order of names.
 
     Hidden files and folders (".git") are left out. The id is the path inside the folder; of several
-    folders, inside the one that holds them all. Raises DataError for a file that is not UTF-8, for
-    a folder that cannot be read, and for an input that is no folder.
+    folders, inside the one that holds them all. questions: a file of questions, whose positives are
+    such ids. Raises DataError for a file that is not UTF-8, for a folder that cannot be read, and
+    for an input that is no folder.
     """
-    if splits:
-        raise DataError(f"--split {','.join(splits)}: plain texts have no questions; leave it out")
+    if splits and questions is None:
+        raise DataError(
+            f"--split {','.join(splits)}: plain texts have no questions; leave it out, or give "
+            "--questions"
+        )
     for folder in inputs:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: give one with .txt or .md files")
@@ -33,6 +44,8 @@ def text(builder: Builder, inputs: Sequence[Path], splits: Sequence[str]) -> Non
         for path in sorted(_files(builder, folder)):
             place = folder.resolve() / path.relative_to(folder)
             _add_file(builder, path, place.relative_to(root).as_posix())
+    for path, split in files_with_splits([questions] if questions else [], splits):
+        add_questions(builder, path, split)
 
 
 def _files(builder: Builder, folder: Path) -> Iterator[Path]:

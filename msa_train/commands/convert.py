@@ -11,8 +11,9 @@ from msa_train.commands.output import add_json, print_json
 # options of formats -> whether a path follows, and the help
 _OPTIONS = {
     "evidence": (True, "triviaqa: folder with the documents, wikipedia/ and web/"),
-    "collection": (True, "msmarco: collection.tsv, for triples of ids"),
-    "queries": (True, "msmarco: queries.tsv, for triples of ids"),
+    "collection": (True, "msmarco: collection.tsv, for triples of ids and qrels"),
+    "queries": (True, "msmarco: queries.tsv, for triples of ids and qrels"),
+    "questions": (True, "text: questions about the files: jsonl, csv or tsv"),
     "knowledge": (True, "kilt: the knowledge source, a jsonl file"),
     "all_passages": (False, "kilt: all of the knowledge source, not only what is asked about"),
     "stories": (False, "narrativeqa: whole stories instead of summaries"),

@@ -46,8 +46,7 @@ def test_broken_beir(tmp_path, folder):
     qrels = folder / "qrels" / "train.tsv"
     header = "query-id\tcorpus-id\tscore\n"
     for text, said in (
-        ("q1\td1\t1\n", "line 1: give the header query-id, corpus-id, score"),
-        ("", "give the header"),
+        ("", "holds no judgement: give lines of query, passage, score"),
         (f"{header}q1\td1\n", "line 2: has 2 columns, not 3"),
         (f"{header}q1\td1\tgood\n", "line 2: the score is 'good': give a number"),
     ):
@@ -87,3 +86,12 @@ def test_metadata_that_says_something_is_kept(tmp_path, folder):
     convert("beir", [folder], tmp_path / "out", ["train"])
     found = [passage.metadata for passage in read_passages(tmp_path / "out" / "corpus.jsonl")]
     assert found == [None, {"pmid": 7}]
+
+
+def test_judgements_may_be_trecs_or_without_a_header(tmp_path, folder):
+    (folder / "qrels" / "train.tsv").unlink()
+    write(folder / "qrels" / "train.txt", "q1 0 d1 1\nq1 0 d2 0\n")
+    write(folder / "qrels" / "test.tsv", "q1\td1\t1\nq1\td2\t0\n")
+    convert("beir", [folder], tmp_path / "out", ["train", "test"])
+    wanted = [Question("q1", "who", (), ("d1",), (), ("d2",))]
+    assert questions(tmp_path / "out") == questions(tmp_path / "out", "test") == wanted

@@ -63,10 +63,19 @@ def test_triples_of_what_is_not_there_are_counted(tmp_path, files):
     triples = write(tmp_path / "a.tsv", "7\t0\t9\n5\t0\t1\n8\t9\t1\n")
     converted = convert("msmarco", [triples], tmp_path / "out", **files)
     assert questions(tmp_path / "out") == [Question("7", "who", (), ("0",))]
-    assert [count for what, count in converted.left_out.items() if "judgements" in what] == [2, 1]
+    assert [count for what, count in converted.left_out.items() if "judgements" in what] == [2, 2]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path):
     triples = write(tmp_path / "a.tsv", "\ufeffwho\tcats\tdogs\n")
     convert("msmarco", [triples], tmp_path / "out")
     assert [question.question for question in questions(tmp_path / "out")] == ["who"]
+
+
+def test_judgements_without_triples(tmp_path, files):
+    qrels = write(tmp_path / "qrels.tsv", "7\t0\t0\t1\n7\t0\t1\t0\n8\t0\t1\t2\n")
+    convert("msmarco", [qrels], tmp_path / "out", **files)
+    assert questions(tmp_path / "out") == [
+        Question("7", "who", (), ("0",), (), ("1",)),
+        Question("8", "how", (), ("1",)),
+    ]
