@@ -12,6 +12,7 @@ and `negatives` may be left out; other keys are ignored.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
-from data_pipeline.jsonl import read_objects
+from data_pipeline.jsonl import id_of, read_objects
 
 Id = TypeVar("Id", bound=Hashable)
 
@@ -94,9 +95,8 @@ def passage_lines(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[t
         text = data.get("text")
         if not isinstance(text, str):
             raise DataError(f'{where}: "text" is {text!r}: give a string')
-        id = str(data["id"]) if "id" in data else unnamed(place)
-        title = str(data.get("title") or "")
-        yield where, Passage(id, title, text, data.get("metadata"))
+        id = id_of(where, data, "id") or unnamed(place)
+        yield where, Passage(id, _title(data, where), text, _metadata(data, where))
 
 
 def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
@@ -116,7 +116,7 @@ def read_questions(path: Path) -> Iterator[tuple[str, Question]]:
         yield (
             where,
             Question(
-                str(data.get("id", place)),
+                id_of(where, data, "id") or str(place),
                 question,
                 _strings(data, "answers", where),
                 _strings(data, "positives", where),
@@ -151,7 +151,8 @@ class DatasetWriter:
         return self
 
     def passage(self, passage: Passage) -> None:
-        self._write("corpus.jsonl", vars(passage))
+        data = {key: value for key, value in vars(passage).items() if value is not None}
+        self._write("corpus.jsonl", data)
 
     def question(self, split: str, question: Question) -> None:
         data = {key: value for key, value in vars(question).items() if value}
@@ -188,6 +189,25 @@ def write_dataset(
         for split, question in questions:
             writer.question(split, question)
     return writer.counts
+
+
+def _title(data: dict[str, Any], where: str) -> str:
+    title = data.get("title")
+    if title is None:
+        return ""
+    if isinstance(title, bool) or not isinstance(title, int | str):  # 1984 is a title
+        raise DataError(f'{where}: "title" is {reprlib.repr(title)}: give a string')
+    return str(title)
+
+
+def _metadata(data: dict[str, Any], where: str) -> Any:
+    """Refuses NaN and infinity, which Python reads and JSON does not have."""
+    value = data.get("metadata")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{where}: "metadata" is no JSON ({error}): correct it') from None
+    return value
 
 
 def _strings(data: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -22,16 +22,33 @@ def whole(path: Path) -> Iterator[Path]:
 
     When the block ends, what is there goes to the disk and takes the name, in place of a file that
     had it; when the block fails, nothing of it stays. The suffix is the same, and two processes
-    never share a path. Raises OSError, also where `path` is a folder that holds something.
+    never share a path. Raises OSError, which names `path`, also where that is a folder that holds
+    something.
     """
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield partial
-        sync_tree(partial)
-        rename(partial, path)
+        with naming(path, partial):
+            yield partial
+            sync_tree(partial)
+            rename(partial, path)
     except BaseException:
         with suppress(OSError):
             remove(partial)
+        raise
+
+
+@contextmanager
+def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """What the system refuses in the block names `path`, where it names no file, or `partial`.
+
+    A full disk is reported by a write, which knows no name.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno is not None and (named is None or (partial and str(named) == str(partial))):
+            error.filename = str(path)
         raise
 
 

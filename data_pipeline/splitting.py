@@ -13,8 +13,13 @@ from collections.abc import Callable
 from data_pipeline.protocol import document_pieces
 from data_pipeline.tokenizer import Tokenizer
 
-# After the mark of a sentence's end, or at a line's end. The space goes with what stands before it.
-_SENTENCE = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[。！？])|(?<=\n)")
+# After the mark of a sentence's end, with the quote that it closes, or at a line's end. A script
+# without spaces has none after its marks; Thai and Lao have no marks, but a space.
+_MARKS, _CLOSING = "。！？｡।॥။។៕", "”’」』）》"
+_SENTENCE = re.compile(
+    rf"(?<=[.!?…؟۔])(?=\s)|(?<=[{_MARKS}])(?![{_MARKS}{_CLOSING}])|(?<=[{_MARKS}][{_CLOSING}])"
+    r"|(?<=[\u0e00-\u0eff])(?= +[\u0e00-\u0eff])|(?<=\n)"
+)
 
 
 def sentences(text: str) -> list[str]:

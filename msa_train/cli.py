@@ -3,12 +3,13 @@
 Results go to standard output (with --json: one JSON document and nothing else), logs and progress
 to standard error. Exit codes: 0 done, 1 failed, 2 wrong setting or arguments, 3 data, 4 checkpoint
 or export, 5 bank, 6 conformance, 7 missing package, 8 another process, 9 kernel, 10 training
-diverged, 130 interrupted.
+diverged, 11 a file or folder that the system does not let us read or write, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from msa_train.commands import (
     serve,
     train,
 )
+from msa_train.errors import FileError
 
 COMMANDS = (
     doctor, quickstart, real, import_, router, data, train, export, memory, ask, plan, serve,
@@ -49,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # A file's name need not be UTF-8, and is printed all the same.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     options, overrides = build_parser().parse_known_args(arguments)
     options.overrides = overrides
     options.main = main  # quickstart runs other commands
@@ -74,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        refused = FileError.of(error)
+        print(f"msa: {refused}", file=sys.stderr)
+        return refused.exit_code
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ types and impossible values are refused before anything heavy is imported, namin
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,6 +173,7 @@ class EvaluationConfig:
             "questions", "text_questions", "pydocs_questions", "resamples", "batch_contexts",
             error=ConfigError,
         )  # fmt: skip
+        check_least(0, self, "evaluation.", "seed", error=ConfigError)
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"evaluation.workers is {self.workers}: give 1 or more, or null")
 
@@ -191,6 +194,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        check_least(0, self, "", "seed", error=ConfigError)
         try:
             self.corpus  # noqa: B018 (impossible stages are refused now)
         except DataError as error:
@@ -281,11 +285,23 @@ def load_config(arguments: list[str]) -> Config:
     parser = ArgumentParser(exit_on_error=False, prog="msa", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(Config, nested_key=None, sub_configs=False)
+    _check_text(arguments)
     try:
         chosen = vars(parser.instantiate(parser.parse_args(arguments)))
         return Config(**{name: value for name, value in chosen.items() if name != "config"})
     except ArgumentError as error:
         raise ConfigError(_in_plain_words(error)) from None
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raises ConfigError for a --config file that is not UTF-8; the parser names a missing one."""
+    paths = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    paths += [given.removeprefix("--config=") for given in arguments if given[:9] == "--config="]
+    for path in filter(os.path.isfile, paths):
+        try:
+            Path(path).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"--config {path}: not UTF-8: {error}; convert the file") from error
 
 
 def load_config_file(path: Path) -> Config:

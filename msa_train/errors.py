@@ -4,6 +4,30 @@ Every class carries the exit code of the command line, so that scripts can tell 
 (data_pipeline.errors.DataError, for corpora and shards, has 3).
 """
 
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_IN_THE_WAY = "something else has that name: move it, or give another path"
+_NOT_ALLOWED = "give a path that may be written, or change its rights"
+_ADVICE = {
+    errno.ENOSPC: "make room on that disk, or write elsewhere",
+    errno.EDQUOT: "make room on that disk, or write elsewhere",
+    errno.EROFS: _NOT_ALLOWED,
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: "a file is where a folder must be: move it, or give another path",
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
 
 class MSAError(ValueError):
     """Base of every error a user can cause or repair."""
@@ -45,6 +69,41 @@ class RankError(MSAError):
     """Another process is missing or late; the message names it."""
 
     exit_code = 8
+
+
+class FileError(MSAError):
+    """The operating system refuses to read or write a file or folder."""
+
+    exit_code = 11
+
+    @classmethod
+    def of(cls, error: OSError) -> FileError:
+        """The file, what the system says of it, and what to do."""
+        path = error.filename2 or error.filename
+        said = error.strerror or str(error)
+        advice = _ADVICE.get(error.errno or 0)
+        return cls(f"{f'{path}: ' if path else ''}{said}{f'; {advice}' if advice else ''}")
+
+
+@contextmanager
+def failed_writes(path: Path) -> Iterator[None]:
+    """Raises FileError for a file that torch or safetensors could not write, as on a full disk.
+
+    Both report that by errors of their own, which are known by their words.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = str(error)
+        if number := re.search(r"os error (\d+)", said):
+            code = int(number[1])
+            raise FileError.of(OSError(code, os.strerror(code), str(path))) from error
+        if re.search(r"inline_container|iostream error|PytorchStreamWriter", said):
+            raise FileError(
+                f"{path}: a file in it could not be written ({said.splitlines()[0]}); "
+                f"{_ADVICE[errno.ENOSPC]}"
+            ) from error
+        raise
 
 
 class DivergedError(MSAError):

@@ -1,5 +1,7 @@
 """The command line: help, exit codes, JSON alone on standard output."""
 
+import errno
+
 import pytest
 
 from msa_train.cli import main
@@ -71,3 +73,30 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr("msa_train.commands.doctor._doctor", wrong)
     with pytest.raises(ValueError, match="a bug"):
         main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/out"), "make room on that disk"),
+        (OSError(errno.EROFS, "Read-only file system", "a/out"), "give a path that may be written"),
+        (OSError(errno.EEXIST, "File exists", ".partial", None, "a/out"), "something else has"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_one_line(error, said, capsys, monkeypatch):
+    def refused(options):
+        raise error
+
+    monkeypatch.setattr("msa_train.commands.doctor._doctor", refused)
+    assert main(["doctor"]) == 11
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"msa: a/out: {error.strerror}; {said}") and shown.count("\n") == 1
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path, capsys):
+    (tmp_path / "corpus.jsonl").write_text('{"text": "one"}\n')
+    way = tmp_path / "file"
+    way.write_text("x")
+    command = ["data", "convert", "jsonl", str(tmp_path), "--out", str(way / "in" / "out")]
+    assert main(command) == 11
+    assert str(way) in capsys.readouterr().err

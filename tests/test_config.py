@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.errors import DataError
 from msa_train.config import Config, load_config, load_config_file, to_plain
 from msa_train.errors import ConfigError
 from msa_train.model.rope import RopeScaling
@@ -113,3 +114,17 @@ def test_a_router_that_no_loss_reaches_does_not_train_alone():
 def test_a_part_of_a_list_cannot_be_overridden():
     with pytest.raises(ConfigError, match=r"--stages\.lr: stages is a list, which is given whole"):
         load_config(["--stages.lr", "3"])
+
+
+def test_a_config_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"output: caf\xe9\n")
+    for arguments in (["--config", str(path)], [f"--config={path}"]):
+        with pytest.raises(ConfigError, match=r"latin.yaml: not UTF-8: .*convert the file"):
+            load_config(arguments)
+
+
+@pytest.mark.parametrize("key", ["seed", "data.seed", "evaluation.seed"])
+def test_a_seed_below_zero_is_refused(key):
+    with pytest.raises((ConfigError, DataError), match=f"{key} is -1: give 0 or more"):
+        load_config([f"--{key}", "-1"])

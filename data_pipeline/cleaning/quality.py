@@ -16,9 +16,10 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from data_pipeline.cleaning.text import normalise, repeated_words, spaced_words, words
+from data_pipeline.cleaning.text import normalise, repeated_words, words
 from data_pipeline.dataset import Passage, Question
 from data_pipeline.errors import DataError
+from data_pipeline.scripts import spaced_words, spaceless
 
 REPEATED_GRAM = 10
 _COUNTS = ("min_words", "max_words", "max_question_words", "max_answer_words")
@@ -36,7 +37,7 @@ class QualityRules:
     max_repeated_lines: share of its lines that repeat an earlier one.
     max_repeated_words: share of its words in 10-grams that occurred earlier.
     min_word_length, max_word_length: mean length of the words between spaces; not applied to a
-        text mostly written without spaces.
+        text most of which is in a script without spaces.
     max_symbols: number signs and ellipses per word.
     max_question_words, max_answer_words: length of a question, of each of its answers.
     answer_in_positive: an answer has to stand in one of the positives (text or title, normalised);
@@ -83,7 +84,7 @@ def passage_fault(passage: Passage, tokens: list[str], rules: QualityRules) -> s
         return "too_long"
     if letters(text) < rules.min_letters:
         return "few_letters"
-    if not rules.min_word_length <= _word_length(text, tokens, rules) <= rules.max_word_length:
+    if not rules.min_word_length <= _word_length(text, rules) <= rules.max_word_length:
         return "word_length"
     if symbols(text) > rules.max_symbols * len(tokens):
         return "symbols"
@@ -154,8 +155,9 @@ class AnswersInPositives:
             self.found.update(n for n in waiting if any(a in text for a in self._answers[n]))
 
 
-def _word_length(text: str, tokens: list[str], rules: QualityRules) -> float:
+def _word_length(text: str, rules: QualityRules) -> float:
+    """Mean length; one that passes for a script without spaces, which its characters tell."""
     spaced = spaced_words(text)
-    if len(spaced) * 2 < len(tokens):
+    if not spaced or 2 * spaceless(text) > sum(map(len, text.split())):
         return rules.min_word_length
     return sum(map(len, spaced)) / len(spaced)

@@ -10,14 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-# Scripts written without spaces: Han, kana, Thai, Lao, Burmese, Khmer.
-_SPACELESS = (
-    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
-    "\u3040-\u309f\u30a0-\u30ff\u31f0-\u31ff"
-    "\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff"
-)
-_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-_SPACELESS_CHARACTER = re.compile(f"[{_SPACELESS}]")
+from data_pipeline.scripts import SPACELESS
+
+_WORD = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the rolling hash
 
 
@@ -51,11 +46,6 @@ def normalise(text: str) -> str:
 def words(text: str) -> list[str]:
     """Words of the normalised text; a character of a script without spaces is a word."""
     return _WORD.findall(normalise(text))
-
-
-def spaced_words(text: str) -> list[str]:
-    """Words as they stand between spaces, without the characters of scripts without spaces."""
-    return _SPACELESS_CHARACTER.sub(" ", text).split()
 
 
 def digest(text: str) -> bytes:

@@ -41,10 +41,11 @@ class Builder:
     """Writes passages and questions as they come; passages before the questions that name them.
 
     Keeps about 300 bytes of memory for each passage, and as much for each question.
+    strict: refuse what `judged` leaves out.
     """
 
-    def __init__(self, writer: DatasetWriter):
-        self._writer = writer
+    def __init__(self, writer: DatasetWriter, strict: bool = False):
+        self._writer, self._strict = writer, strict
         self._passages = _Register()  # by the digest of their text
         self._by_id: dict[str, int] = {}  # ids of the dataset and made ones -> place in register
         self._ids: list[str] = []  # the id under which each was written
@@ -53,16 +54,23 @@ class Builder:
         self._contents: list[bytes] = []
         self._split_counts: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
+        self._unknown: dict[str, tuple[str, int]] = {}  # what -> the first, how many
+        self._metadata: dict[int, bytes] = {}  # digests, of the passages that have some
         self._repeated = 0
 
-    def passage(self, where: str, title: str, text: str, id: str | None = None) -> str | None:
+    def passage(
+        self, where: str, title: str, text: str, id: str | None = None, metadata: Any = None
+    ) -> str | None:
         """Add a passage. id: the dataset's own; one is made of title and text otherwise.
 
-        Returns the id to name it by: that of an equal passage (apart from white space) if there
-        is one; None when it is empty. Raises DataError when the id stands for another text.
+        A title alone becomes the text: whatever reads passages needs one. Returns the id to name
+        it by: that of an equal passage (apart from white space) if there is one; None when it is
+        empty. Raises DataError when the id stands for another text.
         """
         title, text = title.strip(), text.strip()
-        if not title and not text:
+        if not text:
+            title, text = "", title
+        if not text:
             self.leave_out("empty passages")
             if id is not None:
                 self._empty.add(id)
@@ -76,11 +84,15 @@ class Builder:
             )
         if known is not None:
             self._repeated += 1
+            if metadata is not None and self._metadata.get(known) != _digest(where, [metadata]):
+                self.leave_out("metadata of repeated passages that was not that of the first")
         else:
             known = self._passages.add(digest, where)
             self._ids.append(f"p{digest[:_MADE_ID_BYTES].hex()}" if id is None else id)
             self._by_id[self._ids[known]] = known
-            self._writer.passage(Passage(self._ids[known], title, text))
+            if metadata is not None:
+                self._metadata[known] = _digest(where, [metadata])
+            self._writer.passage(Passage(self._ids[known], title, text, metadata))
         if id is not None:
             self._by_id[id] = known
         return self._ids[known]
@@ -98,6 +110,28 @@ class Builder:
             f"{where}: there is no passage {id!r} in the corpus: correct the id, or give the "
             "corpus that holds it"
         )
+
+    def judged(self, where: str, id: str) -> str | None:
+        """As `find`, for judgements of published sets, which may name what their corpus lacks.
+
+        Such a passage is None too, and counted; a strict builder raises DataError.
+        """
+        if self._strict or id in self._by_id or id in self._empty:
+            return self.find(where, id)
+        self.unknown("passages that are not in the corpus", where, id)
+        return None
+
+    def unknown(self, what: str, where: str, id: str) -> None:
+        """Count a judgement that names what is not there; the report names the first one.
+
+        A strict builder raises DataError.
+        """
+        if self._strict:
+            raise DataError(
+                f"{where}: {id!r} is among the {what}: correct the id, or leave --strict out"
+            )
+        first, count = self._unknown.get(what, (f"{where}: {id!r}", 0))
+        self._unknown[what] = first, count + 1
 
     def question(
         self,
@@ -128,7 +162,8 @@ class Builder:
         if not found:
             return self.leave_out("questions without a passage that answers them")
         if None in found:
-            return self.leave_out("questions that an empty passage answers")
+            missing = " or missing" if self._unknown else ""
+            return self.leave_out(f"questions that an empty{missing} passage answers")
         fields: dict[str, Any] = {
             "question": text.strip(),
             "answers": _unique(answer.strip() for answer in answers if answer.strip()),
@@ -147,12 +182,21 @@ class Builder:
         self._left_out[what] += count
 
     def converted(self) -> Converted:
+        """Raises DataError when judgements named unknown ids, and no question is left."""
+        left_out = dict(self._left_out)
+        for what, (first, count) in self._unknown.items():
+            if not self._split_counts:
+                raise DataError(
+                    f"no question can be written: {count:,} judgements name {what}, the first "
+                    f"{first}: give the files that belong together"
+                )
+            left_out[f"judgements of {what} (the first: {first})"] = count
         return Converted(
             str(self._writer.folder),
             len(self._ids),
             dict(self._split_counts),
             self._repeated,
-            dict(self._left_out),
+            left_out,
         )
 
     def _is_new(self, where: str, split: str, id: str, digest: bytes) -> bool:
@@ -192,6 +236,11 @@ class JudgedQueries:
         if key not in self._queries:
             self._queries[key] = JudgedQuery(where)
         return self._queries[key]
+
+    def judge(self, key: str, where: str, passage: str | None, relevant: bool) -> None:
+        """Add a judgement of a passage for a query."""
+        query = self.get(key, where)
+        (query.positives if relevant else query.negatives)[passage] = None
 
     def __contains__(self, key: str) -> bool:
         return key in self._queries

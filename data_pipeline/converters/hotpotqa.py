@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record, each_record, list_records
+from data_pipeline.converters.inputs import Record, each_record, rows
 from data_pipeline.converters.matching import entity, words
 from data_pipeline.converters.multihop import add_multihop
 
 
-@each_record(list_records)
+@each_record(rows)
 def hotpotqa(builder: Builder, split: str, record: Record) -> None:
     """A comparison is one step; a bridge has two where it is plain which passage comes first.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from typing import Any
 from data_pipeline.converters.builder import Builder
 from data_pipeline.converters.json_list import read_list
 from data_pipeline.errors import DataError
-from data_pipeline.jsonl import open_input, read_lines, read_objects
+from data_pipeline.jsonl import id_of, open_input, read_lines, read_objects
 
 DEFAULT_SPLIT = "train"
 _LONGEST_CELL = 1 << 24  # csv's own limit of 128 KB is shorter than a published summary may be
+_BATCH_ROWS = 1024  # of a Parquet file, in memory at once
 _REQUIRED: Any = object()
 
 Convert = Callable[[Builder, Sequence[Path], Sequence[str]], None]
@@ -101,12 +103,11 @@ class Record:
 
     def id(self, key: str, default: Any = _REQUIRED) -> Any:
         """A string with text or a whole number, as a string."""
-        value = self.data.get(key)
-        if value in (None, "") and default is not _REQUIRED:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        if (found := id_of(self.where, self.data, key)) is not None:
+            return found
+        if default is _REQUIRED:
             raise self._wrong(key, "an id, a string or a whole number")
-        return str(value)
+        return default
 
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         return self._get(key, bool, "true or false", default)
@@ -163,10 +164,58 @@ def list_records(path: Path, key: str | None = None) -> Iterator[Record]:
     return (_record(value, str(path), place) for place, value in read_list(path, key))
 
 
+def rows(path: Path, key: str | None = None) -> Iterator[Record]:
+    """Records of a file as Hugging Face's datasets are kept, or of one in the set's own form.
+
+    A .parquet file, JSON lines, or a JSON list as `list_records` reads it. Raises DataError as
+    these do.
+    """
+    if path.suffix == ".parquet":
+        return _parquet_records(path)
+    return line_records(path) if _is_lines(path, key) else list_records(path, key)
+
+
+def _is_lines(path: Path, key: str | None) -> bool:
+    """Whether the first line is an object by itself, without the list under `key`."""
+    with open_input(path) as file:
+        first = file.readline(_LONGEST_CELL).strip()
+    if not first.startswith(b"{") or not first.endswith(b"}"):
+        return False
+    try:
+        return key not in json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            row = 0
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for data in batch.to_pylist():
+                    row += 1
+                    yield Record(data, f"{path}, row {row}")
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}; copy it again") from error
+
+
 def _record(value: Any, place: str, path: str) -> Record:
     if not isinstance(value, dict):
         raise DataError(f"{place}, {path}: give a JSON object, not {type(value).__name__}")
     return Record(value, place, path)
+
+
+def read_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells) of a table without quoting, cut at tabs, or at spaces where a line has none.
+
+    Raises DataError for a line not of UTF-8.
+    """
+    for where, line in read_lines(path):
+        text = _utf8(where, line)
+        yield where, text.split("\t") if "\t" in text else text.split()
 
 
 def read_tsv(path: Path, columns: str) -> Iterator[tuple[str, list[str]]]:
@@ -177,10 +226,7 @@ def read_tsv(path: Path, columns: str) -> Iterator[tuple[str, list[str]]]:
     """
     wanted = columns.split()
     for where, line in read_lines(path):
-        try:
-            cells = line.decode("utf-8").rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8: {error}; convert the file") from error
+        cells = _utf8(where, line).split("\t")
         if len(cells) != len(wanted):
             raise DataError(
                 f"{where}: has {len(cells)} columns, not {len(wanted)}: give "
@@ -189,7 +235,14 @@ def read_tsv(path: Path, columns: str) -> Iterator[tuple[str, list[str]]]:
         yield where, cells
 
 
-def read_csv(path: Path, columns: str) -> Iterator[Record]:
+def _utf8(where: str, line: bytes) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8: {error}; convert the file") from error
+
+
+def read_csv(path: Path, columns: str, delimiter: str = ",") -> Iterator[Record]:
     """Rows of a CSV file whose header names at least `columns` (names with spaces between them).
 
     Raises DataError, naming the file and the line on which the row begins, for a header without
@@ -197,7 +250,9 @@ def read_csv(path: Path, columns: str) -> Iterator[Record]:
     """
     csv.field_size_limit(_LONGEST_CELL)
     with open_input(path) as file:
-        rows = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
+        rows = csv.reader(
+            io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
+        )
         header: list[str] | None = None
         begins = 1
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.jsonl import open_input
+from data_pipeline.jsonl import check_strings, open_input
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -102,17 +102,24 @@ class _Text:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
+            except RecursionError as error:
+                raise self.error("nested too deep; correct it") from error
             except json.JSONDecodeError as error:
                 if self._may_be_cut(error) and self._more():
                     continue
                 raise self.error(f"not JSON: {error.msg}; correct it", error.pos) from error
             if end + _CUT_NUMBER < len(self._buffer) or not self._more():
+                where = f"{self._path}, line {self._line_at(self._at)}"
+                check_strings(where, value, self._buffer[self._at : end])
                 self._at = end
                 return value
 
     def error(self, says: str, at: int | None = None) -> DataError:
-        line = self._line + self._buffer.count("\n", 0, self._at if at is None else at)
+        line = self._line_at(self._at if at is None else at)
         return DataError(f"{self._path}, line {line}: {says}")
+
+    def _line_at(self, at: int) -> int:
+        return self._line + self._buffer.count("\n", 0, at)
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         return (

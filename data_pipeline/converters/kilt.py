@@ -20,7 +20,7 @@ def kilt(
     """A passage is a paragraph, "PAGE:PARAGRAPH": those that a provenance names, or all.
 
     The questions are read twice, so that the knowledge source is read once and not kept. Raises
-    DataError for a broken record, and for a provenance that the knowledge source does not have.
+    DataError for a broken record.
     """
     files = files_with_splits(inputs, splits)
     wanted = {
@@ -37,7 +37,7 @@ def kilt(
                 record.where,
                 split,
                 record.text("input"),
-                [builder.find(record.where, id) for id in _provenance(record)],
+                [builder.judged(record.where, id) for id in _provenance(record)],
                 id=record.id("id"),
                 answers=[output.text("answer", "") for output in record.records("output")],
             )

@@ -1,12 +1,13 @@
-"""msmarco: training triples of MS MARCO passages, as texts or as ids."""
+"""msmarco: training triples of MS MARCO passages, as texts or as ids, and its judgements."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.converters.builder import Builder, JudgedQueries
-from data_pipeline.converters.inputs import files_by_split, read_tsv
+from data_pipeline.converters.inputs import files_by_split, read_cells, read_tsv
+from data_pipeline.converters.qrels import TREC_COLUMNS, Judgement, read_qrels
 from data_pipeline.errors import DataError
 
 
@@ -18,16 +19,17 @@ def msmarco(
     collection: Path | None = None,
     queries: Path | None = None,
 ) -> None:
-    """The triples of a query become one question.
+    """The triples, or judgements, of a query become one question.
 
-    Triples of texts stand alone; triples of ids need the collection, all of which becomes the
-    corpus, and the queries. Raises DataError for a broken line, an unknown id, and when only one
+    Triples of texts stand alone; triples of ids and judgements (qrels) need the collection, all of
+    which becomes the corpus, and the queries. Raises DataError for a broken line, and when only one
     of the two files is given.
     """
     files = files_by_split(inputs, splits)
     if (collection is None) != (queries is None):
         raise DataError(
-            "triples of ids need both --collection and --queries, triples of texts neither"
+            "triples of ids need both --collection and --queries, and so do qrels; triples of "
+            "texts need neither"
         )
     if collection is None or queries is None:
         for split, paths in files.items():
@@ -56,14 +58,25 @@ def _add_texts(builder: Builder, paths: list[Path], split: str) -> None:
 def _add_ids(builder: Builder, paths: list[Path], split: str, texts: dict[str, str]) -> set[str]:
     found = JudgedQueries()
     for path in paths:
-        for where, (id, positive, negative) in read_tsv(path, "qid pid pid"):
-            if id not in texts:
-                raise DataError(f"{where}: the queries have no {id!r}: give the file that has it")
-            query = found.get(id, where)
-            query.positives[builder.find(where, positive)] = None
-            query.negatives[builder.find(where, negative)] = None
+        for each in _judgements(path):
+            if each.query not in texts:
+                builder.unknown("queries that are not in --queries", each.where, each.query)
+            else:
+                passage = builder.judged(each.where, each.passage)
+                found.judge(each.query, each.where, passage, each.relevant)
     found.write(builder, split, texts)
     return {id for id in texts if id in found}
+
+
+def _judgements(path: Path) -> Iterator[Judgement]:
+    """Of triples of ids, whose first passage is relevant, or of qrels, told by four columns."""
+    _, first = next(read_cells(path), ("", []))
+    if len(first) == TREC_COLUMNS:
+        yield from read_qrels(path)
+        return
+    for where, (query, positive, negative) in read_tsv(path, "qid pid pid"):
+        yield Judgement(where, query, positive, True)
+        yield Judgement(where, query, negative, False)
 
 
 def _query_texts(path: Path) -> dict[str, str]:

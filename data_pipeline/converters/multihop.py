@@ -1,8 +1,12 @@
-"""hotpotqa and 2wiki: a context of titled paragraphs, and facts that name some of the titles."""
+"""hotpotqa and 2wiki: a context of titled paragraphs, and facts that name some of the titles.
+
+In the rows of Hugging Face's copies lists of pairs are objects of two lists.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.converters.builder import Builder
 from data_pipeline.converters.inputs import Record
@@ -30,7 +34,7 @@ def add_multihop(builder: Builder, split: str, record: Record, steps_of: StepsOf
         split,
         record.text("question"),
         [ids[first[title]] for title in titles],
-        id=record.id("_id"),
+        id=record.id("_id", None) or record.id("id" if "id" in record.data else "_id"),
         answers=[record.text("answer")],
         steps=[[ids[first[title]] for title in step] for step in steps],
         negatives=ids,
@@ -39,7 +43,7 @@ def add_multihop(builder: Builder, split: str, record: Record, steps_of: StepsOf
 
 def _paragraphs(record: Record) -> list[tuple[str, str]]:
     found = []
-    for place, paragraph in enumerate(record.list("context")):
+    for place, paragraph in enumerate(_pairs(record, "context", "title", "sentences")):
         match paragraph:
             case [str(title), [*sentences]] if all(isinstance(s, str) for s in sentences):
                 found.append((title, " ".join(s.strip() for s in sentences if s.strip())))
@@ -48,9 +52,20 @@ def _paragraphs(record: Record) -> list[tuple[str, str]]:
     return found
 
 
+def _pairs(record: Record, key: str, first: str, second: str) -> list[Any]:
+    """A list of pairs, also where an object holds the first of each and the second of each."""
+    if not isinstance(record.data.get(key), dict):
+        return record.list(key)
+    columns = record.record(key)
+    firsts, seconds = columns.list(first), columns.list(second)
+    if len(firsts) != len(seconds):
+        raise columns.error(f'"{first}" has {len(firsts)}, "{second}" {len(seconds)}: give as many')
+    return [list(pair) for pair in zip(firsts, seconds, strict=True)]
+
+
 def _supporting_titles(record: Record) -> list[str]:
     titles: dict[str, None] = {}
-    for place, fact in enumerate(record.list("supporting_facts")):
+    for place, fact in enumerate(_pairs(record, "supporting_facts", "title", "sent_id")):
         match fact:
             case [str(title), int()]:
                 titles[title] = None

@@ -39,19 +39,27 @@ class Converter:
 
 
 CONVERTERS = {
-    "jsonl": Converter(jsonl, "this project's own form: a folder, or corpus and question files"),
-    "squad": Converter(squad, "SQuAD 1.1 and 2.0, CMRC 2018, DRCD, DuReader-robust: json files"),
-    "hotpotqa": Converter(hotpotqa, "HotpotQA: json files, two-step and comparison questions"),
+    "jsonl": Converter(
+        jsonl, "this project's own form: a folder, or a corpus and questions (also csv, tsv)"
+    ),
+    "squad": Converter(
+        squad, "SQuAD, CMRC 2018, DRCD, DuReader-robust: json files, or Hugging Face's rows"
+    ),
+    "hotpotqa": Converter(
+        hotpotqa, "HotpotQA: json files or rows, two-step and comparison questions"
+    ),
     "musique": Converter(musique, "MuSiQue: jsonl files, questions of two to four steps"),
-    "2wiki": Converter(two_wiki, "2WikiMultihopQA: json files, steps from their evidences"),
+    "2wiki": Converter(two_wiki, "2WikiMultihopQA: json files or rows, steps from their evidences"),
     "triviaqa": Converter(
         triviaqa, "TriviaQA: json files, and --evidence, its folder of documents"
     ),
     "dureader": Converter(dureader, "DuReader 2.0: jsonl files, raw or preprocessed"),
     "msmarco": Converter(
-        msmarco, "MS MARCO: tsv triples of texts, or of ids with --collection and --queries"
+        msmarco, "MS MARCO: triples of texts; of ids, or qrels, with --collection, --queries"
     ),
-    "beir": Converter(beir, "BEIR: a folder of corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"),
+    "beir": Converter(
+        beir, "BEIR: a folder of corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (or TREC's)"
+    ),
     "dpr": Converter(dpr, "DPR: json files of questions with positive and negative contexts"),
     "kilt": Converter(
         kilt, "KILT: jsonl files, and --knowledge, its source; --all-passages takes all of it"
@@ -63,7 +71,7 @@ CONVERTERS = {
         narrativeqa,
         "NarrativeQA: its folder; --stories takes tmp/ID.content instead of the summaries",
     ),
-    "text": Converter(text, "folders of .txt and .md files: passages without questions"),
+    "text": Converter(text, "folders of .txt and .md files; --questions adds those about them"),
 }
 
 
@@ -72,13 +80,16 @@ def convert(
     inputs: Sequence[Path | str],
     out: Path | str,
     splits: Sequence[str] = (),
+    strict: bool = False,
     **options: Any,
 ) -> Converted:
     """Read `inputs` of a format and write the dataset folder `out`, whole or not at all.
 
     splits: the split of all files, or one for each; for a folder that holds several, those to
-    take. Empty: train, or all of a folder in this project's own form. options: keywords of `read`.
-    Raises DataError for a format, option or input that is wrong, naming the place in the input.
+    take. Empty: train, or all of a folder in this project's own form. strict: refuse judgements of
+    queries and passages that are not there, which are left out and counted otherwise. options:
+    keywords of `read`. Raises DataError for a format, option or input that is wrong, naming the
+    place in the input.
     """
     converter = CONVERTERS.get(format)
     if converter is None:
@@ -90,9 +101,9 @@ def convert(
         if not split or "/" in split:  # a split is a part of a file's name
             raise DataError(f"the split {split!r} cannot be in a file's name: give another")
     with DatasetWriter(out) as writer:
-        builder = Builder(writer)
+        builder = Builder(writer, strict)
         converter.read(builder, [Path(path) for path in inputs], tuple(splits), **options)
-    return builder.converted()
+        return builder.converted()
 
 
 def _check_options(format: str, converter: Converter, options: dict[str, Any]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from data_pipeline.converters.builder import Builder
-from data_pipeline.converters.inputs import Record, each_record, list_records
+from data_pipeline.converters.inputs import Record, each_record, rows
 from data_pipeline.converters.matching import entity
 from data_pipeline.converters.multihop import add_multihop
 
 _STEPS = {"comparison": 1, "compositional": 2, "inference": 2, "bridge_comparison": 2}
 
 
-@each_record(list_records)
+@each_record(rows)
 def two_wiki(builder: Builder, split: str, record: Record) -> None:
     """A comparison is one step; the triples of `evidences` tell the two steps of the others.
 

@@ -244,7 +244,8 @@ def _owned(partial: Path) -> Iterator[None]:
         os.close(lock)
         raise DataError(f"another process builds {partial}: wait for it, or stop it") from error
     try:
-        yield
+        with files.naming(partial):
+            yield
     except InterruptedBuild:
         raise
     except DataError:

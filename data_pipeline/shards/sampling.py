@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.schema import Document, Sample
+from data_pipeline.schema import Context, Document, Sample
 from data_pipeline.settings import TrainingCorpus
 from data_pipeline.shards.contexts import make_sample
 from data_pipeline.sources.base import DrawnBank, Source, SourceInputs
@@ -71,7 +71,13 @@ class SampleBuilder:
             documents = self._budget.documents(stage, source, length, data.memory_tokens)
             drawn = source.bank(rng, documents, bank.contexts, length, at)
             drawn = self._budget.within(drawn, data.memory_tokens, rng)
-        return make_sample(rng, drawn, self.corpus.contexts(stage), name)
+        sample = make_sample(rng, drawn, self.corpus.contexts(stage), name)
+        if not any(map(_teaches, sample.contexts)):
+            raise DataError(
+                f"stages[{stage}]: a bank of the source {name} came out with nothing to learn (no "
+                "question, and no text): change its settings, or give it weight 0"
+            )
+        return sample
 
     def _rng(self, stage: int, place: int) -> np.random.Generator:
         extra = (_HELD_OUT,) if self._held_out else ()
@@ -215,6 +221,11 @@ class TokenBudget:
 
     def _length(self, document: Document) -> int:
         return document_length(self._tokenizer, document.text, document.number)
+
+
+def _teaches(context: Context) -> bool:
+    """Whether a loss comes of it: a document to find, or something to write."""
+    return bool(context.positives) or any(piece.label for piece in context.response)
 
 
 def _those(numbers: Iterable[int], kept: set[int]) -> tuple[int, ...]:

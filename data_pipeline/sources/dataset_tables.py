@@ -33,7 +33,7 @@ from data_pipeline.splitting import document_length, split_text
 from data_pipeline.tokenizer import Tokenizer
 
 PASSAGES, QUESTIONS = "passages.arrow", "questions.arrow"
-_FORMAT = 2  # changes with the tables' form or meaning
+_FORMAT = 3  # changes with the tables' form or meaning
 _ROWS = 4096  # of one record batch
 _PASSAGE_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 _PARTS = pa.list_(pa.int32())
@@ -151,15 +151,20 @@ def _write_questions(folder: Path, files: dict[str, Path], bm25: int) -> None:
 def _split(
     passage: Passage, titles: bool, limit: int, tokenizer: Tokenizer
 ) -> Iterator[dict[str, str]]:
-    """Rows of a passage, none without text; a title that would fill half of it is not shown."""
-    title = passage.title if titles else ""
+    """Rows of a passage; a title that would fill half of it is not shown.
+
+    A title alone is the text. There is no row without either.
+    """
+    title, whole_text = passage.title if titles else "", passage.text.strip()
+    if not whole_text:
+        title, whole_text = "", passage.title.strip()
     if title and document_length(tokenizer, shown_text(title, "")) > limit // 2:
         title = ""
 
     def length(text: str) -> int:
         return document_length(tokenizer, shown_text(title, text))
 
-    for text in split_text(passage.text.strip(), limit, length):
+    for text in split_text(whole_text, limit, length):
         if text:
             yield {"id": passage.id, "title": title, "text": text}
 

@@ -13,6 +13,7 @@ import numpy as np
 from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
+from data_pipeline.scripts import count_words
 from data_pipeline.sources.base import DrawnBank, HeldOutBank, NumberConfig, Source, place_of
 from data_pipeline.sources.dataset_config import DATASET_TASKS, DatasetConfig, DatasetTask
 from data_pipeline.sources.dataset_tables import (
@@ -27,6 +28,7 @@ from data_pipeline.splitting import sentences
 
 _KEEP_CLOZE = 0.1  # share of inverse cloze sentences that stay in their passage
 _SHORTEST_SENTENCE = 5  # words of a sentence that may ask for its passage
+_SEARCHED = 10_000  # candidates among which a bank without a question looks for one
 
 
 @dataclass(frozen=True)
@@ -148,19 +150,49 @@ class DatasetSource(Source):
         """Positives of `questions` questions, then hard negatives, then random documents.
 
         Questions whose documents would not fit are left out. document_tokens is not used: tables
-        are made for one length. Every question of a task is asked once before any is asked again.
+        are made for one length. Every question of a task is asked once before any is asked again,
+        but that a bank without any goes on to those of the next. Raises DataError where it finds
+        nothing there either.
         """
         wanted = documents if questions is None else questions
+        documents = min(documents, len(self._passages))
+        for following in range(place, place + self._places(wanted)):
+            drawn, texts = self._asked(wanted, following, rng)
+            items, members = self._members(drawn, documents, rng)
+            if items or texts:
+                return replace(self._numbered(items, members, rng), texts=tuple(texts))
+        raise DataError(self._nothing(documents, bool(drawn)))
+
+    def _places(self, count: int) -> int:
+        """Places in a row that hold every candidate: two epochs' worth, one of which is whole."""
+        most = min(_SEARCHED, max(map(len, self._candidates.values())))
+        return -(-2 * most // min(filter(None, self._shares(count).values())))
+
+    def _asked(
+        self, count: int, place: int, rng: np.random.Generator
+    ) -> tuple[list[_Item], list[str]]:
+        """What `count` contexts ask, and the plain texts among them."""
         items, texts = [], []
-        for task, count in self._shares(wanted).items():
-            for row in self._rows(task, count, place):
+        for task, some in self._shares(count).items():
+            for row in self._rows(task, some, place):
                 if task == "text":
                     texts.append(self._text(row))
                 elif (item := self._item(task, row, rng)) is not None:
                     items.append(item)
-        documents = min(documents, len(self._passages))
-        items, members = self._members(items, documents, rng)
-        return replace(self._numbered(items, members, rng), texts=tuple(texts))
+        return items, texts
+
+    def _nothing(self, documents: int, asked: bool) -> str:
+        """Why banks come out without a question."""
+        name, path = f"data.datasets.{self.name}", self.config.path
+        if asked:
+            return (
+                f"{name}: no question's passages fit in a bank of {documents} documents: raise "
+                f"{name}.bank.documents, or convert more passages into {path}"
+            )
+        return (
+            f"{name}: nothing can be asked of the passages of {path}: inverse_cloze needs two "
+            f"sentences, one of {_SHORTEST_SENTENCE} words or more; give {name}.tasks another task"
+        )
 
     def _shares(self, questions: int) -> dict[DatasetTask, int]:
         """Questions of each task in a bank, by largest remainder."""
@@ -227,7 +259,7 @@ class DatasetSource(Source):
         if task == "title":
             return _Item(id, title, (), ((row,),), shown=((row, text),))
         parts = sentences(text)
-        long = [i for i, part in enumerate(parts) if len(part.split()) >= _SHORTEST_SENTENCE]
+        long = [i for i, part in enumerate(parts) if count_words(part) >= _SHORTEST_SENTENCE]
         if len(parts) < 2 or not long:
             return None
         asked = long[rng.integers(len(long))]

@@ -11,8 +11,9 @@ from msa_train.commands.output import add_json, print_json
 # options of formats -> whether a path follows, and the help
 _OPTIONS = {
     "evidence": (True, "triviaqa: folder with the documents, wikipedia/ and web/"),
-    "collection": (True, "msmarco: collection.tsv, for triples of ids"),
-    "queries": (True, "msmarco: queries.tsv, for triples of ids"),
+    "collection": (True, "msmarco: collection.tsv, for triples of ids and qrels"),
+    "queries": (True, "msmarco: queries.tsv, for triples of ids and qrels"),
+    "questions": (True, "text: questions about the files: jsonl, csv or tsv"),
     "knowledge": (True, "kilt: the knowledge source, a jsonl file"),
     "all_passages": (False, "kilt: all of the knowledge source, not only what is asked about"),
     "stories": (False, "narrativeqa: whole stories instead of summaries"),
@@ -35,6 +36,10 @@ def register(actions: argparse._SubParsersAction) -> None:
             convert.add_argument(flag, type=Path, metavar="PATH", help=shown)
         else:
             convert.add_argument(flag, action="store_true", help=shown)
+    convert.add_argument(
+        "--strict", action="store_true",
+        help="refuse judgements of unknown queries and passages, which are counted otherwise",
+    )  # fmt: skip
     add_json(convert)
     convert.set_defaults(run=_convert)
     formats = actions.add_parser("formats", help="the formats that convert reads")
@@ -47,7 +52,9 @@ def _convert(options: argparse.Namespace) -> int:
 
     given = {name: value for name in _OPTIONS if (value := getattr(options, name))}
     splits = options.split.split(",") if options.split is not None else ()
-    converted = convert(options.format, options.inputs, options.out, splits, **given)
+    converted = convert(
+        options.format, options.inputs, options.out, splits, options.strict, **given
+    )
     if options.json:
         print_json(asdict(converted))
         return 0

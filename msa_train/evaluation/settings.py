@@ -39,6 +39,7 @@ class ReadingTest:
     def __post_init__(self) -> None:
         given = ("workers",) if self.workers is not None else ()
         check_least(1, self, "", "questions", "answer_tokens", "batch", *given, error=ConfigError)
+        check_least(0, self, "", "seed", error=ConfigError)
         for name in self.row_names:
             if _ROW.fullmatch(name) is None:
                 raise ConfigError(

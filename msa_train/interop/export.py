@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from data_pipeline import files
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from msa_train import checkpoint_folders
-from msa_train.errors import CheckpointError
+from msa_train.errors import CheckpointError, failed_writes
 from msa_train.interop.published_config import from_published, to_published
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
@@ -41,7 +42,8 @@ class Exported:
 def export(source: Path, target: Path) -> Exported:
     """Export a checkpoint, or a run's newest, to a new folder.
 
-    Raises CheckpointError when there is no complete checkpoint or the target exists.
+    Raises CheckpointError when there is no complete checkpoint or the target exists, FileError when
+    it cannot be written.
     """
     checkpoint = _checkpoint(source)
     if target.exists():
@@ -56,10 +58,13 @@ def export(source: Path, target: Path) -> Exported:
     with files.whole(target) as folder:
         folder.mkdir()
         weights = {name: w.contiguous() for name, w in published_weights(shards, config)}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        with failed_writes(target):
+            save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
+        # safetensors makes its file for this user alone.
+        (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))
         fingerprint = seal(folder)
     return Exported(checkpoint, fingerprint)
 

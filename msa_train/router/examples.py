@@ -12,6 +12,7 @@ from data_pipeline.clozes import Cloze, clozes
 from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
+from data_pipeline.scripts import count_words, join_words, split_words
 from data_pipeline.sources.dataset_tables import shown_text
 from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource, Split, split_of
 from data_pipeline.splitting import document_length, sentences, split_text
@@ -102,7 +103,7 @@ def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pa
         if document.title.strip():
             titled.setdefault(document.title.strip(), []).append(document.number)
         body = document.text.removeprefix(document.title)
-        long_enough = [part for part in sentences(body) if len(part.split()) >= _WORDS]
+        long_enough = [part for part in sentences(body) if count_words(part) >= _WORDS]
         if long_enough:
             yield Pair(_disturbed(draw.choice(long_enough), draw), (document.number,))
         if (cloze := next(_clozes(document, draw), None)) is not None:
@@ -131,10 +132,10 @@ def _clozes(document: Document, draw: random.Random) -> Iterator[Cloze]:
 
 
 def _disturbed(sentence: str, draw: random.Random) -> str:
-    words = sentence.split()
+    words = split_words(sentence)
     middle = len(words) // 2
     exchanged = words[middle:] + words[:middle]
-    return " ".join(word for word in exchanged if draw.randrange(_DROPPED))
+    return join_words([word for word in exchanged if draw.randrange(_DROPPED)])
 
 
 def _learned_from(source: str, documents: Sequence[Document]) -> Sequence[Document]:

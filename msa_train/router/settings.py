@@ -33,6 +33,7 @@ class _Shape:
     def __post_init__(self) -> None:
         given = [name for name in ("key_heads", "head_dim") if getattr(self, name) is not None]
         check_least(1, self, "", "passages", *given, error=ConfigError)
+        check_least(0, self, "", "seed", error=ConfigError)
 
     def _applied(self, config: ModelConfig, layers: str, reads: str) -> ModelConfig:
         heads = self.key_heads or config.kv_heads
@@ -117,6 +118,7 @@ class FitSettings:
         names = ("steps", "questions", "documents", "held_out", "look_every", "patience")
         given = () if self.pairs is None else ("pairs",)
         check_least(1, self, "", *given, *names, error=ConfigError)
+        check_least(0, self, "", "seed", error=ConfigError)
         if not 0 < self.lr < 1:
             raise ConfigError(f"lr is {self.lr}: give a number between 0 and 1")
         if not 0.001 <= self.temperature <= 0.5:
@@ -142,6 +144,7 @@ class ReadingSettings:
 
     def __post_init__(self) -> None:
         check_least(1, self, "", "questions", "passages", error=ConfigError)
+        check_least(0, self, "", "seed", error=ConfigError)
         if not 0 <= self.held_out_share < 1:
             raise ConfigError(f"held_out_share is {self.held_out_share}: give 0 to below 1")
 

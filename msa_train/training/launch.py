@@ -15,6 +15,7 @@ from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
+from msa_train.training.data import samples_per_rank
 
 MODULE = "msa_train.training.trainer"
 
@@ -27,6 +28,13 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     config = load_config(arguments)
     if ranks < 1:
         raise ConfigError(f"--ranks is {ranks}: give 1 or more")
+    parallel = config.training.tensor_parallel
+    if ranks % parallel:
+        raise ConfigError(
+            f"--ranks is {ranks}, which training.tensor_parallel ({parallel}) does not divide: "
+            "give a multiple"
+        )
+    samples_per_rank(config, ranks // parallel)  # refused now, not by ranks that have started
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks),
         "--master_port", str(_free_port()), "--module", MODULE, *arguments,

@@ -19,7 +19,7 @@ from torch import Tensor
 from data_pipeline.shards.loader import ShardLoader
 from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
-from msa_train.errors import CheckpointError, ConfigError, DivergedError
+from msa_train.errors import CheckpointError, ConfigError, DivergedError, FileError, failed_writes
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.megatron import MSAModel
@@ -207,7 +207,8 @@ class Trainer:
             self.skipped,
             self.held_out_start,
         )
-        folder = checkpoint.save(self.engine, self.config, self.tokenizer, state)
+        with failed_writes(self.config.path):
+            folder = checkpoint.save(self.engine, self.config, self.tokenizer, state)
         final = ["final"] if self.step == self.schedule.total else []
         self.reporter.checkpoint(folder, self.step, final)
 
@@ -243,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trainer.close(code)
     except ValueError as error:
         code = _explain(error)
+    except OSError as error:
+        code = _explain(FileError.of(error))
     except Exception:  # a bug: its traceback is printed, and the other ranks are not left waiting
         traceback.print_exc()
         code = 1

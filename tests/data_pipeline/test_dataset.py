@@ -82,6 +82,7 @@ def test_gzip_and_what_may_be_left_out(tmp_path):
         ({"question": "x", "steps": "a"}, "\"steps\" is 'a': give a list of lists"),
         ({"question": "x", "steps": ["a"]}, "\"steps\" is 'a': give a list of strings"),
         ({"question": "x", "any_of": 1}, '"any_of" is 1: give true or false'),
+        ({"id": {}, "question": "x"}, '"id" is {}: give an id'),
         ({"question": "x", "any_of": True, "steps": [["a"]]}, "no true with steps"),
     ],
 )
@@ -94,10 +95,27 @@ def test_a_broken_question_is_named(tmp_path, line, said):
         next(questions)
 
 
-def test_a_broken_passage_is_named(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"id": "a", "text": 5}\n')
-    with pytest.raises(DataError, match=r'c.jsonl, line 1: "text" is 5: give a string'):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"text": 5}, '"text" is 5: give a string'),
+        ({"id": {"a": 1}, "text": "x"}, r"\"id\" is {'a': 1}: give an id, a string or a whole"),
+        ({"id": False, "text": "x"}, '"id" is False: give an id'),
+        ({"id": "a", "text": "x", "title": ["t"]}, r"\"title\" is \['t'\]: give a string"),
+        ({"text": "x", "metadata": float("nan")}, '"metadata" is no JSON'),
+    ],
+)
+def test_a_broken_passage_is_named(tmp_path, line, said):
+    (tmp_path / "c.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(DataError, match=f"c.jsonl, line 1: {said}"):
         next(read_passages(tmp_path / "c.jsonl"))
+
+
+def test_metadata_is_written_where_there_is_some(tmp_path):
+    some = [Passage("a", "", "x", {"page": 0}), Passage("b", "", "y")]
+    write_dataset(tmp_path / "out", some, [])
+    assert list(read_passages(tmp_path / "out" / "corpus.jsonl")) == some
+    assert "null" not in (tmp_path / "out" / "corpus.jsonl").read_text()
 
 
 def test_steps_keep_a_passage_where_it_is_found_first():

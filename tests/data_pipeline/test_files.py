@@ -200,3 +200,15 @@ def test_nothing_is_written_or_renamed_by_hand():
         if BY_HAND.search(line)
     }
     assert not found
+
+
+def test_what_the_system_refuses_names_the_file(tmp_path):
+    def full(error):
+        with pytest.raises(OSError) as raised, files.whole(tmp_path / "out") as partial:
+            partial.mkdir()
+            raise error(partial)
+        return raised.value.filename
+
+    assert full(lambda _: OSError(errno.ENOSPC, "full")) == str(tmp_path / "out")
+    assert full(lambda partial: OSError(errno.EROFS, "", partial)) == str(tmp_path / "out")
+    assert full(lambda _: OSError(errno.ENOENT, "gone", "other")) == "other"

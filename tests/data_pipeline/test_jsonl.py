@@ -33,6 +33,29 @@ def test_a_line_that_is_no_json_is_named(tmp_path, line):
         next(values)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"a": "x", "id": "x\\ud83d"}', r"'id' holds half a surrogate pair \('\\ud83d'\)"),
+        (b'{"a": [{"b": ["\\uDC00"]}]}', "'a' holds half"),
+        (b'{"\\ud800": 1}', r"'\\ud800' holds half"),
+        (b'["\\ude00\\ud83d"]', "it holds half"),
+        (b'"\xed\xa0\xbd"', "not JSON: 'utf-8' codec"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named_where_it_is_read(tmp_path, line, said):
+    path = write(tmp_path / "a.jsonl", b'"\\ud83d\\ude00 and \\\\ud83d"\n' + line)
+    values = read_values(path)
+    assert next(values)[1] == "😀 and \\ud83d"
+    with pytest.raises(DataError, match=f"a.jsonl, line 2: {said}"):
+        next(values)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n")
+    assert [line for _, line in read_lines(path)] == [b"one\n", b"\xef\xbb\xbftwo\n"]
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     whole = write(tmp_path / "a.jsonl.gz", b'{"a": 1}\n' * 1000).read_bytes()
     for data in (whole[:-20], b"no gzip"):

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +41,19 @@ def test_a_document_is_as_long_as_its_tokens_with_the_wrapper():
         whole = len(tokenizer.encode_pieces(pieces).tokens)
         assert document_length(tokenizer, text, number) == whole
     assert document_length(tokenizer, "") == document_length(tokenizer, "", 123_456)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["他说：“下雨了。”", "她笑了！？", "好。"],
+        ["雨が降った。", "「はい。」", "と言った。"],
+        ["ฝนตกทั้งวัน", " เราอยู่บ้าน"],
+        ["वह घर गया।", " बारिश हुई।"],
+        ["مطر؟", " نعم۔", " لا"],
+        ["Rain fell.", " It said 3.5 mm."],
+    ],
+    ids=["chinese", "japanese", "thai", "hindi", "arabic", "english"],
+)
+def test_sentences_of_any_script(parts):
+    assert sentences("".join(parts)) == parts

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from msa_train import checkpoint_folders
 from msa_train.config import Config, TrainingConfig, to_plain
-from msa_train.errors import CheckpointError
+from msa_train.errors import CheckpointError, FileError
 from msa_train.interop.export import FINGERPRINT, check_export, export, load_export
 from msa_train.model.weights import initial_reader, megatron_shard, weight_maps, weight_shapes
 from msa_train.training.initial_weights import starting_weights
@@ -135,3 +136,21 @@ def test_an_export_computes_in_the_dtype_that_is_asked_for(tmp_path):
     assert exact.fingerprint == rough.fingerprint
     for name, weight in exact.model.state_dict().items():
         assert torch.equal(rough.model.state_dict()[name], weight.bfloat16()), name
+
+
+def test_an_exports_weights_may_be_read_by_whom_its_config_may(tmp_path):
+    checkpoint(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "export")
+    modes = {path.stat().st_mode for path in (tmp_path / "export").iterdir()}
+    assert len(modes) == 1 and modes.pop() & 0o044
+
+
+def test_a_full_disk_names_the_export(tmp_path, monkeypatch):
+    def full(weights, path, metadata):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    checkpoint(tmp_path / "run")
+    monkeypatch.setattr("msa_train.interop.export.save_file", full)
+    with pytest.raises(FileError, match=r"/export: No space left on device; make room"):
+        export(tmp_path / "run", tmp_path / "export")
+    assert not (tmp_path / "export").exists()

@@ -107,3 +107,11 @@ def test_what_is_not_there_is_said(dataset, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="has no documents"):
         read_examples(str(tmp_path / "empty.jsonl"), tiny_tokenizer())
+
+
+def test_a_sentence_of_a_script_without_spaces_is_disturbed_too(tmp_path):
+    text = "本作以三大故事为主轴，分别是以武田信玄等人为主的故事。"
+    write_dataset(tmp_path / "zh", [Passage("z", "", text)], [])
+    (pair,) = read_examples(str(tmp_path / "zh"), tiny_tokenizer(), SELF_MADE).pairs
+    assert pair.question not in text and set(pair.question) <= set(text)
+    assert len(pair.question) >= len(text) // 2

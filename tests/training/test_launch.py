@@ -75,3 +75,21 @@ def test_a_schedulers_signal_goes_to_the_ranks(start, monkeypatch):
     assert start() == 0
     handlers[signal.SIGTERM]()
     assert stopped == [Launcher.pid]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "said"),
+    [(3, 1, "training.batch_samples is 2, which 3 data-parallel"), (3, 2, "--ranks is 3, which")],
+)
+def test_ranks_that_cannot_share_a_step_are_refused_before_they_start(
+    start, shards, tmp_path, monkeypatch, ranks, parallel, said
+):
+    monkeypatch.setattr(launching.subprocess, "Popen", None)
+    arguments = settings(
+        tmp_path / "run",
+        training__shards=shards,
+        training__batch_samples=2,
+        training__tensor_parallel=parallel,
+    )
+    with pytest.raises(ConfigError, match=said):
+        launching.launch(arguments, ranks, False)

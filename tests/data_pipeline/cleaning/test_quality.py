@@ -103,3 +103,15 @@ def test_the_answer_can_be_asked_for(folder, answers, stays):
 def test_impossible_bounds_are_named(settings, said):
     with pytest.raises(DataError, match=said):
         QualityRules(**settings)
+
+
+@pytest.mark.parametrize("mark", ["", "/", "_", "+", "="])
+def test_marks_in_base64_are_no_script_without_spaces(mark):
+    line = mark.join(["QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo"] * 40)
+    assert fault(line, min_words=1) == "word_length"
+    assert fault("战国无双是由光荣开发的系列。" + line, min_words=1) == "word_length"
+
+
+def test_texts_of_two_scripts_pass():
+    assert fault("战国无双是由光荣和ω-force开发的系列的正统第三续作（2009）。") is None
+    assert fault("The and/or rules of Pascal_case are well-known to us all, 我们也是。") is None

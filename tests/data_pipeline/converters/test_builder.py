@@ -73,6 +73,7 @@ def test_unknown_ids_are_an_error_and_empty_passages_are_none(builder):
     assert builder.find("B", "7") is None
     with pytest.raises(DataError, match=r"B, line 2: there is no passage '8' in the corpus"):
         builder.find("B, line 2", "8")
+    assert builder.judged("B", "7") is None
     assert builder.converted().left_out == {"empty passages": 1}
 
 

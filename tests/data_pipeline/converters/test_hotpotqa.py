@@ -10,6 +10,7 @@ from tests.data_pipeline.converters.files import (
     questions,
     steps,
     write_json,
+    write_jsonl,
 )
 
 BRIDGE = {
@@ -95,3 +96,23 @@ def test_a_bridge_has_steps_only_where_its_order_is_plain(tmp_path, change, firs
 def test_broken_hotpotqa(tmp_path, change, said):
     path = write_json(tmp_path / "a.json", [COMPARISON, BRIDGE | change])
     fails(tmp_path, "hotpotqa", [path], f"{path}, [1]: ", said)
+
+
+def test_rows_of_hugging_face_give_what_the_file_gives(tmp_path):
+    columns = {
+        key: {first: [pair[0] for pair in BRIDGE[key]], second: [pair[1] for pair in BRIDGE[key]]}
+        for key, first, second in (
+            ("context", "title", "sentences"),
+            ("supporting_facts", "title", "sent_id"),
+        )
+    }
+    row = {key: value for key, value in BRIDGE.items() if key != "_id"} | columns
+    path = write_jsonl(tmp_path / "a.jsonl", {**row, "id": BRIDGE["_id"]})
+    convert("hotpotqa", [path], tmp_path / "rows")
+    convert("hotpotqa", [write_json(tmp_path / "a.json", [BRIDGE])], tmp_path / "list")
+    assert questions(tmp_path / "rows") == questions(tmp_path / "list") != []
+    assert passages(tmp_path / "rows") == passages(tmp_path / "list")
+    row["supporting_facts"] = {"title": ["Big Film"], "sent_id": []}
+    path = write_jsonl(tmp_path / "a.jsonl", {**row, "id": "1"})
+    said = 'line 1, supporting_facts: "title" has 1, "sent_id" 0: give as many'
+    fails(tmp_path, "hotpotqa", [path], said)

@@ -103,3 +103,13 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"[1, 2]")[:-9])
     with pytest.raises(DataError, match=r"cut.json.gz is no complete gzip file"):
         list(read_list(tmp_path / "cut.json.gz"))
+
+
+def test_what_no_text_can_hold_is_named_with_its_line(tmp_path):
+    path = write(tmp_path / "a.json", '[1,\n"\\ud83d\\ude00",\n{"a": "\\ud83d"}]')
+    elements = read_list(path)
+    assert [next(elements)[1] for _ in range(2)] == [1, "😀"]
+    with pytest.raises(DataError, match=r"a.json, line 3: 'a' holds half a surrogate pair"):
+        next(elements)
+    with pytest.raises(DataError, match=r"b.json, line 2: nested too deep"):
+        list(read_list(write(tmp_path / "b.json", "[1,\n" + "[" * 100_000)))

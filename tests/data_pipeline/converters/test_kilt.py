@@ -67,8 +67,19 @@ def test_broken_kilt(tmp_path, knowledge):
     ):
         record = {**KILT, "output": [{"answer": "x", "provenance": [source]}]}
         path = write_jsonl(tmp_path / "a.jsonl", KILT, record)
-        fails(tmp_path, "kilt", [path], f"{path}, line 2{said}", knowledge=knowledge)
+        fails(tmp_path, "kilt", [path], f"{path}, line 2{said}", strict=True, knowledge=knowledge)
     path = write_jsonl(tmp_path / "a.jsonl", KILT)
     write_jsonl(knowledge, {"wikipedia_id": "7", "wikipedia_title": "Cats", "text": "x"})
     fails(tmp_path, "kilt", [path], f"{knowledge}, line 1: \"text\" is 'x'", knowledge=knowledge)
     fails(tmp_path, "kilt", [path], "kilt needs --knowledge")
+
+
+def test_a_question_about_a_paragraph_that_is_not_there_is_left_out(tmp_path, knowledge):
+    record = {**KILT, "id": "2", "output": [{"provenance": [paragraph("7", 3)]}]}
+    path = write_jsonl(tmp_path / "a.jsonl", KILT, record)
+    converted = convert("kilt", [path], tmp_path / "out", knowledge=knowledge)
+    assert converted.questions == {"train": 1}
+    assert converted.left_out == {
+        "questions that an empty or missing passage answers": 1,
+        f"judgements of passages that are not in the corpus (the first: {path}, line 2: '7:3')": 1,
+    }

@@ -44,11 +44,11 @@ def test_msmarco_triples_of_ids(tmp_path, files):
 def test_broken_msmarco(tmp_path, files):
     for text, said in (
         ("7\t0\t1\n7\t0\n", "line 2: has 2 columns, not 3: give qid, pid, pid with tabs"),
-        ("7\t0\t1\n5\t0\t1\n", "line 2: the queries have no '5'"),
+        ("7\t0\t1\n5\t0\t1\n", "line 2: '5' is among the queries that are not in --queries"),
         ("7\t0\t9\n", "line 1: there is no passage '9' in the corpus"),
     ):
         path = write(tmp_path / "a.tsv", text)
-        fails(tmp_path, "msmarco", [path], f"{path}, {said}", **files)
+        fails(tmp_path, "msmarco", [path], f"{path}, {said}", strict=True, **files)
     only = {"queries": files["queries"]}
     fails(tmp_path, "msmarco", [path], "triples of ids need both --collection", **only)
     write(files["queries"], "7\twho\n7\thow\n")
@@ -57,3 +57,25 @@ def test_broken_msmarco(tmp_path, files):
     fails(tmp_path, "msmarco", [path], "collection.tsv, line 2: the passage id '0'", **files)
     path.write_bytes(b"a\tb\t\xff\n")
     fails(tmp_path, "msmarco", [path], f"{path}, line 1: not UTF-8")
+
+
+def test_triples_of_what_is_not_there_are_counted(tmp_path, files):
+    triples = write(tmp_path / "a.tsv", "7\t0\t9\n5\t0\t1\n8\t9\t1\n")
+    converted = convert("msmarco", [triples], tmp_path / "out", **files)
+    assert questions(tmp_path / "out") == [Question("7", "who", (), ("0",))]
+    assert [count for what, count in converted.left_out.items() if "judgements" in what] == [2, 2]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path):
+    triples = write(tmp_path / "a.tsv", "\ufeffwho\tcats\tdogs\n")
+    convert("msmarco", [triples], tmp_path / "out")
+    assert [question.question for question in questions(tmp_path / "out")] == ["who"]
+
+
+def test_judgements_without_triples(tmp_path, files):
+    qrels = write(tmp_path / "qrels.tsv", "7\t0\t0\t1\n7\t0\t1\t0\n8\t0\t1\t2\n")
+    convert("msmarco", [qrels], tmp_path / "out", **files)
+    assert questions(tmp_path / "out") == [
+        Question("7", "who", (), ("0",), (), ("1",)),
+        Question("8", "how", (), ("1",)),
+    ]

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from data_pipeline.converters import convert
-from data_pipeline.dataset import Question
+from data_pipeline.dataset import Question, read_passages
 from tests.data_pipeline.converters.files import fails, passages, questions, write, write_jsonl
 
 CATS = {"id": "1", "title": "Cats", "text": "Cats purr."}
@@ -68,3 +68,21 @@ def test_broken_passages(tmp_path, folder):
     path = write(tmp_path / "corpus.jsonl", json.dumps(CATS) + "\n{,}\n")
     fails(tmp_path, "jsonl", [path], f"{path}, line 2: not JSON")
     fails(tmp_path, "jsonl", [tmp_path], "questions.x.jsonl", splits=["x"])
+
+
+def test_metadata_is_kept_and_missing_ids_are_numbers(tmp_path):
+    write_jsonl(
+        tmp_path / "in" / "corpus.jsonl",
+        {"id": None, "text": "Cats purr.", "metadata": {"page": 1}},
+        {"id": "", "text": "Dogs bark.", "metadata": [2]},
+        {"text": "Dogs  bark.", "metadata": [3]},
+    )
+    write_jsonl(
+        tmp_path / "in" / "questions.train.jsonl", {"id": None, "question": "?", "positives": ["0"]}
+    )
+    converted = convert("jsonl", [tmp_path / "in"], tmp_path / "out")
+    found = list(read_passages(tmp_path / "out" / "corpus.jsonl"))
+    assert [(p.id, p.metadata) for p in found] == [("0", {"page": 1}), ("1", [2])]
+    assert questions(tmp_path / "out") == [Question("0", "?", (), ("0",))]
+    lost = "metadata of repeated passages that was not that of the first"
+    assert converted.left_out == {lost: 1}

@@ -1,11 +1,20 @@
 import copy
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.converters import convert
 from data_pipeline.dataset import Question
-from tests.data_pipeline.converters.files import fails, passages, questions, write, write_json
+from tests.data_pipeline.converters.files import (
+    fails,
+    passages,
+    questions,
+    write,
+    write_json,
+    write_jsonl,
+)
 
 QA = {
     "id": "56be85543aeaaa14008c9063",
@@ -98,3 +107,35 @@ def test_broken_files(tmp_path):
     fails(tmp_path, "squad", [path], f"{path}, line {line}: not JSON")
     path = write_json(tmp_path / "a.json", [])
     fails(tmp_path, "squad", [path], f'{path}, line 1: give a JSON object with a list "data"')
+
+
+ROWS = [
+    {"id": "1", "title": "A", "context": "Alan saw a bird.", "question": "Who saw a bird?",
+     "answers": {"text": ["Alan", "Alan"], "answer_start": [0, 0]}},
+    {"id": "2", "title": "A", "context": "Alan saw a bird.", "question": "Who saw a cat?",
+     "answers": {"text": [], "answer_start": []}},
+]  # fmt: skip
+
+
+def rows_of(folder, name):
+    """The rows in a file of a kind."""
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(ROWS), folder / name)
+        return folder / name
+    return write_jsonl(folder / name, *ROWS)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_rows_of_hugging_face(tmp_path, name):
+    converted = convert("squad", [rows_of(tmp_path, name)], tmp_path / "out")
+    assert (converted.passages, converted.left_out) == (1, {"unanswerable questions": 1})
+    (asked,) = questions(tmp_path / "out")
+    assert (asked.id, asked.question, asked.answers) == ("1", "Who saw a bird?", ("Alan",))
+    assert passages(tmp_path / "out") == {asked.positives[0]: ("A", "Alan saw a bird.")}
+
+
+def test_broken_rows(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS[0], {**ROWS[0], "answers": ["Alan"]})
+    fails(tmp_path, "squad", [path], f"{path}, line 2: \"answers\" is ['Alan']: give an object")
+    path = write(tmp_path / "a.parquet", "no table")
+    fails(tmp_path, "squad", [path], "a.parquet cannot be read as Parquet")

@@ -119,3 +119,14 @@ def test_a_stage_of_tokens_has_so_many(build, tokenizer):
     budget = TokenBudget(tokenizer, 100_000)
     total = sum(budget.tokens(builder.build(i).documents) for i in range(builder.samples[0]))
     assert total * 2 == pytest.approx(24_000, rel=0.2)
+
+
+def test_a_bank_with_nothing_to_learn_is_refused(build, monkeypatch):
+    builder = build(only("niah"))
+    empty = DrawnBank((Document(1, "a text"),), ())
+    for source in builder._sources[0].values():
+        monkeypatch.setattr(source, "bank", lambda *_: empty)
+    with pytest.raises(
+        DataError, match=r"stages\[0\]: a bank of the source niah .* nothing to learn"
+    ):
+        builder.build(0)

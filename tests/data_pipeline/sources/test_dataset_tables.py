@@ -105,3 +105,19 @@ def test_answers_that_say_nothing_are_not_looked_for():
     assert holds_answer("The Tiber flows.", ["tiber"])
     assert not holds_answer("yes, 12 of them", ["yes", "12", ""])
     assert holds_answer("战国无双是光荣开发的", ["光荣"])
+
+
+def test_a_title_alone_is_a_text_that_questions_can_find(tmp_path, tokenizer):
+    passages = [
+        Passage("t", "A title alone", ""),
+        Passage("e", "", " "),
+        Passage("x", "X", "Text."),
+    ]
+    asked = ("train", Question("q", "Which?", (), ("t",)))
+    write_dataset(tmp_path / "set", passages, [asked])
+    for titles in (True, False):
+        config = DatasetConfig(str(tmp_path / "set"), titles=titles)
+        tables = prepare(config, "train", 256, tokenizer, tmp_path / "prepared")
+        first, _ = open_table(tables / PASSAGES).to_pylist()
+        assert first == {"id": "t", "title": "", "text": "A title alone"}
+        assert open_table(tables / QUESTIONS)["steps"].to_pylist() == [[[0]]]

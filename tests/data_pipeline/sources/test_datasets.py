@@ -174,3 +174,41 @@ def test_a_stage_may_only_shorten_documents(folder, tokenizer, tmp_path):
     inputs = SourceInputs("cities", tokenizer, NumberConfig(), tmp_path)
     whole, short = (DatasetSource.make(stage, inputs) for stage in stages[1:3])
     assert whole.name == "cities" and len(short) > len(whole)
+
+
+CHINESE = "战国无双是光荣开发的游戏。本作以三大故事为主轴，分别是以武田信玄等人为主。好。"
+
+
+def of_texts(folder, tokenizer, texts, **settings):
+    """A source whose questions are made of its texts."""
+    write_dataset(folder / "set", [Passage(f"p{i}", "", t) for i, t in enumerate(texts)], [])
+    config = DatasetConfig(
+        str(folder / "set"), tasks={"inverse_cloze": 1}, made_held_out_share=0.0, **settings
+    )
+    tables = prepare(config, None, 256, tokenizer, folder / "prepared")
+    return DatasetSource("made", config, tables, NumberConfig())
+
+
+def test_a_sentence_of_a_script_without_spaces_asks_for_its_passage(tmp_path, tokenizer, rng):
+    source = of_texts(tmp_path, tokenizer, [CHINESE, CHINESE[::-1]])
+    asked = {q.question for q in source.bank(rng, 2, 2).queries}
+    assert len(asked) == 2 and "好。" not in asked
+    assert asked & {CHINESE[:13], CHINESE[13:-2]}
+
+
+def test_a_bank_without_a_sentence_that_asks_goes_on_to_one(tmp_path, tokenizer):
+    short = [f"Short {i}." for i in range(30)]
+    source = of_texts(tmp_path, tokenizer, [*short, "It rained on the harbour. We stayed in."])
+    for place in range(31):
+        (query,) = source.bank(np.random.default_rng(place), 4, 1, place=place).queries
+        assert query.question == "It rained on the harbour."
+
+
+def test_banks_without_a_question_are_refused_with_the_reason(tmp_path, tokenizer, rng, make):
+    source = of_texts(tmp_path, tokenizer, ["One sentence of some words alone.", "Short. Text."])
+    with pytest.raises(
+        DataError, match=r"data.datasets.made: nothing can be asked .*two sentences"
+    ):
+        source.bank(rng, 2, 2)
+    with pytest.raises(DataError, match="passages fit in a bank of 1 documents: raise "):
+        make(split="dev").bank(rng, 1, 1)
