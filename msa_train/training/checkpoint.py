@@ -13,9 +13,10 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,14 +25,13 @@ from safetensors.torch import save_file
 from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
-from msa_train.config import Config, load_config_file, to_plain
+from msa_train.config import Config, load_config_file
 from msa_train.errors import CheckpointError
 from msa_train.parallel.groups import DeepSpeedGroups
-from msa_train.stages import trained_alone
 from msa_train.training.engine import Engine
+from msa_train.training.resuming import changes, stages_over
 
 FOLDER, STATE = "checkpoints", "state.json"
-_ORDER = ("steps", "tokens", "epochs", "data")  # settings of a stage
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class RunState:
     """Where a run stands.
 
     loader: samples consumed. wandb_id: to continue in the same chart. skipped: steps so far whose
-    gradients were not finite. held_out: what held-out data gave before the first step.
+    gradients were not finite. held_out: what held-out data gave before the first step (empty: not
+    measured).
     """
 
     step: int
@@ -98,10 +99,14 @@ def find(output: Path) -> Path | None:
     return found[0]
 
 
-def load(engine: Engine, config: Config, target: Path) -> RunState:
-    """Continue from a checkpoint; every rank must call."""
+def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> RunState:
+    """Continue from a checkpoint; every rank must call. steps: of each stage.
+
+    Settings that have changed since are applied and shown, or refused by name: CheckpointError.
+    """
     state = RunState(**json.loads((target / STATE).read_text()))
-    _check_same(config, target)
+    old = load_config_file(target / "config.yaml")
+    changed = changes(old, config, target, stages_over(steps, state.step))
     if state.ranks != dist.get_world_size():
         raise CheckpointError(
             f"{target} was written by {state.ranks} ranks, {dist.get_world_size()} were started: "
@@ -111,39 +116,8 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
     own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
     torch.set_rng_state(own["cpu"])
     engine.model.queue.load_state_dict(own["queue"])
+    if changed and dist.get_rank() == 0:
+        print(f"changed since the checkpoint: {', '.join(changed)}", file=sys.stderr, flush=True)
+    if old.training.held_out_samples != config.training.held_out_samples:
+        return replace(state, held_out={})  # of other samples: nothing to compare with
     return state
-
-
-def _check_same(config: Config, target: Path) -> None:
-    """What the optimizer's state and the data order depend on must not have changed."""
-    old, new = to_plain(load_config_file(target / "config.yaml")), to_plain(config)
-    trains = [{stage["trains"] for stage in each["stages"]} for each in (old, new)]
-    if len({(trained_alone(each), "reader" in each) for each in trains}) > 1:
-        was, now = (", ".join(sorted(each)) for each in trains)
-        raise CheckpointError(
-            f"{target} was trained with stages[].trains {was}, not {now}, and its optimizer's "
-            "state is divided accordingly: set them back, or start a new run under another output"
-        )
-    for each in (old, new):  # of the stages, what the order of the data depends on
-        each["stages"] = [{key: stage[key] for key in _ORDER} for stage in each["stages"]]
-    for section in ("model", "data", "stages", "seed"):
-        if (where := _difference(old[section], new[section], section)) is not None:
-            raise CheckpointError(
-                f"{target} was trained with another {where}: set it back, or start a new run "
-                "under another output"
-            )
-    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples"):
-        if old["training"][key] != new["training"][key]:
-            raise CheckpointError(
-                f"{target} was trained with training.{key} {old['training'][key]}, not "
-                f"{new['training'][key]}: set it back"
-            )
-
-
-def _difference(old: Any, new: Any, where: str) -> str | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            if (found := _difference(old.get(key), new.get(key), f"{where}.{key}")) is not None:
-                return found
-        return None
-    return None if old == new else f"{where} ({old!r}, now {new!r})"

@@ -77,7 +77,7 @@ class Trainer:
             raise CheckpointError(
                 f"{found} exists: continue it with --resume, or start under another output"
             )
-        state = checkpoint.load(self.engine, self.config, found)
+        state = checkpoint.load(self.engine, self.config, found, self.schedule.steps)
         self.loader.load_state_dict(state.loader)
         self.skipped, self.held_out_start = state.skipped, state.held_out
         return state.step, state.wandb_id
@@ -124,7 +124,8 @@ class Trainer:
 
     def _evaluate_held_out(self) -> None:
         numbers, examples = self.held_out.evaluate(self.engine)
-        self.held_out_start = self.held_out_start or numbers
+        if not self.step:
+            self.held_out_start = numbers
         self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
         self.reporter.table("held_out/retrievals", self.step, COLUMNS, examples)
 
