@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
@@ -32,6 +34,7 @@ from msa_train.training.engine import Engine
 from msa_train.training.resuming import changes, stages_over
 
 FOLDER, STATE = "checkpoints", "state.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,33 +73,90 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
     if writes:
         part = DeepSpeedGroups.get_model_parallel_rank()
         save_file(weights, partial / f"weights-tp{part}.safetensors")
+    flaw = _flaw(weights, engine.skipped)
     dist.barrier()
-    shares = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, checkpoint_folders.digests(partial, rank, len(shares)))
+    found = _digests(partial)
     if rank == 0:
-        checkpoint_folders.seal(
-            partial, state.step, {name: d for share in shares for name, d in share.items()}
-        )
-        checkpoint_folders.forget_old(folder, config.training.keep_checkpoints)
+        checkpoint_folders.seal(partial, state.step, found, flaw)
+    written = folder / checkpoint_folders.name_of(state.step)
+    _rotate(folder, config.training.keep_checkpoints, written)
     dist.barrier()
-    return folder / checkpoint_folders.name_of(state.step)
+    return written
 
 
-def find(output: Path) -> Path | None:
-    """The newest undamaged checkpoint of a run, or None if it has none at all; rank 0 looks.
+def _flaw(weights: Mapping[str, Tensor], skipped: bool) -> str | None:
+    """Why nothing should go on from this state; weights: those that this rank writes."""
+    shares = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, all(bool(each.isfinite().all()) for each in weights.values()))
+    if not all(shares):
+        return checkpoint_folders.NOT_FINITE
+    return checkpoint_folders.SKIPPED if skipped else None
 
-    Damaged ones are named on standard error. Raises CheckpointError when all are damaged.
+
+def _digests(folder: Path) -> checkpoint_folders.Digests:
+    """Of a whole folder, which the ranks read in shares; what cannot be read has none."""
+    rank, shares = dist.get_rank(), [None] * dist.get_world_size()
+    try:
+        own = checkpoint_folders.digests(folder, rank, len(shares))
+    except OSError:
+        own = {}
+    dist.all_gather_object(shares, own)
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
+def _rotate(folder: Path, keep: int, written: Path) -> None:
+    """Remove what is older than the `keep` newest good checkpoints; every rank must call.
+
+    written: one that need not be read again. Damaged and flawed ones do not count.
     """
-    found: list[Path | CheckpointError | None] = [None]
+    complete = _of_rank_0(lambda: list(checkpoint_folders.newest_first(folder)))
+    good, place = 0, 0
+    while len(complete) > keep and place < len(complete) and good < keep:
+        good += _is_good(complete[place], written)
+        place += 1
+    if dist.get_rank() == 0 and good == keep:
+        for old in complete[place:]:
+            checkpoint_folders.remove(old)
+
+
+def _is_good(folder: Path, written: Path) -> bool:
+    if _of_rank_0(lambda: checkpoint_folders.flaw_of(folder)) is not None:
+        return False
+    if folder == written:
+        return True
+    found = _digests(folder)
+
+    def whole() -> bool:
+        try:
+            checkpoint_folders.check(folder, found)
+        except CheckpointError as error:
+            print(f"checkpoint does not count: {error}", file=sys.stderr, flush=True)
+            return False
+        return True
+
+    return _of_rank_0(whole)
+
+
+def _of_rank_0(look: Callable[[], T]) -> T:
+    """What rank 0 sees, on every rank: their views of a file system may differ for a moment."""
+    found: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            found = [checkpoint_folders.newest_good(output / FOLDER)]
+            found = [look()]
         except CheckpointError as error:
             found = [error]
     dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], CheckpointError):
         raise found[0]
     return found[0]
+
+
+def find(output: Path) -> Path | None:
+    """The newest good checkpoint of a run, or None if it has none at all; rank 0 looks.
+
+    Others are named on standard error. Raises CheckpointError when none is good.
+    """
+    return _of_rank_0(lambda: checkpoint_folders.newest_good(output / FOLDER))
 
 
 def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> RunState:

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.shards.loader import ShardLoader
-from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError
 from msa_train.model.batch import MemoryBatch
@@ -168,16 +167,25 @@ class Trainer:
             said = f"step {self.step} skipped: a loss or gradient was not finite"
             print(f"{said} ({self.skipped} so far)", file=sys.stderr, flush=True)
         if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
-            last = next(checkpoint_folders.newest_first(self.config.path / checkpoint.FOLDER), None)
-            what = (
-                f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or "
-                f"gradients that are not finite; the last good checkpoint is {last}"
-            )
-            self.reporter.alert("training diverged", what)
-            raise DivergedError(
-                f"{what}: continue it with --resume and a lower learning rate, or look at the "
-                "data of these steps"
-            )
+            raise self._diverged()
+
+    def _diverged(self) -> DivergedError:
+        """Every rank must call."""
+        what = (
+            f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or gradients "
+            "that are not finite"
+        )
+        try:
+            good = checkpoint.find(self.config.path)
+        except CheckpointError:
+            good = None
+        then = (
+            "there is no good checkpoint: start again under another output, with a lower"
+            if good is None
+            else f"the last good checkpoint is {good}: continue it with --resume and a lower"
+        )
+        self.reporter.alert("training diverged", f"{what}; {then} learning rate")
+        return DivergedError(f"{what}; {then} learning rate, or look at the data of these steps")
 
     def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""

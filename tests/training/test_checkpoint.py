@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and what would not continue the same run is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -28,6 +29,8 @@ class Queue:
 class FileEngine:
     """An engine whose state is a file."""
 
+    skipped = False
+
     def __init__(self, value):
         self.value, self.queue = value, Queue(torch.full((2,), float(value)))
         self.model = self
@@ -47,8 +50,14 @@ def config(megatron, tmp_path):
     return load_config(settings(tmp_path / "run", training__keep_checkpoints=1))
 
 
-def save(config, value=7):
-    return checkpoint.save(FileEngine(value), config, tiny_tokenizer(), STATE)
+def save(config, value=7, step=2, skipped=False):
+    engine, state = FileEngine(value), dataclasses.replace(STATE, step=step)
+    engine.skipped = skipped
+    return checkpoint.save(engine, config, tiny_tokenizer(), state)
+
+
+def steps(config):
+    return [int(path.name[-3:]) for path in sorted(config.path.glob("checkpoints/step-*"))]
 
 
 def test_what_is_saved_comes_back(config):
@@ -132,3 +141,33 @@ def test_held_out_numbers_of_other_samples_are_not_compared(config):
     folder = save(config)
     again = load_config(settings(config.path, training__held_out_samples=5))
     assert checkpoint.load(FileEngine(0), again, folder, [4]).held_out == {}
+
+
+def test_a_damaged_checkpoint_does_not_count_when_old_ones_go(config, capsys):
+    """One of a later step is damaged, and the run goes on from an earlier one."""
+    save(config, step=2)
+    (save(config, step=8) / "engine").write_text("damaged")
+    good = save(config, step=5)
+    assert steps(config) == [5, 8] and checkpoint.find(config.path) == good
+    two = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, keep_checkpoints=2)
+    )
+    (save(two, step=6) / "engine").unlink()
+    save(two, step=7)
+    assert steps(config) == [5, 6, 7, 8], "7 and 5 are the two"
+    assert "step-000000006/engine is missing" in capsys.readouterr().err
+    save(two, step=8)
+    assert steps(config) == [7, 8], "what is older than the two goes, damaged or not"
+
+
+@pytest.mark.parametrize(
+    "value, skipped", [(float("inf"), False), (float("nan"), False), (7, True)]
+)
+def test_in_a_streak_nothing_healthy_goes(config, capsys, value, skipped):
+    good = save(config, step=2)
+    for step in (3, 4, 5):
+        save(config, value, step, skipped)
+    assert steps(config) == [2, 3, 4, 5] and checkpoint.find(config.path) == good
+    assert "passed over" in capsys.readouterr().err
+    save(config, step=6)
+    assert steps(config) == [6]
