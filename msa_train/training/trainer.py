@@ -199,13 +199,19 @@ class Trainer:
 
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
         numbers["skipped_steps"] = self.skipped
-        numbers["skipped_samples"] = self.loader.reader.skipped
+        numbers["skipped_samples"] = self._samples_skipped()
         numbers["step_ms"] = step_s * 1e3
         numbers["data_wait"] = wait_s / step_s
         numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
         numbers["active_tokens_per_s"] = numbers.pop("active_tokens") / step_s
         numbers |= _gates(self.engine)
         self.reporter.log(self.step, numbers)
+
+    def _samples_skipped(self) -> int:
+        """By all data-parallel ranks since this start of the run; each must call."""
+        count = torch.tensor(self.loader.reader.skipped, device=self.engine.device)
+        dist.all_reduce(count, group=self.group)
+        return int(count)
 
     def _save(self) -> None:
         state = checkpoint.RunState(
