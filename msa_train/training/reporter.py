@@ -144,10 +144,10 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:  # the line that was being written
+        except (ValueError, KeyError, TypeError):  # the line that was being written
             break
-    files.replace_file(path, "".join(kept))
+    files.replace_file(path, b"".join(kept))

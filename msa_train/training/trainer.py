@@ -86,20 +86,21 @@ class Trainer:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if self.held_out is not None and not self.step:
             self._evaluate_held_out()
-        saved, waited, began = self.step, 0.0, time.perf_counter()
+        saved = logged = self.step
+        waited, began = 0.0, time.perf_counter()
         while self.step < self.schedule.total:
             fetch = time.perf_counter()
             batches = [next(self.loader) for _ in range(self.samples)]
             waited += time.perf_counter() - fetch
-            logs = (self.step + 1) % self.settings.log_every == 0
+            logs = self._is_time_for(self.settings.log_every, self.step + 1)
             numbers, stop = self._train_step(batches, logs)
             self.step += 1
             self._count_skipped()
             if logs:
-                steps_s = (time.perf_counter() - began) / self.settings.log_every
-                self._report(numbers, steps_s, waited / self.settings.log_every)
+                count, logged = self.step - logged, self.step
+                self._report(numbers, (time.perf_counter() - began) / count, waited / count)
                 waited, began = 0.0, time.perf_counter()
-            if self._is_time_for(self.settings.held_out_every):
+            if self._is_time_for(self.settings.held_out_every, self.step):
                 spent = time.perf_counter()
                 self._evaluate_held_out()
                 began += time.perf_counter() - spent
@@ -117,9 +118,9 @@ class Trainer:
         self.loader.close()
         self.reporter.finish(code)
 
-    def _is_time_for(self, every: int) -> bool:
+    def _is_time_for(self, every: int, step: int) -> bool:
         """After every `every` steps and after the last one; 0: never."""
-        return bool(every) and (self.step % every == 0 or self.step == self.schedule.total)
+        return bool(every) and (step % every == 0 or step == self.schedule.total)
 
     def _evaluate_held_out(self) -> None:
         numbers, examples = self.held_out.evaluate(self.engine)

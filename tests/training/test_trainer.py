@@ -18,9 +18,14 @@ def main(arguments):
 
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
-    """(folder, result) of a run of four steps that is stopped after two and resumed."""
+    """(folder, result) of a run of four steps that is stopped after two and resumed; beside it
+    another, `brief`, logs every three steps."""
     folder = tmp_path_factory.mktemp("run") / "stopped"
-    runs = [{"arguments": settings(folder, training__shards=shards), "stop_after": 2}]
+    brief = settings(folder.with_name("brief"), training__shards=shards, training__log_every=3)
+    runs = [
+        {"arguments": settings(folder, training__shards=shards), "stop_after": 2},
+        {"arguments": brief},
+    ]
     return folder, run_ranks(1, train_all, runs)[0][0]
 
 
@@ -31,6 +36,13 @@ def test_a_stopped_run_goes_on_to_its_last_step(trained):
     assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == [
         "step-000000002", "step-000000004",
     ]  # fmt: skip
+
+
+def test_the_last_step_is_logged_whatever_the_interval(trained):
+    """So a run shorter than training.log_every says something too."""
+    rows, every = logged(trained[0].with_name("brief")), logged(trained[0])
+    assert [row["step"] for row in rows] == [3, 4]
+    assert [row["loss/lm"] for row in rows] == [row["loss/lm"] for row in every[2:]]
 
 
 def test_every_logged_step_has_its_numbers(trained):
