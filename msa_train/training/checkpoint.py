@@ -13,11 +13,9 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,12 +27,12 @@ from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file
 from msa_train.errors import CheckpointError
-from msa_train.parallel.groups import DeepSpeedGroups
+from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
 from msa_train.training.engine import Engine
 from msa_train.training.resuming import changes, stages_over
+from msa_train.training.saying import say
 
 FOLDER, STATE = "checkpoints", "state.json"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def _rotate(folder: Path, keep: int, written: Path) -> None:
 
     written: one that need not be read again. Damaged and flawed ones do not count.
     """
-    complete = _of_rank_0(lambda: list(checkpoint_folders.newest_first(folder)))
+    complete = of_rank_0(lambda: list(checkpoint_folders.newest_first(folder)))
     good, place = 0, 0
     while len(complete) > keep and place < len(complete) and good < keep:
         good += _is_good(complete[place], written)
@@ -120,7 +118,7 @@ def _rotate(folder: Path, keep: int, written: Path) -> None:
 
 
 def _is_good(folder: Path, written: Path) -> bool:
-    if _of_rank_0(lambda: checkpoint_folders.flaw_of(folder)) is not None:
+    if of_rank_0(lambda: checkpoint_folders.flaw_of(folder)) is not None:
         return False
     if folder == written:
         return True
@@ -130,25 +128,11 @@ def _is_good(folder: Path, written: Path) -> bool:
         try:
             checkpoint_folders.check(folder, found)
         except CheckpointError as error:
-            print(f"checkpoint does not count: {error}", file=sys.stderr, flush=True)
+            say(f"checkpoint does not count: {error}")
             return False
         return True
 
-    return _of_rank_0(whole)
-
-
-def _of_rank_0(look: Callable[[], T]) -> T:
-    """What rank 0 sees, on every rank: their views of a file system may differ for a moment."""
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            found = [look()]
-        except CheckpointError as error:
-            found = [error]
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], CheckpointError):
-        raise found[0]
-    return found[0]
+    return of_rank_0(whole)
 
 
 def find(output: Path) -> Path | None:
@@ -156,7 +140,7 @@ def find(output: Path) -> Path | None:
 
     Others are named on standard error. Raises CheckpointError when none is good.
     """
-    return _of_rank_0(lambda: checkpoint_folders.newest_good(output / FOLDER))
+    return of_rank_0(lambda: checkpoint_folders.newest_good(output / FOLDER))
 
 
 def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> RunState:
@@ -177,7 +161,7 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     torch.set_rng_state(own["cpu"])
     engine.model.queue.load_state_dict(own["queue"])
     if changed and dist.get_rank() == 0:
-        print(f"changed since the checkpoint: {', '.join(changed)}", file=sys.stderr, flush=True)
+        say(f"changed since the checkpoint: {', '.join(changed)}")
     if old.training.held_out_samples != config.training.held_out_samples:
         return replace(state, held_out={})  # of other samples: nothing to compare with
     return state

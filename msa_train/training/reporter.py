@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from data_pipeline import files
 from msa_train.config import Config
 from msa_train.training.metrics import Numbers
+from msa_train.training.saying import say
 from msa_train.training.tracking.start import start
 
 ALERT_EVERY_S = 600  # alerts with the same title
@@ -75,7 +75,7 @@ class Reporter:
         if not self._reports or now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S:
             return
         self._alerted[title] = now
-        print(f"{title}: {text}", file=sys.stderr, flush=True)
+        say(f"{title}: {text}")
         self._tracker.alert(title, text)
 
     def checkpoint(self, folder: Path, step: int, aliases: Sequence[str] = ()) -> None:
@@ -91,18 +91,16 @@ class Reporter:
     def _line(self, step: int, numbers: Numbers) -> None:
         done = max(1, step - self._first)
         left = (time.monotonic() - self._began) / done * (self._total - step)
-        print(
+        say(
             f"step {step:>5}/{self._total}  lm {numbers['loss/lm']:.3f}  "
             f"router {numbers['loss/router']:.3f}  recall@1 {numbers['router/recall@1']:.3f}  "
             f"lr {numbers['lr']:.1e}  {numbers['step_ms']:.0f} ms  "
-            f"{int(left) // 60}:{int(left) % 60:02d} left",
-            file=sys.stderr,
-            flush=True,
+            f"{int(left) // 60}:{int(left) % 60:02d} left"
         )
 
     def _held_out_line(self, step: int, numbers: Numbers) -> None:
         shown = (f"{key.removeprefix('held_out/')} {value:.3f}" for key, value in numbers.items())
-        print(f"step {step:>5} held out: {', '.join(shown)}", file=sys.stderr, flush=True)
+        say(f"step {step:>5} held out: {', '.join(shown)}")
 
 
 class JumpWatch:

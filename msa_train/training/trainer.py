@@ -1,6 +1,7 @@
 """The training loop: one process per rank, started by the deepspeed launcher.
 
-Exit codes: 0 all steps done, 143 stopped by SIGTERM after saving, otherwise the error's own code.
+Exit codes: 0 all steps done, 143 stopped after saving (SIGTERM, SIGINT, or a launcher that
+died), otherwise the error's own code.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from msa_train.model.megatron import MSAModel
 from msa_train.parallel import groups
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
-from msa_train.training import checkpoint
+from msa_train.training import checkpoint, launchers
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import COLUMNS, HeldOutEvaluation, forgetting
 from msa_train.training.initial_weights import starting_weights
 from msa_train.training.metrics import Numbers, StepMetrics
+from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
+from msa_train.training.saying import say
 
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -66,7 +69,7 @@ class Trainer:
         self.held_out_start: Numbers = {}
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
-        self.stopping = False
+        self.stopping = ""  # why the run is to stop
 
     def _start(self, resume: bool) -> tuple[int, str | None]:
         found = checkpoint.find(self.config.path)
@@ -82,8 +85,10 @@ class Trainer:
         return state.step, state.wandb_id
 
     def run(self) -> int:
-        """Train to the last step, or to SIGTERM. Returns the exit code."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        """Train to the last step, or until the run is to stop. Returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: self.stop(signal.Signals(number).name))
+        launchers.watch(lambda: self.stop("the launcher is gone"))
         if self.held_out is not None and not self.step:
             self._evaluate_held_out()
         saved = logged = self.step
@@ -108,7 +113,11 @@ class Trainer:
                 self._save()
                 saved = self.step
             if stop:
-                self.reporter.alert("training stopped", f"SIGTERM at step {self.step}")
+                self.reporter.alert(
+                    "training stopped",
+                    f"{self.stopping or 'another rank'} at step {self.step}, which is saved: "
+                    "continue with --resume",
+                )
                 return TERMINATED
         if saved < self.step:
             self._save()
@@ -166,7 +175,7 @@ class Trainer:
         self.skipped_in_a_row += 1
         if self.rank == 0:
             said = f"step {self.step} skipped: a loss or gradient was not finite"
-            print(f"{said} ({self.skipped} so far)", file=sys.stderr, flush=True)
+            say(f"{said} ({self.skipped} so far)")
         if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
             raise self._diverged()
 
@@ -192,7 +201,7 @@ class Trainer:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""
         own_labels = sum(batch.label_count for batch in batches)
         own_contexts = sum(batch.routed_context_count for batch in batches)
-        own = [own_labels, own_contexts, self.stopping]
+        own = [own_labels, own_contexts, bool(self.stopping)]
         counts = torch.tensor(own, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(counts, group=self.group)
         labels, contexts, stopping = counts.tolist()
@@ -227,8 +236,9 @@ class Trainer:
         final = ["final"] if self.step == self.schedule.total else []
         self.reporter.checkpoint(folder, self.step, final)
 
-    def _on_sigterm(self, *_: object) -> None:
-        self.stopping = True
+    def stop(self, why: str) -> None:
+        """Save after the step at hand, on all ranks, and end."""
+        self.stopping = self.stopping or why
 
 
 def _gates(engine: Engine) -> Numbers:
@@ -248,15 +258,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in arguments or sys.argv[1:] if not a.startswith("--local_rank")]
     resume = "--resume" in arguments
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
         groups.start(config.training.tensor_parallel, config.training.timeout_s)
-        config.path.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, resume)
+        lock = OutputLock(config.path)
         try:
-            code = trainer.run()
-        except DivergedError as error:
-            code = _explain(error)
-        trainer.close(code)
+            code = _train(config, resume)
+        finally:
+            lock.release()
     except ValueError as error:
         code = _explain(error)
     except Exception:  # a bug: its traceback is printed, and the other ranks are not left waiting
@@ -265,14 +274,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups.finish(code)
 
 
+def _train(config: Config, resume: bool) -> int:
+    trainer = Trainer(config, resume)
+    try:
+        code = trainer.run()
+    except DivergedError as error:
+        code = _explain(error)
+    trainer.close(code)
+    return code
+
+
 def _explain(error: ValueError) -> int:
     """Print a user's error once: rank 0 alone prints what every rank meets."""
     if not hasattr(error, "exit_code"):
         traceback.print_exc()
         return 1
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or not isinstance(error, (ConfigError, DivergedError)):
-        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+    if rank == "0" or not isinstance(error, (BusyOutputError, ConfigError, DivergedError)):
+        say(f"rank {rank}: {error}")
     return error.exit_code
 
 
