@@ -35,9 +35,10 @@ class Reporter:
         self._watches = {f"loss/{name}": JumpWatch(spreads) for name in ("lm", "router") if spreads}
         if self._reports:
             path = config.path / "metrics.jsonl"
-            _drop_after(path, first_step)
+            rows = _drop_after(path, first_step)
             self._file = path.open("a", buffering=1)
             self._tracker = start(config, wandb_id)
+            self._tracker.catch_up(rows)
             if (shards := config.manifest_folder).exists():
                 self._tracker.use_shards(shards)
 
@@ -137,15 +138,22 @@ def _recall(numbers: Numbers) -> float:
     return sum(recalls) / max(1, len(recalls))
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps: a killed run had done them after its last checkpoint."""
+def _drop_after(path: Path, step: int) -> list[tuple[int, Numbers]]:
+    """Drop the lines of later steps: a killed run had done them after its last checkpoint.
+
+    Returns the others, as (step, numbers).
+    """
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept, rows = [], []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            at = row.pop("step")
+            if at <= step:
+                rows.append((at, {k: math.nan if v is None else v for k, v in row.items()}))
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # the line that was being written
+        except (ValueError, KeyError, TypeError, AttributeError):  # the line that was being written
             break
     files.replace_file(path, b"".join(kept))
+    return rows
