@@ -18,6 +18,7 @@ from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
 from msa_train.training.launchers import STARTED_BY
+from msa_train.training.saying import say
 
 MODULE = "msa_train.training.trainer"
 
@@ -39,15 +40,19 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
     ]  # fmt: skip
     if resume:
         command.append("--resume")
+    folder = config.path / "checkpoints"
+    before = list(checkpoint_folders.newest_first(folder))
     code, stopped = _run(command, _environment(ranks), config.training.timeout_s)
     if code > 0 and not stopped:
         return code
     # The launcher says 0 even when one of its own processes was killed.
-    reached = checkpoint_folders.last_step(config.path / "checkpoints")
+    reached = checkpoint_folders.last_step(folder)
     steps = sum(ShardManifest.load(config.manifest_folder).steps)
     if code <= 0 and reached >= steps:
         return 0
     if stopped:
+        if list(checkpoint_folders.newest_first(folder)) == before:  # or its rank has said so
+            say("training stopped: no step was saved since it was started")
         return 128 + stopped
     raise RankError(
         f"the launcher ended at step {reached} of {steps} without an error: it or a rank was "

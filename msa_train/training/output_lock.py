@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from data_pipeline.locks import FileLock, HeldError
@@ -10,6 +11,7 @@ from msa_train.parallel.groups import of_rank_0
 from msa_train.training.saying import say
 
 LOCK = "run.lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some file systems of clusters
 
 
 class BusyOutputError(RankError):
@@ -38,10 +40,10 @@ class OutputLock:
                 "(kill -TERM), or set another output"
             ) from None
         except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be written and locked ({error}): set an output on a disk where "
-                "that works"
-            ) from error
+            if error.errno in _NO_LOCKS:
+                say(f"{path} cannot be locked here ({error}): see that no second run uses it")
+                return
+            raise ConfigError(f"{path} cannot be written ({error}): set another output") from error
         if self._lock.dead is not None:
             say(f"{self._output}: {self._lock.dead} died in it; this run takes over")
 

@@ -147,6 +147,16 @@ def test_ranks_whose_launcher_was_killed_are_waited_for_and_then_ended(run):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_was_stopped_says_so(start, monkeypatch, number, code):
+def test_a_run_that_was_stopped_says_so_once(start, monkeypatch, tmp_path, capsys, number, code):
     monkeypatch.setattr(launching, "_run", lambda *_: (143, number))
     assert start() == code
+    assert capsys.readouterr().err.count("training stopped: no step was saved") == 1
+
+    def save_and_end(*_):
+        (tmp_path / "run" / "checkpoints" / "step-000000001").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "step-000000001" / "seal.json").write_text("{")
+        return 143, number
+
+    monkeypatch.setattr(launching, "_run", save_and_end)
+    assert start() == code
+    assert "training stopped" not in capsys.readouterr().err, "the rank has said it"

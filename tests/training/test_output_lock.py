@@ -1,5 +1,6 @@
 """One run at a time in an output: the holder is named, and a dead one holds nothing."""
 
+import errno
 import os
 
 import pytest
@@ -30,5 +31,16 @@ def test_a_run_that_died_is_named_and_followed(megatron, tmp_path, capsys):
 
 def test_an_output_that_cannot_be_written_is_named(megatron, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="set an output on a disk"):
+    with pytest.raises(ConfigError, match="set another output"):
         OutputLock(tmp_path / "file")
+
+
+def test_a_file_system_without_locks_is_said_and_no_reason_to_stop(
+    megatron, tmp_path, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("data_pipeline.locks.fcntl.flock", refuse)
+    OutputLock(tmp_path).release()
+    assert "cannot be locked here" in capsys.readouterr().err
