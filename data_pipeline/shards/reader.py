@@ -6,6 +6,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Sample
 from data_pipeline.shards.manifest import TOKENIZER_FOLDER, ShardManifest, load_index, shard_name
@@ -18,9 +20,9 @@ class ShardReader:
 
     location: a folder, or a URL (http://, s3://, ... what fsspec knows), whose files are kept in
     `cache` as they are read, up to cache_gb.
-    skip_damaged: a sample that cannot be read is reported and counted in `skipped`, and another of
-    its stage is read in its place; otherwise it is an error. The size of every shard is checked at
-    once, so that a missing, empty or truncated one is known before training begins.
+    skip_damaged: a sample that cannot be read is reported, once, and another of its stage is read
+    in its place, which `skipped` counts; otherwise it is an error. The size of every shard is
+    checked at once, so that a missing, empty or truncated one is known before training begins.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class ShardReader:
         self.index = load_index(self.directory, self.manifest)
         self._skips = skip_damaged
         self.skipped = 0
+        self._told: set[int] = set()
+        self._missing: set[int] = set()
         self._check_shards()
 
     def __len__(self) -> int:
@@ -58,17 +62,37 @@ class ShardReader:
 
     def __getitem__(self, sample: int) -> Sample:
         """Raises DataError naming shard and sample when the file is missing, short or damaged."""
-        stage, tried = self.index["stage"][sample], sample
+        try:
+            return self._read(sample)
+        except DataError as error:
+            if not self._skips:
+                raise
+            self._tell(sample, error)
+            found = self._other(sample)
+            if found is None:
+                raise
+            self.skipped += 1
+            return found
+
+    def _other(self, sample: int) -> Sample | None:
+        """A readable sample of the same stage, drawn by the number of the one it stands in for.
+
+        So what stands in for a whole shard is spread over the stage, and is the same on any rank.
+        """
+        stage = self.index["stage"][sample]
         first, last = (int(self.index["stage"].searchsorted(stage + i)) for i in (0, 1))
-        while True:
+        for place in np.random.default_rng(sample).permutation(last - first):
             try:
-                return self._read(tried)
+                return self._read(first + int(place))
             except DataError as error:
-                tried = tried + 1 if tried + 1 < last else first
-                if not self._skips or tried == sample:  # all of the stage was tried
-                    raise
-                self.skipped += 1
-                print(f"skipped: {error}", file=sys.stderr, flush=True)
+                self._tell(first + int(place), error)
+        return None
+
+    def _tell(self, sample: int, error: DataError) -> None:
+        """Once for each sample; those of shards that are missing were announced together."""
+        if sample not in self._told and int(self.index["shard"][sample]) not in self._missing:
+            self._told.add(sample)
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._files.close()
@@ -98,6 +122,7 @@ class ShardReader:
             found = self._files.size(name)
             if found is None:
                 wrong.append(f"{name} is missing")
+                self._missing.add(shard)
             elif found != size:
                 wrong.append(
                     f"{name} is empty" if not found else f"{name} has {found} bytes, not {size}"

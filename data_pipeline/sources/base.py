@@ -120,6 +120,7 @@ class HeldOutBank:
         finds, beside one that is led astray. growth: answers in parts of the bank that hold
         evaluation.memory_tokens tokens, for each of `tasks`: beginnings of questions' ids (`single`
         of `single/...`).
+    seen: training asks these questions too, since nothing is held out.
     picture: name of a PNG file to draw (None: none); caption: of a picture of growth.
     """
 
@@ -128,6 +129,7 @@ class HeldOutBank:
     tasks: tuple[str, ...] = ()
     picture: str | None = None
     caption: str = ""
+    seen: bool = False
 
 
 def check_tasks(tasks: Mapping[str, float], known: Sequence[str], setting: str) -> None:

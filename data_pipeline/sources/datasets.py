@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dataset import find_file, read_passages, read_questions
+from data_pipeline.dataset import find_file, has_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
 from data_pipeline.scripts import count_words
@@ -130,13 +130,17 @@ class DatasetSource(Source):
 
     @classmethod
     def held_out_bank(cls, config: DatasetConfig, inputs, evaluation) -> HeldOutBank | None:
-        """The whole corpus, and every question of held_out_split."""
-        if config.held_out_split is None:
+        """The whole corpus, and every question of held_out_split.
+
+        Without that the questions of training are asked, and the bank says so; None without any.
+        """
+        split, length = config.held_out_split or config.split, config.document_tokens
+        if config.held_out_split is None and not has_file(config.path, f"questions.{split}"):
             return None
-        split, length = config.held_out_split, config.document_tokens
         tables = prepare(config, split, length, inputs.tokenizer, inputs.prepared)
         rng = np.random.default_rng((evaluation.seed, 2))
-        return HeldOutBank(whole_bank(tables, inputs.numbers, rng), "retrieval")
+        bank = whole_bank(tables, inputs.numbers, rng)
+        return HeldOutBank(bank, "retrieval", seen=config.held_out_split is None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = (self.name, self.config, self._tables, self.numbers, self._held_out, self._seed)

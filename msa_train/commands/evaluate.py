@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
 
@@ -31,10 +32,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     loaded = load_export(options.export)
     out = options.out or config.path
     out.mkdir(parents=True, exist_ok=True)
-    report = evaluate(loaded.model, loaded.tokenizer, config, out)
-    if options.json:
-        print_json(report)
-    else:
-        Console().print(tables(report))
+
+    def show(report: dict[str, Any]) -> None:
+        if options.json:
+            print_json(report)
+        else:
+            Console().print(tables(report))
+
+    evaluate(loaded.model, loaded.tokenizer, config, out, show)
+    if not options.json:
         print(f"report and pictures: {out}")
     return 0

@@ -245,7 +245,7 @@ _ROWS = {  # of the report, as they are shown
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    from msa_train.evaluation.plots import plot_methods
+    from msa_train.evaluation.plots import optional, plot_methods
 
     methods = {
         label: (report[_CORPUS][name], report["intervals"][name], colour)
@@ -254,11 +254,12 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     answers = [
         (each["question"], each["answer"], ", ".join(each["sources"])) for each in report["answers"]
     ]
-    plot_methods(
+    title = (
         f"Python's documentation: {report['questions']:,} questions, "
-        f"{report['documents']:,} documents",
-        methods, answers, path,
-    )  # fmt: skip
+        f"{report['documents']:,} documents"
+    )
+    with optional(path):
+        plot_methods(title, methods, answers, path)
 
 
 def _show(report: dict[str, Any], out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from msa_train.config import Config, to_plain
 from msa_train.evaluation.asking import Asker
 from msa_train.evaluation.jobs import usable_workers
 from msa_train.evaluation.nested_banks import nested_sections
-from msa_train.evaluation.plots import plot_growth, plot_recall, plot_training
+from msa_train.evaluation.plots import optional, plot_growth, plot_recall, plot_training
 from msa_train.evaluation.report import machine, write_report
 from msa_train.evaluation.whole_bank import whole_bank_section
 from msa_train.model.decoder import MSADecoder
@@ -21,12 +22,18 @@ REPORT, METRICS = "report.json", "metrics.jsonl"
 
 
 def evaluate(
-    model: MSADecoder, tokenizer: Tokenizer, config: Config, out_dir: Path
+    model: MSADecoder,
+    tokenizer: Tokenizer,
+    config: Config,
+    out_dir: Path,
+    show: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
     """Measures what the run's sources ask, writes out_dir/report.json and the pictures, returns the
     report.
 
-    The run's training curves are drawn too, where its metrics.jsonl is in config.path.
+    The run's training curves are drawn too, where its metrics.jsonl is in config.path; a picture
+    that cannot be drawn is named on standard error. show: gets the report before anything is
+    written, which may fail. A dataset that has nothing to ask stands under "not_asked".
     The caller may add its own keys (seconds, peak_rss_gb) and write the report again. Progress
     goes to standard error. Raises DataError where the settings leave too few questions.
     """
@@ -37,14 +44,17 @@ def evaluate(
     report: dict[str, Any] = {}
     pictures: dict[str, HeldOutBank] = {}
     for name in config.data.sources:
+        in_datasets = name in config.data.datasets
         if (held_out := _held_out(name, config, tokenizer)) is None:
+            if in_datasets:
+                report.setdefault("not_asked", []).append(name)
             continue
         if held_out.measure == "growth":
             report |= nested_sections(name, held_out, asker, settings, workers)
         else:
-            in_datasets = name in config.data.datasets
             part = report.setdefault("datasets", {}) if in_datasets else report
             part[name] = whole_bank_section(name, held_out, asker, settings, workers)
+            part[name]["seen"] = held_out.seen
         if held_out.picture:
             pictures[name] = held_out
     report |= {
@@ -54,16 +64,27 @@ def evaluate(
         "model": to_plain(model.config),
         "machine": machine(),
     }
+    show(report)
     write_report(report, out_dir / REPORT)
+    _draw(report, pictures, config, out_dir)
+    return report
+
+
+def _draw(
+    report: dict[str, Any], pictures: dict[str, HeldOutBank], config: Config, out_dir: Path
+) -> None:
+    """The pictures of sources, and of the run's training; one that fails is left out."""
     for name, held_out in pictures.items():
         path = out_dir / held_out.picture
-        if held_out.measure == "growth":
-            plot_growth(held_out.caption, report[name], path)
-        else:
-            plot_recall(config.data.source(name)[0].title, report[name], path)
-    if (metrics := config.path / METRICS).is_file():
-        plot_training(metrics, out_dir / "training.png")
-    return report
+        with optional(path):
+            if held_out.measure == "growth":
+                plot_growth(held_out.caption, report[name], path)
+            else:
+                plot_recall(config.data.source(name)[0].title, report[name], path)
+    metrics, path = config.path / METRICS, out_dir / "training.png"
+    if metrics.is_file():
+        with optional(path):
+            plot_training(metrics, path)
 
 
 def _held_out(name: str, config: Config, tokenizer: Tokenizer) -> HeldOutBank | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,12 +176,18 @@ def _bars(axis, x, width: float, values, bounds, label: str, colour: str) -> Non
 
 
 def _series(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """What a run wrote, without a last line that was cut off while it was written."""
     series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    for number, line in enumerate(metrics.read_text().splitlines(), 1):
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            raise DataError(f"{metrics}, line {number}: not JSON; was the run cut off?") from None
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise DataError(f"{metrics}, line {number}: not a row of metrics ({error})") from None
         for key, value in row.items():
             if "step" in row and key != "step" and isinstance(value, (int, float)):
                 series[key][0].append(row["step"])
@@ -213,6 +220,15 @@ def spoken_name(key: str) -> str:
         return key.split("/")[1]
     layer = re.search(r"layer_?(\d+)", key)
     return f"layer {layer[1]}" if layer else key.rpartition("/")[2].replace("_", " ")
+
+
+@contextmanager
+def optional(path: Path) -> Iterator[None]:
+    """For a block that draws `path`: a picture that fails is said, and ends nothing else."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, what the picture shows has been measured
+        print(f"no picture {path}: {error or type(error).__name__}", file=sys.stderr, flush=True)
 
 
 @contextmanager

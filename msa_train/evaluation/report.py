@@ -112,6 +112,10 @@ def tables(report: dict[str, Any]) -> Group:
             parts.append(_retrieval_table(source.title, report[name]))
     for name, section in report.get("datasets", {}).items():
         parts.append(_retrieval_table(name, section))
+    for name in report.get("not_asked", []):
+        parts.append(
+            Text(f"{name}: nothing to ask; give data.datasets.{name}.held_out_split questions\n")
+        )
     return Group(*parts, Text(LEGEND if grows else LEGEND_RETRIEVAL, style="dim"))
 
 
@@ -150,9 +154,9 @@ def _measure(name: str, section: dict[str, Any]) -> str:
 
 
 def _retrieval_table(name: str, section: dict[str, Any]) -> Table:
+    kind = "questions THAT TRAINING ASKS TOO" if section.get("seen") else "held-out questions"
     title = (
-        f"{name}: {section['questions']:,} held-out questions, "
-        f"bank of all {section['documents']:,} documents"
+        f"{name}: {section['questions']:,} {kind}, bank of all {section['documents']:,} documents"
     )
     table = _table(title)
     table.add_column("")

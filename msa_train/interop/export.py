@@ -118,7 +118,7 @@ def check_export(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
 
 
 def _checkpoint(source: Path) -> Path:
-    """A checkpoint folder as it is, or the newest undamaged one of a run."""
+    """A checkpoint folder as it is, or the newest good one of a run."""
     if (source / checkpoint_folders.SEAL).is_file():
         checkpoint_folders.check(source)
         return source

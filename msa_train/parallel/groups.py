@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from msa_train.errors import ConfigError, RankError
+from msa_train.errors import ConfigError, MSAError, RankError
 from msa_train.parallel.cpu import prepare_megatron
+
+T = TypeVar("T")
 
 
 class DeepSpeedGroups:
@@ -97,12 +102,30 @@ def sum_over_tensor_ranks(parameters: list[torch.nn.Parameter]) -> None:
         parameter.register_hook(reduce)
 
 
+def of_rank_0(look: Callable[[], T]) -> T:
+    """What rank 0 sees or does, told to every rank, all of which must call.
+
+    Their views of a file system may differ for a moment. An error of a user is raised on all.
+    """
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [look()]
+        except MSAError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], MSAError):
+        raise found[0]
+    return found[0]
+
+
 def finish(exit_code: int) -> None:
     """End this process at once: after gloo, interpreter exit aborts now and then."""
     if dist.is_initialized():
         if exit_code == 0:
             dist.barrier()
         dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
     os._exit(exit_code)

@@ -13,25 +13,26 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
-from msa_train.config import Config, load_config_file, to_plain
+from msa_train.config import Config, load_config_file
 from msa_train.errors import CheckpointError
-from msa_train.parallel.groups import DeepSpeedGroups
-from msa_train.stages import trained_alone
+from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
 from msa_train.training.engine import Engine
+from msa_train.training.resuming import changes, stages_over
+from msa_train.training.saying import say
 
 FOLDER, STATE = "checkpoints", "state.json"
-_ORDER = ("steps", "tokens", "epochs", "data")  # settings of a stage
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class RunState:
     """Where a run stands.
 
     loader: samples consumed. wandb_id: to continue in the same chart. skipped: steps so far whose
-    gradients were not finite. held_out: what held-out data gave before the first step.
+    gradients were not finite. held_out: what held-out data gave before the first step (empty: not
+    measured).
     """
 
     step: int
@@ -69,39 +71,86 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
     if writes:
         part = DeepSpeedGroups.get_model_parallel_rank()
         save_file(weights, partial / f"weights-tp{part}.safetensors")
+    flaw = _flaw(weights, engine.skipped)
     dist.barrier()
-    shares = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, checkpoint_folders.digests(partial, rank, len(shares)))
+    found = _digests(partial)
     if rank == 0:
-        checkpoint_folders.seal(
-            partial, state.step, {name: d for share in shares for name, d in share.items()}
-        )
-        checkpoint_folders.forget_old(folder, config.training.keep_checkpoints)
+        checkpoint_folders.seal(partial, state.step, found, flaw)
+    written = folder / checkpoint_folders.name_of(state.step)
+    _rotate(folder, config.training.keep_checkpoints, written)
     dist.barrier()
-    return folder / checkpoint_folders.name_of(state.step)
+    return written
+
+
+def _flaw(weights: Mapping[str, Tensor], skipped: bool) -> str | None:
+    """Why nothing should go on from this state; weights: those that this rank writes."""
+    shares = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, all(bool(each.isfinite().all()) for each in weights.values()))
+    if not all(shares):
+        return checkpoint_folders.NOT_FINITE
+    return checkpoint_folders.SKIPPED if skipped else None
+
+
+def _digests(folder: Path) -> checkpoint_folders.Digests:
+    """Of a whole folder, which the ranks read in shares; what cannot be read has none."""
+    rank, shares = dist.get_rank(), [None] * dist.get_world_size()
+    try:
+        own = checkpoint_folders.digests(folder, rank, len(shares))
+    except OSError:
+        own = {}
+    dist.all_gather_object(shares, own)
+    return {name: digest for share in shares for name, digest in share.items()}
+
+
+def _rotate(folder: Path, keep: int, written: Path) -> None:
+    """Remove what is older than the `keep` newest good checkpoints; every rank must call.
+
+    written: one that need not be read again. Damaged and flawed ones do not count.
+    """
+    complete = of_rank_0(lambda: list(checkpoint_folders.newest_first(folder)))
+    good, place = 0, 0
+    while len(complete) > keep and place < len(complete) and good < keep:
+        good += _is_good(complete[place], written)
+        place += 1
+    if dist.get_rank() == 0 and good == keep:
+        for old in complete[place:]:
+            checkpoint_folders.remove(old)
+
+
+def _is_good(folder: Path, written: Path) -> bool:
+    if of_rank_0(lambda: checkpoint_folders.flaw_of(folder)) is not None:
+        return False
+    if folder == written:
+        return True
+    found = _digests(folder)
+
+    def whole() -> bool:
+        try:
+            checkpoint_folders.check(folder, found)
+        except CheckpointError as error:
+            say(f"checkpoint does not count: {error}")
+            return False
+        return True
+
+    return of_rank_0(whole)
 
 
 def find(output: Path) -> Path | None:
-    """The newest undamaged checkpoint of a run, or None if it has none at all; rank 0 looks.
+    """The newest good checkpoint of a run, or None if it has none at all; rank 0 looks.
 
-    Damaged ones are named on standard error. Raises CheckpointError when all are damaged.
+    Others are named on standard error. Raises CheckpointError when none is good.
     """
-    found: list[Path | CheckpointError | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            found = [checkpoint_folders.newest_good(output / FOLDER)]
-        except CheckpointError as error:
-            found = [error]
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], CheckpointError):
-        raise found[0]
-    return found[0]
+    return of_rank_0(lambda: checkpoint_folders.newest_good(output / FOLDER))
 
 
-def load(engine: Engine, config: Config, target: Path) -> RunState:
-    """Continue from a checkpoint; every rank must call."""
+def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> RunState:
+    """Continue from a checkpoint; every rank must call. steps: of each stage.
+
+    Settings that have changed since are applied and shown, or refused by name: CheckpointError.
+    """
     state = RunState(**json.loads((target / STATE).read_text()))
-    _check_same(config, target)
+    old = load_config_file(target / "config.yaml")
+    changed = changes(old, config, target, stages_over(steps, state.step))
     if state.ranks != dist.get_world_size():
         raise CheckpointError(
             f"{target} was written by {state.ranks} ranks, {dist.get_world_size()} were started: "
@@ -111,39 +160,8 @@ def load(engine: Engine, config: Config, target: Path) -> RunState:
     own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
     torch.set_rng_state(own["cpu"])
     engine.model.queue.load_state_dict(own["queue"])
+    if changed and dist.get_rank() == 0:
+        say(f"changed since the checkpoint: {', '.join(changed)}")
+    if old.training.held_out_samples != config.training.held_out_samples:
+        return replace(state, held_out={})  # of other samples: nothing to compare with
     return state
-
-
-def _check_same(config: Config, target: Path) -> None:
-    """What the optimizer's state and the data order depend on must not have changed."""
-    old, new = to_plain(load_config_file(target / "config.yaml")), to_plain(config)
-    trains = [{stage["trains"] for stage in each["stages"]} for each in (old, new)]
-    if len({(trained_alone(each), "reader" in each) for each in trains}) > 1:
-        was, now = (", ".join(sorted(each)) for each in trains)
-        raise CheckpointError(
-            f"{target} was trained with stages[].trains {was}, not {now}, and its optimizer's "
-            "state is divided accordingly: set them back, or start a new run under another output"
-        )
-    for each in (old, new):  # of the stages, what the order of the data depends on
-        each["stages"] = [{key: stage[key] for key in _ORDER} for stage in each["stages"]]
-    for section in ("model", "data", "stages", "seed"):
-        if (where := _difference(old[section], new[section], section)) is not None:
-            raise CheckpointError(
-                f"{target} was trained with another {where}: set it back, or start a new run "
-                "under another output"
-            )
-    for key in ("zero_stage", "tensor_parallel", "precision", "batch_samples"):
-        if old["training"][key] != new["training"][key]:
-            raise CheckpointError(
-                f"{target} was trained with training.{key} {old['training'][key]}, not "
-                f"{new['training'][key]}: set it back"
-            )
-
-
-def _difference(old: Any, new: Any, where: str) -> str | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            if (found := _difference(old.get(key), new.get(key), f"{where}.{key}")) is not None:
-                return found
-        return None
-    return None if old == new else f"{where} ({old!r}, now {new!r})"

@@ -25,6 +25,7 @@ Part = Literal["router", "reader", "encoder"]
 # Elements that are reduced at once, beside the gradients, at least those of the largest weight.
 # DeepSpeed's ten times as many would be the whole of a small model once more.
 BUCKET = 50_000_000
+_OWN = ("betas", "weight_decay")  # settings of a group that DeepSpeed takes from a checkpoint
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
@@ -128,9 +129,15 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
+        """What a checkpoint holds, but for the settings: those stay this engine's."""
+        optimizer = self._engine.optimizer
+        own = [{name: group[name] for name in _OWN} for group in optimizer.param_groups]
         found, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if found is None:  # which DeepSpeed only logs
             raise CheckpointError(f"{folder / tag}: DeepSpeed found no state of this layout in it")
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group |= settings
+        optimizer.clip_grad = self._engine.gradient_clipping()
 
 
 def _import_deepspeed():

@@ -54,10 +54,15 @@ class HeldOutEvaluation:
         """Of the run's held-out samples; None where the settings ask for none."""
         if not config.training.held_out_every:
             return None
-        reader = ShardReader(config.path / "held_out")
+        reader = ShardReader(
+            config.held_out_shards,
+            cache=config.path / "held-out-cache",
+            cache_gb=config.training.cache_gb,
+        )
         if not reader.manifest.matches(config.held_out):
             raise ConfigError(
-                f"{reader.directory} was built from other settings: build it again (msa data build)"
+                f"{config.held_out_shards} was built from other settings: build it again (msa data "
+                "build)"
             )
         return cls(reader, collate, config.model.router_layers)
 

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import torch
 
 from data_pipeline.shards.manifest import ShardManifest
@@ -16,12 +18,15 @@ from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
 from msa_train.training.data import samples_per_rank
+from msa_train.training.launchers import STARTED_BY
+from msa_train.training.saying import say
 
 MODULE = "msa_train.training.trainer"
 
 
 def launch(arguments: list[str], ranks: int, resume: bool) -> int:
-    """Train with `ranks` local ranks and wait for them. Returns the first failing rank's exit code.
+    """Train with `ranks` local ranks and wait for them. Returns the first failing rank's exit code,
+    143 or 130 where SIGTERM or Ctrl-C ended the run after its checkpoint.
 
     arguments: `--config FILE --dotted.key value ...`, checked before anything is started.
     """
@@ -35,42 +40,104 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
             "give a multiple"
         )
     samples_per_rank(config, ranks // parallel)  # refused now, not by ranks that have started
+    # At level critical it says nothing about ranks that ended: they have said why themselves.
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks),
-        "--master_port", str(_free_port()), "--module", MODULE, *arguments,
+        "--master_port", str(_free_port()), "--log_level", "critical", "--module", MODULE,
+        *arguments,
     ]  # fmt: skip
     if resume:
         command.append("--resume")
-    launcher = subprocess.Popen(command, env=_environment(ranks))
-    # A scheduler's SIGTERM is for the ranks: they save, and end with it. DeepSpeed's launcher would
-    # die of it at once, and leave them behind.
-    signal.signal(signal.SIGTERM, lambda *_: _stop_ranks(launcher.pid))
-    if code := launcher.wait():
+    folder = config.path / "checkpoints"
+    before = list(checkpoint_folders.newest_first(folder))
+    code, stopped = _run(command, _environment(ranks), config.training.timeout_s)
+    if code > 0 and not stopped:
         return code
     # The launcher says 0 even when one of its own processes was killed.
-    reached = checkpoint_folders.last_step(config.path / "checkpoints")
+    reached = checkpoint_folders.last_step(folder)
     steps = sum(ShardManifest.load(config.manifest_folder).steps)
-    if reached < steps:
-        raise RankError(
-            f"the launcher ended at step {reached} of {steps} without an error: a rank was killed "
-            "from outside; continue with --resume"
-        )
-    return 0
+    if code <= 0 and reached >= steps:
+        return 0
+    if stopped:
+        if list(checkpoint_folders.newest_first(folder)) == before:  # or its rank has said so
+            say("training stopped: no step was saved since it was started")
+        return 128 + stopped
+    raise RankError(
+        f"the launcher ended at step {reached} of {steps} without an error: it or a rank was "
+        "killed from outside; continue with --resume"
+    )
 
 
-def _stop_ranks(launcher: int) -> None:
-    import psutil
+def _run(command: list[str], environment: dict[str, str], patience_s: float) -> tuple[int, int]:
+    """Exit code of a launcher, after which none of its processes lives, and the signal that ended
+    it early (0: none).
 
-    for process in psutil.Process(launcher).children(recursive=True):
+    It has a session of its own, so that Ctrl-C reaches this process alone: a signal makes the ranks
+    save and end, a second Ctrl-C kills them. DeepSpeed's launcher would die at once.
+    """
+    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+    stopped: list[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        impatient = number == signal.SIGINT and number in stopped
+        (_kill if impatient else _stop)(launcher.pid)
+        stopped.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        code = launcher.wait()
+        _wait_for_end(launcher.pid, patience_s)  # of ranks whose launcher was killed
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    return code, stopped[0] if stopped else 0
+
+
+def _members(session: int) -> list[psutil.Process]:
+    """Living processes of a session, whoever their parents are now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _stop(session: int) -> None:
+    """Ask the ranks to save and end; where there are none yet, end all that would start them."""
+    members = _members(session)
+    ranks = [each for each in members if _is_rank(each)]
+    for process in ranks or members:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if any(word.startswith("--local_rank") for word in process.cmdline()):
-                process.terminate()
+            process.terminate()
+
+
+def _kill(session: int) -> None:
+    for process in _members(session):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _wait_for_end(session: int, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while _members(session):
+        if time.monotonic() > deadline:
+            _kill(session)
+        time.sleep(0.1)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        return any(word.startswith("--local_rank") for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _environment(ranks: int) -> dict[str, str]:
     """The launcher's environment: this interpreter's scripts on PATH, cores shared by ranks."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
-    env = {**os.environ, "PATH": path}
+    env = {**os.environ, "PATH": path, STARTED_BY: str(os.getpid())}
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from data_pipeline import files
 from msa_train.config import Config
 from msa_train.training.metrics import Numbers
+from msa_train.training.saying import say
 from msa_train.training.tracking.start import start
 
 ALERT_EVERY_S = 600  # alerts with the same title
@@ -35,9 +35,10 @@ class Reporter:
         self._watches = {f"loss/{name}": JumpWatch(spreads) for name in ("lm", "router") if spreads}
         if self._reports:
             path = config.path / "metrics.jsonl"
-            _drop_after(path, first_step)
+            rows = _drop_after(path, first_step)
             self._file = path.open("a", buffering=1)
             self._tracker = start(config, wandb_id)
+            self._tracker.catch_up(rows)
             if (shards := config.manifest_folder).exists():
                 self._tracker.use_shards(shards)
 
@@ -75,7 +76,7 @@ class Reporter:
         if not self._reports or now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S:
             return
         self._alerted[title] = now
-        print(f"{title}: {text}", file=sys.stderr, flush=True)
+        say(f"{title}: {text}")
         self._tracker.alert(title, text)
 
     def checkpoint(self, folder: Path, step: int, aliases: Sequence[str] = ()) -> None:
@@ -91,18 +92,16 @@ class Reporter:
     def _line(self, step: int, numbers: Numbers) -> None:
         done = max(1, step - self._first)
         left = (time.monotonic() - self._began) / done * (self._total - step)
-        print(
+        say(
             f"step {step:>5}/{self._total}  lm {numbers['loss/lm']:.3f}  "
             f"router {numbers['loss/router']:.3f}  recall@1 {numbers['router/recall@1']:.3f}  "
             f"lr {numbers['lr']:.1e}  {numbers['step_ms']:.0f} ms  "
-            f"{int(left) // 60}:{int(left) % 60:02d} left",
-            file=sys.stderr,
-            flush=True,
+            f"{int(left) // 60}:{int(left) % 60:02d} left"
         )
 
     def _held_out_line(self, step: int, numbers: Numbers) -> None:
         shown = (f"{key.removeprefix('held_out/')} {value:.3f}" for key, value in numbers.items())
-        print(f"step {step:>5} held out: {', '.join(shown)}", file=sys.stderr, flush=True)
+        say(f"step {step:>5} held out: {', '.join(shown)}")
 
 
 class JumpWatch:
@@ -139,15 +138,22 @@ def _recall(numbers: Numbers) -> float:
     return sum(recalls) / max(1, len(recalls))
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps: a killed run had done them after its last checkpoint."""
+def _drop_after(path: Path, step: int) -> list[tuple[int, Numbers]]:
+    """Drop the lines of later steps: a killed run had done them after its last checkpoint.
+
+    Returns the others, as (step, numbers).
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+        return []
+    kept, rows = [], []
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            at = row.pop("step")
+            if at <= step:
+                rows.append((at, {k: math.nan if v is None else v for k, v in row.items()}))
                 kept.append(line)
-        except ValueError:  # the line that was being written
+        except (ValueError, KeyError, TypeError, AttributeError):  # the line that was being written
             break
-    files.replace_file(path, "".join(kept))
+    files.replace_file(path, b"".join(kept))
+    return rows

@@ -1,6 +1,7 @@
 """The training loop: one process per rank, started by the deepspeed launcher.
 
-Exit codes: 0 all steps done, 143 stopped by SIGTERM after saving, otherwise the error's own code.
+Exit codes: 0 all steps done, 143 stopped after saving (SIGTERM, SIGINT, or a launcher that
+died), otherwise the error's own code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.shards.loader import ShardLoader
-from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError, FileError, failed_writes
 from msa_train.model.batch import MemoryBatch
@@ -26,14 +26,16 @@ from msa_train.model.megatron import MSAModel
 from msa_train.parallel import groups
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
-from msa_train.training import checkpoint
+from msa_train.training import checkpoint, launchers
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import COLUMNS, HeldOutEvaluation, forgetting
 from msa_train.training.initial_weights import starting_weights
 from msa_train.training.metrics import Numbers, StepMetrics
+from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
+from msa_train.training.saying import say
 
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -67,7 +69,7 @@ class Trainer:
         self.held_out_start: Numbers = {}
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
-        self.stopping = False
+        self.stopping = ""  # why the run is to stop
 
     def _start(self, resume: bool) -> tuple[int, str | None]:
         found = checkpoint.find(self.config.path)
@@ -77,30 +79,33 @@ class Trainer:
             raise CheckpointError(
                 f"{found} exists: continue it with --resume, or start under another output"
             )
-        state = checkpoint.load(self.engine, self.config, found)
+        state = checkpoint.load(self.engine, self.config, found, self.schedule.steps)
         self.loader.load_state_dict(state.loader)
         self.skipped, self.held_out_start = state.skipped, state.held_out
         return state.step, state.wandb_id
 
     def run(self) -> int:
-        """Train to the last step, or to SIGTERM. Returns the exit code."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        """Train to the last step, or until the run is to stop. Returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: self.stop(signal.Signals(number).name))
+        launchers.watch(lambda: self.stop("the launcher is gone"))
         if self.held_out is not None and not self.step:
             self._evaluate_held_out()
-        saved, waited, began = self.step, 0.0, time.perf_counter()
+        saved = logged = self.step
+        waited, began = 0.0, time.perf_counter()
         while self.step < self.schedule.total:
             fetch = time.perf_counter()
             batches = [next(self.loader) for _ in range(self.samples)]
             waited += time.perf_counter() - fetch
-            logs = (self.step + 1) % self.settings.log_every == 0
+            logs = self._is_time_for(self.settings.log_every, self.step + 1)
             numbers, stop = self._train_step(batches, logs)
             self.step += 1
             self._count_skipped()
             if logs:
-                steps_s = (time.perf_counter() - began) / self.settings.log_every
-                self._report(numbers, steps_s, waited / self.settings.log_every)
+                count, logged = self.step - logged, self.step
+                self._report(numbers, (time.perf_counter() - began) / count, waited / count)
                 waited, began = 0.0, time.perf_counter()
-            if self._is_time_for(self.settings.held_out_every):
+            if self._is_time_for(self.settings.held_out_every, self.step):
                 spent = time.perf_counter()
                 self._evaluate_held_out()
                 began += time.perf_counter() - spent
@@ -108,7 +113,11 @@ class Trainer:
                 self._save()
                 saved = self.step
             if stop:
-                self.reporter.alert("training stopped", f"SIGTERM at step {self.step}")
+                self.reporter.alert(
+                    "training stopped",
+                    f"{self.stopping or 'another rank'} at step {self.step}, which is saved: "
+                    "continue with --resume",
+                )
                 return TERMINATED
         if saved < self.step:
             self._save()
@@ -118,13 +127,14 @@ class Trainer:
         self.loader.close()
         self.reporter.finish(code)
 
-    def _is_time_for(self, every: int) -> bool:
+    def _is_time_for(self, every: int, step: int) -> bool:
         """After every `every` steps and after the last one; 0: never."""
-        return bool(every) and (self.step % every == 0 or self.step == self.schedule.total)
+        return bool(every) and (step % every == 0 or step == self.schedule.total)
 
     def _evaluate_held_out(self) -> None:
         numbers, examples = self.held_out.evaluate(self.engine)
-        self.held_out_start = self.held_out_start or numbers
+        if not self.step:
+            self.held_out_start = numbers
         self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
         self.reporter.table("held_out/retrievals", self.step, COLUMNS, examples)
 
@@ -165,24 +175,33 @@ class Trainer:
         self.skipped_in_a_row += 1
         if self.rank == 0:
             said = f"step {self.step} skipped: a loss or gradient was not finite"
-            print(f"{said} ({self.skipped} so far)", file=sys.stderr, flush=True)
+            say(f"{said} ({self.skipped} so far)")
         if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
-            last = next(checkpoint_folders.newest_first(self.config.path / checkpoint.FOLDER), None)
-            what = (
-                f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or "
-                f"gradients that are not finite; the last good checkpoint is {last}"
-            )
-            self.reporter.alert("training diverged", what)
-            raise DivergedError(
-                f"{what}: continue it with --resume and a lower learning rate, or look at the "
-                "data of these steps"
-            )
+            raise self._diverged()
+
+    def _diverged(self) -> DivergedError:
+        """Every rank must call."""
+        what = (
+            f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or gradients "
+            "that are not finite"
+        )
+        try:
+            good = checkpoint.find(self.config.path)
+        except CheckpointError:
+            good = None
+        then = (
+            "there is no good checkpoint: start again under another output, with a lower"
+            if good is None
+            else f"the last good checkpoint is {good}: continue it with --resume and a lower"
+        )
+        self.reporter.alert("training diverged", f"{what}; {then} learning rate")
+        return DivergedError(f"{what}; {then} learning rate, or look at the data of these steps")
 
     def _global_counts(self, batches: list[MemoryBatch]) -> tuple[float, float, bool]:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""
         own_labels = sum(batch.label_count for batch in batches)
         own_contexts = sum(batch.routed_context_count for batch in batches)
-        own = [own_labels, own_contexts, self.stopping]
+        own = [own_labels, own_contexts, bool(self.stopping)]
         counts = torch.tensor(own, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(counts, group=self.group)
         labels, contexts, stopping = counts.tolist()
@@ -190,13 +209,19 @@ class Trainer:
 
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
         numbers["skipped_steps"] = self.skipped
-        numbers["skipped_samples"] = self.loader.reader.skipped
+        numbers["skipped_samples"] = self._samples_skipped()
         numbers["step_ms"] = step_s * 1e3
         numbers["data_wait"] = wait_s / step_s
         numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
         numbers["active_tokens_per_s"] = numbers.pop("active_tokens") / step_s
         numbers |= _gates(self.engine)
         self.reporter.log(self.step, numbers)
+
+    def _samples_skipped(self) -> int:
+        """By all data-parallel ranks since this start of the run; each must call."""
+        count = torch.tensor(self.loader.reader.skipped, device=self.engine.device)
+        dist.all_reduce(count, group=self.group)
+        return int(count)
 
     def _save(self) -> None:
         state = checkpoint.RunState(
@@ -212,8 +237,9 @@ class Trainer:
         final = ["final"] if self.step == self.schedule.total else []
         self.reporter.checkpoint(folder, self.step, final)
 
-    def _on_sigterm(self, *_: object) -> None:
-        self.stopping = True
+    def stop(self, why: str) -> None:
+        """Save after the step at hand, on all ranks, and end."""
+        self.stopping = self.stopping or why
 
 
 def _gates(engine: Engine) -> Numbers:
@@ -233,15 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in arguments or sys.argv[1:] if not a.startswith("--local_rank")]
     resume = "--resume" in arguments
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
         groups.start(config.training.tensor_parallel, config.training.timeout_s)
-        config.path.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, resume)
+        lock = OutputLock(config.path)
         try:
-            code = trainer.run()
-        except DivergedError as error:
-            code = _explain(error)
-        trainer.close(code)
+            code = _train(config, resume)
+        finally:
+            lock.release()
     except ValueError as error:
         code = _explain(error)
     except OSError as error:
@@ -252,14 +277,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups.finish(code)
 
 
+def _train(config: Config, resume: bool) -> int:
+    trainer = Trainer(config, resume)
+    try:
+        code = trainer.run()
+    except DivergedError as error:
+        code = _explain(error)
+    trainer.close(code)
+    return code
+
+
 def _explain(error: ValueError) -> int:
     """Print a user's error once: rank 0 alone prints what every rank meets."""
     if not hasattr(error, "exit_code"):
         traceback.print_exc()
         return 1
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or not isinstance(error, (ConfigError, DivergedError)):
-        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+    if rank == "0" or not isinstance(error, (BusyOutputError, ConfigError, DivergedError)):
+        say(f"rank {rank}: {error}")
     return error.exit_code
 
 

@@ -17,7 +17,7 @@ def evaluated(monkeypatch):
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
     monkeypatch.setattr(
         "msa_train.evaluation.evaluate.evaluate",
-        lambda model, tokenizer, config, out: found.append(out) or {"rows": []},
+        lambda model, tokenizer, config, out, show: found.append(out) or show({"rows": []}),
     )
     return found
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 from data_pipeline.shards.build import build_shards
 from msa_train import checkpoint_folders
@@ -16,28 +17,58 @@ from tests.distributed.runs import logged, settings
 STAGES = "[{name: main, steps: 5000, epochs: 2500, lr: 1e-3}]"
 
 
-def test_sigterm_reaches_the_ranks_and_they_save(tmp_path):
+MSA = [sys.executable, "-m", "msa_train.cli", "train", "--ranks", "2"]
+DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2",
+             "--master_port", "29617", "launch/train.py"]  # fmt: skip
+
+
+def ctrl_c(process):
+    """What a terminal does: all processes of the foreground group get it."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def sigterm(process):
+    process.send_signal(signal.SIGTERM)
+
+
+def sigkill(process):
+    process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("command", "end", "code"),
+    [
+        (MSA, sigterm, 143),
+        pytest.param(MSA, ctrl_c, 130, marks=pytest.mark.slow),
+        pytest.param(MSA, sigkill, -9, marks=pytest.mark.slow),
+        pytest.param(DEEPSPEED, sigterm, -15, marks=pytest.mark.slow),
+        pytest.param(DEEPSPEED, sigkill, -9, marks=pytest.mark.slow),
+    ],
+)
+def test_however_it_is_ended_the_ranks_save_and_nobody_is_left(tmp_path, command, end, code):
     arguments = settings(tmp_path / "run", stages=STAGES)
     config = load_config(arguments)
     build_shards(config.corpus, tmp_path / "run" / "shards", 1)
     config.save(tmp_path / "run.yaml")
-    log = (tmp_path / "log").open("w")
-    command = [sys.executable, "-m", "msa_train.cli", "train", "--ranks", "2"]
-    process = subprocess.Popen(
-        [*command, "--config", str(tmp_path / "run.yaml")],
-        stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--config", str(tmp_path / "run.yaml")],
+            stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        )  # fmt: skip
     try:
-        _wait(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and logged(config.path), 120)
+        _wait(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and logged(config.path), 300)
         family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143, (tmp_path / "log").read_text()[-2000:]
+        end(process)
+        assert process.wait(100) == code, (tmp_path / "log").read_text()[-2000:]
     finally:
         process.kill()
-    _, alive = psutil.wait_procs(family, timeout=40)
-    assert not alive, "nothing is left behind"
+    _, alive = psutil.wait_procs(family, timeout=90 if code < 0 else 5)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     step = checkpoint_folders.last_step(config.path / "checkpoints")
     assert 0 < step < 5000 and logged(config.path)[-1]["step"] == step
+    said = (tmp_path / "log").read_text()
+    assert said.count("training stopped") == 1 and "Traceback" not in said, said[-2000:]
 
 
 def _wait(found, seconds):

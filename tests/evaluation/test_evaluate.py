@@ -1,14 +1,19 @@
 """The whole evaluation on a tiny model: what the report holds."""
 
+import io
 import json
 from dataclasses import replace
+from shutil import copyfile
 
 import pytest
+from rich.console import Console
 
+from data_pipeline.dataset import find_file
 from data_pipeline.schema import Document, Query
-from data_pipeline.sources.base import DrawnBank, HeldOutBank
+from data_pipeline.sources.base import BankConfig, DrawnBank, HeldOutBank
 from data_pipeline.sources.pydocs import PydocsSource
 from msa_train.evaluation.evaluate import evaluate
+from msa_train.evaluation.report import tables
 
 
 @pytest.fixture
@@ -48,3 +53,27 @@ def test_the_report(workers, model, tokenizer, config, pydocs, monkeypatch, tmp_
     assert report["pydocs"]["bm25_recall@1"] == 1
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"memory.png", "pydocs.png", "training.png"}
+
+
+def test_a_table_comes_without_held_out_questions_and_whatever_the_pictures_do(
+    model, tokenizer, config, verbs, tmp_path, capsys
+):
+    """One dataset holds nothing out, one has no question at all; the metrics are cut."""
+    (tmp_path / "mute").mkdir()
+    copyfile(find_file(verbs.path, "corpus"), tmp_path / "mute" / "corpus.jsonl")
+    mute = replace(verbs, path=str(tmp_path / "mute"), tasks={"title": 1}, held_out_split=None)
+    datasets = {"verbs": replace(verbs, held_out_split=None), "mute": mute}
+    unused = {name: BankConfig(weight=0.0) for name in ("niah", "pydocs")}
+    data = replace(config.data, datasets=datasets, banks=replace(config.data.banks, **unused))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo')
+    alone = replace(config, output=str(tmp_path), data=data)
+    seen = []
+    report = evaluate(model, tokenizer, alone, tmp_path, seen.append)
+    assert seen == [report] and json.loads((tmp_path / "report.json").read_text()) == report
+    assert report["datasets"]["verbs"]["questions"] == 10 and report["not_asked"] == ["mute"]
+    assert "no picture" in capsys.readouterr().err
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(tables(report))
+    text = " ".join(console.export_text().split())
+    assert "verbs: 10 questions THAT TRAINING ASKS TOO, bank of all 30" in text
+    assert "mute: nothing to ask; give data.datasets.mute.held_out_split" in text

@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.errors import DataError
 from msa_train.evaluation.plots import (
     PANELS,
+    optional,
     plot_growth,
     plot_methods,
     plot_recall,
@@ -52,12 +53,26 @@ def test_curves_carry_the_names_of_what_they_show():
 
 def test_a_run_without_metrics_is_refused(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text('{"step": 1, "lr": 0.1}\n')
-    with pytest.raises(DataError, match="nothing to draw"):
+    for text in ("", '{"step": 1, "lr": 0.1}\n', '{"step": 1, "lm_lo'):
+        metrics.write_text(text)
+        with pytest.raises(DataError, match="nothing to draw"):
+            plot_training(metrics, tmp_path / "training.png")
+    metrics.write_text('{"step": 1, "loss/lm": 2.0}\n5\n{"step": 2, "loss/lm": 1.0}\n')
+    with pytest.raises(DataError, match="line 2: not a row of metrics"):
         plot_training(metrics, tmp_path / "training.png")
-    metrics.write_text('{"step": 1, "lm_lo')
-    with pytest.raises(DataError, match="line 1"):
-        plot_training(metrics, tmp_path / "training.png")
+
+
+def test_what_stands_before_a_line_that_was_cut_is_drawn(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(b'{"step": 1, "loss/lm": 2.0, "gate": 1.0}\n{"step": 2, "loss/\xc3')
+    plot_training(metrics, tmp_path / "training.png")
+    assert_drawn(tmp_path / "training.png")
+
+
+def test_a_picture_that_fails_ends_nothing_else(tmp_path, capsys):
+    with optional(tmp_path / "a.png"):
+        raise OSError("disk full")
+    assert capsys.readouterr().err == f"no picture {tmp_path / 'a.png'}: disk full\n"
 
 
 def assert_drawn(path):

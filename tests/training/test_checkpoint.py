@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and what would not continue the same run is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -28,6 +29,8 @@ class Queue:
 class FileEngine:
     """An engine whose state is a file."""
 
+    skipped = False
+
     def __init__(self, value):
         self.value, self.queue = value, Queue(torch.full((2,), float(value)))
         self.model = self
@@ -47,8 +50,14 @@ def config(megatron, tmp_path):
     return load_config(settings(tmp_path / "run", training__keep_checkpoints=1))
 
 
-def save(config, value=7):
-    return checkpoint.save(FileEngine(value), config, tiny_tokenizer(), STATE)
+def save(config, value=7, step=2, skipped=False):
+    engine, state = FileEngine(value), dataclasses.replace(STATE, step=step)
+    engine.skipped = skipped
+    return checkpoint.save(engine, config, tiny_tokenizer(), state)
+
+
+def steps(config):
+    return [int(path.name[-3:]) for path in sorted(config.path.glob("checkpoints/step-*"))]
 
 
 def test_what_is_saved_comes_back(config):
@@ -57,7 +66,7 @@ def test_what_is_saved_comes_back(config):
     drawn = torch.rand(3)
     assert checkpoint.find(config.path) == folder and folder.name == "step-000000002"
     engine = FileEngine(0)
-    assert checkpoint.load(engine, config, folder) == STATE
+    assert checkpoint.load(engine, config, folder, [4]) == STATE
     assert engine.value == 7 and engine.queue.keys.tolist() == [7, 7]
     assert torch.equal(torch.rand(3), drawn), "the random state is the saved one"
     assert (folder / "weights-tp0.safetensors").exists() and (folder / "tokenizer").is_dir()
@@ -77,14 +86,14 @@ def test_a_damaged_checkpoint_is_named(config, capsys):
         ({"model__layers": 3}, r"another model\.layers \(2, now 3\)"),
         ({"seed": 5}, "another seed"),
         ({"stages": "[{name: main, steps: 5, lr: 1e-2}]"}, "another stages"),
-        ({"training__zero_stage": 2}, r"training\.zero_stage 1, not 2"),
-        ({"training__batch_samples": 4}, "another|batch_samples 2, not 4"),
+        ({"training__zero_stage": 2}, r"another training\.zero_stage \(1, now 2\)"),
+        ({"training__batch_samples": 4}, r"training\.batch_samples \(2, now 4\)"),
     ],
 )
 def test_other_settings_are_refused_by_name(config, overrides, said):
     folder = save(config)
     with pytest.raises(CheckpointError, match=said):
-        checkpoint.load(FileEngine(0), load_config(settings(config.path, **overrides)), folder)
+        checkpoint.load(FileEngine(0), load_config(settings(config.path, **overrides)), folder, [4])
 
 
 @pytest.mark.parametrize(
@@ -99,15 +108,15 @@ def test_other_settings_are_refused_by_name(config, overrides, said):
 )
 def test_what_the_optimizer_holds_does_not_change(tmp_path, megatron, before, after, same):
     def run(trains):
-        each = (f"{{name: s{i}, steps: 2, lr: 1e-2, trains: {t}}}" for i, t in enumerate(trains))
+        each = (f"{{name: s{i}, steps: 4, lr: 1e-2, trains: {t}}}" for i, t in enumerate(trains))
         return load_config(settings(tmp_path / "run", stages=f"[{', '.join(each)}]"))
 
     folder = save(run(before))
     if same:
-        assert checkpoint.load(FileEngine(0), run(after), folder) == STATE
+        assert checkpoint.load(FileEngine(0), run(after), folder, [4, 4]) == STATE
     else:
         with pytest.raises(CheckpointError, match=r"stages\[\]\.trains"):
-            checkpoint.load(FileEngine(0), run(after), folder)
+            checkpoint.load(FileEngine(0), run(after), folder, [4, 4])
 
 
 def test_another_number_of_ranks_is_refused(config):
@@ -115,11 +124,50 @@ def test_another_number_of_ranks_is_refused(config):
     state = json.loads((folder / checkpoint.STATE).read_text())
     (folder / checkpoint.STATE).write_text(json.dumps(state | {"ranks": 2}))
     with pytest.raises(CheckpointError, match="written by 2 ranks, 1 were started"):
-        checkpoint.load(FileEngine(0), config, folder)
+        checkpoint.load(FileEngine(0), config, folder, [4])
 
 
-def test_rates_and_weights_of_a_stage_may_change(config):
+def test_rates_and_weights_of_a_stage_may_change(config, capsys):
     folder = save(config)
     stages = "[{name: later, steps: 4, lr: 1e-3, router_weight: 0.5}]"
     again = load_config(settings(config.path, stages=stages))
-    assert checkpoint.load(FileEngine(0), again, folder) == STATE
+    assert checkpoint.load(FileEngine(0), again, folder, [4]) == STATE
+    said = capsys.readouterr().err
+    assert said.startswith("changed since the checkpoint: stages[0].name (main, now later)")
+    assert "stages[0].lr (0.01, now 0.001)" in said and "router_weight (1.0, now 0.5)" in said
+
+
+def test_held_out_numbers_of_other_samples_are_not_compared(config):
+    folder = save(config)
+    again = load_config(settings(config.path, training__held_out_samples=5))
+    assert checkpoint.load(FileEngine(0), again, folder, [4]).held_out == {}
+
+
+def test_a_damaged_checkpoint_does_not_count_when_old_ones_go(config, capsys):
+    """One of a later step is damaged, and the run goes on from an earlier one."""
+    save(config, step=2)
+    (save(config, step=8) / "engine").write_text("damaged")
+    good = save(config, step=5)
+    assert steps(config) == [5, 8] and checkpoint.find(config.path) == good
+    two = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, keep_checkpoints=2)
+    )
+    (save(two, step=6) / "engine").unlink()
+    save(two, step=7)
+    assert steps(config) == [5, 6, 7, 8], "7 and 5 are the two"
+    assert "step-000000006/engine is missing" in capsys.readouterr().err
+    save(two, step=8)
+    assert steps(config) == [7, 8], "what is older than the two goes, damaged or not"
+
+
+@pytest.mark.parametrize(
+    "value, skipped", [(float("inf"), False), (float("nan"), False), (7, True)]
+)
+def test_in_a_streak_nothing_healthy_goes(config, capsys, value, skipped):
+    good = save(config, step=2)
+    for step in (3, 4, 5):
+        save(config, value, step, skipped)
+    assert steps(config) == [2, 3, 4, 5] and checkpoint.find(config.path) == good
+    assert "passed over" in capsys.readouterr().err
+    save(config, step=6)
+    assert steps(config) == [6]

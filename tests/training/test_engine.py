@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.batches import random_batch, tiny_config
 from tests.distributed.ranks import run_ranks
 
 
@@ -90,3 +91,77 @@ def test_a_step_that_is_not_finite_changes_nothing(found):
 
 def test_weights_are_told_in_full_precision(found):
     assert found["types"] == {torch.float32} and found["most"] == 3
+
+
+BEFORE = {"weight_decay": 0.0, "betas": (0.9, 0.95), "clip": 1.0}
+AFTER = {"weight_decay": 0.5, "betas": (0.6, 0.7), "clip": 0.01}
+RATE = 1e-2
+
+
+def losses_of(module, config, seed):
+    losses = module(random_batch([[4, 9, 1]], [(0, 9), (0, 6)], config, seed=seed))
+    return losses.lm + losses.router
+
+
+def two_engines(folder) -> dict[int, dict[str, torch.Tensor]]:
+    """ZeRO stage -> weights after a step, a checkpoint, and a step with other settings."""
+    from msa_train.config import TrainingConfig
+    from msa_train.parallel import groups
+    from msa_train.training.engine import Engine
+
+    groups.start(tensor_parallel=1, timeout_s=60)
+    config, found = tiny_config("threshold"), {}
+    for stage in range(4):
+        for seed, chosen in enumerate((BEFORE, AFTER)):
+            engine = Engine(model_of(config), TrainingConfig(zero_stage=stage, **chosen))
+            if seed:
+                engine.load(folder, f"zero{stage}")
+            engine.backward(losses_of(engine, config, seed))
+            engine.set_learning_rate(RATE)
+            engine.step()
+            if not seed:
+                engine.save(folder, f"zero{stage}")
+        found[stage] = dict(engine.full_weights())
+    found["by hand"] = two_steps(model_of(config), config)
+    return found
+
+
+def model_of(config):
+    from msa_train.model.megatron import MSAModel
+    from msa_train.model.weights import initial_reader
+
+    model = MSAModel(config)
+    model.load_published(initial_reader(config, 0))
+    return model
+
+
+def two_steps(model, config) -> dict[str, torch.Tensor]:
+    """AdamW (Loshchilov and Hutter, 2019) written down, with BEFORE's settings, then AFTER's."""
+    weights = dict(model.named_parameters())
+    first = {name: torch.zeros_like(p) for name, p in weights.items()}
+    second = {name: torch.zeros_like(p) for name, p in weights.items()}
+    for seed, chosen in enumerate((BEFORE, AFTER)):
+        model.zero_grad()
+        losses_of(model, config, seed).backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in weights.values()))
+        one, two = chosen["betas"]
+        for name, p in weights.items():
+            gradient = p.grad * min(1.0, chosen["clip"] / (norm + 1e-6))
+            first[name] = one * first[name] + (1 - one) * gradient
+            second[name] = two * second[name] + (1 - two) * gradient**2
+            mean = first[name] / (1 - one ** (seed + 1))
+            size = (second[name] / (1 - two ** (seed + 1))).sqrt()
+            decay = chosen["weight_decay"] if p.dim() == 2 else 0.0
+            p.data -= RATE * (decay * p.data + mean / (size + 1e-8))
+    return {name: p.detach() for name, p in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def gone_on(tmp_path_factory):
+    return run_ranks(1, two_engines, tmp_path_factory.mktemp("engines"))[0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_goes_on_under_the_settings_of_now(gone_on, stage):
+    for name, weight in gone_on["by hand"].items():
+        torch.testing.assert_close(gone_on[stage][name], weight, rtol=0, atol=2e-5, msg=name)

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from data_pipeline.schema import Document, Query, Sample
+from data_pipeline.shards.build import build_shards
 from data_pipeline.shards.contexts import retrieve_context, text_context
+from data_pipeline.shards.reader import ShardReader
 from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
+from msa_train.config import load_config
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.data import Collate
 from msa_train.training.held_out import (
@@ -19,6 +22,7 @@ from msa_train.training.held_out import (
     retrieval_rows,
 )
 from tests.batches import tiny_config
+from tests.distributed.runs import settings
 
 
 def test_rows_of_retrievals():
@@ -75,3 +79,23 @@ def test_ranks_share_plain_texts_and_questions_alike(rank, monkeypatch):
     monkeypatch.setattr(DeepSpeedGroups, "get_data_parallel_rank", lambda: rank)
     evaluation = HeldOutEvaluation(samples, None, (0,))
     assert sorted(part.source for part in evaluation._own) == ["a", "a", "a_text", "a_text"]
+
+
+def test_held_out_samples_lie_beside_shards_of_another_run(megatron, shards, tmp_path):
+    """As the runs of a sweep find them, which have an output of their own."""
+    base = tmp_path / "base"
+    own = settings(
+        tmp_path / "run", training__shards=base / "shards", training__held_out_every=2,
+        training__held_out_samples=2,
+    )  # fmt: skip
+    config = load_config(own)
+    tokenizer = ShardReader(shards).tokenizer()
+    build_shards(config.held_out, base / "held_out", 1, tokenizer, held_out=True)
+    collate = Collate(tokenizer, config.model.router)
+    assert config.held_out_shards == str(base / "held_out")
+    assert HeldOutEvaluation.of_run(config, collate).names == ["niah"]
+    (tmp_path / "run" / "held_out").mkdir(parents=True)
+    assert config.held_out_shards == str(tmp_path / "run" / "held_out"), "its own come first"
+    far = replace(config.training, shards="s3://bucket/base/shards/")
+    elsewhere = replace(config, output=str(tmp_path / "far"), training=far)
+    assert elsewhere.held_out_shards == "s3://bucket/base/held_out"

@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
 from msa_train.errors import ConfigError, RankError
 from msa_train.training import launch as launching
+from msa_train.training.launchers import STARTED_BY
 from tests.distributed.runs import settings
 
 
@@ -16,9 +20,9 @@ class Launcher:
     """DeepSpeed's launcher, which ends at once with `code`."""
 
     code, started = 0, None
-    pid = os.getpid()
+    pid = 1 << 30  # the session of nobody
 
-    def __init__(self, command, env):
+    def __init__(self, command, env, start_new_session):
         type(self).started = command, env
 
     def wait(self):
@@ -46,6 +50,8 @@ def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
     assert command[command.index("--num_gpus") + 1] == "2"
     assert command[command.index("--module") + 1] == launching.MODULE
     assert command[-1] == "--resume"
+    assert command[command.index("--log_level") + 1] == "critical"
+    assert environment[STARTED_BY] == str(os.getpid())
     assert environment["PATH"].startswith(os.path.dirname(sys.executable))
     if not torch.cuda.is_available():
         assert environment["DS_ACCELERATOR"] == "cpu" and int(environment["OMP_NUM_THREADS"]) >= 1
@@ -66,17 +72,6 @@ def test_settings_are_checked_before_anything_is_started(monkeypatch):
         launching.launch(["--training.zero_stage", "7"], 1, False)
 
 
-def test_a_schedulers_signal_goes_to_the_ranks(start, monkeypatch):
-    handlers = {}
-    monkeypatch.setattr(launching.signal, "signal", handlers.__setitem__)
-    monkeypatch.setattr(launching.checkpoint_folders, "last_step", lambda folder: 4)
-    stopped = []
-    monkeypatch.setattr(launching, "_stop_ranks", stopped.append)
-    assert start() == 0
-    handlers[signal.SIGTERM]()
-    assert stopped == [Launcher.pid]
-
-
 @pytest.mark.parametrize(
     ("ranks", "parallel", "said"),
     [(3, 1, "training.batch_samples is 2, which 3 data-parallel"), (3, 2, "--ranks is 3, which")],
@@ -93,3 +88,93 @@ def test_ranks_that_cannot_share_a_step_are_refused_before_they_start(
     )
     with pytest.raises(ConfigError, match=said):
         launching.launch(arguments, ranks, False)
+
+
+def test_a_launcher_that_was_killed_is_an_error(start, monkeypatch):
+    monkeypatch.setattr(Launcher, "code", -9)
+    with pytest.raises(RankError, match="killed from outside"):
+        start()
+
+
+RANK = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def end(*_):
+    (folder / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end if "deaf" not in sys.argv else signal.SIG_IGN)
+(folder / "ready").touch()
+time.sleep(60)
+"""
+LAUNCHER = """
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, "-c", *sys.argv[1:], "--local_rank=0"]))
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a launcher with one rank; `then` gets its session and the handlers of signals when the
+    rank is ready."""
+
+    def _run(then, *how, patience_s=30.0):
+        handlers, sessions = {}, []
+        real = subprocess.Popen
+
+        def popen(*args, **kinds):
+            process = real(*args, **kinds)
+            sessions.append(process.pid)
+            return process
+
+        def act():
+            while not (tmp_path / "ready").exists():
+                time.sleep(0.02)
+            then(sessions[0], handlers)
+
+        monkeypatch.setattr(launching.subprocess, "Popen", popen)
+        monkeypatch.setattr(launching.signal, "signal", handlers.setdefault)
+        acting = threading.Thread(target=act, daemon=True)
+        acting.start()
+        command = [sys.executable, "-c", LAUNCHER, RANK, str(tmp_path), *how]
+        found = launching._run(command, dict(os.environ), patience_s)
+        acting.join()
+        assert not launching._members(sessions[0]), "nobody is left"
+        return found, (tmp_path / "saved").exists()
+
+    return _run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_goes_to_the_ranks_which_save(run, number):
+    assert run(lambda _, handlers: handlers[number](number, None)) == ((143, number), True)
+
+
+def test_a_second_ctrl_c_does_not_wait(run):
+    def twice(_, handlers):
+        handlers[signal.SIGINT](signal.SIGINT, None)
+        handlers[signal.SIGINT](signal.SIGINT, None)
+
+    assert run(twice, "deaf") == ((-9, signal.SIGINT), False)
+
+
+def test_ranks_whose_launcher_was_killed_are_waited_for_and_then_ended(run):
+    def kill(session, _):
+        os.kill(session, signal.SIGKILL)
+
+    assert run(kill, "deaf", patience_s=0.5) == ((-9, 0), False)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_was_stopped_says_so_once(start, monkeypatch, tmp_path, capsys, number, code):
+    monkeypatch.setattr(launching, "_run", lambda *_: (143, number))
+    assert start() == code
+    assert capsys.readouterr().err.count("training stopped: no step was saved") == 1
+
+    def save_and_end(*_):
+        (tmp_path / "run" / "checkpoints" / "step-000000001").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "step-000000001" / "seal.json").write_text("{")
+        return 143, number
+
+    monkeypatch.setattr(launching, "_run", save_and_end)
+    assert start() == code
+    assert "training stopped" not in capsys.readouterr().err, "the rank has said it"

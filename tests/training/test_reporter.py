@@ -126,3 +126,12 @@ def test_sensitivity_is_a_setting():
     values = [*NOISY[:60], 2.6]
     assert jumps_in(values, spreads=3) == [60]
     assert jumps_in(values, spreads=20) == []
+
+
+@pytest.mark.parametrize("cut", [b'{"step": 2, "loss/\xc3', b"5\n", b"{}\n"])
+def test_a_cut_file_of_metrics_does_not_stop_what_is_resumed(config, cut):
+    path = config.path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 3}\n' + cut)
+    reporting.Reporter(config, None, first_step=2, steps=4, rank=1).finish()
+    reporting.Reporter(config, None, first_step=2, steps=4, rank=0).finish()
+    assert path.read_bytes() == b'{"step": 1}\n'

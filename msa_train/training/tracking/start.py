@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from msa_train import __version__
 from msa_train.config import Config, WandbConfig, load_config_file, to_plain
 from msa_train.training.tracking.tracker import Tracker
+from msa_train.training.tracking.written import last_step
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,17 @@ def start(config: Config, run_id: str | None) -> Tracker:
     if run is not None:
         for name, best in _summaries(config):
             run.define_metric(name, summary=f"{best},last")
-    return Tracker(run, config.training.wandb)
+    return Tracker(run, config.training.wandb, _known_step(run, config.path, run_id))
+
+
+def _known_step(run: Any, folder: Path, run_id: str | None) -> int | None:
+    """The last step of an earlier part that W&B has, or will have by `wandb sync`; None: no such
+    part. Offline that is what lies on disk; online the server knows its own."""
+    if run is None or run_id is None:
+        return None
+    if run.offline:
+        return last_step(folder, run_id)
+    return max(run.starting_step - 1, last_step(folder, run_id, offline_only=True))
 
 
 def log_export(checkpoint: Path, export: Path) -> None:

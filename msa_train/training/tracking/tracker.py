@@ -24,10 +24,13 @@ TITLE = 63  # characters that W&B allows
 
 
 class Tracker:
-    """One W&B run. run: of wandb.init, or None."""
+    """One W&B run. run: of wandb.init, or None.
 
-    def __init__(self, run: Any, settings: WandbConfig):
-        self._run, self._settings = run, settings
+    known_step: the last step that W&B has of the run from before it was resumed (None: it was not).
+    """
+
+    def __init__(self, run: Any, settings: WandbConfig, known_step: int | None = None):
+        self._run, self._settings, self._known_step = run, settings, known_step
         self._background = None if run is None else Background()
 
     @property
@@ -36,6 +39,18 @@ class Tracker:
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self._do("numbers", lambda run: run.log(numbers, step=step))
+
+    def catch_up(self, rows: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """Send what a killed rank had not handed over. rows: (step, numbers) of what was logged."""
+        if self._known_step is None:
+            return
+        lost = [(step, numbers) for step, numbers in rows if step > self._known_step]
+
+        def send(run: Any) -> None:
+            for step, numbers in lost:
+                run.log(numbers, step=step)
+
+        self._do("numbers", send)
 
     def table(
         self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]

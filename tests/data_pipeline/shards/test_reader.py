@@ -1,9 +1,13 @@
-from shutil import copytree
+from collections import Counter
+from dataclasses import replace
+from shutil import copyfile, copytree
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.loader import ShardLoader
+from data_pipeline.shards.manifest import ShardManifest
 from data_pipeline.shards.reader import ShardReader
 
 SAMPLES = 24  # shards of 10, 10 and 4; stages of 6, 6 and 12
@@ -85,6 +89,8 @@ def test_what_is_damaged_is_skipped_and_counted_when_asked(
         assert sample in own
     replaced = sum(a != b for a, b in zip(read, samples, strict=True))
     assert replaced and (lost is None or replaced == lost) and reader.skipped >= replaced
+    if lost is not None:
+        assert reader.skipped == lost, "samples, not attempts"
     assert "shard-000001.tar" in capsys.readouterr().err
     ranks = [
         ShardLoader(ShardReader(folder, skip_damaged=True), rank=r, world_size=2) for r in (0, 1)
@@ -92,6 +98,42 @@ def test_what_is_damaged_is_skipped_and_counted_when_asked(
     assert [len(list(rank)) for rank in ranks] == [12, 12]
     for rank in ranks:
         rank.close()
+
+
+class Watched(ShardReader):
+    """Remembers which samples were read."""
+
+    def _read(self, sample):
+        found = super()._read(sample)
+        self.read.append(sample)
+        return found
+
+
+def test_what_stands_in_for_a_lost_shard_is_spread_over_its_stage(shards, tmp_path, capsys):
+    """Three shards of 256 samples, of which the middle one is lost."""
+    folder, each = copytree(shards, tmp_path / "copy"), 256
+    row = ShardReader(shards).index[0]
+    index = np.repeat(row, 3 * each)
+    index["shard"] = np.arange(3 * each) // each
+    np.save(folder / "index.npy", index)
+    for shard in (1, 2):
+        copyfile(folder / "shard-000000.tar", folder / f"shard-{shard:06d}.tar")
+    manifest = ShardManifest.load(folder)
+    sizes, stages = manifest.shards[:1] * 3, (replace(manifest.stages[0], samples=3 * each),)
+    replace(manifest, shards=sizes, stages=stages, samples=3 * each).save(folder)
+    unlink(folder / "shard-000001.tar")
+    reader = Watched(folder, skip_damaged=True)
+    reader.read = []
+    for sample in range(3 * each):
+        reader[sample]
+    assert reader.skipped == each and len(reader.read) == 3 * each
+    times = Counter(reader.read)
+    assert max(times.values()) <= 6 and sum(count > 1 for count in times.values()) > each / 2
+    assert capsys.readouterr().err.count("\n") == 1, "a lost shard is one line"
+    again = Watched(folder, skip_damaged=True)
+    again.read = []
+    again[300]
+    assert again.read == reader.read[300:301], "the same one stands in, whenever it is read"
 
 
 def test_a_stage_without_a_readable_sample_is_an_error(shards, tmp_path):
@@ -102,8 +144,6 @@ def test_a_stage_without_a_readable_sample_is_an_error(shards, tmp_path):
 
 
 def test_shards_of_another_tokenizer_are_refused(shards, tmp_path):
-    from shutil import copytree
-
     from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 
     copy = copytree(shards, tmp_path / "copy")

@@ -125,6 +125,20 @@ def swept(case):
     return case.run("online", "", 0, 10, name="ab12", **given).end()
 
 
+def lost(case):
+    """A row that was logged before the checkpoint, but handed over after the rank was killed."""
+    charts = {}
+    for mode in ("online", "offline"):
+        run_id, _ = case.run(mode, "", 0, 10, name=mode).end()
+        with (case.folder / mode / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 20, "loss/lm": 2.0, "grad_norm": null}\n')
+        time.sleep(1.1)  # run directories are named by the second
+        case.run(mode, run_id, 20, 30, name=mode).end()
+        charts[mode] = run_id
+    found = [list(each.history) for each in segments(case.folder / "offline")]
+    return case.server.history(charts["online"]), found
+
+
 def unreachable(case):
     with stand_in() as known:
         url = known.url  # nobody listens there any more
@@ -143,7 +157,7 @@ def silenced(case):
     return time.monotonic() - began
 
 
-CASES = (resumed, crashed, synced, silenced, unreachable, swept)
+CASES = (resumed, crashed, synced, lost, silenced, unreachable, swept)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +200,12 @@ def test_offline_segments_are_synced_into_one_run(cases):
     assert list(case.server.runs) == [run_id], said
     assert [step for step, _ in case.server.history(run_id)] == [10, 20, 20, 30]
     assert dict(case.server.history(run_id)) == {10: 1.0, 20: 2.0, 30: 3.0}
+
+
+def test_what_a_killed_rank_had_not_handed_over_is_sent_when_it_is_resumed(cases):
+    _, (online, offline) = cases(lost)
+    assert online == [(10, 1.0), (20, 2.0), (30, 3.0)], "each once"
+    assert offline == [[10], [20, 30]]
 
 
 def test_a_run_of_a_sweep_takes_the_id_it_is_given(cases):

@@ -1,0 +1,68 @@
+"""A rank whose launcher has died stops as it does on SIGTERM, instead of training on unseen.
+
+DeepSpeed's launcher dies of a SIGTERM at once and leaves its ranks behind, and nobody can catch a
+SIGKILL: so each rank looks after the processes that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+STARTED_BY = "MSA_TRAIN_PROCESS"  # `msa train` tells its ranks its process number by it
+_EVERY_S = 1.0
+
+
+def watch(on_death: Callable[[], None], every_s: float = _EVERY_S) -> None:
+    """Calls `on_death` once, from a thread, when a launcher of this process is gone.
+
+    Without a launcher (a rank that was started by hand) nothing is looked after.
+    """
+    if launchers := _launchers():
+        arguments = launchers, on_death, every_s
+        threading.Thread(target=_look, args=arguments, name="launchers", daemon=True).start()
+
+
+def _look(
+    launchers: list[psutil.Process | None], on_death: Callable[[], None], every_s: float
+) -> None:
+    while all(_lives(each) for each in launchers):
+        time.sleep(every_s)
+    on_death()
+
+
+def _launchers() -> list[psutil.Process | None]:
+    """DeepSpeed's launchers above this process, and `msa train`; None: one that is dead already."""
+    found = [each for each in psutil.Process().parents() if _is_deepspeed(each)]
+    started_by = os.environ.get(STARTED_BY)
+    if started_by is not None:
+        try:
+            found.append(psutil.Process(int(started_by)))
+        except psutil.NoSuchProcess:
+            found.append(None)
+    return found
+
+
+def _is_deepspeed(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return any(
+        os.path.basename(word) == "deepspeed" or word.startswith("deepspeed.launcher.")
+        for word in words
+    )
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    """Whether it is this very process still, and not one that nobody has collected."""
+    if process is None:
+        return False
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
