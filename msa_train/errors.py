@@ -41,6 +41,10 @@ class ConfigError(MSAError):
     exit_code = 2
 
 
+class ContextError(ConfigError):
+    """A conversation is longer than a context."""
+
+
 class CheckpointError(MSAError):
     """A checkpoint or export is missing, incomplete or of another model."""
 

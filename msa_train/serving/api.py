@@ -21,6 +21,10 @@ from msa_train.serving.metrics import CONTENT_TYPE
 from msa_train.serving.middleware import RequestGuard
 from msa_train.serving.state import ServerState
 
+_OFFERED = (
+    "of OpenAI's API this server has GET /v1/models and POST /v1/chat/completions (no responses, "
+    "no embeddings, no legacy completions), and its own is under /v1/memory"
+)
 EXPLORER = Path(__file__).parent / "explorer"
 log = logging.getLogger("msa_train.serving")
 
@@ -81,8 +85,11 @@ async def _misread(_: Request, error: Exception) -> Response:
     return bad_request("; ".join(problems)).response()
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
+    """A path or a method that the server does not have."""
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "refused")
-    return ApiError(error.status_code, code, str(error.detail), error.headers).response()
+    method, path = request.method[:10], request.scope["path"][:200]
+    message = f"{method} {path}: {error.detail}; {_OFFERED}"
+    return ApiError(error.status_code, code, message, error.headers).response()

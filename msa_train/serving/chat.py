@@ -8,6 +8,7 @@ what goes out.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -33,6 +34,7 @@ from msa_train.serving.threads import in_thread, iterated
 
 log = logging.getLogger("msa_train.serving")
 
+MEMORY_HEADER = "x-msa-memory"
 _IDLE_S = 10.0  # then a comment is sent: a client that vanished without a word is noticed
 T = TypeVar("T")
 
@@ -64,7 +66,8 @@ def routes(state: ServerState) -> APIRouter:
         if asked.stream:
             return EventStream(answer)
         try:
-            return JSONResponse(await while_connected(request.receive, answer.whole()))
+            whole = await while_connected(request.receive, answer.whole())
+            return JSONResponse(whole, headers={MEMORY_HEADER: answer.summary()})
         finally:
             answer.close()
 
@@ -110,6 +113,10 @@ class AnswerStream:
             if event is not None:
                 self._response.take(event)
         return self._response.completion()
+
+    def summary(self) -> str:
+        """The memory's part of a whole answer in one line, for clients that drop unknown fields."""
+        return json.dumps(self._response.summary(), separators=(",", ":"))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Events of a text/event-stream, [DONE] included; `begin` comes first."""

@@ -21,8 +21,8 @@ _SYSTEM = ("system", "developer")
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none",),
-    "function_call": ("none",),
+    "tool_choice": ("none", "auto"),  # nothing to choose from: tools are refused
+    "function_call": ("none", "auto"),
     "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -38,21 +38,25 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _UNSUPPORTED_IN_MESSAGE = ("tool_calls", "function_call", "audio", "refusal")
 
 
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
+class ContentPart(BaseModel):
+    """Other keys (cache_control, ...) are accepted and not used."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: str
+    text: str | None = None
 
 
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[ContentPart] | None = None
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
+        """Empty for an assistant that said nothing."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text or "" for part in self.content)
+        return self.content or ""
 
 
 class StreamOptions(BaseModel):
@@ -153,6 +157,7 @@ def chat_request(body: bytes, model: str) -> ChatRequest:
 
 def _check_messages(messages: Sequence[ChatMessage]) -> None:
     for place, message in enumerate(messages):
+        _check_content(message, f"messages[{place}].content")
         for field in _UNSUPPORTED_IN_MESSAGE:
             if (message.model_extra or {}).get(field):
                 problem = f"messages[{place}].{field} is not supported"
@@ -160,3 +165,18 @@ def _check_messages(messages: Sequence[ChatMessage]) -> None:
     if messages[-1].role != "user":
         raise bad_request(f"messages: the last one is the {messages[-1].role}'s, not the user's")
     check_text(messages[-1].text, f"messages[{len(messages) - 1}].content")
+
+
+def _check_content(message: ChatMessage, field: str) -> None:
+    if message.content is None and message.role != "assistant":
+        raise bad_request(f"{field} is missing: give a text")
+    parts = message.content if isinstance(message.content, list) else []
+    for place, part in enumerate(parts):
+        if part.type != "text":
+            raise bad_request(
+                f"{field}[{place}] is of type {part.type[:80]!r}: this model reads text alone, no "
+                'images, sound or files; send {"type": "text", "text": ...}',
+                "unsupported_content",
+            )
+        if part.text is None:
+            raise bad_request(f"{field}[{place}].text is missing: give a text")

@@ -133,6 +133,16 @@ class ChatResponse:
             },
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Document numbers alone: what the first round voted for, and what was read, in order."""
+        assert self.answer is not None
+        rounds = self.answer.rounds
+        return {
+            "bank": self.bank,
+            "voted": [number for number, _ in rounds[0].chosen.voted] if rounds else [],
+            "evidence": [number for each in rounds for number in each.evidence],
+        }
+
     def chunk(
         self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any
     ) -> dict[str, Any]:

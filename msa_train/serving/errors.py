@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 from data_pipeline.errors import DataError
-from msa_train.errors import BankError, ConfigError, MSAError, RankError
+from msa_train.errors import BankError, ConfigError, ContextError, MSAError, RankError
 from msa_train.memory.bank.lock import BusyError
 from msa_train.memory.engine.engine_thread import EngineStopped
 
+TOO_LONG = "context_length_exceeded"  # OpenAI's word: clients shorten a conversation then
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -58,6 +59,8 @@ def to_api_error(error: Exception) -> ApiError:
     """What a client is told of an error; of an unforeseen one, only that the server failed."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ContextError):
+        return bad_request(str(error), TOO_LONG)
     if isinstance(error, ConfigError | DataError):
         return bad_request(str(error))
     if isinstance(error, RankError | EngineStopped):

@@ -91,7 +91,7 @@ def search(
 ) -> list[dict[str, Any]]:
     """What the routers choose for a text, best first; layers: its score in each that chose it.
 
-    Raises ConfigError for a text of more than context_tokens, whose prefill could take all memory.
+    Raises ContextError for a text of more than context_tokens, whose prefill could take all memory.
     """
     tokens = len(model.tokenizer.encode_pieces(prompt_pieces(asked.query)).tokens)
     if tokens >= context_tokens:

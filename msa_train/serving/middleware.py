@@ -55,6 +55,8 @@ class RequestGuard:
         state, task = self._state, asyncio.current_task()
         assert task is not None
         counted, began = scope["path"] not in _ALWAYS_ANSWERED, time.perf_counter()
+        if scope["method"] == "HEAD":  # GET without its body, which uvicorn leaves out
+            scope = {**scope, "method": "GET"}
         try:
             self._check(scope, counted)
             if counted:

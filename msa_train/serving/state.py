@@ -10,7 +10,7 @@ from typing import TypeVar
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.serving.access import ApiKeys
 from msa_train.serving.banks import Banks, ServedModel
-from msa_train.serving.errors import ApiError, bad_request
+from msa_train.serving.errors import TOO_LONG, ApiError, bad_request
 from msa_train.serving.metrics import ServerMetrics
 from msa_train.serving.settings import AllowedHosts, ServerLimits
 from msa_train.serving.threads import in_thread
@@ -96,7 +96,8 @@ class ServerState:
         if size > self._text_bytes:
             raise bad_request(
                 f"the text has {size:,} bytes, and a context has room for "
-                f"{self.limits.context_tokens:,} tokens (--context-tokens): ask with less text"
+                f"{self.limits.context_tokens:,} tokens (--context-tokens): ask with less text",
+                TOO_LONG,
             )
 
     async def drain(self) -> int:

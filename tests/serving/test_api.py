@@ -29,6 +29,14 @@ def test_health_names_the_model_and_its_banks(http):
     assert http.get("/healthz").json() == health
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/models", "/", "/explorer/app.js"])
+def test_every_get_has_its_head(http, path):
+    head, got = http.head(path), http.get(path)
+    assert head.status_code == got.status_code == 200 and head.content == b""
+    assert int(head.headers["content-length"]) > 0 and http.head("/nothing").status_code == 404
+    assert http.head("/v1/chat/completions").status_code == 405
+
+
 def test_the_page_and_its_files_are_served(http):
     page = http.get("/")
     assert page.headers["content-type"].startswith("text/html")

@@ -10,7 +10,7 @@ from msa_train.memory.search.hybrid import WordIndexes
 from tests.serving.running import running
 
 QUESTION = {"role": "user", "content": "What is the code of the harbour?"}
-FROM_MEMORY = {"retrieval": "memory"}
+FROM_MEMORY, ROUTER = {"retrieval": "memory"}, {"retrieval": "router"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_official_client_is_answered(client):
     assert only["voted"][0].keys() == {"number", "score"}
 
 
-@pytest.mark.parametrize("memory", [FROM_MEMORY, {"retrieval": "router"}])
+@pytest.mark.parametrize("memory", [FROM_MEMORY, ROUTER])
 def test_a_stream_says_what_the_whole_answer_says(client, memory):
     whole = ask(client, memory=memory)
     chunks = list(ask(client, memory=memory, stream=True, stream_options={"include_usage": True}))
@@ -141,11 +141,14 @@ def test_an_answer_has_a_quarter_of_the_context_at_most(client):
 
 
 def test_a_question_that_does_not_fit_is_refused(client):
-    long = {"role": "user", "content": "Why? " * 3000}
-    with pytest.raises(openai.BadRequestError, match="room for 2,048"):
-        ask(client, [long])
-    with pytest.raises(openai.APIError, match="room for 2,048"):
-        list(ask(client, [long], stream=True))
+    for words in (1200, 30_000):  # counted in tokens, and seen by its bytes alone
+        long = {"role": "user", "content": "Why? " * words}
+        with pytest.raises(openai.BadRequestError, match="room for 2,048") as caught:
+            ask(client, [long])
+        assert caught.value.code == "context_length_exceeded"
+        with pytest.raises(openai.APIError, match="room for 2,048") as caught:
+            list(ask(client, [long], stream=True))
+        assert caught.value.code == "context_length_exceeded"
 
 
 def test_a_filter_says_which_documents_are_read(client, http):
@@ -159,6 +162,18 @@ def test_a_filter_says_which_documents_are_read(client, http):
     assert nothing.model_extra["memory"]["rounds"][0]["voted"] == []
     search = {"query": "x", "filter": {"added_after": 1}}
     assert http.post("/v1/memory/banks/notes/search", json=search).json() == {"documents": []}
+
+
+def test_a_header_says_what_was_read(client):
+    """For clients that drop the field `memory`."""
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny", messages=[QUESTION], max_tokens=4, extra_body={"memory": ROUTER}
+    )
+    rounds = raw.parse().model_extra["memory"]["rounds"]
+    read = [number for each in rounds for number in each["evidence"]]
+    voted = [each["number"] for each in rounds[0]["voted"]]
+    said = {"bank": "notes", "voted": voted, "evidence": read}
+    assert read and json.loads(raw.headers["x-msa-memory"]) == said
 
 
 def text(completion):
@@ -175,6 +190,18 @@ def test_what_is_not_known_is_named(client):
     with pytest.raises(openai.BadRequestError, match="tools is not supported"):
         function = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ask(client, tools=[function])
+
+
+def test_what_of_openais_api_is_not_there_is_said(client):
+    calls = (
+        lambda: client.responses.create(model="tiny", input="x"),
+        lambda: client.embeddings.create(model="tiny", input="x"),
+        lambda: client.completions.create(model="tiny", prompt="x"),
+    )
+    for call in calls:
+        with pytest.raises(openai.NotFoundError, match="POST /v1/chat/completions") as caught:
+            call()
+        assert caught.value.body.keys() == {"message", "type", "code"}
 
 
 OK = {"messages": [{"role": "user", "content": "x"}]}

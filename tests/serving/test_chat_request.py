@@ -26,7 +26,11 @@ BAD = [
     (user(""), "messages[0].content is blank"),
     (user(" \n"), "messages[0].content is blank"),
     (user(None), "messages[0].content"),
-    (user([{"type": "image_url", "image_url": {"url": "x"}}]), "image_url"),
+    (user([{"type": "text", "text": "x"}, {"type": "text"}]), "content[1].text is missing"),
+    (user([{"type": "text", "text": 3}]), "messages[0].content"),
+    (user([{"text": "x"}]), "messages[0].content"),
+    (user(3), "messages[0].content"),
+    (OK | {"tool_choice": "required"}, "tool_choice is not supported"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "not the user's"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -78,6 +82,30 @@ def test_bad_requests_are_refused_by_name(http, body, said):
 
 def asked(**fields):
     return chat_request(json.dumps(OK | fields).encode(), "tiny")
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "refusal"])
+def test_what_is_no_text_is_refused_in_a_sentence(http, kind):
+    parts = [{"type": "text", "text": "x"}, {"type": kind, kind: {"url": "data:,"}}]
+    response = http.post("/v1/chat/completions", json=user(parts))
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["code"] == "unsupported_content"
+    said = f"messages[0].content[1] is of type '{kind}': this model reads text alone"
+    assert error["message"].startswith(said)
+
+
+def test_what_clients_add_without_effect_is_taken():
+    """As LangChain, LiteLLM and agents send them."""
+    part = {"type": "text", "text": "two", "cache_control": {"type": "ephemeral"}, "id": 1}
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": []},
+        {"role": "assistant"},
+        {"role": "user", "content": [part]},
+    ]
+    request = asked(messages=messages, tools=[], tool_choice="auto", function_call="auto")
+    assert request.question == "two"
+    assert request.earlier == (("user", "one"), ("assistant", ""), ("assistant", ""))
 
 
 def test_an_answers_limits_are_what_was_asked_for_or_the_most_there_is():

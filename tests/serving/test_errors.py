@@ -2,7 +2,7 @@
 
 import pytest
 
-from msa_train.errors import BankError, ConfigError, RankError
+from msa_train.errors import BankError, ConfigError, ContextError, RankError
 from msa_train.serving.errors import ApiError, to_api_error
 
 
@@ -10,6 +10,7 @@ from msa_train.serving.errors import ApiError, to_api_error
     ("error", "status", "said"),
     [
         (ConfigError("rounds is 0"), 400, "rounds is 0"),
+        (ContextError("too long"), 400, "too long"),
         (RankError("rank 1 did not answer"), 503, "rank 1"),
         (BankError("layer-2.k was changed"), 500, "layer-2.k"),
         (TimeoutError("inside"), 504, "longer than the server allows"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data_pipeline.protocol import ANSWER, IM_END, AnswerForm, answer_request_pieces
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
-from msa_train.errors import ConfigError
+from msa_train.errors import ContextError
 from msa_train.memory.engine.detokenizer import Detokenizer
 from msa_train.memory.engine.events import (
     Answer,
@@ -65,7 +65,7 @@ class Sequence:
         return self._interleave.awaits_vote
 
     def context(self) -> TokenizedPieces:
-        """What to prefill. Raises ConfigError where it is longer than the limit."""
+        """What to prefill. Raises ContextError where it is longer than the limit."""
         if self._context is None:
             self._context = self._tokenizer.encode_pieces(self._interleave.context)
             if len(self._context.tokens) >= self._limit:
@@ -93,7 +93,7 @@ class Sequence:
     def append(self, token: int, room: int) -> list[Event]:
         """One more token; room: how many the context can still take.
 
-        Raises ConfigError where what is to be fed does not fit, and what reading the evidence
+        Raises ContextError where what is to be fed does not fit, and what reading the evidence
         raises.
         """
         interleave, written, stage = self._interleave, self._detokenizer, self._interleave.stage
@@ -164,8 +164,8 @@ class Sequence:
         )
 
 
-def too_long(tokens: int, limit: int) -> ConfigError:
-    return ConfigError(
+def too_long(tokens: int, limit: int) -> ContextError:
+    return ContextError(
         f"the conversation has {tokens:,} tokens, and a context has room for {limit:,} "
         "(slot_tokens): ask with less text, fewer rounds or less evidence, or raise slot_tokens "
         "(msa serve: --context-tokens)"
