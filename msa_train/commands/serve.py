@@ -56,17 +56,16 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import logging
-
     from msa_train.errors import ConfigError
     from msa_train.interop.export import load_export
     from msa_train.memory.search.hybrid import WordIndexes
     from msa_train.serving.access import ApiKeys
     from msa_train.serving.assemble import assemble, check_fits, search_ranks
     from msa_train.serving.banks import ServedModel
+    from msa_train.serving.logs import start_logging
     from msa_train.serving.server import run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    start_logging()
     keys = ApiKeys.load(options.api_keys) if options.api_keys else ApiKeys()
     check_host(options.host, bool(keys))
     hosts = AllowedHosts.of(options.host, tuple(options.allow_host))

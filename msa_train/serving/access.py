@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
+from starlette.requests import ClientDisconnect
 
 from msa_train.errors import ConfigError
-from msa_train.serving.errors import ApiError
+from msa_train.serving.errors import ApiError, ClientGone
 
 _ACCESS = ("read", "write")
 _SHORTEST_KEY = 16
@@ -99,7 +100,8 @@ def requires(keys: ApiKeys, access: str) -> Dependency:
 
 
 async def json_body(request: Request) -> bytes:
-    """Raises ApiError 415 for a body not declared as JSON, 408 for one that does not arrive.
+    """Raises ApiError 415 for a body not declared as JSON, 408 for one that does not arrive,
+    ClientGone where the client leaves before its end.
 
     The declaration matters: a form on another site's page can send any other type without asking
     the server first.
@@ -112,6 +114,8 @@ async def json_body(request: Request) -> bytes:
             return await request.body()
     except TimeoutError:
         raise ApiError(408, "slow_body", f"the body did not come in {_BODY_S:.0f} s") from None
+    except ClientDisconnect:
+        raise ClientGone from None
 
 
 def _entries(text: str) -> Any:

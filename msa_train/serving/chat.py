@@ -193,6 +193,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await while_connected(receive, self._answer(send))
+        except ClientGone:
+            pass  # nobody is there to be told, and the response may have begun
         finally:
             self._stream.close()
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msa_train.serving.chat_response import sse
 from msa_train.serving.errors import ApiError, to_api_error
+from msa_train.serving.logs import begin_request
 from msa_train.serving.state import ServerState
 
 log = logging.getLogger("msa_train.serving")
@@ -31,6 +32,8 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_LEFT = 499  # in log and metrics: the client went away before its answer was whole
+_SHOWN = 500  # characters of a path in the log
 _LAST_WORD_S = 2.0  # for an error to reach the client
 _BODIES = 16  # of the largest size, held at once by all requests together
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
@@ -47,7 +50,8 @@ class RequestGuard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, _Sender(send))
+            request = begin_request(Headers(scope=scope).get("x-request-id"))
+            await self._answer(scope, receive, _Sender(send, request))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -55,18 +59,18 @@ class RequestGuard:
         state, task = self._state, asyncio.current_task()
         assert task is not None
         counted, began = scope["path"] not in _ALWAYS_ANSWERED, time.perf_counter()
-        if scope["method"] == "HEAD":  # GET without its body, which uvicorn leaves out
+        method, body = scope["method"], _Body(receive, state)
+        if method == "HEAD":  # GET without its body, which uvicorn leaves out
             scope = {**scope, "method": "GET"}
         try:
             self._check(scope, counted)
             if counted:
                 state.requests.add(task)
             async with asyncio.timeout(state.limits.timeout_s):
-                with contextlib.closing(_Body(receive, state)) as body:
-                    await self._app(scope, body, send)
+                await self._app(scope, body, send)
         except Exception as error:  # raised further, it would close the connection too
             if not isinstance(error, ApiError | TimeoutError):
-                log.exception("a request failed: %s %s", scope["method"], scope["path"])
+                log.exception("a request failed: %s %r", method, scope["path"][:_SHOWN])
             await send.finish(to_api_error(error), scope, receive)
         except asyncio.CancelledError:
             if not state.stopping:
@@ -75,14 +79,17 @@ class RequestGuard:
             await send.finish(_stopped(), scope, receive)
         finally:
             state.requests.discard(task)
-            self._report(scope, send.status or 499, time.perf_counter() - began)
+            body.close()
+            left = send.status is None or (body.gone and not send.ended)
+            status = _LEFT if left else send.status
+            self._report(scope, method, status, time.perf_counter() - began)
 
-    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+    def _report(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = method if method in _METHODS else "other"
         self._state.metrics.requests.labels(route, method, str(status)).inc()
         level = logging.DEBUG if route in _ALWAYS_ANSWERED else logging.INFO
-        log.log(level, "%s %r %d %.0f ms", method, scope["path"], status, 1000 * seconds)
+        log.log(level, "%s %r %d %.0f ms", method, scope["path"][:_SHOWN], status, 1000 * seconds)
 
     def _check(self, scope: Scope, counted: bool) -> None:
         """Raises ApiError for a request that is refused whatever it asks for."""
@@ -106,13 +113,15 @@ class RequestGuard:
 
 class _Body:
     """Counts the bytes that arrive: a chunked body does not declare its length, and the bodies of
-    all requests together are bounded too."""
+    all requests together are bounded too. gone: the client has left, as far as anybody asked."""
 
     def __init__(self, receive: Receive, state: ServerState):
         self._receive, self._state, self._had = receive, state, 0
+        self.gone = False
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        self.gone = self.gone or message["type"] == "http.disconnect"
         if message["type"] == "http.request":
             size, most = len(message.get("body", b"")), self._state.limits.body_bytes
             self._had += size
@@ -135,12 +144,12 @@ class _Body:
 
 class _Sender:
     """Adds the headers that every response has, and knows what was sent. status: None before the
-    response has begun."""
+    response has begun. ended: it was sent whole."""
 
-    def __init__(self, send: Send):
-        self._send = send
+    def __init__(self, send: Send, request: str):
+        self._send, self._request = send, request
         self.status: int | None = None
-        self._streams = self._ended = False
+        self._streams = self.ended = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -149,20 +158,23 @@ class _Sender:
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store")
+            headers["X-Request-Id"] = self._request
             self._streams = headers.get("content-type", "").startswith("text/event-stream")
             if self.status in (413, 503):
                 headers["Connection"] = "close"
         elif message["type"] == "http.response.body":
-            self._ended = not message.get("more_body", False)
+            self.ended = not message.get("more_body", False)
         await self._send(message)
 
     async def finish(self, error: ApiError, scope: Scope, receive: Receive) -> None:
-        """Answers with an error; a stream that has begun ends with it. The connection of a client
-        that does not read is closed."""
-        if self._ended:
+        """Answers with an error; a stream that has begun ends with it. Another answer that has
+        begun stays as it is, and where the client does not read: uvicorn closes the connection."""
+        if self.ended or (self.status is not None and not self._streams):
             return
-        if self.status is not None and not self._streams:
-            raise error  # uvicorn closes the connection: that is how the client learns of it
+        with contextlib.suppress(TimeoutError):
+            await self._last_word(error, scope, receive)
+
+    async def _last_word(self, error: ApiError, scope: Scope, receive: Receive) -> None:
         async with asyncio.timeout(_LAST_WORD_S):
             if self.status is None:
                 await error.response()(scope, receive, self)

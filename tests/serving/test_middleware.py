@@ -1,5 +1,6 @@
 """How much is let in: bodies, documents, answers at once, time; and who is not let in at all."""
 
+import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +26,7 @@ def test_what_takes_too_long_is_ended(tmp_path):
         assert server._state.answering.running == 0
 
 
-def test_a_client_that_does_not_read_holds_nothing(tmp_path):
+def test_a_client_that_does_not_read_holds_nothing(tmp_path, caplog):
     answers = EndlessEngine()
     with (
         running(tmp_path, answers, timeout_s=1) as (client, server),
@@ -41,6 +42,7 @@ def test_a_client_that_does_not_read_holds_nothing(tmp_path):
         wait_for(lambda: not server._state.requests)
         assert server._state.answering.running == 0
         assert client.get("/healthz").status_code == 200
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 def test_bodies_are_bounded(tmp_path):
@@ -114,3 +116,47 @@ def test_every_answer_has_the_headers_of_a_closed_page(http):
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store" and "server" not in headers
+
+
+def test_every_answer_has_the_id_of_its_request(http):
+    for path in ("/healthz", "/nothing", "/v1/models"):
+        given = http.get(path, headers={"X-Request-Id": "trace-7"})
+        assert given.headers.get_list("x-request-id") == ["trace-7"]
+        made = {http.get(path, headers={"X-Request-Id": "a b"}).headers["x-request-id"], ""}
+        made |= {http.get(path).headers["x-request-id"]}
+        assert len(made) == 3 and all(each.startswith("req_") for each in made if each)
+    refused = http.get("/healthz", headers={"Host": "evil.example", "X-Request-Id": "7"})
+    assert refused.status_code == 403 and refused.headers["x-request-id"] == "7"
+
+
+def leave(client, path, body, length, seen):
+    """Sends a request, waits until `seen()`, and goes."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
+        raw.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + body)
+        wait_for(seen)
+
+
+QUESTION = b'{"messages": [{"role": "user", "content": "x"}], "stream": %s}'
+
+
+@pytest.mark.parametrize("kind", ["body", "whole", "stream"])
+def test_a_client_that_leaves_is_one_line_of_the_log(tmp_path, caplog, kind):
+    caplog.set_level(logging.INFO)
+    answers, path = SlowEngine(), CHAT
+    with running(tmp_path, answers) as (client, server):
+        state = server._state
+        if kind == "body":
+            path = "/v1/memory/banks/a%0A2026-11-27%20INFO%20DELETE%20bank%20200/search"
+            leave(client, path, b"", 2, lambda: state.requests)
+        else:
+            body = QUESTION % (b"true" if kind == "stream" else b"false")
+            leave(client, path, body, len(body), lambda: answers.streams)
+        wait_for(lambda: not state.requests)
+        metrics = client.get("/metrics").text
+    lines = [each for each in caplog.records if "POST" in each.getMessage()]
+    (line,) = [each.getMessage() for each in lines]
+    assert "\n" not in line and " 499 " in line
+    loud = [each for each in caplog.records if each.levelno > logging.INFO or each.exc_info]
+    assert not loud
+    assert 'method="POST"' in metrics and 'status="499"' in metrics
