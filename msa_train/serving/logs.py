@@ -10,6 +10,8 @@ from types import TracebackType
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_KIND = 80  # characters of a message's form, which tell it from others
+_KINDS = 1000
 _TAKEN = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -17,6 +19,7 @@ def start_logging() -> None:
     """To standard error, for the whole process."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(_FORMAT))
+    handler.addFilter(Repeats())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
@@ -32,6 +35,31 @@ def begin_request(given: str | None) -> str:
 def escaped(text: str) -> str:
     """In one line, and nothing in it that a terminal obeys."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Repeats(logging.Filter):
+    """Lets a warning or an error through `most` times in `seconds`; the next time it comes after
+    that, it says how many were left out."""
+
+    def __init__(self, most: int = 10, seconds: float = 10.0):
+        super().__init__()
+        self._most, self._seconds = most, seconds
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # since when, how often
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        kind = record.name, str(record.msg)[:_KIND]
+        since, count = self._seen.get(kind, (record.created, 0))
+        left_out = 0
+        if len(self._seen) > _KINDS:
+            self._seen.clear()
+        if record.created - since >= self._seconds:
+            since, count, left_out = record.created, 0, max(count - self._most, 0)
+        self._seen[kind] = since, count + 1
+        if left_out:
+            record.msg = f"{record.msg} (and {left_out} more in the meantime)"
+        return count < self._most
 
 
 class LineFormatter(logging.Formatter):

@@ -160,7 +160,7 @@ class _Sender:
             headers.setdefault("Cache-Control", "no-store")
             headers["X-Request-Id"] = self._request
             self._streams = headers.get("content-type", "").startswith("text/event-stream")
-            if self.status in (413, 503):
+            if self.status in (408, 413, 503):
                 headers["Connection"] = "close"
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)

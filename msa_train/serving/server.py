@@ -8,16 +8,19 @@ import logging
 import os
 import signal
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from msa_train.errors import ConfigError
 from msa_train.serving.api import create_app
+from msa_train.serving.connections import Connection, IdleConnections, connections_within
 from msa_train.serving.state import ServerState
 from msa_train.serving.threads import join_all
 
 log = logging.getLogger("msa_train.serving")
+_QUEUE = 1024  # connections that wait to be accepted
 _CONNECTIONS_S = 5  # for connections to close once every request has ended
 _THREADS_S = 5  # for cancelled work to notice
 
@@ -27,6 +30,13 @@ class Server(uvicorn.Server):
     Second: it ends at once; a bank that was being written stays at its last commit."""
 
     def __init__(self, state: ServerState, host: str, port: int):
+        limits = state.limits
+        most, at_once = connections_within(limits.connections)
+        connection = partial(
+            Connection, idle=IdleConnections(), most=most, write_s=limits.timeout_s
+        )
+        if most < limits.connections:
+            log.info("%d connections at once: more would need more descriptors (ulimit -n)", most)
         config = uvicorn.Config(
             create_app(state),
             host=host,
@@ -37,6 +47,8 @@ class Server(uvicorn.Server):
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_CONNECTIONS_S,
             ws="none",
+            http=connection,
+            backlog=at_once,
         )
         super().__init__(config)
         self._state, self._signalled = state, False
@@ -50,6 +62,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for each in sockets or []:
+            each.listen(_QUEUE)  # asyncio accepts `backlog` at once; more may wait
             host, port = each.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"serving {self._state.model.name} at http://{shown}:{port}/", flush=True)
@@ -84,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Raises ConfigError for an address that is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        found = socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+        found = socket.create_server((host.strip("[]"), port), family=family, backlog=_QUEUE)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"--host {host} --port {port}: {why}; give another one") from error

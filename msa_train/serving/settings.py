@@ -21,6 +21,11 @@ class ServerLimits:
         4096, "of a conversation with all that is read for it", flag="--context-tokens"
     )
     waiting: int = flag(128, "answers that wait; more are refused with 429", flag="--queue")
+    connections: int = flag(
+        1000,
+        "at once; an idle one is closed for a new one, and few descriptors (ulimit -n) allow fewer",
+        flag="--max-connections",
+    )
     body_mb: float = flag(16.0, "of a request", flag="--max-body-mb")
     batch: int = flag(256, "documents in one request", flag="--max-batch")
     timeout_s: float = flag(300.0, "for a request", flag="--timeout-s")

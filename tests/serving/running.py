@@ -3,10 +3,12 @@
 import contextlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -75,13 +77,14 @@ def wait_for(there, seconds: float = 10.0) -> None:
 
 
 class ServeProcess:
-    """`msa serve` as a process of its own, until it is closed."""
+    """`msa serve` as a process of its own, until it is closed. descriptors: that it may open."""
 
-    def __init__(self, *arguments: object):
+    def __init__(self, *arguments: object, descriptors: int | None = None):
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "msa_train.cli", "serve", *map(str, arguments), "--port", "0"],
             env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=None if descriptors is None else partial(_allow, descriptors),
         )  # fmt: skip
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+/", line)
@@ -105,3 +108,7 @@ class ServeProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
+
+
+def _allow(descriptors: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from msa_train.serving.logs import REQUEST_ID, LineFormatter, begin_request, escaped
+from msa_train.serving.logs import REQUEST_ID, LineFormatter, Repeats, begin_request, escaped
 
 FORGED = "x\n2026-11-27 INFO DELETE bank 200\x1b[2J\u2028\ud800"
 
@@ -49,3 +49,21 @@ def test_a_line_names_its_request(forgotten):
 def test_an_id_that_would_spoil_the_log_is_not_taken(forgotten, given):
     made = begin_request(given)
     assert made.startswith("req_") and len(made) == 28 and made != begin_request(given)
+
+
+def test_what_repeats_itself_is_left_out_and_counted():
+    repeats, shown = Repeats(most=3, seconds=10), []
+
+    def log(at, message="full: %s", level=logging.ERROR):
+        each = record(message, at)
+        each.created, each.levelno = at, level
+        if repeats.filter(each):
+            shown.append(each.getMessage())
+
+    for at in range(9):
+        log(at)
+        log(at, "request %s", logging.INFO)
+    log(3, "another: %s")
+    log(11)
+    assert len(shown) == 3 + 9 + 1 + 1
+    assert shown[-2:] == ["another: 3", "full: 11 (and 6 more in the meantime)"]

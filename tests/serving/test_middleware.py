@@ -40,6 +40,7 @@ def test_a_client_that_does_not_read_holds_nothing(tmp_path, caplog):
         wait_for(lambda: answers.streams)
         assert answers.streams[0].cancelled.wait(5)
         wait_for(lambda: not server._state.requests)
+        wait_for(lambda: not server.server_state.connections)
         assert server._state.answering.running == 0
         assert client.get("/healthz").status_code == 200
     assert not [each for each in caplog.records if each.exc_info]

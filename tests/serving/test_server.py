@@ -1,11 +1,14 @@
 """The end of a server: what runs may finish, what does not is cancelled, and nothing hangs."""
 
+import contextlib
 import json
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from msa_train.interop.export import load_export
@@ -29,8 +32,9 @@ def made(tmp_path_factory):
 def start(made):
     begun = []
 
-    def start(*arguments):
-        begun.append(ServeProcess(made[0], "--bank", f"notes={made[1]}", *arguments))
+    def start(*arguments, **allowed):
+        given = made[0], "--bank", f"notes={made[1]}", *arguments
+        begun.append(ServeProcess(*given, **allowed))
         return begun[-1]
 
     yield start
@@ -108,3 +112,24 @@ def test_a_second_signal_ends_it_at_once(start):
         server.process.send_signal(signal.SIGINT)
         server.process.wait(5)
     assert server.process.returncode == 128 + signal.SIGINT and time.monotonic() - began < 5
+
+
+def test_silent_connections_keep_nobody_out_where_descriptors_are_few(start):
+    """150 silent ones, half with half a head, beside 32 clients and 128 descriptors."""
+    server = start(descriptors=128)
+    host, port = server.url.removeprefix("http://").split(":")
+    ask = ASK | {"max_tokens": 2, "memory": {"retrieval": "memory"}}
+
+    def client(_):
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+            return [http.post(CHAT, json=ask).status_code, http.get("/healthz").status_code]
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(32) as pool:
+        seen = [pool.submit(client, place) for place in range(32)]
+        for place in range(150):
+            silent = socket.create_connection((host, int(port)), timeout=10)
+            stack.enter_context(silent).sendall(b"" if place % 2 else b"POST / HTTP/1.1\r\nHo")
+        seen += [pool.submit(client, place) for place in range(32)]
+        assert all(each.result(60) == [200, 200] for each in seen)
+        code, logged = server.end(signal.SIGTERM)
+    assert code == 0 and "Traceback" not in logged and len(logged) < 30_000, logged[-2000:]
