@@ -1,4 +1,5 @@
-"""Who may ask, and in which form: API keys that may read or also write, and bodies of JSON."""
+"""Who may ask, and in which form: API keys that may read or also write, bodies of JSON, clients
+that are still there."""
 
 from __future__ import annotations
 
@@ -7,18 +8,21 @@ import hashlib
 import hmac
 import json
 import re
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from msa_train.errors import ConfigError
 from msa_train.serving.errors import ApiError, ClientGone
 
+T = TypeVar("T")
 _ACCESS = ("read", "write")
 _SHORTEST_KEY = 16
 _BODY_S = 60.0  # within which a body must arrive
@@ -116,6 +120,25 @@ async def json_body(request: Request) -> bytes:
         raise ApiError(408, "slow_body", f"the body did not come in {_BODY_S:.0f} s") from None
     except ClientDisconnect:
         raise ClientGone from None
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """`work`, cancelled when the client goes away. Raises ClientGone then."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _entries(text: str) -> Any:

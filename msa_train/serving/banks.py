@@ -6,6 +6,7 @@ import contextlib
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 from msa_train.serving.errors import ApiError, to_api_error
 
+_WAIT_S = 0.2  # until somebody who waits to write looks whether to go on
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -56,9 +58,16 @@ class ServedBank:
         return self._live.view
 
     @contextlib.contextmanager
-    def writing(self, timeout_s: float) -> Iterator[None]:
-        """One writer of this server at a time. Raises ApiError 409 after `timeout_s`."""
-        if not self._writing.acquire(timeout=timeout_s):
+    def writing(
+        self, timeout_s: float, going_on: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """One writer of this server at a time. Raises ApiError 409 after `timeout_s`; going_on:
+        called while it waits, it raises to stop."""
+        end = time.monotonic() + timeout_s
+        while not self._writing.acquire(timeout=min(_WAIT_S, timeout_s)):
+            going_on()
+            if time.monotonic() < end:
+                continue
             raise ApiError(
                 409, "writer_busy", f"bank {self.name!r} is being changed by other requests"
             )

@@ -30,7 +30,13 @@ def put_documents(
     without a change.
     """
     _check_ids(documents, update)
-    splitting = Splitting(model.tokenizer)  # as `msa memory add` does
+
+    def going_on() -> None:
+        if abandoned.is_set():
+            raise ApiError(503, "abandoned", "nobody waits any more: nothing was changed")
+
+    # As `msa memory add` does, but before others have to wait for their turn to write.
+    parts = list(Splitting(model.tokenizer, going_on=going_on)(documents))
     first = 0
 
     def checked() -> Iterator[Document]:
@@ -39,12 +45,11 @@ def put_documents(
         bank.view()  # with what other processes committed before they released the lock
         first = bank.snapshot.manifest.next_number
         _check_known(bank, documents, update)
-        for document in splitting(documents):
-            if abandoned.is_set():
-                raise ApiError(503, "abandoned", "nobody waits any more: nothing was changed")
+        for document in parts:
+            going_on()
             yield document
 
-    with bank.writing(wait_s), bank.named_errors():
+    with bank.writing(wait_s, going_on), bank.named_errors():
         added = add_documents(
             bank.path,
             model.model,

@@ -7,13 +7,12 @@ what goes out.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from threading import Event as Flag
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -23,7 +22,7 @@ from msa_train.memory.engine import interleave
 from msa_train.memory.engine.engine_thread import Stream
 from msa_train.memory.engine.events import Event, Evidence, Finished, Routed, TextPiece
 from msa_train.memory.search.view import MemoryView
-from msa_train.serving.access import json_body, requires
+from msa_train.serving.access import json_body, requires, while_connected
 from msa_train.serving.banks import ServedBank
 from msa_train.serving.chat_request import ChatRequest, chat_request
 from msa_train.serving.chat_response import ChatResponse, sse
@@ -36,7 +35,6 @@ log = logging.getLogger("msa_train.serving")
 
 MEMORY_HEADER = "x-msa-memory"
 _IDLE_S = 10.0  # then a comment is sent: a client that vanished without a word is noticed
-T = TypeVar("T")
 
 
 def routes(state: ServerState) -> APIRouter:
@@ -61,7 +59,7 @@ def routes(state: ServerState) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(request: Request) -> Response:
         asked = chat_request(await json_body(request), state.model.name)
-        state.check_length(asked.all_text)
+        state.check_length(asked.all_text, len(asked.earlier))
         answer = AnswerStream(state, asked, state.banks[asked.options.bank])
         if asked.stream:
             return EventStream(answer)
@@ -164,9 +162,14 @@ class AnswerStream:
             metrics.answer.observe(now - self._arrived)
             metrics.tokens.inc(event.answer.tokens)
 
-    def _view(self, _: Flag) -> MemoryView:
+    def _view(self, gone: Flag) -> MemoryView:
+        """Also counts the conversation's tokens, which would stop all answers in the engine's
+        thread."""
+        asked = self._asked
+        texts = asked.question, asked.instructions, *(text for _, text in asked.earlier)
+        self._state.check_tokens(texts, len(asked.earlier), gone)
         with self._bank.named_errors():
-            return restricted(self._bank.view(), self._asked.options.filter)
+            return restricted(self._bank.view(), asked.options.filter)
 
     def _engine_request(self, view: MemoryView) -> interleave.Request:
         asked = self._asked
@@ -217,22 +220,3 @@ class EventStream(Response):
             last = sse(api_error.body)
             await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
-    """`work`, cancelled when the client goes away. Raises ClientGone then."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

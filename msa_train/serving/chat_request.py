@@ -104,9 +104,9 @@ class ChatRequest(BaseModel):
 
     @property
     def earlier(self) -> tuple[tuple[str, str], ...]:
-        """(role, text) of the turns before the question."""
+        """(role, text) of the turns before the question in which something was said."""
         turns = [each for each in self.messages[:-1] if each.role not in _SYSTEM]
-        return tuple((each.role, each.text) for each in turns)
+        return tuple((each.role, each.text) for each in turns if each.text)
 
     @property
     def options(self) -> MemoryOptions:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from msa_train.serving.access import json_body, requires
+from msa_train.serving.access import json_body, requires, while_connected
 from msa_train.serving.changes import put_documents, remove_documents
 from msa_train.serving.lookup import document, listed, search
 from msa_train.serving.schemas import (
@@ -61,9 +61,8 @@ def _reading(state: ServerState) -> APIRouter:
         asked, found = parsed(Search, await json_body(request)), banks[bank]
         state.check_length(asked.query)
         most = state.limits.context_tokens
-        documents = await state.answering.in_thread(
-            lambda _: search(found, state.model, asked, most)
-        )
+        searching = state.answering.in_thread(lambda _: search(found, state.model, asked, most))
+        documents = await while_connected(request.receive, searching)
         return JSONResponse({"documents": documents})
 
     return router
@@ -87,11 +86,12 @@ def _changing(state: ServerState) -> APIRouter:
     async def put(bank: str, request: Request, update: bool) -> Response:
         form = parsed(NewDocuments, await json_body(request))
         documents, target = stored_documents(form, limits.batch), banks[bank]
-        numbers = await changed(
+        putting = changed(
             lambda abandoned: put_documents(
                 target, state.model, documents, update, limits.timeout_s, abandoned
             )
         )
+        numbers = await while_connected(request.receive, putting)
         return JSONResponse({"added": len(numbers), "numbers": numbers})
 
     @router.post("/{bank}/documents")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from data_pipeline.protocol import earlier_pieces
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.serving.access import ApiKeys
 from msa_train.serving.banks import Banks, ServedModel
-from msa_train.serving.errors import TOO_LONG, ApiError, bad_request
+from msa_train.serving.errors import TOO_LONG, ApiError, ClientGone, bad_request
 from msa_train.serving.metrics import ServerMetrics
 from msa_train.serving.settings import AllowedHosts, ServerLimits
 from msa_train.serving.threads import in_thread
@@ -18,6 +19,8 @@ from msa_train.serving.threads import in_thread
 T = TypeVar("T")
 _RETRY_AFTER_S = 2
 _CHANGES = 4  # at once, of different banks: each encodes, beside the answers
+_AT_ONCE = 16_384  # characters that are cut into tokens before somebody looks whether to go on
+_UNSURE = 64  # tokens that such cuts may add in all
 _LOOKUPS = 16  # at once: each has a thread
 
 
@@ -29,12 +32,10 @@ class Admission:
         self.running = self.waiting = 0
 
     async def in_thread(self, work: Callable[[threading.Event], T]) -> T:
-        """As threads.in_thread, once it is admitted."""
+        """As threads.in_thread, once it is admitted. It has its place until it ends, whoever still
+        waits for it."""
         await self.enter()
-        try:
-            return await in_thread(work)
-        finally:
-            self.leave()
+        return await in_thread(work, self.leave)
 
     async def enter(self) -> None:
         """Each `enter` that returns is followed by one `leave`."""
@@ -87,18 +88,35 @@ class ServerState:
         self.draining = self.stopping = False
         self.requests: set[asyncio.Task] = set()
         self.held_bytes = 0  # bodies of the requests under way
-        self._text_bytes = limits.context_tokens * _longest_token(model)
+        self._longest_token, self._turn_tokens = _longest_token(model), _turn_tokens(model)
 
-    def check_length(self, text: str) -> None:
-        """Raises ApiError 400 for text that no context can hold. Its bytes tell, before it is
-        tokenized: that would keep others waiting."""
-        size = len(text.encode())
-        if size > self._text_bytes:
-            raise bad_request(
-                f"the text has {size:,} bytes, and a context has room for "
-                f"{self.limits.context_tokens:,} tokens (--context-tokens): ask with less text",
-                TOO_LONG,
-            )
+    def check_length(self, text: str, turns: int = 0) -> None:
+        """Raises ApiError 400 for text, in a question and so many earlier turns, that no context
+        can hold. Bytes and turns tell, before anything is tokenized."""
+        size, most = len(text.encode()), self.limits.context_tokens
+        if size / self._longest_token + self._turn_tokens * turns > most:
+            raise self._too_long(f"{size:,} bytes in {turns + 1:,} messages")
+
+    def check_tokens(self, texts: Iterable[str], turns: int, gone: threading.Event) -> None:
+        """Raises ApiError 400 for texts, of so many earlier turns and a question, that are clearly
+        longer than a context, ClientGone once `gone` is set. For a thread beside the engine's: it
+        takes time."""
+        tokens, most = self._turn_tokens * turns, self.limits.context_tokens
+        for text in texts:
+            for start in range(0, len(text), _AT_ONCE):
+                if gone.is_set():
+                    raise ClientGone
+                part = text[start : start + _AT_ONCE]
+                tokens += len(self.model.tokenizer.encode_text(part))
+                if tokens > most + _UNSURE:
+                    raise self._too_long(f"more than {most:,} tokens")
+
+    def _too_long(self, size: str) -> ApiError:
+        return bad_request(
+            f"the conversation has {size}, and a context has room for "
+            f"{self.limits.context_tokens:,} tokens (--context-tokens): ask with less text",
+            TOO_LONG,
+        )
 
     async def drain(self) -> int:
         """Waits for running requests, then cancels them; how many were cancelled."""
@@ -118,3 +136,8 @@ def _longest_token(model: ServedModel) -> int:
     """In bytes."""
     tokenizer = model.tokenizer
     return max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
+
+
+def _turn_tokens(model: ServedModel) -> int:
+    """Around the text of an earlier turn, at least."""
+    return len(model.tokenizer.encode_pieces(earlier_pieces([("user", "a")])).tokens) - 1

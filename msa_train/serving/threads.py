@@ -15,14 +15,29 @@ _END = object()
 _running: set[threading.Thread] = set()
 
 
-async def in_thread(work: Callable[[threading.Event], T]) -> T:
+async def in_thread(
+    work: Callable[[threading.Event], T], ended: Callable[[], None] = lambda: None
+) -> T:
     """`work(abandoned)` in a thread of its own; `abandoned` is set when nobody waits any more.
+    ended: called in the event loop when the work has ended, also long after that.
 
     The threads are daemons, which the interpreter's end stops anywhere: what they write must
     survive that at any moment, and a bank does.
     """
-    abandoned = threading.Event()
-    results = _started(map(work, [abandoned]))
+    abandoned, loop = threading.Event(), asyncio.get_running_loop()
+
+    def whole(abandoned: threading.Event) -> T:
+        try:
+            return work(abandoned)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(ended)
+
+    try:
+        results = _started(map(whole, [abandoned]))
+    except RuntimeError:  # there are too many threads
+        ended()
+        raise
     try:
         result, error = await results.get()
     except BaseException:

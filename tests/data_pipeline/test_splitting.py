@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +59,60 @@ def test_a_document_is_as_long_as_its_tokens_with_the_wrapper():
 )
 def test_sentences_of_any_script(parts):
     assert sentences("".join(parts)) == parts
+
+
+def one_by_one(text, limit, length):
+    """The rule, without regard to time: piece after piece, each tried."""
+    if length(text) <= limit:
+        return [text]
+    pieces = []
+    for sentence in sentences(text):
+        if length(sentence) <= limit:
+            pieces.append(sentence)
+            continue
+        for word in re.split(r"(?<=\s)(?=\S)", sentence):
+            pieces += [word] if length(word) <= limit else list(word)
+    parts, current = [], ""
+    for piece in pieces:
+        if current and length(current + piece) > limit:
+            parts.append(current)
+            current = ""
+        current += piece
+    return [stripped for part in [*parts, current] if (stripped := part.strip())]
+
+
+@given(st.text("ab .\n。é中", max_size=400), st.integers(1, 60), st.sampled_from([0, 3]))
+def test_parts_are_those_of_the_rule_one_by_one(text, limit, wrapper):
+    def length(part):
+        return wrapper + len(part.encode())
+
+    assert split_text(text, limit, length) == one_by_one(text, limit, length)
+
+
+@pytest.mark.parametrize("text", ["The crane sleeps. It rains\n", "unbroken" * 3, "word and "])
+def test_parts_of_tokens_are_those_of_the_rule(text):
+    tokenizer = train_sentencepiece([f"the word {i} and it rains" for i in range(200)], 290)
+
+    def length(part):
+        return document_length(tokenizer, part)
+
+    text *= 1500 // len(text)
+    assert split_text(text, 100, length) == one_by_one(text, 100, length)
+
+
+@pytest.mark.parametrize("text", ["The cranes of the harbour sleep. ", "x", "word ", "雨", "\n"])
+@pytest.mark.parametrize("limit", [200, 2048])
+def test_the_time_to_split_grows_with_the_text_alone(text, limit):
+    """Characters that were looked at: 50,000 without spaces took a hundred seconds."""
+    asked = 0
+
+    def length(part):
+        nonlocal asked
+        asked += len(part)
+        return len(part) // 2
+
+    for size in (100_000, 400_000):
+        asked, whole = 0, text * (size // len(text))
+        parts = split_text(whole, limit, length)
+        assert len(parts) >= 20 * size // 100_000 or text == "\n"
+        assert asked < 25 * size

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -36,12 +37,12 @@ def tiny_bank(path: Path, fingerprint=FINGERPRINT) -> Path:
 def running(folder: Path, engine=None, keys=None, hosts=None, words=None, **limits):
     """(client, server) of a server in a thread: bank `notes`, and `banks/` to make more in."""
     state = state_of(folder, engine, keys, hosts, words, **limits)
-    socket = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     server = Server(state, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     wait_for(lambda: server.started)
-    url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
             yield client, server
@@ -74,6 +75,14 @@ def wait_for(there, seconds: float = 10.0) -> None:
     while not there():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def leave(client, path, body, length, seen):
+    """Sends a request, waits until `seen()`, and goes."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
+        raw.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + body)
+        wait_for(seen)
 
 
 class ServeProcess:

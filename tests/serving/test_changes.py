@@ -1,10 +1,11 @@
 """Documents put into a bank and taken out: all of them, or none."""
 
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 
-from msa_train.memory.bank.corpus import DOCUMENT_TOKENS
+from msa_train.memory.bank.corpus import DOCUMENT_TOKENS, Splitting
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.search.live import LiveBank
 from msa_train.serving.banks import ServedBank
@@ -21,9 +22,9 @@ def bank(tmp_path):
     bank.close()
 
 
-def put(bank, *documents, update=False, abandoned=None):
+def put(bank, *documents, update=False, abandoned=None, wait_s=1.0):
     stored = [StoredDocument(0, text, id) for id, text in documents]
-    return put_documents(bank, MODEL, stored, update, 1.0, abandoned or Event())
+    return put_documents(bank, MODEL, stored, update, wait_s, abandoned or Event())
 
 
 def test_new_numbers_follow_the_last(bank):
@@ -60,6 +61,47 @@ def test_a_change_that_nobody_waits_for_is_not_made(bank):
     with pytest.raises(ApiError, match="nothing was changed"):
         put(bank, ("a", "x"), abandoned=abandoned)
     assert bank.info() == before
+
+
+LONG = ("long", "Cranes sleep. " * DOCUMENT_TOKENS * 4)
+
+
+def test_a_long_text_is_split_before_others_have_to_wait(bank, monkeypatch):
+    locked, length = [], Splitting._length
+
+    def observed(self, text):
+        locked.append(bank._writing.locked())
+        return length(self, text)
+
+    monkeypatch.setattr(Splitting, "_length", observed)
+    put(bank, LONG)
+    assert locked and not any(locked)
+
+
+def test_splitting_ends_where_nobody_waits(bank, monkeypatch):
+    abandoned, asked = Event(), []
+    encode_text = type(MODEL.tokenizer).encode_text
+
+    def leaving(self, text):
+        asked.append(len(text))
+        if len(asked) == 5:
+            abandoned.set()
+        return encode_text(self, text)
+
+    monkeypatch.setattr(type(MODEL.tokenizer), "encode_text", leaving)
+    before = bank.info()
+    with pytest.raises(ApiError, match="nothing was changed"):
+        put(bank, LONG, abandoned=abandoned)
+    assert len(asked) == 5 and max(asked) < 20_000 and bank.info() == before
+
+
+def test_waiting_for_ones_turn_ends_where_nobody_waits(bank):
+    abandoned = Event()
+    with bank.writing(1.0), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(put, bank, ("a", "x"), abandoned=abandoned, wait_s=60)
+        abandoned.set()
+        with pytest.raises(ApiError, match="nothing was changed"):
+            waiting.result(10)
 
 
 def test_all_are_removed_or_none(bank):

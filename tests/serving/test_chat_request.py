@@ -105,7 +105,7 @@ def test_what_clients_add_without_effect_is_taken():
     ]
     request = asked(messages=messages, tools=[], tool_choice="auto", function_call="auto")
     assert request.question == "two"
-    assert request.earlier == (("user", "one"), ("assistant", ""), ("assistant", ""))
+    assert request.earlier == (("user", "one"),)
 
 
 def test_an_answers_limits_are_what_was_asked_for_or_the_most_there_is():

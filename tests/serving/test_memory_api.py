@@ -11,7 +11,7 @@ from data_pipeline.schema import Document
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.writer import BankWriter
 from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
-from tests.serving.running import running
+from tests.serving.running import leave, running, wait_for
 from tests.serving.slow_engine import SlowEngine
 
 BANKS = "/v1/memory/banks"
@@ -287,3 +287,18 @@ def test_a_damaged_bank_is_named_not_served_silently(own):
     assert response.status_code == 500
     assert "was changed" in response.json()["error"]["message"]
     assert str(folder) not in response.text
+
+
+def test_a_change_whose_client_leaves_is_not_made(own, monkeypatch):
+    client, server, _ = own
+    begun, told = threading.Event(), threading.Event()
+
+    def put(*given):
+        begun.set()
+        told.set() if given[-1].wait(10) else None
+
+    monkeypatch.setattr("msa_train.serving.memory_api.put_documents", put)
+    body = json.dumps({"documents": [{"text": "x"}]}).encode()
+    leave(client, "/v1/memory/banks/notes/documents", body, len(body), begun.is_set)
+    assert told.wait(5)
+    wait_for(lambda: server._state.changing.running == 0)

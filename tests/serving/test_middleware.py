@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.serving.running import running, wait_for
+from tests.serving.running import leave, running, wait_for
 from tests.serving.slow_engine import EndlessEngine, SlowEngine
 
 ASK = {"messages": [{"role": "user", "content": "x"}]}
@@ -128,14 +128,6 @@ def test_every_answer_has_the_id_of_its_request(http):
         assert len(made) == 3 and all(each.startswith("req_") for each in made if each)
     refused = http.get("/healthz", headers={"Host": "evil.example", "X-Request-Id": "7"})
     assert refused.status_code == 403 and refused.headers["x-request-id"] == "7"
-
-
-def leave(client, path, body, length, seen):
-    """Sends a request, waits until `seen()`, and goes."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
-        raw.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + body)
-        wait_for(seen)
 
 
 QUESTION = b'{"messages": [{"role": "user", "content": "x"}], "stream": %s}'

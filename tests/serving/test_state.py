@@ -1,5 +1,6 @@
 """How much runs at once and how much waits for it; and what leaves gives its place back."""
 
+import asyncio
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from msa_train.serving.errors import ApiError
+from msa_train.serving.state import Admission
 from tests.serving.running import MODEL, running, wait_for
 from tests.serving.slow_engine import SlowEngine
 
@@ -115,6 +118,58 @@ def test_text_that_no_context_holds_is_refused_before_it_is_cut_into_tokens(tmp_
             response = client.post(path, json=body)
             assert response.status_code == 400, response.text
             assert "--context-tokens" in response.json()["error"]["message"]
+
+
+def test_many_messages_cost_what_their_turns_cost(tmp_path, monkeypatch):
+    """100,000 of one character kept every answer waiting while they were cut into tokens."""
+    turns = [{"role": ("user", "assistant")[n % 2], "content": "a"} for n in range(2000)]
+    with running(tmp_path) as (client, _):
+        ask = {"max_tokens": 1, "memory": {"retrieval": "memory"}}
+        fits = client.post(CHAT, json=ask | {"messages": [*turns[:60], *ASK["messages"]]})
+        assert fits.status_code == 200, fits.text
+        monkeypatch.setattr(type(MODEL.tokenizer), "encode_text", lambda *_: 1 / 0)
+        refused = client.post(CHAT, json={"messages": [*turns, *ASK["messages"]]})
+        assert refused.status_code == 400 and "in 2,001 messages" in refused.text
+
+
+@pytest.mark.parametrize("where", ["system", "assistant", "user"])
+def test_what_is_too_long_is_found_beside_the_engines_thread(tmp_path, monkeypatch, where):
+    tokenizer, engine = type(MODEL.tokenizer), []
+    encode_text = tokenizer.encode_text
+
+    def recorded(self, text):
+        if threading.current_thread().name == "answers":
+            engine.append(len(text))
+        return encode_text(self, text)
+
+    monkeypatch.setattr(tokenizer, "encode_text", recorded)
+    with running(tmp_path) as (client, _):
+        long = [{"role": where, "content": "Why? " * 3000}]
+        refused = client.post(CHAT, json={"messages": long + (ASK["messages"] * (where != "user"))})
+    assert refused.status_code == 400 and "more than 2,048 tokens" in refused.text
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert max(engine, default=0) < 1000
+
+
+def test_abandoned_work_keeps_its_place_until_it_ends():
+    go, told = threading.Event(), threading.Event()
+
+    def work(abandoned):
+        told.set() if abandoned.wait(10) else None
+        go.wait(10)
+
+    async def leave():
+        places = Admission("changes", 1, 0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(places.in_thread(work), 0.05)
+        assert told.wait(5) and places.running == 1
+        with pytest.raises(ApiError, match="1 changes run"):
+            await places.enter()
+        go.set()
+        while places.running:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(leave(), 10))
 
 
 def test_look_ups_are_bounded(tmp_path, monkeypatch):

@@ -33,6 +33,23 @@ def test_work_is_told_when_nobody_waits_any_more():
     assert told.wait(10) and join_all(10) == 0
 
 
+def test_the_end_of_work_is_told_whoever_waits():
+    go, ended = threading.Event(), []
+
+    async def impatient():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(in_thread(lambda _: go.wait(10), lambda: ended.append(1)), 0.01)
+        assert not ended
+        go.set()
+        while not ended:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ZeroDivisionError):
+            await in_thread(lambda _: 1 / 0, lambda: ended.append(2))
+        assert ended == [1, 2]
+
+    asyncio.run(asyncio.wait_for(impatient(), 10))
+
+
 def test_items_come_as_they_are_made_and_none_while_there_are_none():
     go = threading.Event()
 

@@ -128,11 +128,13 @@ class Splitting:
     """Splits documents of more than `limit` tokens, by the rule of data_pipeline/splitting.py.
 
     A part is a document of its own under the id of the whole; all are numbered anew from 0.
-    split: how many were split, into how many parts; made: documents passed on so far.
+    going_on: called again and again; it raises to stop. split: how many were split, into how many
+    parts; made: documents passed on so far.
     """
 
     tokenizer: Tokenizer
     limit: int = DOCUMENT_TOKENS
+    going_on: Callable[[], None] = lambda: None
     split: int = 0
     parts: int = 0
     made: int = 0
@@ -170,4 +172,5 @@ class Splitting:
 
     def _length(self, text: str) -> int:
         """Tokens of the text in the wrapper of the longest document number."""
+        self.going_on()
         return len(self.tokenizer.encode_pieces(document_pieces(_WIDE_NUMBER, text)).tokens)
