@@ -36,6 +36,11 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     add_compute(encode)
 
+    split = _benchmark(
+        benchmarks, "split", "how long a text of a million characters takes to be split", _split
+    )
+    split.add_argument("--export", type=Path, required=True, help="folder of a model")
+
     candidates = _benchmark(
         benchmarks, "candidates", "documents that a search in 8-bit keys scores again", _candidates
     )
@@ -131,6 +136,12 @@ def _encode(options: argparse.Namespace) -> Any:
     from msa_train.bench.encode import measure
 
     return [measure(options.export, options.corpus, options.compute)]
+
+
+def _split(options: argparse.Namespace) -> Any:
+    from msa_train.bench.split import measure
+
+    return measure(options.export)
 
 
 def _candidates(options: argparse.Namespace) -> Any:

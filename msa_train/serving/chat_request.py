@@ -14,6 +14,7 @@ from msa_train.serving.errors import ApiError, bad_request
 from msa_train.serving.schemas import Filter, Strict, check_text, parsed
 
 _MAX_TOKENS = 1 << 20  # a larger number is a mistake
+_MAX_MESSAGES = 10_000  # to read more would keep everybody waiting
 _MAX_ROUNDS = 16
 _SYSTEM = ("system", "developer")
 # Field -> the values that change nothing and are accepted; any other is refused: the answer would
@@ -78,7 +79,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESSAGES)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None

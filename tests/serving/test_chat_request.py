@@ -23,6 +23,7 @@ BAD = [
     ({}, "messages: Field required"),
     ({"messages": []}, "messages"),
     ({"messages": "x"}, "messages"),
+    ({"messages": user("x")["messages"] * 10_001}, "messages: List should have at most 10000"),
     (user(""), "messages[0].content is blank"),
     (user(" \n"), "messages[0].content is blank"),
     (user(None), "messages[0].content"),
