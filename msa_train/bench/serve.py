@@ -24,6 +24,8 @@ CLIENTS, SECONDS = 32, 60.0
 _TOKENS = 16  # of each answer
 _START_S, _END_S, _ANSWER_S = 120.0, 60.0, 120.0
 _AFTER_ERROR_S = 0.1
+_SILENT_S = 0.2  # until silent connections are looked after again
+_HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localh"
 _SAMPLES = 40  # of the server's memory, over the whole time
 
 
@@ -50,8 +52,10 @@ def measure(
     clients: int = CLIENTS,
     seconds: float = SECONDS,
     retrieval: str = "generate",
+    silent: int = 0,
 ) -> dict[str, Any]:
-    """Against the server at `url`, or one that is started for `export` and `bank`.
+    """Against the server at `url`, or one that is started for `export` and `bank`. silent:
+    connections that ask nothing, beside those of the clients.
 
     Milliseconds; memory of the server in MB, when every client had its first answer and at the end.
     """
@@ -59,8 +63,13 @@ def measure(
         raise ConfigError("bench serve: give --url, or --export and --bank")
     if clients < 1 or seconds <= 0:
         raise ConfigError(f"bench serve: {clients} clients, {seconds} seconds: give more than 0")
-    with _server(export, bank) if url is None else contextlib.nullcontext(url) as address:
-        return _load(address, clients, seconds, retrieval)
+    if silent < 0:
+        raise ConfigError(f"bench serve: {silent} silent connections: give 0 or more")
+    with (
+        _server(export, bank) if url is None else contextlib.nullcontext(url) as address,
+        _silent(address, silent),
+    ):
+        return {"silent": silent, **_load(address, clients, seconds, retrieval)}
 
 
 def _load(url: str, clients: int, seconds: float, retrieval: str) -> dict[str, Any]:
@@ -206,6 +215,40 @@ def _connection(url: str) -> http.client.HTTPConnection:
     if host is None or parts.scheme != "http":
         raise ConfigError(f"bench serve: --url {url}: give http://HOST:PORT")
     return http.client.HTTPConnection(host, port, timeout=_ANSWER_S)
+
+
+@contextlib.contextmanager
+def _silent(url: str, count: int) -> Iterator[None]:
+    """So many connections that send nothing or half a head; one that is closed is made anew."""
+    stopped = threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(contextlib.closing(_connection(url))) for _ in range(count)]
+            while not stopped.wait(_SILENT_S):
+                for place, each in enumerate(held):
+                    with contextlib.suppress(OSError):
+                        _keep_silent(each, _HALF if place % 2 else b"")
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(_ANSWER_S)
+
+
+def _keep_silent(connection: http.client.HTTPConnection, sent: bytes) -> None:
+    if connection.sock is not None:
+        with contextlib.suppress(BlockingIOError):
+            if connection.sock.recv(1):
+                return  # an error of the server's
+            connection.close()
+    if connection.sock is None:
+        connection.connect()
+        connection.sock.sendall(sent)
+        connection.sock.setblocking(False)
 
 
 @contextlib.contextmanager

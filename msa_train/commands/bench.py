@@ -76,6 +76,9 @@ def register(commands: argparse._SubParsersAction) -> None:
     serve.add_argument("--bank", type=Path, help="memory bank that it built")
     serve.add_argument("--url", help="a server that runs, in place of --export and --bank")
     serve.add_argument("--clients", type=int, default=32, help="that ask at once (default 32)")
+    serve.add_argument(
+        "--silent", type=int, default=0, help="connections beside them that ask nothing (default 0)"
+    )
     serve.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
     serve.add_argument(
         "--retrieval",
@@ -167,5 +170,5 @@ def _serve(options: argparse.Namespace) -> Any:
 
     return measure(
         options.export, options.bank, options.url, options.clients, options.seconds,
-        options.retrieval,
+        options.retrieval, options.silent,
     )  # fmt: skip

@@ -15,20 +15,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0  # from a connection, or a head's first byte, to the head's last byte
 _SHARE = 2  # one of so many free descriptors is a connection's; the rest are for banks' files
-_AT_ONCE = 128
+_TURNS = 16  # of the loop until as many are accepted as there may be
 
 
 def connections_within(asked: int) -> tuple[int, int]:
     """How many connections fit the descriptors that this process may still open, `asked` at most;
     and how many may be accepted before others are closed for them.
 
-    Between a connection's acceptance and the closing of another for it the loop turns four times.
+    From a connection's acceptance to its request, and to the closing of another for it, the loop
+    turns four times: those that are accepted meanwhile must neither take all descriptors nor push
+    out one that is about to ask.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY:
-        return asked, _AT_ONCE
-    free = max(allowed - len(os.listdir("/dev/fd")), 2)
-    return min(asked, free // _SHARE), max(1, min(_AT_ONCE, free // 16))
+    most = asked
+    if allowed != resource.RLIM_INFINITY:
+        most = min(asked, max(allowed - len(os.listdir("/dev/fd")), 2) // _SHARE)
+    return most, max(1, most // _TURNS)
 
 
 class IdleConnections:

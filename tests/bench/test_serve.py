@@ -9,9 +9,11 @@ from tests.serving.slow_engine import SlowEngine
 
 
 def test_clients_are_answered_without_error_or_growth(tmp_path):
-    with running(tmp_path) as (client, server):
-        report = measure(url=str(client.base_url), clients=8, seconds=3, retrieval="memory")
-        assert report["errors"] == 0 and report["error_messages"] == {}
+    """Beside silent connections too, of which there are more than the server allows."""
+    with running(tmp_path, connections=16) as (client, server):
+        url = str(client.base_url)
+        report = measure(url=url, clients=8, seconds=3, retrieval="memory", silent=40)
+        assert report["silent"] == 40 and report["errors"] == 0 and report["error_messages"] == {}
         assert report["answers"] >= 8 and 3 <= report["seconds"] < 60
         assert 0 < report["first_text_ms"]["p50"] <= report["answer_ms"]["p95"]
         assert report["rss_growth_mb"] < 50
@@ -32,6 +34,7 @@ def test_errors_are_counted_by_what_they_say(tmp_path):
     [
         ({}, "--url, or --export and --bank"),
         ({"url": "http://127.0.0.1:9", "clients": 0}, "0 clients"),
+        ({"url": "http://127.0.0.1:9", "silent": -1}, "-1 silent"),
         ({"url": "http://127.0.0.1:9"}, "does not answer"),
         ({"url": "ftp://x"}, "http://HOST:PORT"),
     ],

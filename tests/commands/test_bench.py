@@ -11,7 +11,7 @@ from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.build import build_bank
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
-BENCHMARKS = ("kernels", "layouts", "train", "encode", "candidates", "memory", "serve")
+BENCHMARKS = ("kernels", "layouts", "train", "encode", "split", "candidates", "memory", "serve")
 
 
 def code_of(*arguments):
@@ -64,8 +64,8 @@ def test_options_reach_their_benchmark(monkeypatch, capsys):
     assert code_of("serve", "--url", "http://h:1", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"answers": 3}
     assert given == [
-        (None, None, "http://h:1", 2, 0.5, "generate"),
-        (None, None, "http://h:1", 32, 60.0, "generate"),
+        (None, None, "http://h:1", 2, 0.5, "generate", 0),
+        (None, None, "http://h:1", 32, 60.0, "generate", 0),
     ]
     monkeypatch.setattr(
         "msa_train.bench.kernels.suites.measure", lambda *options: [{"got": options}]

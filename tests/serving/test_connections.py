@@ -62,10 +62,10 @@ def test_a_head_that_trickles_is_not_waited_for_either(tmp_path, monkeypatch):
         assert slow.recv(9).startswith(b"HTTP/1.1")
         began = time.monotonic()
         with pytest.raises(OSError):
-            for byte in HALF * 3:
+            for byte in HALF * 20:
                 slow.sendall(bytes([byte]))
                 time.sleep(0.03)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
 
 
 def test_idle_connections_give_way_to_new_ones(tmp_path):
@@ -101,12 +101,12 @@ def test_where_none_is_idle_a_new_one_is_closed(tmp_path):
 def test_connections_leave_descriptors_for_the_banks_files(monkeypatch):
     opened = len(os.listdir("/dev/fd"))
     for free, asked, expected in (
-        (80, 1000, (40, 5)),
-        (80, 20, (20, 5)),
-        (8192, 1000, (1000, 128)),
+        (80, 1000, (40, 2)),
+        (80, 20, (20, 1)),
+        (8192, 1000, (1000, 62)),
         (-5, 1000, (1, 1)),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, free=free: (free + opened, 1 << 20))
         assert connections_within(asked) == expected
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert connections_within(1000) == (1000, 128)
+    assert connections_within(1000) == (1000, 62)
