@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import add_compute, add_hybrid, add_json, print_json
+from msa_train.commands.output import add_compute, add_hybrid, add_json, add_retrieval, print_json
 
 SHOWN_DOCUMENTS = 5
 
@@ -19,13 +19,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     ask.add_argument("export", type=Path, help="folder of the model that built the bank")
     ask.add_argument("bank", type=Path)
     ask.add_argument("questions", nargs="+", metavar="question")
-    ask.add_argument(
-        "--retrieval",
-        choices=("generate", "router", "memory"),
-        default="generate",
-        help="who names the documents to read: the model (as published), the routers' vote, or "
-        "nobody: answer from pooled memory alone",
-    )
+    add_retrieval(ask)
     add_hybrid(ask, "with --retrieval router: BM25 over the bank's texts chooses with the routers")
     ask.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default): the likeliest token, always"
@@ -50,23 +44,24 @@ def _ask(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.snapshot import BankSnapshot
     from msa_train.memory.engine.engine import MemoryEngine
-    from msa_train.memory.engine.interleave import InterleaveLimits
+    from msa_train.memory.engine.interleave import InterleaveLimits, usual_mode
     from msa_train.memory.engine.sampling import Sampling
     from msa_train.memory.search.hybrid import WordIndexes
     from msa_train.memory.search.loader import bank_view
 
     if blank := [question for question in options.questions if not question.strip()]:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
-    if options.hybrid and options.retrieval != "router":
-        raise ConfigError(
-            f"--hybrid {options.hybrid} chooses the texts to read together with the routers, and "
-            f"--retrieval is {options.retrieval}: give --retrieval router, or leave --hybrid out"
-        )
     indexes = WordIndexes() if options.hybrid else None
     only = None if options.where is None else _filter(options.where)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     limits = InterleaveLimits(answer_tokens=options.max_tokens)
     loaded = load_export(options.export, options.compute)
+    mode = options.retrieval or usual_mode(loaded.model.config)
+    if options.hybrid and mode != "router":
+        raise ConfigError(
+            f"--hybrid {options.hybrid} chooses the texts to read together with the routers, and "
+            f"--retrieval is {mode}: give --retrieval router, or leave --hybrid out"
+        )
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     words = None if indexes is None else indexes.of(bank)
     view = bank_view(bank, loaded.model.config.router, words=words)
@@ -80,12 +75,12 @@ def _ask(options: argparse.Namespace) -> int:
         raise BankError(f"{options.bank} has no documents to answer from: msa memory add")
     engine = MemoryEngine(loaded.model, loaded.tokenizer, view)
     if options.json:
-        answers = engine.ask(options.questions, options.retrieval, limits, sampling)
+        answers = engine.ask(options.questions, mode, limits, sampling)
         print_json([answer.to_json() for answer in answers])
         return 0
     for question in options.questions:
         print(f"\n? {question}")
-        show_stream(engine.stream(question, options.retrieval, limits, sampling))
+        show_stream(engine.stream(question, mode, limits, sampling))
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import add_compute, add_json, print_json
+from msa_train.commands.output import RETRIEVALS, add_compute, add_json, print_json
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -82,7 +82,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     serve.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
     serve.add_argument(
         "--retrieval",
-        choices=("generate", "router", "memory"),
+        choices=RETRIEVALS,
         default="generate",
         help="as in msa ask (default generate)",
     )

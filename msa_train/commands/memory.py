@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +22,8 @@ _DOCUMENT_TOKENS = 2048
 _GPU_TOKENS = 16384
 _CORPUS = (
     'a .jsonl or .jsonl.gz file of {"id", "title", "text", "metadata", "added"}, - for such lines '
-    "on standard input, or the word pydocs: the documentation of this Python's standard library"
+    "on standard input, a dataset folder (its titles stand over the texts), or the word pydocs: "
+    "the documentation of this Python's standard library"
 )
 
 
@@ -145,13 +147,20 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _corpus(name: str, tokenizer: Any) -> tuple[Iterable[Any], Callable[[], float | None]]:
-    """The documents, and how much of them is read."""
+    """The documents, and how much of them is read. Those of a dataset folder begin with their
+    title, as training and `msa router` read them."""
+    from data_pipeline.dataset import find_file
+    from data_pipeline.sources.dataset_tables import shown_text
     from msa_train.memory.bank.corpus import CorpusFile, pydocs
 
     if name == "pydocs":
         return pydocs(tokenizer)
-    corpus = CorpusFile(name)
-    return corpus.documents(), corpus.share_read
+    if not Path(name).is_dir():
+        corpus = CorpusFile(name)
+        return corpus.documents(), corpus.share_read
+    corpus = CorpusFile(find_file(Path(name), "corpus"))
+    documents = corpus.documents()
+    return (replace(d, text=shown_text(d.title, d.text)) for d in documents), corpus.share_read
 
 
 def _load(export: Path, compute: str, fingerprint: dict[str, str], rank: int) -> Any:

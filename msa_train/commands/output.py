@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+RETRIEVALS = ("generate", "router", "memory")  # interleave.Mode, without what it imports
+
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -28,6 +30,15 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
         help="what the model computes in; bfloat16 is faster where the CPU has AMX, and coarser "
         "(default float32)",
     )
+
+
+def add_retrieval(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--retrieval", choices=RETRIEVALS,
+        help="who names the documents to read: the model (generate, as published), the routers' "
+        "vote, or nobody: answer from pooled memory alone (default: generate, and router for a "
+        "model of which no layer reads pooled memory)",
+    )  # fmt: skip
 
 
 def add_hybrid(parser: argparse._ActionsContainer, meaning: str) -> None:

@@ -59,6 +59,8 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _real(options: argparse.Namespace) -> int:
     if not options.reading.is_file():
         raise ConfigError(f"--reading is {options.reading}: there is no such file")
+    if not options.dense.is_dir():
+        raise ConfigError(f"--dense is {options.dense}: there is no such folder (make dense)")
     out, main = options.out, options.main
     fitted, bank, questions, reader = (
         out / name for name in (_FITTED, "bank", "questions", "reader")
@@ -157,7 +159,12 @@ class _Steps:
         self._before = self._made[name]["id"]
 
     def _check(self, name: str, target: Path, made_of: dict[str, Any]) -> None:
-        known = self._made.get(name, {})
+        known = self._made.get(name)
+        if known is None:
+            raise ConfigError(
+                f"{target} is there, and {self._file} does not say how it was made (an earlier "
+                "version, or a step that was interrupted): remove it, or give another --out"
+            )
         changed = [key for key, value in made_of.items() if known.get(key) != value]
         if changed:
             why = (

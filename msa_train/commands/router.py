@@ -139,6 +139,8 @@ def _fit(options: argparse.Namespace) -> int:
         best = "  <- kept" if look["step"] == report["best_step"] else ""
         found = "  ".join(f"{name} {_recall(x)}" for name, x in look["held_out"].items())
         print(f"  step {look['step']:>4}  {found}{best}")
+    if report["best_step"] == 0:
+        print("nothing was better than the start: the router is as it was")
     return 0
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from msa_train.commands.flags import add_flags, from_flags
-from msa_train.commands.output import add_hybrid
+from msa_train.commands.output import add_hybrid, add_retrieval
 from msa_train.memory.search.settings import TierSettings
 from msa_train.serving.settings import AllowedHosts, ServerLimits, check_host
 
@@ -47,6 +47,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="for a request to the other ranks; one that is late or dead is restarted",
     )  # fmt: skip
     add_flags(memory, TierSettings)
+    add_retrieval(memory)
     add_hybrid(
         memory,
         "where routers choose the texts to read, BM25 over all texts chooses with them",
@@ -81,7 +82,9 @@ def _serve(options: argparse.Namespace) -> int:
         check_fits(loaded.model, paths, folder, tiers, limits, device, options.ranks)
         name = options.name or options.export.resolve().name
         model = ServedModel(name, loaded.model.to(device), loaded.tokenizer, loaded.fingerprint)
-        state = assemble(model, named, folder, ranks, tiers, limits, keys, hosts, words)
+        state = assemble(
+            model, named, folder, ranks, tiers, limits, keys, hosts, words, options.retrieval
+        )
         run(state, options.host, options.port)
     return 0
 

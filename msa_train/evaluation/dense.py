@@ -23,6 +23,8 @@ class DenseRetriever:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
 
+        if not folder.is_dir():
+            raise CheckpointError(f"no sentence encoder: there is no folder {folder}")
         disable_progress_bar()  # of loading 90 MB
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

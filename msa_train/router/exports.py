@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -239,5 +240,6 @@ def _prepare(target: Path) -> None:
         raise CheckpointError(f"{target} exists: remove it, or give another folder")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error

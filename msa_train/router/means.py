@@ -11,11 +11,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from msa_kernels import chunk_mean, chunk_offsets, cumulative
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -165,7 +167,7 @@ def _kept(
     cu = None
     for layer in layers:
         path = folder / f"{key}-layer-{layer}.safetensors"
-        if path.is_file():
+        with suppress(FileNotFoundError, SafetensorError, KeyError):  # damaged ones are made anew
             stored = load_file(path)
             found[layer], cu = stored["means"], stored["chunk_cu"]
     if missing := [layer for layer in layers if layer not in found]:

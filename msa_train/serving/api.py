@@ -62,6 +62,7 @@ def _page_and_health(state: ServerState) -> APIRouter:
             "model": state.model.name,
             "banks": [bank.name for bank in state.banks.opened],
             "hybrid": state.hybrid,
+            "retrieval": state.retrieval,
             **({"unavailable": unavailable} if unavailable else {}),
         }
         return JSONResponse(health, 503 if state.draining else 200)

@@ -11,7 +11,7 @@ from msa_train.errors import BankError, ConfigError
 from msa_train.memory.bank.manifest import MANIFEST, BankManifest
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.memory.engine.events import Failed
-from msa_train.memory.engine.interleave import InterleaveLimits, Request
+from msa_train.memory.engine.interleave import InterleaveLimits, Mode, Request
 from msa_train.memory.engine.scheduler import Scheduler
 from msa_train.memory.planner import hardware, plan
 from msa_train.memory.ranks import Ranks
@@ -37,9 +37,11 @@ def assemble(
     keys: ApiKeys,
     hosts: AllowedHosts,
     words: WordIndexes | None = None,
+    retrieval: Mode | None = None,
 ) -> ServerState:
     """All that a server needs, running and warm. model: on its device. named: banks under their
     names, the default first. folder: where banks may be made and dropped. words: see LiveBank.
+    retrieval: see ServerState.
 
     A bank that cannot be opened is reported while the others are served. Raises BankError where
     there is no other, and none can be made."""
@@ -55,7 +57,8 @@ def assemble(
     scheduler = Scheduler(model.model, model.tokenizer, limits.concurrent, limits.context_tokens)
     _warm_up(scheduler, banks)
     hybrid = None if words is None else "bm25"
-    return ServerState(model, banks, EngineThread(scheduler), keys, limits, hosts, hybrid)
+    engine = EngineThread(scheduler)
+    return ServerState(model, banks, engine, keys, limits, hosts, hybrid, retrieval)
 
 
 @contextmanager

@@ -82,6 +82,7 @@ class AnswerStream:
         self._stream: Stream | None = None
         self._nothing: list[Event] | None = None  # the answer where there is no document
         self._entered = self._text_began = False
+        self._mode = asked.options.retrieval or state.retrieval
         self._response = ChatResponse(state.model.name, bank.name)
 
     async def begin(self) -> None:
@@ -159,15 +160,13 @@ class AnswerStream:
 
     def _unasked(self) -> list[Event]:
         """The answer where no document can be read: a model would invent one."""
-        asked = self._asked
+        asked, mode = self._asked, self._mode
         matches = "matches the filter" if asked.options.filter else "is in it yet"
         text = (
             f"There is nothing to answer from in bank {self._bank.name!r}: no document {matches}."
         )
         seconds = time.perf_counter() - self._arrived
-        answer = Answer(
-            asked.question, asked.options.retrieval, text, text, (), (), seconds, unasked=True
-        )
+        answer = Answer(asked.question, mode, text, text, (), (), seconds, unasked=True)
         return [TextPiece("answer", text), Finished(answer)]
 
     def _measure(self, event: Event | None) -> None:
@@ -197,7 +196,7 @@ class AnswerStream:
         return interleave.Request(
             asked.question,
             view,
-            asked.options.retrieval,
+            self._mode,
             asked.limits(self._state.limits.answer_tokens),
             asked.sampling,
             asked.instructions,

@@ -66,10 +66,11 @@ class StreamOptions(BaseModel):
 
 
 class MemoryOptions(Strict):
-    """rounds: of retrieval, at most; None: as many as the engine allows."""
+    """retrieval: None for the server's usual one. rounds: of retrieval, at most; None: as many as
+    the engine allows."""
 
     bank: str | None = None
-    retrieval: Mode = "generate"
+    retrieval: Mode | None = None
     filter: Filter | None = None
     rounds: Annotated[int, Field(ge=1, le=_MAX_ROUNDS)] | None = None
 

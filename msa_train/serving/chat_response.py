@@ -104,6 +104,7 @@ class ChatResponse:
         assert self.answer is not None
         return {
             "finish_reason": "no_documents" if self.answer.unasked else self.finish_reason,
+            "retrieval": self.answer.mode,
             "forced": list(self.answer.forced),
             "seconds": self.answer.seconds,
         }

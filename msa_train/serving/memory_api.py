@@ -35,7 +35,8 @@ def _reading(state: ServerState) -> APIRouter:
 
     @router.get("/banks")
     async def all_banks() -> dict[str, Any]:
-        return {"banks": await looked_up(lambda _: [bank.summary() for bank in banks])}
+        found = await looked_up(lambda _: [bank.summary() for bank in banks])
+        return {"banks": found, "retrieval": state.retrieval}
 
     @router.get("/banks/{bank}")
     async def one_bank(bank: str) -> dict[str, Any]:

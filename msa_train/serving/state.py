@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from data_pipeline.protocol import earlier_pieces
 from msa_train.memory.engine.engine_thread import EngineThread
+from msa_train.memory.engine.interleave import Mode, usual_mode
 from msa_train.serving.access import ApiKeys
 from msa_train.serving.banks import Banks, ServedModel
 from msa_train.serving.errors import TOO_LONG, ApiError, ClientGone, bad_request
@@ -60,6 +61,7 @@ class Admission:
 
 class ServerState:
     """Belongs to one event loop. hybrid: what chooses texts beside the router (None: nothing).
+    retrieval: who names the documents unless a request says (None: as usual for the model).
     draining: new requests are refused. stopping: what still runs is cancelled."""
 
     def __init__(
@@ -71,7 +73,9 @@ class ServerState:
         limits: ServerLimits,
         hosts: AllowedHosts,
         hybrid: str | None = None,
+        retrieval: Mode | None = None,
     ):
+        self.retrieval = retrieval or usual_mode(model.model.config)
         self.model, self.banks, self.engine = model, banks, engine
         self.keys, self.limits, self.hosts, self.hybrid = keys, limits, hosts, hybrid
         self.answering = Admission("answers", limits.concurrent, limits.waiting)

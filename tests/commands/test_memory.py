@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from data_pipeline.dataset import Passage, write_dataset
 from data_pipeline.sources.pydocs import Entry, PydocsSource
 from msa_train.cli import main
 from msa_train.interop.export import LoadedModel
@@ -52,6 +53,13 @@ def test_a_bank_is_changed_and_read_back(memory, bank):
     found = [(line["number"], line["id"], line["text"]) for line in memory("texts", bank)[1]]
     assert found == [(3, "d", "The code of the harbour is 4711."), (4, "b", "Snow.")]
     assert memory("verify", bank)[1]["problems"] == []
+
+
+def test_a_dataset_folder_is_read_with_its_titles(memory):
+    write_dataset("set", [Passage("a", "Cranes", "They sleep."), Passage("b", "", "Rain.")], [])
+    assert memory("build", "own", "export", "set")[1]["documents"] == 2
+    found = [(line["id"], line["title"], line["text"]) for line in memory("texts", "own")[1]]
+    assert found == [("a", "Cranes", "Cranes\nThey sleep."), ("b", "", "Rain.")]
 
 
 def test_texts_can_be_built_again(memory, bank, tmp_path):

@@ -17,7 +17,17 @@ ROWS = ("backbone", "fitted", "fitted + BM25", "BM25", "dense", "random router")
 def given(tmp_path, monkeypatch):
     """Options of a run in tmp_path/out, and the commands that it is given (made by others)."""
     out, commands = tmp_path / "out", []
-    line = ["real", "--backbone", "b/backbone", "--dense", "d", "--means", "m", "--out", str(out)]
+    line = [
+        "real",
+        "--backbone",
+        "b/backbone",
+        "--dense",
+        str(tmp_path),
+        "--means",
+        "m",
+        "--out",
+        str(out),
+    ]
     options = build_parser().parse_args(line)
 
     def main(arguments):
@@ -116,6 +126,23 @@ def test_what_another_command_made_is_refused(given):
     commands.clear()
     options.compute = "bfloat16"
     with pytest.raises(ConfigError, match="fitted was made by another command: remove it"):
+        options.run(options)
+    assert commands == []
+
+
+def test_a_folder_of_a_version_that_did_not_note_how_is_refused(given):
+    options, commands, out = given
+    (out / "fitted").mkdir(parents=True)
+    (out / "steps.json").write_text('{"seconds": {"fit": 3.0}, "peak_rss_gb": 1.0}')
+    with pytest.raises(ConfigError, match=r"fitted is there, and .*steps\.json does not say how"):
+        options.run(options)
+    assert commands == []
+
+
+def test_an_encoder_that_is_not_there_is_found_out_at_once(given):
+    options, commands, out = given
+    options.dense = out / "none"
+    with pytest.raises(ConfigError, match="--dense is"):
         options.run(options)
     assert commands == []
 

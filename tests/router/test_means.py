@@ -99,6 +99,16 @@ def test_questions_are_kept_under_what_is_asked(tmp_path, monkeypatch):
     assert computed == [[0], [0]]
 
 
+def test_damaged_means_are_made_anew(tmp_path):
+    loaded, kept = load_export(tiny_export(tmp_path / "e")), tmp_path / "kept"
+    first = kept_question_means(loaded, QUESTIONS, (0,), kept)
+    (path,) = kept.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    again = kept_question_means(loaded, QUESTIONS, (0,), kept)
+    assert torch.equal(again.rows[0], first.rows[0]) and path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_means_do_not_depend_on_the_number_of_threads(threads):
     model, before = own_model(), torch.get_num_threads()

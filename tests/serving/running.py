@@ -34,9 +34,9 @@ def tiny_bank(path: Path, fingerprint=FINGERPRINT) -> Path:
 
 
 @contextlib.contextmanager
-def running(folder: Path, engine=None, keys=None, hosts=None, words=None, **limits):
+def running(folder: Path, engine=None, keys=None, hosts=None, words=None, retrieval=None, **limits):
     """(client, server) of a server in a thread: bank `notes`, and `banks/` to make more in."""
-    state = state_of(folder, engine, keys, hosts, words, **limits)
+    state = state_of(folder, engine, keys, hosts, words, retrieval, **limits)
     listening = listen("127.0.0.1", 0)
     server = Server(state, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
@@ -54,7 +54,9 @@ def running(folder: Path, engine=None, keys=None, hosts=None, words=None, **limi
         assert not thread.is_alive()
 
 
-def state_of(folder: Path, engine=None, keys=None, hosts=None, words=None, **limits) -> ServerState:
+def state_of(
+    folder: Path, engine=None, keys=None, hosts=None, words=None, retrieval=None, **limits
+) -> ServerState:
     path = folder / "notes"
     if not path.exists():
         tiny_bank(path)
@@ -62,7 +64,7 @@ def state_of(folder: Path, engine=None, keys=None, hosts=None, words=None, **lim
     keys, hosts = keys or ApiKeys(), hosts or AllowedHosts.of("127.0.0.1")
     banks = folder / "banks"
     named, tiers = [("notes", path)], TierSettings()
-    state = assemble(MODEL, named, banks, None, tiers, limits, keys, hosts, words)
+    state = assemble(MODEL, named, banks, None, tiers, limits, keys, hosts, words, retrieval)
     if engine is not None:
         state.engine.stop()
         state.engine = engine

@@ -25,7 +25,8 @@ def test_errors_have_one_form(http, path, method, status):
 
 
 def test_health_names_the_model_and_its_banks(http):
-    health = {"status": "ok", "model": "tiny", "banks": ["notes"], "hybrid": None}
+    health = {"status": "ok", "model": "tiny", "banks": ["notes"], "hybrid": None,
+              "retrieval": "generate"}  # fmt: skip
     assert http.get("/healthz").json() == health
 
 

@@ -258,6 +258,16 @@ def test_answers_that_fail_say_so_without_the_programs_inside(tmp_path):
     assert "secret" not in stream.text and "[DONE]" not in stream.text
 
 
+def test_the_server_says_who_names_documents_where_a_request_does_not(tmp_path):
+    with running(tmp_path, retrieval="memory") as (http, _):
+        assert http.get("/healthz").json()["retrieval"] == "memory"
+        assert http.get("/v1/memory/banks").json()["retrieval"] == "memory"
+        body = {"messages": [QUESTION], "max_tokens": 2}
+        for asked, used in ({}, "memory"), (ROUTER, "router"):
+            answer = http.post("/v1/chat/completions", json=body | {"memory": asked}).json()
+            assert answer["memory"]["retrieval"] == used
+
+
 def test_words_choose_texts_with_the_router(tmp_path):
     """Through additions, a filter and a removal, whole and streamed."""
     text, words = "The lighthouse keeper said: sleep. ", ("harbour", "rain", "cranes")

@@ -220,6 +220,8 @@ class _Conversion:
                 bar.advance(1)
 
     def _cast(self, name: str, weight: Tensor) -> Tensor:
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(f"{name} has numbers that are not finite: the source is damaged")
         dtype = DTYPES[self._settings.dtype] or weight.dtype
         cast = weight.to(dtype)
         if dtype is torch.float16 and not bool(cast.isfinite().all()):

@@ -23,7 +23,7 @@ from msa_train.interop.huggingface.memories import Memory, is_bank, open_memory
 from msa_train.interop.huggingface.origin import Origin
 from msa_train.interop.huggingface.rows import PackedRows
 from msa_train.memory.engine.engine import MemoryEngine
-from msa_train.memory.engine.interleave import InterleaveLimits, Mode, Request
+from msa_train.memory.engine.interleave import InterleaveLimits, Mode, Request, usual_mode
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.batch import positions_within
 from msa_train.model.decoder import MSADecoder
@@ -128,6 +128,8 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             own.eos_token_id = ends if len(ends) > 1 else ends[0]
         if own.pad_token_id is None:
             own.pad_token_id = origin.tokenizer.pad_id
+        if own.do_sample is None:  # or a pipeline would draw at its own temperature
+            own.do_sample = False
 
     def save_pretrained(
         self,
@@ -271,10 +273,10 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
         """As of transformers; with a memory (given or attached), the answers of `msa ask`.
 
         The prompt is a question, or a conversation by the chat template. retrieval: who names the
-        documents to read: generate (default: the model), router (the routers' vote) or memory
-        (nobody). max_new_tokens bounds an answer (128 unless given); limits: the other bounds.
-        do_sample, temperature, top_p and stop_strings are honoured; what cannot be is refused by
-        name (ConfigError). Returns tokens [batch, columns], prompt first, or with
+        documents to read, as in `msa ask`: generate (the model), router (the routers' vote) or
+        memory (nobody). max_new_tokens bounds an answer (128 unless given); limits: the
+        other bounds. do_sample, temperature, top_p and stop_strings are honoured; what cannot be is
+        refused by name (ConfigError). Returns tokens [batch, columns], prompt first, or with
         return_dict_in_generate a MemoryGenerateOutput, which has rounds and sources.
         """
         if memory is None and self.memory is None:
@@ -287,7 +289,7 @@ class MSAForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError("generate with a memory: input_ids, the question, are missing")
         asked = Settings.of(generation_config, self.generation_config, limits, settings)
         view = self._current_view() if memory is None else self.open_memory(memory)
-        found = self._answered(ids, mask, view, retrieval or "generate", asked)
+        found = self._answered(ids, mask, view, retrieval or usual_mode(self.decoder.config), asked)
         return found if asked.whole else found.sequences
 
     def _current_view(self) -> MemoryView:

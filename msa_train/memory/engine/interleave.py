@@ -33,10 +33,17 @@ from data_pipeline.schema import Piece
 from msa_train.errors import ConfigError
 from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.search.view import MemoryView
+from msa_train.model.config import ModelConfig
 
 Mode = Literal["generate", "router", "memory"]
 WritingStage = Literal["ids", "answer"]
 _RESERVED_TOKENS = 512  # evidence leaves room for an answer of this length, if one may be as long
+
+
+def usual_mode(config: ModelConfig) -> Mode:
+    """Who names the documents unless somebody says: the model, as published; the routers' vote
+    where no layer reads from memory, for such a model was never taught to write ids."""
+    return "generate" if config.reading_layers else "router"
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ const BANKS = "v1/memory/banks";
 const at = (bank, rest = "") => `${BANKS}/${encodeURIComponent(bank)}${rest}`;
 
 export const model = async () => (await json("GET", "v1/models")).data[0]?.id ?? "";
-export const banks = async () => (await json("GET", BANKS)).banks;
+/** {banks, retrieval}: the second is how this server answers unless it is told. */
+export const banks = () => json("GET", BANKS);
 export const createBank = (name) => json("POST", BANKS, { name });
 export const dropBank = (bank) => json("DELETE", at(bank));
 export const addDocuments = (bank, documents, update = false) =>

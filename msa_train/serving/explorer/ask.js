@@ -17,8 +17,8 @@ const KEPT = 20; // answers on the page
 const GLIMPSE = 40; // documents among whose titles a few are shown
 
 export class AskView {
-  constructor(bank) {
-    Object.assign(this, { bank, mode: "generate", run: null, welcomed: null });
+  constructor(bank, mode) {
+    Object.assign(this, { bank, mode, run: null, welcomed: null });
     this.box = h("textarea", {
       id: uniqueId("question"), class: "question-box", rows: 2, dir: "auto",
       placeholder: "Ask this memory a question", "aria-label": "Question",

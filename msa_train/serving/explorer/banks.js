@@ -13,13 +13,13 @@ export const placeOf = (bank, view = "ask", number = null) =>
 /** The list in `nav`. onChange(): it was read anew. onFailure(error): it never could be. */
 export class BankList {
   constructor(nav, onChange, onFailure) {
-    Object.assign(this, { nav, onChange, onFailure, banks: null, current: null });
+    Object.assign(this, { nav, onChange, onFailure, banks: null, retrieval: null, current: null });
   }
 
   async refresh() {
     if (this.banks === null) fill(this.nav, loading("Loading banks…"));
     try {
-      this.banks = await api.banks();
+      Object.assign(this, await api.banks());
     } catch (error) {
       if (this.banks === null) {
         fill(this.nav, this.keyLine());

@@ -1,6 +1,7 @@
 """Imported backbones: transformers' own logits, and a folder that all readers take."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +201,12 @@ BROKEN = {
     "shape": (
         _config(intermediate_size=40),
         r"of shape \[48, 32\], by its config\.json \[40, 32\]",
+    ),
+    "not finite": (
+        _weights(
+            lambda weights: weights["model.layers.2.mlp.up_proj.weight"][3, 4:].fill_(math.nan)
+        ),
+        r"model\.layers\.2\.mlp\.up_proj\.weight has numbers that are not finite",
     ),
     "integers": (_weights(_integers), "model.norm.weight in I8"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"holds no \*\.safetensors"),

@@ -16,7 +16,13 @@ from data_pipeline.protocol import (
 from data_pipeline.schema import Query
 from data_pipeline.shards.contexts import answer_chat_context
 from msa_train.errors import ConfigError
-from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Next, Request
+from msa_train.memory.engine.interleave import (
+    Interleave,
+    InterleaveLimits,
+    Next,
+    Request,
+    usual_mode,
+)
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
@@ -40,6 +46,11 @@ def write(state, text, control=None):
             return follows, text[:count]
     follows = state.advance(text, len(text) + 1, control) if control else Next.WRITE
     return follows, text
+
+
+def test_a_model_that_reads_no_pooled_memory_is_asked_by_its_routers_votes():
+    assert usual_mode(tiny_model().config) == "generate"
+    assert usual_mode(tiny_model("none", reads="none").config) == "router"
 
 
 def test_two_rounds_then_the_answer(view):
