@@ -94,10 +94,12 @@ class ServedBank:
             self._writing.release()
 
     def info(self) -> dict[str, Any]:
-        """Sizes of the newest state, or of the last one that could be opened."""
+        """Sizes of the newest state, or of the last one that could be opened; not where it lies."""
         with contextlib.suppress(BankError, ApiError):
             self.view()
-        return {**self.snapshot.info(), "name": self.name, "droppable": self.droppable}
+        found = {**self.snapshot.info(), "name": self.name, "droppable": self.droppable}
+        del found["path"]
+        return found
 
     def summary(self) -> dict[str, Any]:
         """Its info; of one that could not be opened, why: `problem`."""

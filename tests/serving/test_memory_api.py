@@ -114,6 +114,8 @@ def test_banks_are_made_and_dropped(own):
     client, _, folder = own
     made = client.post(BANKS, json={"name": "mine"})
     assert made.status_code == 201 and made.json()["documents"] == 0
+    told = client.get(BANKS).text + client.get(f"{BANKS}/mine").text
+    assert str(folder) not in told, "where banks lie is no client's business"
     assert client.post(BANKS, json={"name": "mine"}).status_code == 409
     assert found(client, "x", "mine") == []
     ask = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}

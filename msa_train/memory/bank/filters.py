@@ -31,8 +31,9 @@ class DocumentFilter:
     """Conditions, which must all hold; without any, every document passes.
 
     ids, numbers: the document's is one of these. metadata: pairs of a key and the values allowed
-    under it; a dotted key that is not itself a key leads into nested objects. Numbers are compared
-    by value, all else as JSON. added_after, added_before: milliseconds since 1970, exclusive.
+    under it; a dotted key that is not itself a key leads into nested objects, and of a list an
+    element is enough. Numbers are compared by value, all else as JSON. added_after, added_before:
+    milliseconds since 1970, exclusive.
     """
 
     ids: tuple[str, ...] | None = None
@@ -127,10 +128,16 @@ def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) 
     rows = np.flatnonzero(candidates.combine_chunks().to_numpy(zero_copy_only=False))
     texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
     parsed = (json.loads(text) for text in texts.dictionary.to_pylist())
-    good = np.fromiter((_comparable(_at(each, key)) in wanted for each in parsed), bool)
+    good = np.fromiter((_holds(_at(each, key), wanted) for each in parsed), bool)
     found = np.zeros(len(column), dtype=bool)
     found[rows[good[texts.indices.to_numpy()]]] = True
     return found
+
+
+def _holds(value: Any, wanted: set[tuple[str, Any]]) -> bool:
+    """Whether a value is one of those that are wanted, or a list that contains one."""
+    inside = value if isinstance(value, list) else ()
+    return any(_comparable(each) in wanted for each in (value, *inside))
 
 
 def _patterns(key: str, value: Any) -> Iterator[str]:
@@ -145,6 +152,7 @@ def _patterns(key: str, value: Any) -> Iterator[str]:
         text = ""
     for name in {key, key.rpartition(".")[2]}:
         yield f"{json.dumps(name, ensure_ascii=False)}: {text}"
+        yield f"{json.dumps(name, ensure_ascii=False)}: ["
 
 
 def _stored(text: str) -> bool:
