@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -157,6 +158,9 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
             "start as many (another number needs a universal checkpoint)"
         )
     engine.load(target.parent, target.name)
+    part = DeepSpeedGroups.get_model_parallel_rank()
+    with safe_open(target / f"weights-tp{part}.safetensors", framework="pt") as stored:
+        engine.keep(stored.get_tensor)
     own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
     torch.set_rng_state(own["cpu"])
     engine.model.queue.load_state_dict(own["queue"])

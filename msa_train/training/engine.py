@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +124,12 @@ class Engine:
             weight = parameter if weight is None else weight
             shape = getattr(parameter, "ds_shape", parameter.shape)
             yield name, weight.detach().to("cpu", torch.float32).clone().view(shape)
+
+    def keep(self, read: Callable[[str], Tensor]) -> None:
+        """Weights that nothing trains become those of a checkpoint, by `read`: what the run started
+        from may be another today."""
+        for name in self._kept:
+            self._kept[name] = read(name)
 
     def save(self, folder: Path, tag: str) -> None:
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)

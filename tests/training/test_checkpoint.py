@@ -41,6 +41,9 @@ class FileEngine:
     def load(self, folder, tag):
         self.value = int((folder / tag / "engine").read_text())
 
+    def keep(self, read):
+        self.kept = read("weight")
+
     def full_weights(self):
         yield "weight", torch.full((3,), float(self.value))
 
@@ -68,6 +71,7 @@ def test_what_is_saved_comes_back(config):
     engine = FileEngine(0)
     assert checkpoint.load(engine, config, folder, [4]) == STATE
     assert engine.value == 7 and engine.queue.keys.tolist() == [7, 7]
+    assert engine.kept.tolist() == [7, 7, 7], "what nothing trains is the checkpoint's, too"
     assert torch.equal(torch.rand(3), drawn), "the random state is the saved one"
     assert (folder / "weights-tp0.safetensors").exists() and (folder / "tokenizer").is_dir()
 
