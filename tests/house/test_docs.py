@@ -133,3 +133,13 @@ def test_the_figure_shows_every_room_and_the_words_are_few():
     page = (ROOT / "docs/architecture.md").read_text()
     rows = page.partition("## Words")[2].partition("\n## ")[0].count("\n| ") - 1
     assert 20 <= rows <= 25
+
+
+def test_every_promise_names_a_test_that_is_there():
+    table = (ROOT / "docs" / "promises.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    named = [re.search(r"`([\w/]+\.py)(?:::(test_\w+))?` \|$", row) for row in rows]
+    assert len(rows) > 30 and all(named), [r for r, n in zip(rows, named, strict=True) if not n]
+    for path, test in (each.groups() for each in named):
+        text = (ROOT / "tests" / path).read_text()
+        assert f"def {test or 'test_'}" in text, f"{path}::{test}"
