@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from data_pipeline import files
+from data_pipeline import files, locks
 from msa_train.errors import BankError
-from msa_train.memory.bank import lock
 from msa_train.memory.bank.manifest import MANIFEST, building_name
 from msa_train.memory.bank.verify import verify_bank
 from tests.faults.bank_changes import (
@@ -45,7 +44,7 @@ def bank(tmp_path_factory):
 @contextlib.contextmanager
 def patched(fault):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, lock):
+        for module in (files, locks):
             patch.setattr(module, "os", fault)
         yield
 
