@@ -85,7 +85,9 @@ class ShardManifest:
             data["shards"] = tuple(data["shards"])
             return cls(**data)
         except FileNotFoundError as error:
-            raise DataError(f"no shards in {directory}: {path} is missing; build them") from error
+            raise DataError(
+                f"no shards in {directory}: {path} is missing; build them (msa data build)"
+            ) from error
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise DataError(
                 f"{path} is broken ({error!r}): delete {directory} and build the shards again"

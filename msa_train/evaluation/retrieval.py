@@ -117,7 +117,7 @@ def methods(
     for export in exports:
         loaded = load_export(export, compute)
         config = loaded.model.config
-        check_pooled(config)
+        check_pooled(config, f"the router of {export}")
         weights = router_projections(export)
         cached = cached_of(loaded)
         yield export.name, _voter(config, weights, cached)

@@ -84,7 +84,7 @@ def fit_router(
     """
     began, loaded = time.monotonic(), load_export(export, compute)
     config = loaded.model.config
-    check_pooled(config)
+    check_pooled(config, f"the router of {export}")
     _prepare(target)
     given = [
         _drawn(read_examples(source, loaded.tokenizer, split, seed=settings.seed), settings)

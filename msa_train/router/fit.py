@@ -124,20 +124,21 @@ def fit(
     return _Fit(config, start, corpora, settings).run()
 
 
-def check_pooled(config: ModelConfig) -> None:
+def check_pooled(config: ModelConfig, router: str = "model.router") -> None:
     """Raises ConfigError for a router whose scores do not follow from means of states.
 
-    A question's states above a layer that reads depend on what was found there.
+    router: what it is called in the message. A question's states above a layer that reads depend on
+    what was found there.
     """
     if config.router.query_reduce != "pooled" or not config.router.decouple:
         raise ConfigError(
-            f"model.router has query_reduce {config.router.query_reduce!r} and decouple "
+            f"{router} has query_reduce {config.router.query_reduce!r} and decouple "
             f"{config.router.decouple}: only pooled queries of a router with projections of its "
             "own follow from means; make one with `msa router start`"
         )
     if early := [layer for layer in config.reading_layers if layer < config.last_router_layer]:
         raise ConfigError(
-            f"model.router.reads is {config.router.reads!r}: what layer {early[0]} reads changes "
+            f"{router} has reads {config.router.reads!r}: what layer {early[0]} reads changes "
             f"the queries of layer {config.last_router_layer}, which no mean of states tells; "
             "measure such a model with `msa eval`"
         )

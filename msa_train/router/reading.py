@@ -43,7 +43,7 @@ def write_reading(
     DataError where no question has an answer, CheckpointError for a router that is not pooled.
     """
     began, loaded = time.monotonic(), load_export(export, compute)
-    check_pooled(loaded.model.config)
+    check_pooled(loaded.model.config, f"the router of {export}")
     if target.exists():
         raise DataError(f"{target} exists already: remove it, or give another folder")
     examples = _answered(

@@ -101,7 +101,7 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ConfigError, match="query_reduce 'max'"):
         fit(published, {}, [examples], FitSettings())
     early = replace(CONFIG, router=replace(CONFIG.router, reads="0"))
-    with pytest.raises(ConfigError, match=r"reads is '0': what layer 0 reads changes"):
+    with pytest.raises(ConfigError, match=r"reads '0': what layer 0 reads changes"):
         fit(early, {}, [examples], FitSettings())
     with pytest.raises(ConfigError, match="c has 1 questions"):
         fit(CONFIG, start_of(examples), [examples.part([0])], FitSettings())
