@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.converters.builder import Builder, JudgedQueries
 from data_pipeline.converters.inputs import DEFAULT_SPLIT, line_records, one_folder
-from data_pipeline.converters.qrels import read_qrels
+from data_pipeline.converters.qrels import add_judgements, read_qrels
 from data_pipeline.dataset import find_file
 
 _SUFFIXES = (".tsv", ".txt", ".qrels", ".tsv.gz")
@@ -47,10 +47,5 @@ def _qrels(folder: Path, split: str) -> Path:
 
 def _judged(builder: Builder, path: Path, texts: dict[str, str]) -> JudgedQueries:
     found = JudgedQueries()
-    for each in read_qrels(path):
-        if each.query not in texts:
-            builder.unknown("queries that are not in queries.jsonl", each.where, each.query)
-        else:
-            passage = builder.judged(each.where, each.passage)
-            found.judge(each.query, each.where, passage, each.relevant)
+    add_judgements(builder, found, read_qrels(path), texts, "queries.jsonl")
     return found

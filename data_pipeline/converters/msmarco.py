@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.converters.builder import Builder, JudgedQueries
 from data_pipeline.converters.inputs import files_by_split, read_cells, read_tsv
-from data_pipeline.converters.qrels import TREC_COLUMNS, Judgement, read_qrels
+from data_pipeline.converters.qrels import TREC_COLUMNS, Judgement, add_judgements, read_qrels
 from data_pipeline.errors import DataError
 
 
@@ -58,12 +58,7 @@ def _add_texts(builder: Builder, paths: list[Path], split: str) -> None:
 def _add_ids(builder: Builder, paths: list[Path], split: str, texts: dict[str, str]) -> set[str]:
     found = JudgedQueries()
     for path in paths:
-        for each in _judgements(path):
-            if each.query not in texts:
-                builder.unknown("queries that are not in --queries", each.where, each.query)
-            else:
-                passage = builder.judged(each.where, each.passage)
-                found.judge(each.query, each.where, passage, each.relevant)
+        add_judgements(builder, found, _judgements(path), texts, "--queries")
     found.write(builder, split, texts)
     return {id for id in texts if id in found}
 

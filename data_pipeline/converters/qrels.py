@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.converters.builder import Builder, JudgedQueries
 from data_pipeline.converters.inputs import read_cells
 from data_pipeline.errors import DataError
 
@@ -20,6 +21,22 @@ class Judgement:
     query: str
     passage: str
     relevant: bool
+
+
+def add_judgements(
+    builder: Builder,
+    found: JudgedQueries,
+    judgements: Iterable[Judgement],
+    texts: Collection[str],
+    named: str,
+) -> None:
+    """Judgements of queries that are in `texts`; others are counted as not being in `named`."""
+    for each in judgements:
+        if each.query not in texts:
+            builder.unknown(f"queries that are not in {named}", each.where, each.query)
+        else:
+            passage = builder.judged(each.where, each.passage)
+            found.judge(each.query, each.where, passage, each.relevant)
 
 
 def read_qrels(path: Path) -> Iterator[Judgement]:

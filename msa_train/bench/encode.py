@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,14 @@ def encode_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
 
 def _lengths(documents: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> list[int]:
     """Tokens of the first documents: as many as `tokens` hold, at least one."""
-    counts = (
-        len(tokenizer.encode_pieces(document_pieces(d.number, d.text)).tokens) for d in documents
-    )
-    totals = takewhile(lambda total: total <= tokens, accumulate(counts))
-    ends = list(totals) or [tokens]
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    lengths: list[int] = []
+    for each in documents:
+        pieces = document_pieces(each.number, each.text)
+        length = len(tokenizer.encode_pieces(pieces).tokens)
+        if lengths and sum(lengths) + length > tokens:
+            break
+        lengths.append(length)
+    return lengths
 
 
 def _encode(loaded: LoadedModel, documents: Sequence[Document]) -> None:

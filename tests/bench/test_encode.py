@@ -41,3 +41,5 @@ def test_a_row_is_measured(tmp_path):
     assert row["ratio"] == pytest.approx(row["floor_tokens_per_s"] / row["tokens_per_s"], rel=0.1)
     few = encode.measure(export, str(corpus), "float32", tokens=row["tokens"] - 1)
     assert 1 <= few["documents"] < row["documents"]
+    first = encode.measure(export, str(corpus), "float32", tokens=1)  # less than any document
+    assert first["documents"] == 1 and first["tokens"] > 1
