@@ -60,7 +60,7 @@ def test_deepspeeds_launchers_are_known_by_their_words(words, found):
     idle = [sys.executable, "-c", "import time; time.sleep(60)", *words]
     process = subprocess.Popen(idle)
     try:
-        while psutil.Process(process.pid).cmdline()[-1] != words[-1]:
+        while psutil.Process(process.pid).cmdline()[-1:] != words[-1:]:  # [] at its very start
             pass
         assert launchers._is_deepspeed(psutil.Process(process.pid)) is found
     finally:
