@@ -22,6 +22,7 @@ _SENTENCE = re.compile(
     rf"(?<=[.!?…؟۔])(?=\s)|(?<=[{_MARKS}])(?![{_MARKS}{_CLOSING}])|(?<=[{_MARKS}][{_CLOSING}])"
     r"|(?<=[\u0e00-\u0eff])(?= +[\u0e00-\u0eff])|(?<=\n)"
 )
+DOCUMENT_TOKENS = 512  # of a document, wherever nothing else is asked for
 _WORD_END = re.compile(r"(?<=\s)(?=\S)")
 _TOKEN_CHARACTERS = 8  # hardly any text has more of them per token
 _UNEVEN = 16  # tokens by which a text may be shorter than its beginning, or its wrapper longer

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from data_pipeline.errors import DataError, check_least
 from data_pipeline.sources.base import BankConfig, check_tasks
+from data_pipeline.splitting import DOCUMENT_TOKENS
 
 DatasetTask = Literal["given", "title", "inverse_cloze", "text"]
 DATASET_TASKS: tuple[DatasetTask, ...] = get_args(DatasetTask)
@@ -54,7 +55,7 @@ class DatasetConfig:
     questions: int | None = None
     tasks: Mapping[DatasetTask, float] = field(default_factory=lambda: {"given": 1.0})
     made_held_out_share: float = 0.02
-    document_tokens: int = 256
+    document_tokens: int = DOCUMENT_TOKENS
     titles: bool = True
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
 

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from data_pipeline.splitting import DOCUMENT_TOKENS
 from msa_train.commands.output import add_compute, add_json, print_json
 
-_DOCUMENT_TOKENS = 2048
 # A GPU wants more tokens at once than a core's cache holds.
 _GPU_TOKENS = 16384
 _CORPUS = (
@@ -69,9 +69,9 @@ def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argum
     parser.add_argument(
         "--document-tokens",
         type=int,
-        default=_DOCUMENT_TOKENS,
+        default=DOCUMENT_TOKENS,
         metavar="N",
-        help=f"longer documents are split at sentence ends (default {_DOCUMENT_TOKENS})",
+        help=f"longer documents are split at sentence ends (default {DOCUMENT_TOKENS})",
     )
     parser.add_argument(
         "--ranks",

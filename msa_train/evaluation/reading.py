@@ -21,6 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.protocol import NOT_FOUND
 from data_pipeline.schema import Document
 from data_pipeline.sources.dataset_tables import holds_answer
+from data_pipeline.splitting import DOCUMENT_TOKENS
 from msa_train.evaluation.encoded_bank import EncodedBank
 from msa_train.evaluation.jobs import Job, run_jobs, usable_workers
 from msa_train.evaluation.metrics import Bootstrap, Columns, exact_match, f1, words
@@ -30,7 +31,7 @@ from msa_train.interop.export import LoadedModel, load_export
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.search.view import MemoryView
-from msa_train.router.examples import DOCUMENT_TOKENS, Pair, RouterExamples, read_examples
+from msa_train.router.examples import Pair, RouterExamples, read_examples
 from msa_train.router.exports import cached_examples
 
 _SPARE = 16  # more than are shown, because some hold the answer

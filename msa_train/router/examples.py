@@ -15,7 +15,7 @@ from data_pipeline.schema import Document
 from data_pipeline.scripts import count_words, join_words, split_words
 from data_pipeline.sources.dataset_tables import shown_text
 from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource, Split, split_of
-from data_pipeline.splitting import document_length, sentences, split_text
+from data_pipeline.splitting import DOCUMENT_TOKENS, document_length, sentences, split_text
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.memory.bank.corpus import CorpusFile, pydocs
 
@@ -23,7 +23,6 @@ PYDOCS = "pydocs"  # in place of a corpus
 # In place of a split, made from the documents themselves: questions for a router, and questions
 # with answers.
 SELF_MADE, CLOZES = "self-made", "clozes"
-DOCUMENT_TOKENS = 512  # longer ones are cut: their first part says what they are about
 _WORDS = 5  # of a sentence that can be a question, at least
 _DROPPED = 8  # one word in so many
 _CHARACTERS = 12  # of a token, at most, in text that is worth reading

@@ -9,7 +9,8 @@ from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.sources import pydocs
 from data_pipeline.sources.stdlib import Docstring
-from msa_train.router.examples import DOCUMENT_TOKENS, SELF_MADE, read_examples
+from data_pipeline.splitting import DOCUMENT_TOKENS
+from msa_train.router.examples import SELF_MADE, read_examples
 from tests.memory.tiny import tiny_tokenizer
 
 PASSAGES = [

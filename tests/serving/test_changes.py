@@ -5,7 +5,8 @@ from threading import Event
 
 import pytest
 
-from msa_train.memory.bank.corpus import DOCUMENT_TOKENS, Splitting
+from data_pipeline.splitting import DOCUMENT_TOKENS
+from msa_train.memory.bank.corpus import Splitting
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.search.live import LiveBank
 from msa_train.serving.banks import ServedBank

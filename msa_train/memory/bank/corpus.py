@@ -13,12 +13,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.jsonl import objects_of, open_input
 from data_pipeline.protocol import document_pieces
 from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource
-from data_pipeline.splitting import split_text
+from data_pipeline.splitting import DOCUMENT_TOKENS, split_text
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import ConfigError
 from msa_train.memory.bank.documents import METADATA_BYTES, StoredDocument, metadata_bytes, text_of
 
-DOCUMENT_TOKENS = 2048  # of a document, at most, unless asked otherwise
 _WIDE_NUMBER = 999_999_999
 _WRAPPER = 2 * len(f"[{_WIDE_NUMBER}].") + 4  # in bytes; the 4 are control tokens
 

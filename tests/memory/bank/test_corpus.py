@@ -6,6 +6,8 @@ import os
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources.dataset_config import DatasetConfig
+from msa_train import cli
 from msa_train.errors import ConfigError
 from msa_train.memory.bank.corpus import CorpusFile, Splitting, pydocs
 from msa_train.memory.bank.documents import StoredDocument
@@ -103,3 +105,9 @@ def test_the_documentation_of_python_is_a_corpus():
     first = next(documents)
     assert first.number == 0 and first.id == first.title and first.text
     assert 0 < share_read() < 1
+
+
+def test_training_a_bank_and_a_server_split_alike_unless_asked():
+    asked = cli.build_parser().parse_args(["memory", "build", "bank", "export", "pydocs"])
+    trained = DatasetConfig(path="folder").document_tokens
+    assert trained == asked.document_tokens == Splitting(tiny_tokenizer()).limit
