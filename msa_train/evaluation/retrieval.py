@@ -26,7 +26,7 @@ from msa_train.interop.export import LoadedModel, load_export
 from msa_train.memory.search.hybrid import fused_scores, sample
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
-from msa_train.router.fit import CachedExamples, check_pooled, votes
+from msa_train.router.fit import CachedExamples, Voter, check_pooled
 
 _OTHERS = ("BM25", "dense", "random router")  # methods beside the exports
 _SCORED = 128  # questions that are scored at once
@@ -138,9 +138,10 @@ def _refuse_repeated(names: Sequence[str], what: str) -> None:
 
 
 def _voter(config: Any, weights: Any, cached: CachedExamples) -> Scores:
+    voter = Voter(config, weights, cached.documents)
+
     def scores(rows: slice) -> Tensor:
-        part = cached.part(range(*rows.indices(len(cached.positives))))
-        return votes(config, weights, part.questions, part.documents)
+        return voter(cached.part(range(*rows.indices(len(cached.positives)))).questions)
 
     return scores
 

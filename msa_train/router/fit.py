@@ -58,34 +58,43 @@ class CachedExamples:
 Projections = Mapping[int, tuple[Tensor, Tensor]]  # router layer -> weights of queries and of keys
 
 
-def votes(
-    config: ModelConfig, weights: Projections, questions: LayerMeans, documents: LayerMeans
-) -> Tensor:
-    """[m, n] what the router layers vote for each document: the mean of their scores."""
-    scoring, total = config.router.scoring, 0.0
-    each = torch.arange(len(questions) + 1)
-    everything = torch.zeros(len(questions), dtype=torch.int64), torch.tensor([0, len(documents)])
-    for layer, (queries, keys) in weights.items():
-        rq, rk = (
-            (means.rows[layer] @ weight.T).unflatten(1, (-1, config.router_head_dim))
-            for means, weight in ((questions, queries), (documents, keys))
-        )
-        heads = config.router_key_heads, config.router_heads
-        query, query_cu = scoring.query_vectors(rq, each, *heads)
-        total = total + scoring.document_scores(
-            query, query_cu, scoring.key_vectors(rk), documents.cu, *everything
-        )
-    return total / len(weights)
+class Voter:
+    """What router layers vote for the documents of one bank, whose keys are projected once."""
+
+    def __init__(self, config: ModelConfig, weights: Projections, documents: LayerMeans):
+        self._scoring, self._head_dim = config.router.scoring, config.router_head_dim
+        self._heads = config.router_key_heads, config.router_heads
+        self._queries = {layer: queries for layer, (queries, _) in weights.items()}
+        self._keys = {
+            layer: self._scoring.key_vectors(self._projected(documents, layer, keys))
+            for layer, (_, keys) in weights.items()
+        }
+        self._cu = documents.cu
+
+    def __call__(self, questions: LayerMeans) -> Tensor:
+        """[m, n]: for each of the documents, the mean of the layers' scores."""
+        each, total = torch.arange(len(questions) + 1), 0.0
+        bank_of, bank_cu = torch.zeros(len(questions), dtype=torch.int64), [0, len(self._cu) - 1]
+        for layer, queries in self._queries.items():
+            rq = self._projected(questions, layer, queries)
+            query, query_cu = self._scoring.query_vectors(rq, each, *self._heads)
+            total = total + self._scoring.document_scores(
+                query, query_cu, self._keys[layer], self._cu, bank_of, torch.tensor(bank_cu)
+            )
+        return total / len(self._queries)
+
+    def _projected(self, means: LayerMeans, layer: int, weight: Tensor) -> Tensor:
+        return (means.rows[layer] @ weight.T).unflatten(1, (-1, self._head_dim))
 
 
 @torch.no_grad()
 def recalls(config: ModelConfig, weights: Projections, examples: CachedExamples) -> list[float]:
     """Share of questions with one of their documents among the first 1, 5 and 16."""
     found = torch.zeros(len(RECALL_AT))
-    count = len(examples.positives)
+    count, voter = len(examples.positives), Voter(config, weights, examples.documents)
     for first in range(0, count, _SCORED):
         part = examples.part(range(first, min(first + _SCORED, count)))
-        scores = votes(config, weights, part.questions, part.documents)
+        scores = voter(part.questions)
         best = scores.topk(min(max(RECALL_AT), scores.shape[1]), 1).indices.tolist()
         for row, positives in zip(best, part.positives, strict=True):
             place = next((i for i, document in enumerate(row) if document in positives), math.inf)
@@ -233,7 +242,7 @@ class _Fit:
         rows = {layer: x[chunks] for layer, x in examples.documents.rows.items()}
         kept = LayerMeans(self._dropped(rows), F.pad(counts.cumsum(0), (1, 0)))
         questions = LayerMeans(self._dropped(part.questions.rows), part.questions.cu)
-        scores = votes(self._config, self._learned, questions, kept)
+        scores = Voter(self._config, self._learned, kept)(questions)
         place = {document: i for i, document in enumerate(bank.tolist())}
         positives = torch.zeros(len(asked), len(bank), dtype=torch.bool)
         for row, found in enumerate(part.positives):

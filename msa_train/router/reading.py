@@ -25,7 +25,7 @@ from data_pipeline.sources.dataset_tables import holds_answer
 from msa_train.interop.export import load_export
 from msa_train.router.examples import Pair, RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
-from msa_train.router.fit import check_pooled, votes
+from msa_train.router.fit import Voter, check_pooled
 from msa_train.router.settings import ReadingSettings
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -55,11 +55,11 @@ def write_reading(
 
     @torch.inference_mode()
     def ranked() -> Iterator[list[int]]:
+        voter = Voter(loaded.model.config, weights, cached.documents)
         most = min(settings.passages + _SPARE, len(examples.documents))
         for first in range(0, len(examples.pairs), _SCORED):
             part = cached.part(range(len(examples.pairs))[first : first + _SCORED])
-            scores = votes(loaded.model.config, weights, part.questions, part.documents)
-            yield from scores.topk(most, 1).indices.tolist()
+            yield from voter(part.questions).topk(most, 1).indices.tolist()
 
     found = 0
 

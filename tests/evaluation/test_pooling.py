@@ -9,7 +9,7 @@ from msa_train.interop.export import load_export
 from msa_train.router import means
 from msa_train.router.examples import read_examples
 from msa_train.router.exports import cached_examples, router_projections, start_router
-from msa_train.router.fit import votes
+from msa_train.router.fit import Voter
 from msa_train.router.settings import StartSettings
 from tests.memory.tiny import tiny_export
 
@@ -47,10 +47,10 @@ def test_equal_texts_stand_once_and_questions_follow_them(tmp_path):
     for n in (0, 1):
         found = pool.cached(n, loaded, None)
         assert found.positives == (pool.examples(n).pairs[0].documents,)
-        each = [votes(config, weights, found.questions, other.documents) for other in alone]
+        each = [Voter(config, weights, other.documents)(found.questions) for other in alone]
         expected = torch.cat([each[0], each[1][:, [0, 2]]], 1)
         torch.testing.assert_close(
-            votes(config, weights, found.questions, found.documents), expected
+            Voter(config, weights, found.documents)(found.questions), expected
         )
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from msa_train.errors import ConfigError
 from msa_train.model.weights import projection_names
-from msa_train.router.fit import CachedExamples, fit, recalls, votes
+from msa_train.router.fit import CachedExamples, Voter, fit, recalls
 from msa_train.router.means import LayerMeans
 from msa_train.router.settings import FitSettings
 from msa_train.router.whitening import started
@@ -46,7 +46,7 @@ def pairs_of(weights):
 def test_votes_are_mean_scores_of_the_layers():
     examples = drawn(documents=60, questions=3)
     weights = start_of(examples)
-    found = votes(CONFIG, weights, examples.questions, examples.documents)
+    found = Voter(CONFIG, weights, examples.documents)(examples.questions)
     cu = examples.documents.cu.tolist()
     for question in range(3):
         for document in range(60):
@@ -65,7 +65,7 @@ def test_votes_are_mean_scores_of_the_layers():
 def test_recall_counts_questions_with_a_document_among_the_first():
     examples = drawn(documents=40, questions=30)
     weights = start_of(examples)
-    order = votes(CONFIG, weights, examples.questions, examples.documents).argsort(
+    order = Voter(CONFIG, weights, examples.documents)(examples.questions).argsort(
         dim=1, descending=True, stable=True
     )
     places = [row.tolist().index(p[0]) for row, p in zip(order, examples.positives, strict=True)]
