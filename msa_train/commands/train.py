@@ -1,18 +1,36 @@
-"""`msa train`: start the deepspeed launcher on this machine."""
+"""`msa train`: start the deepspeed launcher."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from msa_train.commands.output import add_config, config_arguments
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "train", help="train on this machine (what `deepspeed launch/train.py` does)"
-    )
+    parser = commands.add_parser("train", help="train (what `deepspeed launch/train.py` does)")
     add_config(parser)
-    parser.add_argument("--ranks", type=int, default=1, help="processes (GPUs) to start")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="processes (GPUs) to start on this machine (default 1)",
+    )
+    parser.add_argument(
+        "--include",
+        default="",
+        metavar="SLOTS",
+        help="in place of --ranks: one on each of these GPUs, as DeepSpeed names them "
+        "(localhost:0,2, or of a hostfile HOST:SLOT,SLOT@HOST)",
+    )
+    parser.add_argument(
+        "--hostfile",
+        type=Path,
+        metavar="FILE",
+        help="machines and their GPUs, as DeepSpeed reads them (a line each: HOST slots=N); they "
+        "are reached by ssh, and share this folder and the output",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint")
     parser.set_defaults(run=_train)
 
@@ -20,4 +38,6 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _train(options: argparse.Namespace) -> int:
     from msa_train.training.launch import launch
 
-    return launch(config_arguments(options), options.ranks, options.resume)
+    return launch(
+        config_arguments(options), options.ranks, options.resume, options.hostfile, options.include
+    )

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,6 +18,7 @@ from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
+from msa_train.parallel.slots import slots_of
 from msa_train.training.data import samples_per_rank
 from msa_train.training.launchers import STARTED_BY
 from msa_train.training.saying import say
@@ -24,25 +26,32 @@ from msa_train.training.saying import say
 MODULE = "msa_train.training.trainer"
 
 
-def launch(arguments: list[str], ranks: int, resume: bool) -> int:
-    """Train with `ranks` local ranks and wait for them. Returns the first failing rank's exit code,
-    143 or 130 where SIGTERM or Ctrl-C ended the run after its checkpoint.
+def launch(
+    arguments: list[str],
+    ranks: int | None,
+    resume: bool,
+    hostfile: Path | None = None,
+    include: str = "",
+) -> int:
+    """Train with `ranks` local ranks (default 1), or on the slots that `hostfile` and `include`
+    name, one rank each (see slots_of), and wait for them. Returns the first failing rank's exit
+    code, 143 or 130 where SIGTERM or Ctrl-C ended the run after its checkpoint.
 
     arguments: `--config FILE --dotted.key value ...`, checked before anything is started.
     """
     config = load_config(arguments)
-    if ranks < 1:
-        raise ConfigError(f"--ranks is {ranks}: give 1 or more")
+    hosts, where = _where(ranks, hostfile, include)
+    ranks = sum(hosts)
     parallel = config.training.tensor_parallel
     if ranks % parallel:
         raise ConfigError(
-            f"--ranks is {ranks}, which training.tensor_parallel ({parallel}) does not divide: "
-            "give a multiple"
+            f"{ranks} ranks are asked for, which training.tensor_parallel ({parallel}) does not "
+            "divide: give a multiple"
         )
     samples_per_rank(config, ranks // parallel)  # refused now, not by ranks that have started
     # At level critical it says nothing about ranks that ended: they have said why themselves.
     command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks),
+        sys.executable, "-m", "deepspeed.launcher.runner", *where,
         "--master_port", str(_free_port()), "--log_level", "critical", "--module", MODULE,
         *arguments,
     ]  # fmt: skip
@@ -50,7 +59,7 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
         command.append("--resume")
     folder = config.path / "checkpoints"
     before = list(checkpoint_folders.newest_first(folder))
-    code, stopped = _run(command, _environment(ranks), config.training.timeout_s)
+    code, stopped = _run(command, _environment(max(hosts)), config.training.timeout_s)
     if code > 0 and not stopped:
         return code
     # The launcher says 0 even when one of its own processes was killed.
@@ -66,6 +75,22 @@ def launch(arguments: list[str], ranks: int, resume: bool) -> int:
         f"the launcher ended at step {reached} of {steps} without an error: it or a rank was "
         "killed from outside; continue with --resume"
     )
+
+
+def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[list[int], list[str]]:
+    """Ranks of each host, and the launcher's words for them."""
+    if hostfile is None and not include:
+        ranks = 1 if ranks is None else ranks
+        if ranks < 1:
+            raise ConfigError(f"--ranks is {ranks}: give 1 or more")
+        return [ranks], ["--num_gpus", str(ranks)]
+    if ranks is not None:
+        raise ConfigError(
+            f"--ranks is {ranks}, but --hostfile and --include say how many there are: leave it out"
+        )
+    where = ["--hostfile", str(hostfile)] if hostfile else []
+    where += ["--include", include] if include else []
+    return [len(slots) for slots in slots_of(hostfile, include).values()], where
 
 
 def _run(command: list[str], environment: dict[str, str], patience_s: float) -> tuple[int, int]:
@@ -135,7 +160,8 @@ def _is_rank(process: psutil.Process) -> bool:
 
 
 def _environment(ranks: int) -> dict[str, str]:
-    """The launcher's environment: this interpreter's scripts on PATH, cores shared by ranks."""
+    """The launcher's environment: this interpreter's scripts on PATH, cores shared by a host's
+    ranks."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     env = {**os.environ, "PATH": path, STARTED_BY: str(os.getpid())}
     if not torch.cuda.is_available():

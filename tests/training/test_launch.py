@@ -34,7 +34,9 @@ def start(monkeypatch, shards, tmp_path):
     monkeypatch.setattr(launching.subprocess, "Popen", Launcher)
     monkeypatch.setattr(launching.signal, "signal", lambda *_: None)
     arguments = settings(tmp_path / "run", training__shards=shards)
-    return lambda ranks=2, resume=False: launching.launch(arguments, ranks, resume)
+    return lambda ranks=2, resume=False, **hosts: launching.launch(
+        arguments, ranks, resume, **hosts
+    )
 
 
 def test_no_rank_at_all_is_refused(start):
@@ -57,6 +59,22 @@ def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
         assert environment["DS_ACCELERATOR"] == "cpu" and int(environment["OMP_NUM_THREADS"]) >= 1
 
 
+def test_slots_that_are_named_are_ranks_of_the_launcher(start, tmp_path, monkeypatch):
+    (hostfile := tmp_path / "hosts").write_text("one slots=2\ntwo slots=4\n")
+    monkeypatch.setattr(Launcher, "code", 10)
+    assert start(None, hostfile=hostfile, include="two:0,3") == 10
+    command, environment = Launcher.started
+    assert command[3:7] == ["--hostfile", str(hostfile), "--include", "two:0,3"]
+    assert "--num_gpus" not in command
+    if not torch.cuda.is_available():  # the cores of a host are shared by its own ranks
+        cores = len(os.sched_getaffinity(0))
+        assert environment["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    with pytest.raises(ConfigError, match="batch_samples is 2, which 4 data-parallel"):
+        start(None, hostfile=hostfile, include="two")
+    with pytest.raises(ConfigError, match="--ranks is 2, but --hostfile and --include"):
+        start(2, include="localhost:0")
+
+
 def test_an_end_before_the_last_step_is_an_error(start, monkeypatch):
     monkeypatch.setattr(Launcher, "code", 0)
     with pytest.raises(RankError, match=r"step 0 of 4 without an error.*--resume"):
@@ -74,7 +92,10 @@ def test_settings_are_checked_before_anything_is_started(monkeypatch):
 
 @pytest.mark.parametrize(
     ("ranks", "parallel", "said"),
-    [(3, 1, "training.batch_samples is 2, which 3 data-parallel"), (3, 2, "--ranks is 3, which")],
+    [
+        (3, 1, "training.batch_samples is 2, which 3 data-parallel"),
+        (3, 2, "3 ranks are asked for, which training.tensor_parallel"),
+    ],
 )
 def test_ranks_that_cannot_share_a_step_are_refused_before_they_start(
     start, shards, tmp_path, monkeypatch, ranks, parallel, said

@@ -1,0 +1,36 @@
+"""Which ranks a launch has where a hostfile or --include names them, as DeepSpeed reads both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from msa_train.errors import ConfigError
+
+
+def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
+    """Host -> its slots (GPUs), one rank each. Without a hostfile: of this machine alone.
+
+    include: HOST[:SLOT,SLOT...][@HOST...] (empty: all). Raises ConfigError for what names no slot.
+    """
+    if hostfile is None and not torch.cuda.device_count():
+        raise ConfigError(f"--include {include}: this machine has no GPU; give --ranks instead")
+    if hostfile is not None and not hostfile.is_file():
+        raise ConfigError(f"--hostfile {hostfile}: there is no such file")
+    # It takes seconds to load, and most launches need no more than a number of ranks.
+    from deepspeed.launcher.runner import fetch_hostfile, parse_inclusion_exclusion
+
+    try:
+        given = fetch_hostfile(hostfile) if hostfile else {"localhost": torch.cuda.device_count()}
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"--hostfile {hostfile}: {error}") from error
+    try:
+        found = parse_inclusion_exclusion(given, include, "")
+    except ValueError as error:
+        raise ConfigError(f"--include {include}: {error}; there are {_shown(given)}") from error
+    return found
+
+
+def _shown(given: dict[str, int]) -> str:
+    return ", ".join(f"{host} slots={slots}" for host, slots in given.items())
