@@ -5,7 +5,8 @@
 # make test        the tests, two at once (two cores, about 9 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
-# make test-faults            both
+# make test-faults-server     kill -9 of a server under clients that add, ask, trickle and read slowly
+# make test-faults            all three
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
@@ -16,7 +17,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup browser quickstart backbone dense real test test-slow test-faults test-faults-training test-faults-memory lint clean
+.PHONY: setup browser quickstart backbone dense real test test-slow test-faults test-faults-training test-faults-memory test-faults-server lint clean
 
 setup: $(STAMP)
 
@@ -104,13 +105,16 @@ test: setup browser
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
 
-test-faults: test-faults-training test-faults-memory
+test-faults: test-faults-training test-faults-memory test-faults-server
 
 test-faults-training: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_training_faults.py tests/distributed/test_launch.py
 
 test-faults-memory: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_memory_faults.py
+
+test-faults-server: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/faults/test_server_faults.py
 
 lint: setup
 	@$(VENV)/bin/ruff check .
