@@ -20,6 +20,7 @@ from data_pipeline import files
 from data_pipeline.tokenizer import METADATA_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from msa_train import checkpoint_folders
 from msa_train.errors import CheckpointError, failed_writes
+from msa_train.interop.backbones.model_card import CARD, trained
 from msa_train.interop.published_config import from_published, to_published
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
@@ -63,6 +64,10 @@ def export(source: Path, target: Path) -> Exported:
         files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
+        start = Path(settings["training"]["start_from"] or folder) / CARD
+        if start.is_file():
+            card = trained(start.read_text(), config, checkpoint.name)
+            files.replace_file(folder / CARD, card)
         # safetensors makes its file for this user alone.
         (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))
         fingerprint = seal(folder)

@@ -11,7 +11,6 @@ from torch import Tensor
 from msa_train.config import Config
 from msa_train.errors import CheckpointError
 from msa_train.model.architecture import GEOMETRY, read_geometry
-from msa_train.model.config import ModelConfig
 from msa_train.model.weights import (
     Read,
     initial_reader,
@@ -36,7 +35,7 @@ def starting_weights(config: Config) -> Read:
     if config.training.start_from is None:
         return initial_reader(model, seed)
     folder = Path(config.training.start_from)
-    _check_config(folder, model)
+    check_start(config)
     stored = _StoredWeights(folder)
     stored.check(weight_shapes(model))
 
@@ -50,7 +49,11 @@ def starting_weights(config: Config) -> Read:
     return read
 
 
-def _check_config(folder: Path, model: ModelConfig) -> None:
+def check_start(config: Config) -> None:
+    """Raises CheckpointError where training.start_from is no folder of such a model."""
+    if config.training.start_from is None:
+        return
+    folder, model = Path(config.training.start_from), config.model
     try:
         raw = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
 from msa_train.parallel.slots import slots_of
 from msa_train.training.data import samples_per_rank
+from msa_train.training.initial_weights import check_start
 from msa_train.training.launchers import STARTED_BY
 from msa_train.training.saying import say
 
@@ -49,6 +50,8 @@ def launch(
             "divide: give a multiple"
         )
     samples_per_rank(config, ranks // parallel)  # refused now, not by ranks that have started
+    if not resume:
+        check_start(config)
     # At level critical it says nothing about ranks that ended: they have said why themselves.
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", *where,

@@ -1,6 +1,7 @@
 """Checkpoint -> export -> serving module: every rank count's weights, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,14 +21,14 @@ from tests.interop.huggingface.folders import batch, imported, opened
 from tests.memory.tiny import tiny_export, tiny_tokenizer
 
 
-def checkpoint(run, ranks=1, step=3, model=None, read=None, tokenizer=None):
+def checkpoint(run, ranks=1, step=3, model=None, read=None, tokenizer=None, start=None):
     """What training leaves under tensor parallelism, of a fresh model or of other weights."""
     tokenizer = tokenizer or tiny_tokenizer()
     model = model or replace(tiny_config(), vocab_size=tokenizer.vocab_size)
     partial = run / "checkpoints" / checkpoint_folders.partial_name(step)
     partial.mkdir(parents=True)
     settings = to_plain(replace(Config(), model=model))
-    settings["training"]["tensor_parallel"] = ranks
+    settings["training"] |= {"tensor_parallel": ranks, "start_from": start}
     (partial / "config.yaml").write_text(yaml.safe_dump(settings))
     tokenizer.save(partial / "tokenizer")
     read = read or initial_reader(model, 0)
@@ -64,8 +65,12 @@ def test_a_backbone_comes_back_through_an_export_to_transformers(tmp_path, case)
     run, config = tmp_path / "run", replace(check_export(start)[0], answers="protocol")
     training = TrainingConfig(start_from=str(start))
     read = starting_weights(Config(model=config, training=training))
-    checkpoint(run, 1, 3, config, read, load_export(start).tokenizer)
+    folder, _ = checkpoint(run, 1, 3, config, read, load_export(start).tokenizer, str(start))
     export(run, tmp_path / "export")
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "with a memory\n" in card and f"To {folder.name}" in card and "be trained" not in card
+    origin = re.search(r"backbone \*.*?\*", (start / "README.md").read_text())[0]
+    assert origin in card and "trained with the rest of the model" in card
     given = batch()
     there, ends = given["attention_mask"].bool(), {"eos_token_id": 2, "pad_token_id": 0}
     raw = json.loads((tmp_path / "export" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""README.md of a start folder: what it was made of, and what was done to it."""
+"""README.md of a folder with a backbone: what it was made of, and what was done to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ Memory Sparse Attention (arXiv 2603.23516). Without a memory it computes what th
 
 The licence of the backbone holds for these weights.
 """
-_ROUTERS = "## Routers"
+_ROUTERS, _TRAINING = "## Routers", "## Training"
+_NO_LONGER = {  # words of the card of a start folder -> of what was trained from it
+    ", with a memory to be trained\n": ", with a memory\n",
+    "A start folder of msa-train: ": "Trained on with msa-train: ",
+    " Without a memory it computes what the backbone does.\n": "\n",
+}
 _USE = (
     _ROUTERS
     + """
@@ -43,6 +48,7 @@ the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLD
 """
 )
 _COPIED = "copies of their layer's key projection: nothing is trained yet"
+_TRAINED = "trained with the rest of the model"
 _OWN = "of a shape of their own, made by `msa router` with the backbone as it was"
 
 
@@ -76,6 +82,15 @@ def model_card(
 def rerouted(card: str, config: ModelConfig) -> str:
     """The card of a folder whose routers were replaced: what it was made of, and the new ones."""
     return card.partition(_ROUTERS)[0] + _use(config, _OWN)
+
+
+def trained(card: str, config: ModelConfig, checkpoint: str) -> str:
+    """The card of an export of `checkpoint`, whose run started from a folder with `card`."""
+    made = card.partition(_ROUTERS)[0].partition(_TRAINING)[0]
+    for before, now in _NO_LONGER.items():
+        made = made.replace(before, now)
+    training = f"{_TRAINING}\n\nTo {checkpoint}, with the settings in run.yaml.\n\n"
+    return made + training + _use(config, _TRAINED)
 
 
 def _use(config: ModelConfig, origin: str) -> str:
