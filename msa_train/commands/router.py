@@ -49,6 +49,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     compare.add_argument(
         "--pooled", action="store_true", help="all corpora in one bank, equal texts once"
     )
+    compare.add_argument("--per-layer", action="store_true", help="each router layer alone as well")
     _add_means(compare)
     _add_split(compare)
     add_compute(compare)
@@ -167,7 +168,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     report = compare_retrieval(
         options.exports, options.data, options.split, options.means, options.compute,
-        options.dense, pooled=options.pooled,
+        options.dense, pooled=options.pooled, per_layer=options.per_layer,
     )  # fmt: skip
     if options.json:
         print_json(report)

@@ -6,7 +6,7 @@ what a bank's keys are projected from (msa_train/router/means.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,10 +42,12 @@ def compare_retrieval(
     dense: Path | None = None,
     seed: int = 0,
     pooled: bool = False,
+    per_layer: bool = False,
 ) -> dict[str, Any]:
     """A report: {"corpora": {name: {"documents", "questions", "recall": {method: row}}}}.
 
-    pooled: every corpus's questions are asked of all corpora in one bank.
+    pooled: every corpus's questions are asked of all corpora in one bank. per_layer: each router
+    layer alone is a method too ("EXPORT, layer 5").
 
     A row has "recall@1", "recall@5", "recall@16" (any right document among the first so many) and
     "interval@..." (95 %, bootstrap over the questions). Methods: each export by its folder's name,
@@ -59,7 +61,7 @@ def compare_retrieval(
     given = [read_examples(source, tokenizer, split, seed=seed) for source in corpora]
     found = {}
     for examples, texts, cached in _banks(given, pooled, encoder, keep):
-        asked = methods(exports, examples, texts, cached, compute, seed)
+        asked = methods(exports, examples, texts, cached, compute, seed, per_layer)
         found[examples.name] = {
             "documents": len(examples.documents),
             "questions": len(examples.pairs),
@@ -102,6 +104,7 @@ def methods(
     cached_of: Callable[[LoadedModel], CachedExamples],
     compute: str,
     seed: int = 0,
+    per_layer: bool = False,
 ) -> Iterator[tuple[str, Scores]]:
     """(name, scores of the examples' questions) of each, as compare_retrieval names them.
 
@@ -120,9 +123,11 @@ def methods(
         check_pooled(config, f"the router of {export}")
         weights = router_projections(export)
         cached = cached_of(loaded)
-        yield export.name, _voter(config, weights, cached)
-        each = [_voter(config, {layer: pair}, cached) for layer, pair in weights.items()]
-        yield f"{export.name} + BM25", _together(each, lexical, config.router.top_k)
+        each = {layer: _voter(config, {layer: pair}, cached) for layer, pair in weights.items()}
+        yield export.name, _voted(each.values())
+        if per_layer:
+            yield from ((f"{export.name}, layer {layer}", alone) for layer, alone in each.items())
+        yield f"{export.name} + BM25", _together(each.values(), lexical, config.router.top_k)
     yield "random router", _voter(config, weights, _misrouted(cached, seed))
     yield "BM25", lexical
     if texts.encoder is not None:
@@ -146,7 +151,11 @@ def _voter(config: Any, weights: Any, cached: CachedExamples) -> Scores:
     return scores
 
 
-def _together(layers: Sequence[Scores], lexical: Scores, top_k: int) -> Scores:
+def _voted(layers: Collection[Scores]) -> Scores:
+    return lambda rows: torch.stack([layer(rows) for layer in layers]).mean(0)
+
+
+def _together(layers: Collection[Scores], lexical: Scores, top_k: int) -> Scores:
     """As a served memory ranks them (memory/engine/hybrid.py): -inf for what is no candidate.
 
     Candidates are the top_k of each router layer and of BM25, there those with a word of the

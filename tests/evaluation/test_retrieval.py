@@ -79,6 +79,15 @@ def test_the_hybrid_ranks_as_it_is_served(given):
         assert report["own + BM25"][f"recall@{at}"] == pytest.approx(recall(ranked, at))
 
 
+def test_layers_alone_are_routers_of_one_layer(given, tmp_path):
+    export, data = given
+    report = compare_retrieval([export], [data], "dev", per_layer=True)["corpora"][data]["recall"]
+    assert list(report)[:4] == ["own", "own, layer 0", "own, layer 2", "own + BM25"]
+    start_router(export, [data], tmp_path / "one", StartSettings(layers="2"))
+    alone = compare_retrieval([tmp_path / "one"], [data], "dev")["corpora"][data]["recall"]
+    assert alone["one"] == report["own, layer 2"] != report["own, layer 0"]
+
+
 def test_what_would_report_something_else_is_refused(given, tmp_path):
     export, data = given
     with pytest.raises(ConfigError, match="stand twice"):
