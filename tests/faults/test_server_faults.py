@@ -97,7 +97,7 @@ def killed_again_and_again(made, rounds: int) -> None:
         with contextlib.closing(ServeProcess(export, "--bank", f"notes={bank}")) as server:
             for name, text in list(added.items())[-1:]:  # known to the next server
                 found = server.http.get(ADD, params={"id": name}).json()["documents"]
-                assert "".join(part["text"] for part in found).split() == text.split()
+                assert " ".join(part["text"] for part in found).split() == text.split()
             with Clients(server.url, serial) as clients:
                 wait_for(clients.at_work, 60)
                 time.sleep(draw.random())
