@@ -20,7 +20,6 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.protocol import NOT_FOUND
 from data_pipeline.schema import Document
-from data_pipeline.sources.dataset_tables import holds_answer
 from data_pipeline.splitting import DOCUMENT_TOKENS
 from msa_train.evaluation.encoded_bank import EncodedBank
 from msa_train.evaluation.jobs import Job, run_jobs, usable_workers
@@ -31,10 +30,15 @@ from msa_train.interop.export import LoadedModel, load_export
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.search.view import MemoryView
-from msa_train.router.examples import Pair, RouterExamples, read_examples
+from msa_train.router.examples import (
+    SPARE,
+    Pair,
+    RouterExamples,
+    read_examples,
+    wrong_of,
+)
 from msa_train.router.exports import cached_examples
 
-_SPARE = 16  # more than are shown, because some hold the answer
 Shown = tuple[int, ...]  # numbers of the documents whose texts are read
 
 
@@ -101,12 +105,12 @@ def _shown(
         means = partial(cached_examples, examples=examples, keep=keep)
         found = methods([export], examples, Texts(examples.documents), means, compute, test.seed)
         names = {export.name: "router", f"{export.name} + BM25": "hybrid", "BM25": "bm25"}
-        deep = min(most + _SPARE, len(examples.documents))
+        deep = min(most + SPARE, len(examples.documents))
         for name, method in found:
             if name in names:
                 rankings[names[name]] = list(ranked(method, len(examples.pairs), deep))
         wrong = zip(rankings["router"], examples.pairs, strict=True)
-        rankings["absent"] = [_without(row, pair, examples.documents) for row, pair in wrong]
+        rankings["absent"] = [wrong_of(row, pair, examples.documents) for row, pair in wrong]
     for name in test.row_names:
         search, _, count = name.partition("_")
         if name == "oracle":
@@ -115,15 +119,6 @@ def _shown(
             yield name, [()] * len(examples.pairs)
         else:
             yield name, [tuple(row[: int(count)]) for row in rankings[search]]
-
-
-def _without(ranking: Sequence[int], pair: Pair, documents: Sequence[Document]) -> list[int]:
-    """The ranked documents that do not answer, as far as can be told."""
-    return [
-        place
-        for place in ranking
-        if place not in pair.documents and not holds_answer(documents[place].text, pair.answers)
-    ]
 
 
 def _ask(

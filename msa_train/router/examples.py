@@ -13,7 +13,7 @@ from data_pipeline.dataset import find_file, read_passages, read_questions
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from data_pipeline.scripts import count_words, join_words, split_words
-from data_pipeline.sources.dataset_tables import shown_text
+from data_pipeline.sources.dataset_tables import holds_answer, shown_text
 from data_pipeline.sources.pydocs import PydocsConfig, PydocsSource, Split, split_of
 from data_pipeline.splitting import DOCUMENT_TOKENS, document_length, sentences, split_text
 from data_pipeline.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ PYDOCS = "pydocs"  # in place of a corpus
 # In place of a split, made from the documents themselves: questions for a router, and questions
 # with answers.
 SELF_MADE, CLOZES = "self-made", "clozes"
+SPARE = 16  # documents that are ranked beyond those to keep, because some hold the answer
 _WORDS = 5  # of a sentence that can be a question, at least
 _DROPPED = 8  # one word in so many
 _CHARACTERS = 12  # of a token, at most, in text that is worth reading
@@ -86,6 +87,15 @@ def read_examples(
             f"split, or documents of whole sentences"
         )
     return RouterExamples(source, documents, pairs)
+
+
+def wrong_of(ranking: Sequence[int], pair: Pair, documents: Sequence[Document]) -> list[int]:
+    """Of the ranked documents those that do not answer, as far as can be told."""
+    return [
+        place
+        for place in ranking
+        if place not in pair.documents and not holds_answer(documents[place].text, pair.answers)
+    ]
 
 
 def self_made_pairs(documents: Sequence[Document], seed: int = 0) -> Iterator[Pair]:

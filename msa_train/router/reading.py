@@ -21,16 +21,14 @@ from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from data_pipeline.sources.base import place_of
-from data_pipeline.sources.dataset_tables import holds_answer
 from msa_train.interop.export import load_export
-from msa_train.router.examples import Pair, RouterExamples, read_examples
+from msa_train.router.examples import SPARE, Pair, RouterExamples, read_examples, wrong_of
 from msa_train.router.exports import cached_examples, router_projections
 from msa_train.router.fit import Voter, check_pooled
 from msa_train.router.settings import ReadingSettings
 
 TRAIN, HELD_OUT = "train", "held_out"
 _SCORED = 128  # questions that are scored at once
-_SPARE = 16  # more than are kept, because some hold the answer
 
 
 def write_reading(
@@ -56,7 +54,7 @@ def write_reading(
     @torch.inference_mode()
     def ranked() -> Iterator[list[int]]:
         voter = Voter(loaded.model.config, weights, cached.documents)
-        most = min(settings.passages + _SPARE, len(examples.documents))
+        most = min(settings.passages + SPARE, len(examples.documents))
         for first in range(0, len(examples.pairs), _SCORED):
             part = cached.part(range(len(examples.pairs))[first : first + _SCORED])
             yield from voter(part.questions).topk(most, 1).indices.tolist()
@@ -109,11 +107,7 @@ def _question(
     settings: ReadingSettings,
 ) -> tuple[str, Question]:
     """(split, question); negatives: what was found first and does not answer."""
-    wrong = [
-        documents[place].id
-        for place in places
-        if place not in pair.documents and not holds_answer(documents[place].text, pair.answers)
-    ]
+    wrong = [documents[place].id for place in wrong_of(places, pair, documents)]
     right = tuple(documents[place].id for place in pair.documents)
     # By another place than a source's own held-out documents, which may be no part of this corpus.
     held_out = any(place_of(f"reading/{id}") < settings.held_out_share for id in right)
