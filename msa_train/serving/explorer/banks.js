@@ -19,6 +19,7 @@ export class BankList {
     this.list = h("div", { class: "bank-list" });
     this.keyed = h("div");
     this.finding = this.search();
+    new ResizeObserver(() => this.showCurrent()).observe(this.list); // it opens on a narrow screen
     for (const each of [this.query, this.list]) each.addEventListener("keydown", (event) => this.step(event));
   }
 

@@ -116,7 +116,7 @@ export class Listing {
   }
 
   tell() {
-    const { documents, total, first } = this.page;
+    const { documents, total } = this.page;
     const here = this.onPage().filter((number) => this.everything || this.ticked.has(number)).length;
     this.every.checked = here > 0 && here === documents.length;
     this.every.indeterminate = here > 0 && here < documents.length;
@@ -129,13 +129,13 @@ export class Listing {
     this.rest.textContent = `All ${exactly(total ?? 0)}`;
     this.rest.setAttribute("aria-label", `Select all ${exactly(total ?? 0)}${this.part ? " that match" : ""}`);
     this.all.hidden = selected > 0 || !this.part;
-    const range = rangeOf(documents.length, total, first) + (this.part && total !== null ? " that match" : "");
-    fill(this.count, selected ? `${exactly(selected)} selected` : range);
+    fill(this.count, selected ? `${exactly(selected)} selected` : rangeOf(this));
   }
 }
 
-function rangeOf(shown, total, first) {
+function rangeOf({ page: { documents, total, first }, part }) {
+  const shown = documents.length;
   if (total === null) return `The ${counted(shown, "document")} nearest in meaning`;
-  const whole = exactly(total);
-  return total === 1 ? "1 document" : `${exactly(first + 1)}–${exactly(first + shown)} of ${whole}`;
+  if (total === 1) return part ? "1 document matches" : "1 document";
+  return `${exactly(first + 1)}–${exactly(first + shown)} of ${exactly(total)}${part ? " that match" : ""}`;
 }
