@@ -4,7 +4,6 @@ question sees."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from threading import Event
 from typing import Any
@@ -18,7 +17,7 @@ from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.serving.banks import ServedBank, ServedModel
 from msa_train.serving.errors import ApiError, ClientGone
 from msa_train.serving.lookup import matching
-from msa_train.serving.schemas import Removal
+from msa_train.serving.schemas import Content, Removal, replacement
 
 
 def put_documents(
@@ -44,20 +43,21 @@ def replace_document(
     bank: ServedBank,
     model: ServedModel,
     number: int,
-    document: StoredDocument,
+    content: Content,
     wait_s: float,
     abandoned: Event,
 ) -> list[int]:
-    """As put_documents: another content under a new number and the id of the old one, which goes
-    with all its parts in the same commit. Raises ApiError 404 where it is not there: who changes
-    what somebody else has changed meanwhile is told so."""
+    """As put_documents: another content (schemas.replacement) under a new number and the id of the
+    old one, which goes with all its parts in the same commit. Raises ApiError 404 where it is not
+    there: who changes what somebody else has changed meanwhile is told so."""
     bank.view()
     try:
         with bank.named_errors():
-            kept = replace(document, id=bank.snapshot[number].id)
+            old = bank.snapshot[number]
     except KeyError:
         raise bank.no_document(str(number)) from None
-    return _put(bank, model, [kept], lambda: None, wait_s, abandoned, replacing=number)
+    given = [replacement(content, old)]
+    return _put(bank, model, given, lambda: None, wait_s, abandoned, replacing=number)
 
 
 def _put(

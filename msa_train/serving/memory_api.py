@@ -24,7 +24,6 @@ from msa_train.serving.schemas import (
     Removal,
     Search,
     parsed,
-    replacement,
     stored_documents,
 )
 from msa_train.serving.state import ServerState
@@ -131,8 +130,7 @@ def _changing(state: ServerState) -> APIRouter:
 
     @router.put("/{bank}/documents/{number}")
     async def replace(bank: str, number: _Number, request: Request) -> Response:
-        given = replacement(parsed(Content, await json_body(request)))
-        target = banks[bank]
+        given, target = parsed(Content, await json_body(request)), banks[bank]
         replacing = changed(
             lambda gone: replace_document(
                 target, state.model, number, given, limits.timeout_s, gone

@@ -31,7 +31,7 @@ class Strict(BaseModel):
 
 
 class Content(Strict):
-    """Of a document; what replaces one keeps its id."""
+    """Of a document."""
 
     title: Name = ""
     text: str
@@ -113,11 +113,13 @@ def parsed(schema: type[Schema], body: bytes) -> Schema:
         raise bad_request("; ".join(problems)) from None
 
 
-def replacement(new: Content) -> StoredDocument:
-    """A document to encode, without number and id yet. Raises ApiError 400."""
-    text = text_of(new.title, new.text)
+def replacement(new: Content, old: StoredDocument) -> StoredDocument:
+    """To encode in place of another, of which stays what is not given. Raises ApiError 400."""
+    title = new.title if "title" in new.model_fields_set else old.title
+    metadata = new.metadata if "metadata" in new.model_fields_set else old.metadata
+    text = text_of(title, new.text)
     check_text(text, "text")
-    return StoredDocument(0, text, "", new.title, new.metadata, added=_now())
+    return StoredDocument(0, text, old.id, title, metadata, added=_now())
 
 
 def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:

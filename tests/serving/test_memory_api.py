@@ -201,11 +201,15 @@ def test_a_split_document_is_read_whole_and_replaced_whole(own, id):
     whole = client.get(f"{NOTES}/documents/{parts[1]}/whole").json()
     assert whole["text"].split() == text.split() and whole["text"].count("\n") == len(parts) - 1
     assert (whole["parts"], whole["metadata"], whole["number"]) == (len(parts), [1], parts[1])
-    shorter = {"text": "Cranes fly."}
+    shorter = {"text": "Cranes fly.", "title": ""}
     (fresh,) = client.put(f"{NOTES}/documents/{parts[1]}", json=shorter).json()["numbers"]
     assert numbers(client, after=123456) == [fresh]
     one = client.get(f"{NOTES}/documents/{fresh}/whole").json()
-    assert (one["text"], one["parts"], one["id"]) == ("Cranes fly.", 1, id)
+    assert (one["text"], one["parts"], one["id"], one["title"]) == ("Cranes fly.", 1, id, "")
+    assert one["metadata"] == [1], "what is not given stays"
+    emptied = {"text": "Cranes fly.", "metadata": None}
+    (last,) = client.put(f"{NOTES}/documents/{fresh}", json=emptied).json()["numbers"]
+    assert client.get(f"{NOTES}/documents/{last}").json()["metadata"] is None
 
 
 def test_a_search_that_nobody_waits_for_stops(own, monkeypatch):
@@ -318,7 +322,7 @@ BAD = [
     ("POST", "documents/find", {"words": "w" * 201}, 400, "words"),
     ("POST", "documents/find", {"filter": {"x": 1}}, 400, "filter.x"),
     ("POST", "documents/find", {"id": "d2"}, 400, "id"),
-    ("PUT", "documents/2", {"text": " "}, 400, "text is blank"),
+    ("PUT", "documents/2", {"text": " ", "title": ""}, 400, "text is blank"),
     ("PUT", "documents/2", {"text": "x", "id": "d3"}, 400, "id"),
     ("PUT", "documents/2", {"text": "x", "metadata": "m" * 65_536}, 400, "65,536"),
     ("PUT", "documents/4", {"text": "x"}, 404, "no document 4"),

@@ -24,7 +24,7 @@ def with_words(
     Reads every title and text once per segment and question. going_on: called between record
     batches; it raises to stop. Raises BankError where the documents were changed on disk.
     """
-    found, wanted = bank.live.clone(), words.split()
+    found, wanted = bank.live.clone(), list(dict.fromkeys(words.split()))
     for segment, (start, end) in zip(bank.segments, pairwise(bank.starts), strict=True):
         part = found[start:end]
         if wanted and bool(part.any()):

@@ -14,13 +14,14 @@ import { documentPage } from "./reader.js";
 
 const PAGE = 25;
 const PATIENCE = 1000; // ms until one is offered to stop a search
+const FAR = 0.8; // of the window's height: what was found stands below it
 // kind -> [its name, label of the box, placeholder, what it does]
 const FINDS = {
   id: ["Id", "Id of a document", "Exact id", "The whole id, as it was given."],
   words: ["Words", "Words of the documents", "Words in title or text",
     "Every word must stand in the title or the text. Upper and lower case are alike, and a part of a longer word counts."],
   meaning: ["Meaning", "What the documents are about", "What it is about",
-    `The ${PAGE} documents that the model's routers choose, best first. They may have none of your words.`],
+    `Up to ${PAGE} documents that the model's routers choose, best first. They may have none of your words.`],
 };
 const ALL = { kind: "id", query: "", filter: null };
 
@@ -87,18 +88,19 @@ export class DocumentsView {
     }, files);
   }
 
-  search() {
+  async search() {
     fill(this.filterProblem);
     let filter;
     try {
       filter = this.filter.read();
     } catch (error) {
       fill(this.filterProblem, failed(Object.assign(error, { title: "The filter was not applied" })));
-      return undefined;
+      return;
     }
     this.asked = { kind: this.find, query: this.query.value.trim(), filter };
     this.listing.untick();
-    return this.turn(0);
+    await this.turn(0);
+    if (this.list.getBoundingClientRect().top > window.innerHeight * FAR) this.list.scrollIntoView();
   }
 
   clear() {

@@ -27,7 +27,10 @@ class Editing {
     this.element = h("form", { class: "pasting", on: { submit: (event) => this.save(event) } },
       h("p", { class: "hint" }, this.told()), field("Title", this.title), field("Text", this.text), this.metadata.element,
       this.problem, h("div", { class: "actions" }, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
-    this.before = this.written();
+    this.inputs = [this.title, this.text];
+    [doc.title ?? "", doc.text].forEach((stored, place) => {
+      Object.assign(this.inputs[place], { stored, before: this.inputs[place].value });
+    });
   }
 
   told() {
@@ -40,18 +43,15 @@ class Editing {
     return [...name, `and in place of ${number} it gets a new number.`, ...whole];
   }
 
-  written() {
-    return JSON.stringify([this.title.value, this.text.value, this.metadata.input.value]);
-  }
-
   changed() {
-    return this.busy || this.written() !== this.before;
+    return this.busy || this.metadata.changed || this.inputs.some((input) => input.value !== input.before);
   }
 
+  /** What was not touched is sent as it was stored: a field of a page would tidy its line ends. */
   content() {
     if (!this.text.value.trim()) throw new Error("The text is empty. To take the document away, remove it.");
-    const metadata = this.metadata.read();
-    return { title: this.title.value.trim(), text: this.text.value, ...(metadata !== undefined && { metadata }) };
+    const [title, text] = this.inputs.map((input) => (input.value === input.before ? input.stored : input.value));
+    return { title, text, ...(this.metadata.changed && { metadata: this.metadata.read() ?? null }) };
   }
 
   async save(event) {

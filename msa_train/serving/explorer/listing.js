@@ -1,7 +1,7 @@
 // A page of a bank's documents: how many there are, rows to choose and to tick, and the way to other pages.
 
 import { button, fill, foreign, h, uniqueId } from "./dom.js";
-import { counted, exactly, firstWords, plainName, score, shortened, titleOf } from "./format.js";
+import { exactly, firstWords, plainName, score, shortened, titleOf } from "./format.js";
 
 /** Stays while its pages change, so that nothing jumps and the focus is not lost. */
 export class Listing {
@@ -135,7 +135,7 @@ export class Listing {
 
 function rangeOf({ page: { documents, total, first }, part }) {
   const shown = documents.length;
-  if (total === null) return `The ${counted(shown, "document")} nearest in meaning`;
+  if (total === null) return `${exactly(shown)} nearest in meaning`;
   if (total === 1) return part ? "1 document matches" : "1 document";
   return `${exactly(first + 1)}–${exactly(first + shown)} of ${exactly(total)}${part ? " that match" : ""}`;
 }

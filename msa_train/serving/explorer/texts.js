@@ -49,7 +49,8 @@ function chunkOf(text, place, layers) {
 }
 
 const METADATA_ROWS = 6;
-const METADATA_TEXT = 400;
+const METADATA_TEXT = 400; // characters in all
+const METADATA_VALUE = 120; // of one, where there are more
 
 /** Metadata as rows of name and value, nested values as JSON; what is long is folded. */
 export function metadataTable(metadata) {
@@ -58,8 +59,10 @@ export function metadataTable(metadata) {
   const rows = plain ? Object.entries(metadata) : [["metadata", metadata]];
   if (!rows.length) return null;
   const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  const size = rows.slice(0, METADATA_ROWS).reduce((sum, [name, value]) => sum + name.length + shown(value).length, 0);
+  const most = size > METADATA_TEXT ? METADATA_VALUE : METADATA_TEXT;
   const row = ([name, value]) => h("div", {},
-    h("dt", { dir: "auto" }, foldedText(name, METADATA_TEXT)), h("dd", { dir: "auto" }, foldedText(shown(value), METADATA_TEXT)));
+    h("dt", { dir: "auto" }, foldedText(name, most)), h("dd", { dir: "auto" }, foldedText(shown(value), most)));
   const list = h("dl", { class: "metadata" }, rows.slice(0, METADATA_ROWS).map(row));
   return h("div", { class: "metadata-fold" }, list, unfolding(rows.length - METADATA_ROWS,
     (left) => `Show ${counted(left, "more row")}`, () => list.append(...rows.slice(METADATA_ROWS).map(row)),

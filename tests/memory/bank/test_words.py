@@ -42,7 +42,18 @@ def by_loop(bank, words):
 
 @pytest.mark.parametrize(
     "words",
-    [*PIECES[:-1], "", " \n", "CRANE été", "a.b 東 %", "rane (x", "nobody", "crane nobody", "b a."],
+    [
+        *PIECES[:-1],
+        "",
+        " \n",
+        "CRANE été",
+        "a.b 東 %",
+        "rane (x",
+        "nobody",
+        "crane nobody",
+        "b a.",
+        "x\0",
+    ],
 )
 def test_finds_what_a_loop_finds(bank, words):
     found = with_words(bank, words)

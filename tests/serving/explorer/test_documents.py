@@ -137,7 +137,7 @@ def test_the_filter_is_that_of_questions(page):
     counted(page, "1 document matches")
     find(page, "Meaning", "crane")
     expect(page.locator(".row")).to_have_count(2)
-    counted(page, "The 2 documents nearest in meaning")
+    counted(page, "2 nearest in meaning")
     find(page, "Id", "b2")
     expect(page.get_by_text("No document has the id “b2” among those")).to_be_visible()
     find(page, "Id", "b3")
@@ -175,6 +175,29 @@ def test_a_document_is_changed(page, http, bank):
     assert stored["metadata"] == {"kind": "rare"}
     assert http.get(f"{BANKS}/{bank}/documents/7").status_code == 404
     counted(page, "1–25 of 60")
+
+
+def test_what_was_not_touched_stays_as_it_was(page, http, bank):
+    old = {
+        "title": "Two\nlines",
+        "text": "One.\r\nTwo.\r\n",
+        "metadata": {"large": 2**70, "one": 1.0},
+    }
+    (number,) = put(http, bank, **old)
+    page.goto(f"{http.base_url}/#/{bank}/documents/{number}")
+    page.locator(".document-reader").get_by_role("button", name="Edit").click()
+    form = page.get_by_role("dialog")
+    metadata, save = form.get_by_label("Metadata"), form.get_by_role("button", name="Save")
+    shown = metadata.input_value()
+    metadata.fill(shown + " ")
+    save.click()
+    expect(form.get_by_role("alert").last).to_contain_text("cannot keep exactly")
+    metadata.fill(shown)
+    form.get_by_role("textbox", name="Title").fill("One line")
+    save.click()
+    expect(page.locator(".document-reader h2")).to_have_text("One line")
+    stored = http.get(f"{BANKS}/{bank}/documents/{number + 1}").json()
+    assert {name: stored[name] for name in old} == old | {"title": "One line"}
 
 
 def test_what_was_written_stays_where_the_server_refuses(page, http, bank):
