@@ -10,7 +10,7 @@ import { FilterForm } from "./filter.js";
 import { counted, exactly, plainName, shortened, titleOf } from "./format.js";
 import { Listing } from "./listing.js";
 import { empty, failed, loading, toast } from "./notices.js";
-import { documentPage } from "./reader.js";
+import { documentPage } from "./opened.js";
 
 const PAGE = 25;
 const PATIENCE = 1000; // ms until one is offered to stop a search

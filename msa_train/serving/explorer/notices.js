@@ -16,10 +16,10 @@ const TITLES = {
 };
 const CODES = {
   read_only_key: "This key may only read",
+  matches_changed: "The documents have changed meanwhile",
   writer_busy: "Someone else is writing to this bank",
   id_exists: "This id is taken",
   bank_exists: "This name is taken",
-  matches_changed: "The documents have changed meanwhile",
 };
 
 /** An error and, where trying again can help, a button; waits as long as the server asked to. */
