@@ -27,15 +27,15 @@ export function openAdding(bank, onAdded, files = null) {
 class Adding {
   constructor(bank, onAdded) {
     Object.assign(this, { bank, onAdded, read: [], busy: false });
-    this.problem = h("div");
+    this.problem = h("div", { class: "actions-problem" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Add document");
     this.progress = h("p", { class: "hint", role: "status" });
     this.paste = this.pasting();
     this.files = this.dropping();
     this.kinds = h("div", {});
     this.element = h("form", { class: "adding", on: { submit: (event) => this.add(event) } },
-      this.kinds, this.paste, this.files, this.problem,
-      h("div", { class: "actions" }, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
+      this.kinds, this.paste, this.files,
+      h("div", { class: "actions" }, this.problem, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
     this.show("paste");
   }
 

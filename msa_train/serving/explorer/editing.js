@@ -20,13 +20,13 @@ class Editing {
     this.title = h("input", { id: uniqueId("title"), dir: "auto", autocomplete: "off", value: doc.title ?? "" });
     this.text = h("textarea", { id: uniqueId("text"), rows: 12, dir: "auto", value: doc.text });
     this.metadata = new MetadataField(doc.metadata);
-    this.problem = h("div");
+    this.problem = h("div", { class: "actions-problem" });
     this.progress = h("p", { class: "hint", role: "status" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Save");
     const field = (name, input) => h("div", { class: "field" }, h("label", { for: input.id }, name), input);
     this.element = h("form", { class: "pasting", on: { submit: (event) => this.save(event) } },
       h("p", { class: "hint" }, this.told()), field("Title", this.title), field("Text", this.text), this.metadata.element,
-      this.problem, h("div", { class: "actions" }, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
+      h("div", { class: "actions" }, this.problem, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
     this.inputs = [this.title, this.text];
     [doc.title ?? "", doc.text].forEach((stored, place) => {
       Object.assign(this.inputs[place], { stored, before: this.inputs[place].value });

@@ -206,7 +206,9 @@ def test_what_was_written_stays_where_the_server_refuses(page, http, bank):
     text = form.get_by_role("textbox", name="Text")
     text.fill("Hours of work.")
     form.get_by_role("button", name="Save").click()
-    expect(form.get_by_role("alert").last).to_contain_text("changed or removed meanwhile")
+    refused = form.get_by_role("alert").last
+    expect(refused).to_contain_text("changed or removed meanwhile")
+    expect(refused).to_be_in_viewport(ratio=1)
     page.keyboard.press("Escape")
     expect(form).to_contain_text("Leave without saving?")
     expect(text).to_have_value("Hours of work.")
