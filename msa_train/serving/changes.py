@@ -1,18 +1,23 @@
-"""Changes of a bank: documents added, updated or removed in one commit, which the next question
-sees."""
+"""Changes of a bank: documents added, updated, replaced or removed in one commit, which the next
+question sees."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Event
+from typing import Any
 
 from data_pipeline.schema import Document
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.corpus import Splitting
 from msa_train.memory.bank.documents import StoredDocument
+from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from msa_train.serving.banks import ServedBank, ServedModel
-from msa_train.serving.errors import ApiError
+from msa_train.serving.errors import ApiError, ClientGone
+from msa_train.serving.lookup import matching
+from msa_train.serving.schemas import Content, Removal, replacement
 
 
 def put_documents(
@@ -30,6 +35,41 @@ def put_documents(
     without a change.
     """
     _check_ids(documents, update)
+    check = partial(_check_known, bank, documents, update)
+    return _put(bank, model, documents, check, wait_s, abandoned, update=update)
+
+
+def replace_document(
+    bank: ServedBank,
+    model: ServedModel,
+    number: int,
+    content: Content,
+    wait_s: float,
+    abandoned: Event,
+) -> list[int]:
+    """As put_documents: another content (schemas.replacement) under a new number and the id of the
+    old one, which goes with all its parts in the same commit. Raises ApiError 404 where it is not
+    there: who changes what somebody else has changed meanwhile is told so."""
+    bank.view()
+    try:
+        with bank.named_errors():
+            old = bank.snapshot[number]
+    except KeyError:
+        raise bank.no_document(str(number)) from None
+    given = [replacement(content, old)]
+    return _put(bank, model, given, lambda: None, wait_s, abandoned, replacing=number)
+
+
+def _put(
+    bank: ServedBank,
+    model: ServedModel,
+    documents: Sequence[StoredDocument],
+    check: Callable[[], None],
+    wait_s: float,
+    abandoned: Event,
+    **how: Any,
+) -> list[int]:
+    """The new numbers. check: called while the bank is locked, before anything is encoded."""
 
     def going_on() -> None:
         if abandoned.is_set():
@@ -44,42 +84,64 @@ def put_documents(
         nonlocal first
         bank.view()  # with what other processes committed before they released the lock
         first = bank.snapshot.manifest.next_number
-        _check_known(bank, documents, update)
+        check()
         for document in parts:
             going_on()
             yield document
 
     with bank.writing(wait_s, going_on), bank.named_errors():
-        added = add_documents(
-            bank.path,
-            model.model,
-            model.tokenizer,
-            checked(),
-            model.fingerprint,
-            update=update,
-            reuse=bank.snapshot,
-        )
+        given = bank.path, model.model, model.tokenizer, checked(), model.fingerprint
+        try:
+            added = add_documents(*given, reuse=bank.snapshot, **how)
+        except UnknownDocumentError as error:
+            raise bank.no_document(error.which) from None
         bank.view()
     return list(range(first, first + added))
 
 
 def remove_documents(
-    bank: ServedBank, ids: Iterable[str], numbers: Iterable[int], wait_s: float
+    bank: ServedBank, wanted: Removal, wait_s: float, abandoned: Event
 ) -> list[int]:
     """Removes all or none, of a split document all parts; returns the removed numbers. Raises
-    ApiError 404 for unknown ones."""
+    ApiError: 404 for unknown ones, 409 where not as many match as the client was told. Once
+    `abandoned` is set, it ends without a change."""
+
+    def going_on() -> None:
+        if abandoned.is_set():
+            raise ClientGone
+
     with (
-        bank.writing(wait_s),
+        bank.writing(wait_s, going_on),
         bank.named_errors(),
         BankWriter(bank.path, "remove", reuse=bank.snapshot) as writer,
     ):
         try:
-            gone = writer.remove(numbers, ids)
+            gone = writer.remove(_numbers(bank, writer.bank, wanted, going_on), wanted.ids)
         except UnknownDocumentError as error:
             raise bank.no_document(error.which) from None
         if gone:
             bank.view()
     return gone
+
+
+def _numbers(
+    bank: ServedBank, stored: BankSnapshot, wanted: Removal, going_on: Callable[[], None]
+) -> Iterator[int]:
+    """Of the documents that go, apart from those that go by id."""
+    numbers = wanted.numbers
+    if wanted.matching is not None:
+        found = stored.numbers[matching(stored, wanted.matching, going_on)].tolist()
+        if len(found) != wanted.matching.count:
+            raise ApiError(
+                409,
+                "matches_changed",
+                f"{len(found):,} documents of bank {bank.name!r} match now, not "
+                f"{wanted.matching.count:,}: nothing was removed",
+            )
+        numbers = [*numbers, *found]
+    for number in numbers:
+        going_on()
+        yield number
 
 
 def _check_known(bank: ServedBank, documents: Sequence[StoredDocument], update: bool) -> None:

@@ -1,34 +1,50 @@
-"""Documents of a bank looked up: by number or id, with their chunks, and as the routers choose."""
+"""Documents of a bank looked up: by number, id, filter or words, with their chunks, and as the
+routers choose."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_pipeline.protocol import document_pieces, prompt_pieces
 from data_pipeline.tokenizer import Tokenizer
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.words import with_words
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.sequence import too_long
 from msa_train.memory.search.view import MemoryView
 from msa_train.serving.banks import ServedBank, ServedModel
-from msa_train.serving.schemas import Filter, Search, document_json
+from msa_train.serving.schemas import Filter, Listing, Matching, Search, document_json
 
 
-def listed(bank: ServedBank, after: int, limit: int, id: str | None) -> dict[str, Any]:
-    """Documents with numbers above `after`, ascending; `next`: the next page's `after`, or None."""
+def matching(
+    stored: BankSnapshot, asked: Matching, going_on: Callable[[], None] = lambda: None
+) -> Tensor:
+    """[n] bool over the snapshot's numbers. going_on: see words.with_words, which reads texts."""
+    found = stored.live if asked.filter is None else asked.filter.documents().allowed(stored)
+    return found & with_words(stored, asked.words, going_on) if asked.words.strip() else found
+
+
+def listed(
+    bank: ServedBank, asked: Listing, going_on: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Documents that match, by ascending number. total: all that match; first: how many of them
+    come before those shown; next: the next stretch's `after`, None at the end."""
     bank.view()
-    snapshot = bank.snapshot
+    stored = bank.snapshot
     with bank.named_errors():
-        if id is None:
-            start = int(torch.searchsorted(snapshot.numbers, after, right=True))
-            live = snapshot.live[start:].nonzero().squeeze(1)[: limit + 1] + start
-            found = [int(snapshot.numbers[place]) for place in live.tolist()]
-        else:
-            found = [number for number in snapshot.numbers_of(id) if number > after][: limit + 1]
-        documents = [document_json(snapshot[number]) for number in found[:limit]]
-    return {"documents": documents, "next": found[limit - 1] if len(found) > limit else None}
+        places = matching(stored, asked, going_on).nonzero().squeeze(1)
+        above = int(torch.searchsorted(stored.numbers[places], asked.after, right=True))
+        first = min(above + asked.skip, len(places))
+        shown = places[first : first + asked.limit].tolist()
+        documents = [document_json(stored.at(place)) for place in shown]
+    ended = first + len(shown) == len(places)
+    following = None if ended else documents[-1]["number"]
+    return {"documents": documents, "next": following, "total": len(places), "first": first}
 
 
 def document(bank: ServedBank, model: ServedModel, number: int) -> dict[str, Any]:
@@ -44,6 +60,25 @@ def document(bank: ServedBank, model: ServedModel, number: int) -> dict[str, Any
         **document_json(found),
         "chunks": chunk_spans(model.tokenizer, number, found.text, size),
     }
+
+
+def whole_document(
+    bank: ServedBank, number: int, going_on: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """A document, of a split one the texts of all parts, each on a line of its own: the space where
+    it was cut is not stored. parts: how many. Raises ApiError 404."""
+    bank.view()
+    stored, parts = bank.snapshot, []
+    try:
+        with bank.named_errors():
+            for each in stored.whole_of(number):
+                going_on()
+                parts.append(stored[each])
+    except KeyError:
+        raise bank.no_document(str(number)) from None
+    parts.sort(key=lambda each: each.part)
+    text = "\n".join(part.text for part in parts)
+    return {**document_json(parts[0]), "number": number, "text": text, "parts": len(parts)}
 
 
 def chunk_spans(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from msa_train.serving.access import json_body, requires, while_connected
-from msa_train.serving.changes import put_documents, remove_documents
-from msa_train.serving.lookup import document, listed, search
+from msa_train.serving.changes import put_documents, remove_documents, replace_document
+from msa_train.serving.errors import ClientGone
+from msa_train.serving.lookup import document, listed, search, whole_document
 from msa_train.serving.schemas import (
+    MAX_PAGE,
     NUMBERS_END,
+    PAGE,
+    Content,
+    Filter,
+    Listing,
     NewBank,
     NewDocuments,
     Removal,
@@ -21,7 +28,6 @@ from msa_train.serving.schemas import (
 )
 from msa_train.serving.state import ServerState
 
-_PAGE, _MAX_PAGE = 50, 500
 _Number = Annotated[int, Path(ge=0, lt=NUMBERS_END)]
 
 
@@ -47,14 +53,33 @@ def _reading(state: ServerState) -> APIRouter:
     async def documents(
         bank: str,
         after: Annotated[int, Query(ge=-1, lt=NUMBERS_END)] = -1,
-        limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = _PAGE,
+        skip: Annotated[int, Query(ge=0, lt=NUMBERS_END)] = 0,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
         id: str | None = None,
     ) -> Response:
-        return JSONResponse(await looked_up(lambda _: listed(banks[bank], after, limit, id)))
+        # Checked already; an id may be asked for that is longer than a request may give one.
+        only = None if id is None else Filter.model_construct(ids=[id])
+        asked = Listing.model_construct(after=after, skip=skip, limit=limit, filter=only)
+        return JSONResponse(await looked_up(lambda _: listed(banks[bank], asked)))
+
+    @router.post("/banks/{bank}/documents/find")
+    async def find_documents(bank: str, request: Request) -> Response:
+        asked, searched = parsed(Listing, await json_body(request)), banks[bank]
+        scanning = state.scanning.in_thread(
+            lambda gone: listed(searched, asked, lambda: _stay(gone))
+        )
+        return JSONResponse(await while_connected(request.receive, scanning))
 
     @router.get("/banks/{bank}/documents/{number}")
     async def one_document(bank: str, number: _Number) -> Response:
         found = await looked_up(lambda _: document(banks[bank], state.model, number))
+        return JSONResponse(found)
+
+    @router.get("/banks/{bank}/documents/{number}/whole")
+    async def whole(bank: str, number: _Number) -> Response:
+        found = await looked_up(
+            lambda gone: whole_document(banks[bank], number, lambda: _stay(gone))
+        )
         return JSONResponse(found)
 
     @router.post("/banks/{bank}/search")
@@ -103,18 +128,36 @@ def _changing(state: ServerState) -> APIRouter:
     async def update(bank: str, request: Request) -> Response:
         return await put(bank, request, update=True)
 
-    async def take(bank: str, ids: list[str], numbers: list[int]) -> Response:
+    @router.put("/{bank}/documents/{number}")
+    async def replace(bank: str, number: _Number, request: Request) -> Response:
+        given, target = parsed(Content, await json_body(request)), banks[bank]
+        replacing = changed(
+            lambda gone: replace_document(
+                target, state.model, number, given, limits.timeout_s, gone
+            )
+        )
+        numbers = await while_connected(request.receive, replacing)
+        return JSONResponse({"added": len(numbers), "numbers": numbers})
+
+    async def take(bank: str, wanted: Removal) -> Response:
         target = banks[bank]
-        gone = await changed(lambda _: remove_documents(target, ids, numbers, limits.timeout_s))
-        return JSONResponse({"removed": len(gone)})
+        removing = changed(
+            lambda abandoned: remove_documents(target, wanted, limits.timeout_s, abandoned)
+        )
+        return JSONResponse({"removed": len(await removing)})
 
     @router.delete("/{bank}/documents/{number}")
     async def remove_one(bank: str, number: _Number) -> Response:
-        return await take(bank, [], [number])
+        return await take(bank, Removal(numbers=[number]))
 
     @router.post("/{bank}/documents/remove")
     async def remove(bank: str, request: Request) -> Response:
-        form = parsed(Removal, await json_body(request))
-        return await take(bank, form.ids, form.numbers)
+        return await take(bank, parsed(Removal, await json_body(request)))
 
     return router
+
+
+def _stay(gone: threading.Event) -> None:
+    """Raises ClientGone where nobody waits any more."""
+    if gone.is_set():
+        raise ClientGone

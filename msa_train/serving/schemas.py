@@ -14,6 +14,8 @@ from msa_train.memory.bank.filters import DocumentFilter
 from msa_train.serving.errors import ApiError, bad_request
 
 _MAX_NAME = 1000  # characters of an id or a title
+_MAX_WORDS = 200  # characters: every word is looked for in every text
+PAGE, MAX_PAGE = 50, 500  # documents of a list
 NUMBERS_END = 10**18  # of documents: as text, a number has at most 18 digits
 
 Number = Annotated[int, Field(ge=0, lt=NUMBERS_END)]
@@ -28,8 +30,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class NewDocument(Strict):
-    id: Name = ""
+class Content(Strict):
+    """Of a document."""
+
     title: Name = ""
     text: str
     metadata: JsonValue = None
@@ -43,13 +46,12 @@ class NewDocument(Strict):
         return value
 
 
+class NewDocument(Content):
+    id: Name = ""
+
+
 class NewDocuments(Strict):
     documents: Annotated[list[NewDocument], Field(min_length=1)]
-
-
-class Removal(Strict):
-    ids: list[Name] = []
-    numbers: list[Number] = []
 
 
 class NewBank(Strict):
@@ -69,6 +71,33 @@ class Filter(Strict):
         return DocumentFilter.from_json(self.model_dump(exclude_none=True))
 
 
+class Matching(Strict):
+    """The documents that a filter lets through, and in which all these words stand."""
+
+    filter: Filter | None = None
+    words: Annotated[str, Field(max_length=_MAX_WORDS)] = ""
+
+
+class Listing(Matching):
+    """A stretch of them by ascending number: above `after`, without the first `skip`."""
+
+    after: Annotated[int, Field(ge=-1, lt=NUMBERS_END)] = -1
+    skip: Annotated[int, Field(ge=0, lt=NUMBERS_END)] = 0
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = PAGE
+
+
+class CountedMatching(Matching):
+    """count: how many there are, as the client was told."""
+
+    count: Annotated[int, Field(ge=0)]
+
+
+class Removal(Strict):
+    ids: list[Name] = []
+    numbers: list[Number] = []
+    matching: CountedMatching | None = None
+
+
 class Search(Strict):
     query: Annotated[str, Field(min_length=1)]
     limit: Annotated[int, Field(ge=1, le=1000)] = 10
@@ -84,6 +113,15 @@ def parsed(schema: type[Schema], body: bytes) -> Schema:
         raise bad_request("; ".join(problems)) from None
 
 
+def replacement(new: Content, old: StoredDocument) -> StoredDocument:
+    """To encode in place of another, of which stays what is not given. Raises ApiError 400."""
+    title = new.title if "title" in new.model_fields_set else old.title
+    metadata = new.metadata if "metadata" in new.model_fields_set else old.metadata
+    text = text_of(title, new.text)
+    check_text(text, "text")
+    return StoredDocument(0, text, old.id, title, metadata, added=_now())
+
+
 def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:
     """Documents to encode, without numbers yet. Raises ApiError 400 and 413."""
     if len(new.documents) > most:
@@ -92,7 +130,7 @@ def stored_documents(new: NewDocuments, most: int) -> list[StoredDocument]:
             "too_many_documents",
             f"{len(new.documents)} documents in one request: send {most} at most",
         )
-    now = time.time_ns() // 1_000_000
+    now = _now()
     texts = [text_of(each.title, each.text) for each in new.documents]
     for place, text in enumerate(texts):
         check_text(text, f"documents[{place}].text")
@@ -113,6 +151,11 @@ def document_json(document: Document) -> dict[str, Any]:
 def check_text(value: str, field: str) -> None:
     if not value.strip():
         raise bad_request(f"{field} is blank")
+
+
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def _problem(error: Any) -> str:

@@ -23,6 +23,7 @@ _CHANGES = 4  # at once, of different banks: each encodes, beside the answers
 _AT_ONCE = 16_384  # characters that are cut into tokens before somebody looks whether to go on
 _UNSURE = 64  # tokens that such cuts may add in all
 _LOOKUPS = 16  # at once: each has a thread
+_SCANS = 2  # at once: look-ups that read all texts or metadata of a bank, the first time
 
 
 class Admission:
@@ -81,6 +82,7 @@ class ServerState:
         self.answering = Admission("answers", limits.concurrent, limits.waiting)
         self.changing = Admission("changes", _CHANGES, limits.waiting)
         self.looking = Admission("look-ups", _LOOKUPS, limits.waiting)
+        self.scanning = Admission("searches through documents", _SCANS, limits.waiting)
         self.metrics = ServerMetrics(banks)
         for name, meaning, value in (
             ("msa_answers_running", "Answers in flight", lambda: self.answering.running),

@@ -11,7 +11,8 @@ from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.search.live import LiveBank
 from msa_train.serving.banks import ServedBank
 from msa_train.serving.changes import put_documents, remove_documents
-from msa_train.serving.errors import ApiError
+from msa_train.serving.errors import ApiError, ClientGone
+from msa_train.serving.schemas import Removal
 from tests.serving.running import MODEL, tiny_bank
 
 
@@ -108,7 +109,15 @@ def test_waiting_for_ones_turn_ends_where_nobody_waits(bank):
 def test_all_are_removed_or_none(bank):
     for ids, numbers in ((["d2", "nobody"], []), ([], [2, 5])):
         with pytest.raises(ApiError, match="no document"):
-            remove_documents(bank, ids, numbers, 1.0)
+            remove_documents(bank, Removal(ids=ids, numbers=numbers), 1.0, Event())
         assert bank.view().knows(2)
-    assert remove_documents(bank, ["d3"], [2, 2], 1.0) == [2, 3]
+    assert remove_documents(bank, Removal(ids=["d3"], numbers=[2, 2]), 1.0, Event()) == [2, 3]
     assert not bank.view().knows(2)
+
+
+def test_a_removal_that_nobody_waits_for_is_not_made(bank):
+    abandoned = Event()
+    abandoned.set()
+    with pytest.raises(ClientGone):
+        remove_documents(bank, Removal(numbers=[2]), 1.0, abandoned)
+    assert bank.view().knows(2)

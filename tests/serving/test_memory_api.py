@@ -1,6 +1,7 @@
 """The memory's endpoints: banks and documents come, are found by the next question, and go."""
 
 import json
+import random
 import threading
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
 from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.writer import BankWriter
+from msa_train.serving.errors import ClientGone
 from tests.memory.tiny import FINGERPRINT, TEXTS, tiny_model, tiny_tokenizer
 from tests.serving.running import leave, running, wait_for
 from tests.serving.slow_engine import SlowEngine
@@ -90,6 +92,143 @@ def test_pages_of_documents(http):
     assert http.get(f"{NOTES}/documents", params={"after": 1000}).json()["next"] is None
     assert numbers(http, after=10**17) == []
     assert numbers(http, id="d17") == [17] and numbers(http, id="nobody") == []
+
+
+WORDS = ["crane", "Heron", "stork", "50%", "(x)", "東京"]
+
+
+@pytest.fixture(scope="module")
+def drawn(served):
+    """60 documents of drawn words in bank `drawn`, without those that were removed, as listed."""
+    client, rng = served[0], random.Random(0)
+    client.post(BANKS, json={"name": "drawn"})
+    texts = [
+        {
+            "id": f"w{n}" if n % 3 else "",
+            "title": rng.choice(["", *WORDS]),
+            "text": " ".join(rng.choices(WORDS, k=rng.randrange(1, 5))),
+            "metadata": {"n": n % 4, "kind": rng.choice("ab")},
+        }
+        for n in range(60)
+    ]
+    client.post(f"{BANKS}/drawn/documents", json={"documents": texts})
+    client.post(f"{BANKS}/drawn/documents/remove", json={"numbers": [0, 7, 8, 31, 59]})
+    return client.get(f"{BANKS}/drawn/documents", params={"limit": 500}).json()["documents"]
+
+
+def matches(document, words="", filter=None):
+    """What a filter and words mean, said once more."""
+    ids = (filter or {}).get("ids")
+    told = f"{document['title']}\n{document['text']}".casefold()
+    wanted = (filter or {}).get("metadata", {})
+    return (
+        all(word.casefold() in told for word in words.split())
+        and all(document["metadata"][key] == value for key, value in wanted.items())
+        and (ids is None or (document["id"] and document["id"] in ids))
+        and document["number"] in (filter or {}).get("numbers", [document["number"]])
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"words": "HERON"},
+        {"words": " (x) 50%  rane"},
+        {"words": "nobody"},
+        {"words": "東京", "filter": {"metadata": {"n": 1}}},
+        {"filter": {"metadata": {"n": 2, "kind": "a"}}},
+        {"filter": {"ids": ["w1", "w2", "w7", "w10", ""]}},
+        {"filter": {"numbers": [0, 1, 2, 3, 500]}, "words": "r"},
+    ],
+)
+def test_documents_that_match_are_found_with_their_number(http, drawn, asked):
+    right = [each for each in drawn if matches(each, **asked)]
+    for more in ({}, {"skip": 2}, {"after": 20, "skip": 3, "limit": 2}, {"skip": 10**6}):
+        listing = {"after": -1, "skip": 0, "limit": 50} | more
+        rest = [each for each in right if each["number"] > listing["after"]]
+        expected = rest[listing["skip"] :][: listing["limit"]]
+        page = http.post(f"{BANKS}/drawn/documents/find", json=asked | more).json()
+        assert page["documents"] == expected and page["total"] == len(right)
+        assert page["first"] == min(len(right) - len(rest) + listing["skip"], len(right))
+        last = not expected or expected[-1] == right[-1]
+        assert page["next"] == (None if last else expected[-1]["number"])
+        if not asked:
+            assert http.get(f"{BANKS}/drawn/documents", params=more).json() == page
+
+
+def test_what_matches_is_removed_as_counted_or_not_at_all(own):
+    client, _, _ = own
+    parts = {"id": "long", "title": "Cranes", "text": "Cranes sleep. " * 1000, "metadata": {"n": 1}}
+    numbered = client.post(f"{NOTES}/documents", json={"documents": [NEW, parts]}).json()["numbers"]
+    asked = {"words": "crane sleep", "filter": {"numbers": numbered[:2]}}
+    total = client.post(f"{NOTES}/documents/find", json=asked).json()["total"]
+    assert total == 1 and len(numbered) > 2
+    remove = f"{NOTES}/documents/remove"
+    refused = client.post(remove, json={"matching": {**asked, "count": 2}})
+    assert refused.status_code == 409 and refused.json()["error"]["code"] == "matches_changed"
+    assert len(numbers(client)) == 7 + len(numbered)
+    gone = client.post(remove, json={"matching": {**asked, "count": 1}})
+    assert gone.json() == {"removed": len(numbered) - 1}, "a split one goes with all its parts"
+    assert numbers(client, after=123456) == numbered[:1]
+    everything = {"matching": {"count": 8}, "numbers": [2]}
+    assert client.post(remove, json=everything).json() == {"removed": 8}
+    assert numbers(client) == []
+
+
+def test_a_document_is_replaced_by_its_number(own):
+    client, _, _ = own
+    body = {"documents": [NEW, {"text": "Nameless."}]}
+    named, nameless = client.post(f"{NOTES}/documents", json=body).json()["numbers"]
+    changed = {"title": "Now", "text": "The mill is closed.", "metadata": {"a": 1}}
+    for number, id in ((named, "new"), (nameless, "")):
+        (fresh,) = client.put(f"{NOTES}/documents/{number}", json=changed).json()["numbers"]
+        stored = client.get(f"{NOTES}/documents/{fresh}").json()
+        assert {name: stored[name] for name in changed} == changed and stored["id"] == id
+        again = client.put(f"{NOTES}/documents/{number}", json=changed)
+        assert again.status_code == 404, "somebody changed it meanwhile"
+    assert numbers(client, after=123456) == [123459, 123460]
+    assert numbers(client, id="new") == [123459]
+
+
+@pytest.mark.parametrize("id", ["long", ""])
+def test_a_split_document_is_read_whole_and_replaced_whole(own, id):
+    client, _, _ = own
+    text = "Cranes sleep standing. " * 1500
+    body = {"documents": [{"id": id, "title": "Cranes", "text": text, "metadata": [1]}]}
+    parts = client.post(f"{NOTES}/documents", json=body).json()["numbers"]
+    assert len(parts) > 1
+    whole = client.get(f"{NOTES}/documents/{parts[1]}/whole").json()
+    assert whole["text"].split() == text.split() and whole["text"].count("\n") == len(parts) - 1
+    assert (whole["parts"], whole["metadata"], whole["number"]) == (len(parts), [1], parts[1])
+    shorter = {"text": "Cranes fly.", "title": ""}
+    (fresh,) = client.put(f"{NOTES}/documents/{parts[1]}", json=shorter).json()["numbers"]
+    assert numbers(client, after=123456) == [fresh]
+    one = client.get(f"{NOTES}/documents/{fresh}/whole").json()
+    assert (one["text"], one["parts"], one["id"], one["title"]) == ("Cranes fly.", 1, id, "")
+    assert one["metadata"] == [1], "what is not given stays"
+    emptied = {"text": "Cranes fly.", "metadata": None}
+    (last,) = client.put(f"{NOTES}/documents/{fresh}", json=emptied).json()["numbers"]
+    assert client.get(f"{NOTES}/documents/{last}").json()["metadata"] is None
+
+
+def test_a_search_that_nobody_waits_for_stops(own, monkeypatch):
+    client, server, _ = own
+    begun, told = threading.Event(), threading.Event()
+
+    def scan(bank, words, going_on):
+        begun.set()
+        try:
+            wait_for(lambda: going_on() is not None)
+        except ClientGone:
+            told.set()
+            raise
+
+    monkeypatch.setattr("msa_train.serving.lookup.with_words", scan)
+    body = json.dumps({"words": "x"}).encode()
+    leave(client, f"{NOTES}/documents/find", body, len(body), begun.is_set)
+    assert told.wait(5)
+    wait_for(lambda: server._state.scanning.running == 0)
 
 
 @pytest.mark.parametrize("number", [2, 17, 41, 40])
@@ -177,6 +316,18 @@ BAD = [
     ("GET", "documents/99999999999999999999999", None, 400, "number"),
     ("GET", "documents?after=99999999999999999999999", None, 400, "after"),
     ("GET", "documents/4", None, 404, "no document 4"),
+    ("GET", "documents?skip=-1", None, 400, "skip"),
+    ("GET", "documents/4/whole", None, 404, "no document 4"),
+    ("POST", "documents/find", {"limit": 501}, 400, "limit"),
+    ("POST", "documents/find", {"words": "w" * 201}, 400, "words"),
+    ("POST", "documents/find", {"filter": {"x": 1}}, 400, "filter.x"),
+    ("POST", "documents/find", {"id": "d2"}, 400, "id"),
+    ("PUT", "documents/2", {"text": " ", "title": ""}, 400, "text is blank"),
+    ("PUT", "documents/2", {"text": "x", "id": "d3"}, 400, "id"),
+    ("PUT", "documents/2", {"text": "x", "metadata": "m" * 65_536}, 400, "65,536"),
+    ("PUT", "documents/4", {"text": "x"}, 404, "no document 4"),
+    ("POST", "documents/remove", {"matching": {}}, 400, "matching.count"),
+    ("POST", "documents/remove", {"matching": {"count": 6}}, 409, "7 documents"),
     ("POST", "search", {}, 400, "query"),
     ("POST", "search", {"query": ""}, 400, "query"),
     ("POST", "search", {"query": "x", "limit": 0}, 400, "limit"),

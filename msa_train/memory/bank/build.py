@@ -25,7 +25,7 @@ from msa_train.memory.bank.encode import (
 from msa_train.memory.bank.lock import BusyError, WriterLock
 from msa_train.memory.bank.manifest import BankForm, SegmentEntry, building_name
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.bank.writer import BankWriter, create_bank
+from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError, create_bank
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -235,12 +235,15 @@ def add_documents(
     ranks: Encoding | None = None,
     expected: Expected = lambda: None,
     reuse: BankSnapshot | None = None,
+    replacing: int | None = None,
 ) -> int:
     """Adds documents to a bank under new numbers, in one commit; returns how many.
 
     With `update`, each replaces the documents that have its id, whose numbers are never reused.
-    Raises BankError for an id that is in the bank already (or, updating, is not), and for one that
-    comes twice. reuse: a snapshot of the bank, see BankWriter; the other settings
+    replacing: a document, named by its number, that they all take the place of (of a split one, of
+    all parts); they may have its id. Raises BankError for an id that is in the bank already (or,
+    updating, is not), and for one that comes twice; UnknownDocumentError where there is nothing to
+    replace. reuse: a snapshot of the bank, see BankWriter; the other settings
     are those of build_bank. An interrupted call adds nothing, and has to start again.
     """
     operation = "update" if update else "add"
@@ -249,23 +252,34 @@ def add_documents(
         BankWriter(path, operation, dict(fingerprint), reuse=reuse) as writer,
         _progress(expected) as progress,
     ):
-        replaced: set[int] = set()
+        replaced = _replaced(writer.bank, replacing)
         blocks = blocks_of(_numbered(documents, writer.bank, update, replaced), size)
         sealed = encoding.segments(blocks, writer.target, writer.lock, progress.advance)
         return writer.add_segments(sealed, replaced)
+
+
+def _replaced(bank: BankSnapshot, number: int | None) -> set[int]:
+    """Numbers of the document that is replaced, with all its parts."""
+    if number is None:
+        return set()
+    try:
+        return set(bank.whole_of(number))
+    except KeyError:
+        raise UnknownDocumentError(bank.path, str(number), "nothing was changed") from None
 
 
 def _numbered(
     documents: Iterable[Document], bank: BankSnapshot, update: bool, replaced: set[int]
 ) -> Iterator[Document]:
     """Documents under the bank's next numbers; `replaced` collects the numbers they replace."""
+    going = frozenset(replaced)  # also their ids are free
     for number, document in enumerate(_once(documents), bank.manifest.next_number):
         if not document.id:
             if update:
                 raise BankError("a document to update has no id: an update goes by id")
             yield replace(document, number=number)
             continue
-        known = bank.numbers_of(document.id)
+        known = set(bank.numbers_of(document.id)) - going
         if bool(known) != update:
             problem = "is not in" if update else "is in"
             remedy = "add it" if update else "update it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -94,23 +94,31 @@ class DocumentFilter:
                 if self.added_before is not None:
                     found &= added < self.added_before
             for key, alternatives in self.metadata:
-                found &= _remembered(segment, key, alternatives)
+                found &= _with_metadata(segment, key, alternatives)
         return found
 
 
-def _remembered(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
+def remembered(segment: Segment, condition: Any, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """[n] bool of a segment's documents as `read` gives it, read once while it is kept. condition:
+    what it was read for, as JSON."""
     results = _results.setdefault(segment, {})
     # A digest, because a condition can be as large as a request.
-    text = json.dumps([key, alternatives], sort_keys=True)
-    condition = hashlib.sha256(text.encode()).digest()
-    found = results.get(condition)
+    digest = hashlib.sha256(json.dumps(condition, sort_keys=True).encode()).digest()
+    found = results.get(digest)
     if found is None:
-        found = _matching(segment.documents.column("metadata"), key, alternatives)
-        found = found[segment.documents.metadata_rows]
+        found = read()
         while len(results) >= _KEPT:
             results.pop(next(iter(results)), None)
-        results[condition] = found
+        results[digest] = found
     return found
+
+
+def _with_metadata(segment: Segment, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:
+    def read() -> np.ndarray:
+        found = _matching(segment.documents.column("metadata"), key, alternatives)
+        return found[segment.documents.metadata_rows]
+
+    return remembered(segment, ["metadata", key, alternatives], read)
 
 
 def _matching(column: pa.ChunkedArray, key: str, alternatives: tuple[Any, ...]) -> np.ndarray:

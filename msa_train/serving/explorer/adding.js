@@ -5,6 +5,7 @@ import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
 import { openDialog } from "./dialogs.js";
 import { bytes, counted, plainName } from "./format.js";
 import { batches, readFile } from "./files.js";
+import { MetadataField } from "./metadata.js";
 import { failed } from "./notices.js";
 
 const ERRORS_SHOWN = 5;
@@ -17,8 +18,8 @@ export function openAdding(bank, onAdded, files = null) {
     return;
   }
   const form = new Adding(bank, onAdded);
-  const { close } = openDialog(`Add to “${plainName(bank)}”`, () => form.element, { wide: true });
-  form.close = close;
+  const held = () => Boolean(form.text.value.trim());
+  Object.assign(form, openDialog(`Add to “${plainName(bank)}”`, () => form.element, { wide: true, held }));
   current = form;
   if (files) form.showFiles(files);
 }
@@ -26,15 +27,15 @@ export function openAdding(bank, onAdded, files = null) {
 class Adding {
   constructor(bank, onAdded) {
     Object.assign(this, { bank, onAdded, read: [], busy: false });
-    this.problem = h("div");
+    this.problem = h("div", { class: "actions-problem" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Add document");
     this.progress = h("p", { class: "hint", role: "status" });
     this.paste = this.pasting();
     this.files = this.dropping();
     this.kinds = h("div", {});
     this.element = h("form", { class: "adding", on: { submit: (event) => this.add(event) } },
-      this.kinds, this.paste, this.files, this.problem,
-      h("div", { class: "actions" }, this.progress, button("Cancel", () => this.close()), this.submit));
+      this.kinds, this.paste, this.files,
+      h("div", { class: "actions" }, this.problem, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
     this.show("paste");
   }
 
@@ -55,36 +56,11 @@ class Adding {
     const titles = line("Title", "title");
     const ids = line("Id", "id", { placeholder: "given by the server if empty", spellcheck: "false" });
     this.text = h("textarea", { id: uniqueId("text"), rows: 9, dir: "auto" });
-    this.metadata = h("textarea", {
-      id: uniqueId("metadata"), rows: 2, spellcheck: "false", class: "mono", placeholder: '{"source": "notes"}',
-      on: { input: () => this.checkMetadata() },
-    });
-    this.metadataHint = h("p", { class: "hint", role: "status" }, "JSON, optional.");
+    this.metadata = new MetadataField();
     return h("div", { class: "pasting" },
       h("div", { class: "pair" }, titles, ids),
       h("div", { class: "field" }, h("label", { for: this.text.id }, "Text"), this.text),
-      h("div", { class: "field" }, h("label", { for: this.metadata.id }, "Metadata"), this.metadata, this.metadataHint));
-  }
-
-  /** The metadata, undefined when none is given; raises Error. */
-  readMetadata() {
-    if (!this.metadata.value.trim()) return undefined;
-    try {
-      return JSON.parse(this.metadata.value);
-    } catch (error) {
-      throw new Error(`The metadata is not JSON: ${error.message}`);
-    }
-  }
-
-  checkMetadata() {
-    try {
-      this.readMetadata();
-      this.metadata.removeAttribute("aria-invalid");
-      fill(this.metadataHint, "JSON, optional.");
-    } catch (error) {
-      this.metadata.setAttribute("aria-invalid", "true");
-      fill(this.metadataHint, error.message);
-    }
+      this.metadata.element);
   }
 
   dropping() {
@@ -134,7 +110,7 @@ class Adding {
   documents() {
     if (this.kind === "files") return this.read.flatMap((file) => file.documents);
     if (!this.text.value.trim()) throw new Error("The text is empty: paste what is to be remembered.");
-    const metadata = this.readMetadata();
+    const metadata = this.metadata.read();
     const title = this.title.value.trim();
     const id = this.id.value.trim();
     return [{

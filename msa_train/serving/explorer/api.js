@@ -65,9 +65,9 @@ async function failure(response) {
   });
 }
 
-async function json(method, path, body) {
-  const limit = method === "GET" ? READ_TIMEOUT : WRITE_TIMEOUT;
-  const response = await request(method, path, body, AbortSignal.timeout(limit));
+async function json(method, path, body, stop = null) {
+  const limit = AbortSignal.timeout(method === "GET" ? READ_TIMEOUT : WRITE_TIMEOUT);
+  const response = await request(method, path, body, stop ? AbortSignal.any([stop, limit]) : limit);
   return response.status === 204 ? null : response.json();
 }
 
@@ -81,15 +81,23 @@ export const createBank = (name) => json("POST", BANKS, { name });
 export const dropBank = (bank) => json("DELETE", at(bank));
 export const addDocuments = (bank, documents, update = false) =>
   json(update ? "PUT" : "POST", at(bank, "/documents"), { documents });
-export const removeDocument = (bank, number) => json("DELETE", at(bank, `/documents/${number}`));
+/** Another title, text or metadata; of a split document, in place of all its parts. */
+export const replaceDocument = (bank, number, content) => json("PUT", at(bank, `/documents/${number}`), content);
+/** {removed}: parts count. wanted: {ids, numbers}, or {matching: {filter, words, count}}. */
+export const removeDocuments = (bank, wanted) => json("POST", at(bank, "/documents/remove"), wanted);
 export const getDocument = (bank, number) => json("GET", at(bank, `/documents/${number}`));
-export const search = async (bank, query, limit) =>
-  (await json("POST", at(bank, "/search"), { query, limit })).documents;
+/** With the text of all its `parts`. */
+export const wholeDocument = (bank, number) => json("GET", at(bank, `/documents/${number}/whole`));
+export const search = async (bank, query, limit, filter = null, stop = null) =>
+  (await json("POST", at(bank, "/search"), { query, limit, filter }, stop)).documents;
 
-/** {documents, next}; options: after (number), limit, id. */
-export function listDocuments(bank, options) {
-  const given = Object.entries(options).filter(([, value]) => value !== null && value !== undefined);
-  return json("GET", at(bank, `/documents?${new URLSearchParams(given)}`));
+/** {documents, next, total, first}; options: after (number), skip, limit, id, filter, words. */
+export function listDocuments(bank, options, stop = null) {
+  const given = Object.entries(options).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  if (options.filter || options.words) {
+    return json("POST", at(bank, "/documents/find"), Object.fromEntries(given), stop);
+  }
+  return json("GET", at(bank, `/documents?${new URLSearchParams(given)}`), undefined, stop);
 }
 
 /** The chunks of a streamed answer, as they come. Raises ApiError, AbortError. */

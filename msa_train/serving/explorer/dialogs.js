@@ -3,19 +3,30 @@
 import { button, fill, h, uniqueId } from "./dom.js";
 import { failed } from "./notices.js";
 
-/** A modal dialog with a heading; closes on Escape. Returns {dialog, close}. */
-export function openDialog(title, build, { wide = false, onClose = () => {} } = {}) {
+/**
+ * A modal dialog with a heading; closes on Escape. held(): whether something would be lost with it; who
+ * leaves is asked then, once. Returns {dialog, close, leave}.
+ */
+export function openDialog(title, build, { wide = false, onClose = () => {}, held = () => false } = {}) {
   const heading = uniqueId("dialog");
+  const asked = h("div", { class: "notice leaving", role: "alert" });
   const close = () => dialog.close();
-  const dialog = h("dialog", { class: wide ? "wide" : "", "aria-labelledby": heading },
+  const leave = (event) => {
+    if (!held() || asked.hasChildNodes()) return close();
+    event.preventDefault();
+    fill(asked, h("p", { class: "notice-title" }, "Leave without saving?"), h("p", {}, "What you wrote here would be lost."),
+      button("Leave", close));
+    return asked.scrollIntoView({ block: "nearest" });
+  };
+  const dialog = h("dialog", { class: wide ? "wide" : "", "aria-labelledby": heading, on: { cancel: leave } },
     h("div", { class: "dialog-head" },
       h("h2", { id: heading }, title),
-      button("×", close, { class: "quiet round", "aria-label": "Close" })),
-    build(close));
+      button("×", leave, { class: "quiet round", "aria-label": "Close" })),
+    asked, build(close));
   dialog.addEventListener("close", () => { dialog.remove(); onClose(); });
   document.body.append(dialog);
   dialog.showModal();
-  return { dialog, close };
+  return { dialog, close, leave };
 }
 
 /** Asks before something that cannot be undone; act() runs with the dialog open, errors show in it. */

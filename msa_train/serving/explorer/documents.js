@@ -1,20 +1,38 @@
-// The documents of a bank: browse, find, look at one, add, remove.
+// The documents of a bank: browse, find, filter, look at one, add, change, remove.
 
 import * as api from "./api.js";
 import { openAdding } from "./adding.js";
 import { placeOf } from "./banks.js";
 import { confirmed } from "./dialogs.js";
-import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
-import { counted, firstWords, headingOf, moment, plainName, score, titleOf } from "./format.js";
+import { button, fill, h, segmented, uniqueId } from "./dom.js";
+import { openEditing } from "./editing.js";
+import { FilterForm } from "./filter.js";
+import { counted, exactly, plainName, shortened, titleOf } from "./format.js";
+import { Listing } from "./listing.js";
 import { empty, failed, loading, toast } from "./notices.js";
-import { chunkedText, metadataTable } from "./texts.js";
+import { documentPage } from "./opened.js";
 
 const PAGE = 25;
+const PATIENCE = 1000; // ms until one is offered to stop a search
+const FAR = 0.8; // of the window's height: what was found stands below it
+// kind -> [its name, label of the box, placeholder, what it does]
+const FINDS = {
+  id: ["Id", "Id of a document", "Exact id", "The whole id, as it was given."],
+  words: ["Words", "Words of the documents", "Words in title or text",
+    "Every word must stand in the title or the text. Upper and lower case are alike, and a part of a longer word counts."],
+  meaning: ["Meaning", "What the documents are about", "What it is about",
+    `Up to ${PAGE} documents that the model's routers choose, best first. They may have none of your words.`],
+};
+const ALL = { kind: "id", query: "", filter: null };
 
 export class DocumentsView {
   /** onChanged(): the bank has other documents now. onDrop: null where the bank must stay. */
   constructor(bank, onChanged, onDrop) {
-    Object.assign(this, { bank, onChanged, pages: [null], find: "id", open: null });
+    Object.assign(this, { bank, onChanged, asked: ALL, find: "id", first: 0, open: null, stopping: null });
+    this.listing = new Listing(PAGE, {
+      onOpen: (number) => this.look(number), onTurn: (first) => this.turn(first),
+      onJump: (number) => this.jump(number), onRemove: () => this.removeSelected(), onAll: () => this.clear(),
+    });
     this.list = h("div", { class: "document-list" });
     this.reader = h("section", { class: "reader document-reader", "aria-label": "Document", tabindex: "-1" });
     this.split = h("div", { class: "split" }, this.list, this.reader);
@@ -24,135 +42,185 @@ export class DocumentsView {
   }
 
   toolbar() {
-    this.query = h("input", { type: "search", id: uniqueId("find"), autocomplete: "off", dir: "auto" });
+    this.hint = h("p", { class: "hint find-hint", id: uniqueId("find-hint") });
+    this.query = h("input", { type: "search", id: uniqueId("find"), autocomplete: "off", dir: "auto", "aria-describedby": this.hint.id });
     const kind = (find) => {
+      const [, label, placeholder, hint] = FINDS[find];
       this.find = find;
-      this.query.placeholder = find === "id" ? "Exact id" : "What it is about";
-      this.query.setAttribute("aria-label", find === "id" ? "Id of a document" : "What the documents are about");
+      this.query.placeholder = placeholder;
+      this.query.setAttribute("aria-label", label);
+      fill(this.hint, hint);
     };
     kind("id");
+    this.stop = button("Stop", () => this.stopping?.abort(), { hidden: true });
     const submit = (event) => { event.preventDefault(); this.search(); };
-    return h("div", { class: "toolbar" },
-      h("form", { class: "find", role: "search", on: { submit } },
-        segmented("Find by", [["id", "Id"], ["meaning", "Meaning"]], "id", kind),
-        this.query, h("button", { type: "submit" }, "Find")),
-      button("Add documents", () => this.add(), { class: "primary" }));
+    const kinds = Object.entries(FINDS).map(([find, [name]]) => [find, name]);
+    return h("form", { class: "finding", role: "search", on: { submit } },
+      h("div", { class: "toolbar" },
+        h("div", { class: "find" }, segmented("Find by", kinds, "id", kind), this.query,
+          h("button", { type: "submit" }, "Find"), this.stop, this.filtering()),
+        button("Add documents", () => this.add(), { class: "primary" })),
+      this.hint, this.panel);
+  }
+
+  /** The button of the filter, and its panel under the search. */
+  filtering() {
+    const told = (parts) => fill(this.filterButton, parts ? `Filter · ${parts}` : "Filter");
+    this.filter = new FilterForm(told);
+    this.filterProblem = h("div");
+    const clear = () => { this.filter.clear(); this.search(); };
+    this.panel = h("div", { id: uniqueId("filter"), class: "filter-panel", hidden: true },
+      h("p", { class: "hint" }, "Only documents for which all of this holds are listed and found."), this.filter.element, this.filterProblem,
+      h("div", { class: "actions" }, button("Clear filter", clear), h("button", { type: "submit", class: "primary" }, "Apply filter")));
+    this.filterButton = button("Filter", () => {
+      this.panel.hidden = !this.panel.hidden;
+      this.filterButton.setAttribute("aria-expanded", String(!this.panel.hidden));
+    }, { class: "quiet", "aria-expanded": "false", "aria-controls": this.panel.id });
+    return this.filterButton;
   }
 
   add(files = null) {
     openAdding(this.bank, (n, first) => {
-      const what = n === 1 ? `“${titleOf(first)}” was added.` : `${counted(n, "document")} were added.`;
+      const what = n === 1 ? `“${shortened(titleOf(first))}” was added.` : `${counted(n, "document")} were added.`;
       toast(`${what} The next question can find ${n === 1 ? "it" : "them"}.`, h("a", { href: placeOf(this.bank) }, "Ask"));
       this.onChanged();
       this.showPage();
     }, files);
   }
 
-  /** The current page, read anew. */
-  async showPage() {
-    const after = this.pages.at(-1);
-    await this.show(async () => {
-      const { documents, next } = await api.listDocuments(this.bank, { after, limit: PAGE });
-      if (!documents.length && this.pages.length > 1) {
-        this.pages.pop();
-        return this.showPage();
-      }
-      this.split.classList.toggle("nothing", !documents.length);
-      return documents.length ? [this.table(documents), this.pager(next)] : this.nothing();
-    }, () => this.showPage());
-  }
-
   async search() {
-    const query = this.query.value.trim();
-    if (!query) return this.clear();
-    const back = button("Show all documents", () => this.clear(), { class: "link" });
-    await this.show(async () => {
-      const documents = this.find === "id"
-        ? (await api.listDocuments(this.bank, { id: query, limit: PAGE })).documents
-        : await api.search(this.bank, query, PAGE);
-      if (documents.length) return [this.table(documents), h("p", { class: "pager" }, back)];
-      const text = this.find === "id" ? `No document has the id “${plainName(query)}”.` : "The memory is empty.";
-      return empty("Nothing found", text, back);
-    }, () => this.search());
+    fill(this.filterProblem);
+    let filter;
+    try {
+      filter = this.filter.read();
+    } catch (error) {
+      fill(this.filterProblem, failed(Object.assign(error, { title: "The filter was not applied" })));
+      return;
+    }
+    this.asked = { kind: this.find, query: this.query.value.trim(), filter };
+    this.listing.untick();
+    await this.turn(0);
+    if (this.list.getBoundingClientRect().top > window.innerHeight * FAR) this.list.scrollIntoView();
   }
 
   clear() {
     this.query.value = "";
-    this.pages = [null];
+    this.filter.clear();
+    return this.search();
+  }
+
+  turn(first) {
+    this.first = first;
     return this.showPage();
   }
 
-  /** Shows what build() gives; a later call supersedes an earlier one. */
-  async show(build, retry) {
-    const mine = Symbol("request");
-    this.request = mine;
-    fill(this.list, loading("Loading documents…", 8));
-    let shown;
-    try {
-      shown = await build();
-    } catch (error) {
-      shown = failed(error, retry);
+  /** The page that begins with a document's number, or with the next one there is. */
+  async jump(number) {
+    await this.show((stop) => this.read({ after: number - 1 }, stop));
+    this.listing.focus();
+  }
+
+  /** The current page, read anew. */
+  showPage() {
+    return this.show((stop) => this.read({ skip: this.first }, stop));
+  }
+
+  /** What the list shows: by number from `place` on, or the nearest in meaning. */
+  async read(place, stop) {
+    const { kind, query, filter } = this.asked;
+    if (kind === "meaning" && query) {
+      return { documents: await api.search(this.bank, query, PAGE, filter, stop), total: null, first: 0 };
     }
-    if (this.request === mine && shown) fill(this.list, shown);
+    const page = await api.listDocuments(this.bank, { ...place, ...this.matching(), limit: PAGE }, stop);
+    if (page.documents.length || !page.total) return page;
+    return this.read({ skip: Math.floor((page.total - 1) / PAGE) * PAGE }, stop); // it has become shorter
+  }
+
+  /** What is asked for, as the server takes it. */
+  matching() {
+    const { kind, query, filter } = this.asked;
+    if (!query || kind === "meaning") return { filter };
+    if (kind === "words") return { filter, words: query };
+    if (!filter) return { filter: { ids: [query] } };
+    return { filter: { ...filter, ids: filter.ids && !filter.ids.includes(query) ? [] : [query] } };
+  }
+
+  /** Shows the page that read(stop) gives; a later call supersedes an earlier one, and stops it. */
+  async show(read) {
+    this.stopping?.abort();
+    const mine = this.stopping = new AbortController();
+    if (this.list.contains(this.listing.element)) this.listing.rows.setAttribute("aria-busy", "true");
+    else fill(this.list, loading("Loading documents…", 8));
+    const slow = setTimeout(() => { if (this.stopping === mine) this.stop.hidden = false; }, PATIENCE);
+    let found;
+    try {
+      found = await read(mine.signal);
+    } catch (error) {
+      found = error.name === "AbortError" ? { title: "Stopped", message: "The search did not come to its end." } : error;
+    }
+    clearTimeout(slow);
+    if (this.stopping !== mine) return;
+    this.stopping = null;
+    this.stop.hidden = true;
+    this.listing.rows.removeAttribute("aria-busy");
+    if (found.documents) this.fillWith(found);
+    else fill(this.list, failed(found, () => this.show(read)));
+  }
+
+  fillWith(page) {
+    const { documents } = page;
+    const part = Boolean(this.asked.query || this.asked.filter);
+    this.split.classList.toggle("nothing", !documents.length && !part);
+    if (!documents.length) return fill(this.list, this.nothing());
+    this.first = page.first;
+    this.listing.show(page, part);
+    if (!this.list.contains(this.listing.element)) fill(this.list, this.listing.element);
+    if (this.list.getBoundingClientRect().top < 0) this.list.scrollIntoView();
+    return undefined;
   }
 
   nothing() {
-    return empty("No documents yet", "Paste a text, or drop .txt, .md or .jsonl files anywhere on this page.",
-      button("Add documents", () => this.add()));
-  }
-
-  table(documents) {
-    return h("ul", { class: "rows", "aria-label": "Documents" }, documents.map((doc) => {
-      const facts = doc.id === doc.title ? [] : [foreign(plainName(doc.id || "no id"))];
-      if (doc.part) facts.push(`part ${doc.part}`);
-      if (doc.score !== undefined) facts.push(`score ${score(doc.score)}`);
-      if (doc.title) facts.push(foreign(firstWords(doc.text)));
-      return h("li", {}, h("button", {
-        type: "button", class: "row", "data-number": doc.number,
-        "aria-current": String(doc.number === this.open), on: { click: () => this.look(doc.number) },
-      },
-      h("span", { class: "row-number" }, `[${doc.number}]`),
-      h("span", { class: "row-main" }, foreign(titleOf(doc), { class: "row-title" }), h("span", { class: "row-facts" }, facts.flatMap((each) => [" · ", each]).slice(1)))));
-    }));
-  }
-
-  pager(next) {
-    const turn = (change) => () => { change(); this.showPage(); };
-    return h("div", { class: "pager" },
-      button("Previous", turn(() => this.pages.pop()), { disabled: this.pages.length === 1 }),
-      h("span", { class: "hint" }, `Page ${this.pages.length}`),
-      button("Next", turn(() => this.pages.push(next)), { disabled: next === null || next === undefined }));
+    const { kind, query, filter } = this.asked;
+    if (!query && !filter) {
+      return empty("No documents yet", "Paste a text, or drop .txt, .md or .jsonl files anywhere on this page.",
+        button("Add documents", () => this.add()));
+    }
+    const text = {
+      id: `No document has the id “${shortened(plainName(query))}”`,
+      words: "No document has all of these words in its title or text",
+      meaning: "No document is there to choose from",
+    };
+    const also = filter ? " among those that match the filter" : "";
+    return empty("Nothing found", query ? `${text[kind]}${also}.` : "No document matches the filter.",
+      button("Show all documents", () => this.clear(), { class: "link" }));
   }
 
   nothingOpen() {
     if (this.open !== null) history.replaceState(null, "", placeOf(this.bank, "documents"));
+    const left = this.open;
     this.open = null;
     this.split.classList.remove("reading");
     fill(this.reader, empty("No document open", "Choose one to see its text, its chunks and its metadata."));
-    this.mark();
-  }
-
-  mark() {
-    for (const row of this.list.querySelectorAll(".row")) {
-      row.setAttribute("aria-current", String(Number(row.dataset.number) === this.open));
-    }
+    this.listing.mark(null);
+    this.list.querySelector(`.row[data-number="${left}"]`)?.focus({ preventScroll: true });
   }
 
   async look(number) {
     if (this.open === number) return;
     this.open = number;
     history.replaceState(null, "", placeOf(this.bank, "documents", number));
-    this.mark();
+    this.listing.mark(number);
     this.split.classList.add("reading");
     fill(this.reader, loading("Loading the document…", 6));
     let shown;
     try {
-      shown = this.page(await api.getDocument(this.bank, number));
+      const doc = await api.getDocument(this.bank, number);
+      shown = documentPage(doc, { onEdit: () => this.edit(doc), onRemove: () => this.remove(doc) });
     } catch (error) {
-      shown = [this.back(), failed(error, () => { this.open = null; this.look(number); })];
+      shown = failed(error, () => { this.open = null; this.look(number); });
     }
     if (this.open !== number) return;
-    fill(this.reader, shown);
+    fill(this.reader, this.back(), shown);
     this.reader.focus({ preventScroll: true });
     if (this.reader.getBoundingClientRect().top < 0) this.reader.scrollIntoView();
   }
@@ -161,29 +229,72 @@ export class DocumentsView {
     return button("← All documents", () => this.nothingOpen(), { class: "link back" });
   }
 
-  page(doc) {
-    const text = chunkedText(doc);
-    const chunks = h("label", { class: "check" },
-      h("input", { type: "checkbox", on: { change: (event) => text.classList.toggle("show-chunks", event.target.checked) } }),
-      `show its ${counted(doc.chunks.length, "chunk")}`);
-    return [this.back(),
-      h("h2", {}, foreign(headingOf(doc))),
-      h("p", { class: "facts" }, foreign(plainName(doc.id || "no id")), ` · number ${doc.number}`,
-        doc.part ? ` · part ${doc.part}` : "", doc.added ? ` · added ${moment(doc.added)}` : ""),
-      metadataTable(doc.metadata),
-      h("div", { class: "reader-tools" }, chunks, button("Remove", () => this.remove(doc), { class: "quiet danger-text" })),
-      h("div", { class: "reader-text" }, text)];
+  async edit(doc) {
+    try {
+      const whole = doc.part ? await api.wholeDocument(this.bank, doc.number) : { ...doc, parts: 1 };
+      openEditing(this.bank, whole, async (number) => {
+        toast(`“${shortened(titleOf(whole))}” was changed. The next question reads it so.`);
+        this.onChanged();
+        await this.showPage();
+        this.look(number);
+      });
+    } catch (error) {
+      this.reader.prepend(failed(error, () => { this.open = null; this.look(doc.number); }));
+    }
   }
 
   remove(doc) {
     const what = doc.part ? "It is a part of a long document: all parts are removed, and no" : "No";
-    confirmed(`Remove “${titleOf(doc)}”?`,
+    confirmed(`Remove “${shortened(titleOf(doc))}”?`,
       `${what} question will find it any more. Its number is never given to another document.`, "Remove", async () => {
-        const { removed } = await api.removeDocument(this.bank, doc.number);
-        toast(`“${titleOf(doc)}” was removed${removed > 1 ? `, with all its ${removed} parts` : ""}.`);
-        this.nothingOpen();
-        this.onChanged();
-        await this.showPage();
+        const { removed } = await api.removeDocuments(this.bank, { numbers: [doc.number] });
+        toast(`“${shortened(titleOf(doc))}” was removed${removed > 1 ? `, with all its ${removed} parts` : ""}.`);
+        await this.removed();
       });
+  }
+
+  removeSelected() {
+    const { selected, everything, ticked } = this.listing;
+    const many = `${exactly(selected)} ${selected === 1 ? "document" : "documents"}`;
+    const wanted = everything ? { matching: { ...this.matching(), count: selected } } : { numbers: [...ticked] };
+    confirmed(`Remove ${many}?`,
+      "No question will find them any more, and their numbers are never given to other documents. "
+      + "Of a document that was split, all parts are removed. Either all are removed, or none.",
+      `Remove ${many}`, async () => {
+        const removed = await this.take(wanted);
+        const more = removed - selected;
+        toast(`${many} ${selected === 1 ? "was" : "were"} removed${more > 0 ? `, with ${counted(more, "further part")} of split ones` : ""}.`);
+        await this.removed();
+      });
+  }
+
+  /** How many went. Where others have changed the bank, the list is read anew. */
+  async take(wanted) {
+    try {
+      return (await api.removeDocuments(this.bank, wanted)).removed;
+    } catch (error) {
+      if (error.code === "matches_changed" || error.code === "document_not_found") {
+        this.listing.untick();
+        this.showPage();
+      }
+      throw error;
+    }
+  }
+
+  async removed() {
+    this.listing.untick();
+    this.onChanged();
+    await this.showPage();
+    if (this.open !== null && await this.gone(this.open)) this.nothingOpen();
+    if (document.activeElement === document.body) this.listing.focus();
+  }
+
+  async gone(number) {
+    try {
+      await api.getDocument(this.bank, number);
+      return false;
+    } catch (error) {
+      return error.status === 404;
+    }
   }
 }

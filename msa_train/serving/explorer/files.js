@@ -1,5 +1,7 @@
 // Files that a person chose, read into documents: what will be added, and what is wrong with which.
 
+import { readJson } from "./metadata.js";
+
 const LARGEST = 64e6; // bytes of one file
 const utf8 = () => new TextDecoder("utf-8", { fatal: true });
 
@@ -37,7 +39,7 @@ async function readLines(file, result) {
   lines.forEach((line, place) => {
     if (!line.trim()) return;
     try {
-      result.documents.push(documentOf(JSON.parse(line)));
+      result.documents.push(documentOf(readJson(line)));
     } catch (error) {
       const said = error instanceof SyntaxError ? "is not JSON" : error.message;
       result.errors.push(`Line ${place + 1} ${said}.`);

@@ -1,32 +1,44 @@
-// Which documents a question may use: ids, metadata, dates.
+// Which documents a question may use, or a list shows: ids, numbers, metadata, dates.
 
 import { h, uniqueId } from "./dom.js";
 
 /** Form of a filter. read() gives the server's filter, or null; raises Error for what is not one. */
 export class FilterForm {
   constructor(onChange) {
+    this.onChange = onChange;
     const on = { input: () => onChange(this.parts()) };
     this.ids = h("textarea", { id: uniqueId("ids"), rows: 2, spellcheck: "false", placeholder: "one id a line", on });
     this.metadata = h("textarea", {
       id: uniqueId("metadata"), rows: 2, spellcheck: "false", placeholder: "language = en\nyear = 1973, 1974", on,
+    });
+    this.numbers = h("input", {
+      id: uniqueId("numbers"), spellcheck: "false", autocomplete: "off", placeholder: "3, 17, 40", on,
     });
     this.after = h("input", { type: "datetime-local", id: uniqueId("after"), on });
     this.before = h("input", { type: "datetime-local", id: uniqueId("before"), on });
     this.element = h("div", { class: "filter" },
       field("Ids", this.ids, "Only documents with these ids."),
       field("Metadata", this.metadata, "One name = value a line; commas between values of which one must match."),
+      field("Numbers", this.numbers, "Only documents with these numbers."),
       field("Added after", this.after), field("Added before", this.before));
   }
 
   /** How many parts are given; all of them must hold. */
   parts() {
-    return [this.ids, this.metadata, this.after, this.before].filter((each) => each.value.trim()).length;
+    return [this.ids, this.metadata, this.numbers, this.after, this.before].filter((each) => each.value.trim()).length;
+  }
+
+  clear() {
+    for (const each of [this.ids, this.metadata, this.numbers, this.after, this.before]) each.value = "";
+    this.onChange(0);
   }
 
   read() {
     const filter = {};
     const ids = lines(this.ids.value);
     if (ids.length) filter.ids = ids;
+    const numbers = this.numbers.value.split(/[\s,]+/).filter(Boolean).map(wholeNumber);
+    if (numbers.length) filter.numbers = numbers;
     const metadata = lines(this.metadata.value).map(pair);
     if (metadata.length) filter.metadata = Object.fromEntries(metadata);
     if (this.after.value) filter.added_after = new Date(this.after.value).getTime();
@@ -41,6 +53,11 @@ function field(label, input, hint = null) {
 }
 
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+function wholeNumber(text) {
+  if (!/^\d{1,15}$/.test(text)) throw new Error(`The filter's number “${text}” is no document's number: give whole numbers`);
+  return Number(text);
+}
 
 function pair(line) {
   const at = line.indexOf("=");

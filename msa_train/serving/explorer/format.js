@@ -7,6 +7,9 @@ const minute = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeSty
 
 export const count = (n) => (n < 100000 ? whole.format(n) : compact.format(n));
 
+/** In full, where it matters how many. */
+export const exactly = (n) => whole.format(n);
+
 export const counted = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
 export function bytes(n) {
@@ -44,6 +47,12 @@ export function plainName(text) {
 }
 
 export const titleOf = (doc) => plainName(doc.title || "") || firstWords(doc.text) || "Untitled";
+
+/** A name that goes on, in a sentence. */
+export const shortened = (text, most = 80) => (text.length > most ? `${beginning(text, most)}…` : text);
+
+/** Its first characters, none of them halved. */
+export const beginning = (text, most) => text.slice(0, most).replace(/[\ud800-\udbff]$/, "");
 
 /** Above a document's text, which need not be told twice. */
 export const headingOf = (doc) => plainName(doc.title || "") || `Document ${doc.number}`;

@@ -16,6 +16,7 @@ const TITLES = {
 };
 const CODES = {
   read_only_key: "This key may only read",
+  matches_changed: "The documents have changed meanwhile",
   writer_busy: "Someone else is writing to this bank",
   id_exists: "This id is taken",
   bank_exists: "This name is taken",

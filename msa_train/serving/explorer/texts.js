@@ -1,8 +1,8 @@
 // Documents by number, fetched once; and their text with chunks marked.
 
 import * as api from "./api.js";
-import { h } from "./dom.js";
-import { layersText } from "./format.js";
+import { button, h } from "./dom.js";
+import { beginning, counted, layersText } from "./format.js";
 
 /** What was fetched from a bank. A document never changes under its number: it can only be removed. */
 export class Texts {
@@ -48,13 +48,43 @@ function chunkOf(text, place, layers) {
   return h("mark", { class: "chunk", title: `chunk ${place + 1}, best for ${layersText(layers)}` }, text);
 }
 
-/** Metadata as rows of name and value; nested values as JSON. */
+const METADATA_ROWS = 6;
+const METADATA_TEXT = 400; // characters in all
+const METADATA_VALUE = 120; // of one, where there are more
+
+/** Metadata as rows of name and value, nested values as JSON; what is long is folded. */
 export function metadataTable(metadata) {
   if (metadata === null || metadata === undefined) return null;
   const plain = typeof metadata === "object" && !Array.isArray(metadata);
   const rows = plain ? Object.entries(metadata) : [["metadata", metadata]];
   if (!rows.length) return null;
   const shown = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-  return h("dl", { class: "metadata" }, rows.map(([name, value]) =>
-    h("div", {}, h("dt", { dir: "auto" }, name), h("dd", { dir: "auto" }, shown(value)))));
+  const size = rows.slice(0, METADATA_ROWS).reduce((sum, [name, value]) => sum + name.length + shown(value).length, 0);
+  const most = size > METADATA_TEXT ? METADATA_VALUE : METADATA_TEXT;
+  const row = ([name, value]) => h("div", {},
+    h("dt", { dir: "auto" }, foldedText(name, most)), h("dd", { dir: "auto" }, foldedText(shown(value), most)));
+  const list = h("dl", { class: "metadata" }, rows.slice(0, METADATA_ROWS).map(row));
+  return h("div", { class: "metadata-fold" }, list, unfolding(rows.length - METADATA_ROWS,
+    (left) => `Show ${counted(left, "more row")}`, () => list.append(...rows.slice(METADATA_ROWS).map(row)),
+    () => list.replaceChildren(...[...list.children].slice(0, METADATA_ROWS))));
+}
+
+/** Its text; of a long one the beginning, and a button that shows the rest in place. */
+export function foldedText(text, most, tag = "span", props = {}) {
+  const short = text.length > most ? `${beginning(text, most)}…` : text;
+  const element = h(tag, props, short);
+  return [element, unfolding(text.length - most, () => `Show all ${counted(text.length, "character")}`,
+    () => { element.textContent = text; }, () => { element.textContent = short; })];
+}
+
+/** A button between short and whole; none where nothing is left out. */
+function unfolding(left, label, open, close) {
+  if (left <= 0) return null;
+  const more = button(label(left), () => {
+    const opens = more.getAttribute("aria-expanded") === "false";
+    (opens ? open : close)();
+    more.setAttribute("aria-expanded", String(opens));
+    more.textContent = opens ? "Show less" : label(left);
+  }, { class: "link unfold", "aria-expanded": "false" });
+  return more;
 }

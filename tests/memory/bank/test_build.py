@@ -17,7 +17,7 @@ from msa_train.memory.bank.lock import BusyError
 from msa_train.memory.bank.manifest import building_name
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.verify import verify_bank
-from msa_train.memory.bank.writer import BankWriter
+from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
 from tests.faults.bank_changes import texts
 from tests.memory.building import (
     Stopped,
@@ -271,3 +271,25 @@ def test_a_built_bank_gives_no_ids_either(tmp_path):
     build(tmp_path / "bank", [named("1", 0, "one"), named("", 1, "no id"), named("", 2, "none")])
     put(tmp_path / "bank", [named("1", 0, "new one")], update=True)
     assert texts(tmp_path / "bank") == {1: "no id", 2: "none", 3: "new one"}
+
+
+def test_replacing_by_number_takes_all_parts_and_frees_their_id(tmp_path):
+    path = tmp_path / "bank"
+    parts = [replace(named("long", n), part=n + 1) for n in range(3)]
+    build(path, [*parts, document(3), replace(named("", 4), id="")])
+
+    def replaced(number, *documents):
+        given = tiny_model(), tiny_tokenizer(), documents, FINGERPRINT
+        return add_documents(path, *given, replacing=number)
+
+    assert replaced(1, named("long", 0, "Short now.")) == 1
+    assert [each.number for each in BankSnapshot.open(path)] == [3, 4, 5]
+    assert replaced(4, named("", 0, "Nameless still.")) == 1
+    before = contents(path)
+    with pytest.raises(UnknownDocumentError, match="no document 4: nothing was changed"):
+        replaced(4, named("", 0, "Again."))
+    with pytest.raises(BankError, match="'d3' is in"):
+        replaced(5, named("d3", 0, "Of another."))
+    assert contents(path) == before
+    kept = [(each.number, each.id, each.text) for each in BankSnapshot.open(path)]
+    assert kept[1:] == [(5, "long", "Short now."), (6, "", "Nameless still.")]

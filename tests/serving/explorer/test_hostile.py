@@ -30,7 +30,7 @@ HOSTILE = [
     ("<img src=x onerror=alert(1)>", "<script>alert(1)</script><img src=x onerror=alert(2)>"),
     ("</script><svg onload=alert(3)>", "</textarea></script><b>bold</b><iframe src=//evil.test>"),
     ("invoice\u202efdp.exe", "\u202ereversed\u202c javascript:alert(4) http://evil.test/x.png"),
-    ("W" * 900, "w" * 900),
+    ("W" * 900, "w" * 400),
     ("", "{{constructor.constructor('alert(5)')()}} ${alert(6)} &lt;b&gt;"),
 ]
 
