@@ -69,6 +69,20 @@ _PURPOSE_OF = re.compile(
 )
 _PARAMETER = re.compile(r"(?P<name>\*{0,2}\w+)(?:\s*:[^=]*)?(?:\s*=\s*(?P<default>.+))?")
 
+# `The code of the harbour is 4711`, `One of its words is: mild`: what something is.
+_SUBJECT = (
+    r"(?!(?:He|She|It|They|This|These|Those|That|There|Here|You|We|If|When|While|What|Note|As|For|In|On|At)\b)"
+    r"(?P<subject>[A-Z][^\s,;:()]*(?: [^\s,;:()]+){0,13}?)"
+)
+_IS = re.compile(
+    rf"{_SUBJECT} (?P<verb>is|are|was|were)(?:: \S| (?:an?|the) |(?= [\d\"“]| [A-Z][a-z])).*"
+)
+_WAS_IN = re.compile(
+    rf"{_SUBJECT} (?P<verb>was|were)(?P<rest>(?: [^\s,;:()]+){{1,9}}?) "
+    rf"(?:in|on|since) (?:{_DATE})\b.*"
+)
+_JOINED = re.compile(r"\b(?:that|which|who|whose|where|and|but|or|if|when|because)\b")
+
 
 @dataclass(frozen=True)
 class Cloze:
@@ -90,6 +104,36 @@ def clozes(text: str, draw: random.Random, title: str = "") -> Iterator[Cloze]:
     made = (_of_sentence(sentence, title, draw) for sentence in candidates)
     yield from found
     yield from (cloze for cloze in made if cloze is not None)
+
+
+def plain_questions(text: str, title: str = "") -> Iterator[str]:
+    """Whole questions for a person to ask, whose answers stand in the text: the same every time.
+
+    What serves the purpose that a signature's first sentence tells, or what its name does; then
+    when something was, or what it is, of every sentence that says so in a plain way; last the
+    title.
+    """
+    documented = [cloze.question for cloze in _of_signature(text, random.Random(0))]
+    documented = [
+        each for each in documented if not each.endswith(" take?") and "default" not in each
+    ]
+    yield from reversed(documented)  # a purpose without the name first
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in map(str.strip, sentences(" ".join(paragraph.split()))):
+            if _plain(sentence) and (question := _plain_question(sentence)):
+                yield question
+    if title.strip():
+        yield f"What is said about “{title.strip()}”?"
+
+
+def _plain_question(sentence: str) -> str | None:
+    for word, pattern in (("When", _WAS_IN), ("What", _IS)):
+        match = pattern.fullmatch(sentence)
+        if match and not _JOINED.search(match["subject"]):
+            rest = match["rest"] if word == "When" else ""
+            subject = re.sub(r"^One\b", "one", _lowered(match["subject"]))
+            return f"{word} {match['verb']} {subject}{rest}?"
+    return None
 
 
 def _plain(sentence: str) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from msa_train.serving.access import json_body, requires, while_connected
 from msa_train.serving.changes import put_documents, remove_documents, replace_document
 from msa_train.serving.errors import ClientGone
+from msa_train.serving.examples import examples
 from msa_train.serving.lookup import document, listed, search, whole_document
 from msa_train.serving.schemas import (
     MAX_PAGE,
@@ -28,6 +29,7 @@ from msa_train.serving.schemas import (
 )
 from msa_train.serving.state import ServerState
 
+_EXAMPLES, _MAX_EXAMPLES = 6, 50
 _Number = Annotated[int, Path(ge=0, lt=NUMBERS_END)]
 
 
@@ -81,6 +83,16 @@ def _reading(state: ServerState) -> APIRouter:
             lambda gone: whole_document(banks[bank], number, lambda: _stay(gone))
         )
         return JSONResponse(found)
+
+    @router.get("/banks/{bank}/examples")
+    async def example_questions(
+        bank: str,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=_MAX_EXAMPLES)] = _EXAMPLES,
+    ) -> Response:
+        found = banks[bank]
+        making = looked_up(lambda abandoned: examples(found, limit, abandoned))
+        return JSONResponse({"examples": await while_connected(request.receive, making)})
 
     @router.post("/banks/{bank}/search")
     async def find(bank: str, request: Request) -> Response:

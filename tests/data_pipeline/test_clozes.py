@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data_pipeline.clozes import Cloze, clozes
+from data_pipeline.clozes import Cloze, clozes, plain_questions
 
 TEXT = (
     "The lighthouse of Alder Point was built in 1862 by the engineer Mary Stone. It stands on the "
@@ -114,3 +114,22 @@ def test_a_text_without_a_question_gives_none(text):
 
 def test_the_same_seed_makes_the_same_questions():
     assert list(clozes(TEXT, random.Random(3))) == list(clozes(TEXT, random.Random(3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [
+        (TEXT, ["When was the lighthouse of Alder Point built?"]),
+        (CODE, ["What does tools.Box do?"]),
+        ("f(x)\nReturn a box.", {"Which function returns a box?", "How do I return a box?"}),
+        ("The code of the harbour is 4711.", ["What is the code of the harbour?"]),
+        ("One of the words for it is: moss. Rain.", ["What is one of the words for it?"]),
+        ("Cranes sleep standing. " * 9, []),
+        ("It is the end of the day, they say.", []),
+    ],
+)  # fmt: skip
+def test_plain_questions_are_what_a_person_would_ask(text, questions):
+    found = list(plain_questions(text))
+    assert found[:1] == questions[:1] if isinstance(questions, list) else found[0] in questions
+    assert found == list(plain_questions(text)), "the same every time"
+    assert list(plain_questions(text, " A title")) == [*found, "What is said about “A title”?"]
