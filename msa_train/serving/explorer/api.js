@@ -1,5 +1,7 @@
 // Requests to the server, in one place: keys, errors, and the stream of an answer.
 
+import { dropAll } from "./answers.js";
+
 const ROOT = new URL("../", import.meta.url);
 const KEY = "msa-key";
 const READ_TIMEOUT = 30_000;
@@ -22,7 +24,11 @@ export function onKeyNeeded(ask) {
 }
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
-export const forgetKey = () => sessionStorage.removeItem(KEY);
+/** And all that is kept of what it let one read. */
+export const forgetKey = () => {
+  sessionStorage.removeItem(KEY);
+  dropAll();
+};
 
 async function newKey(used) {
   if (sessionStorage.getItem(KEY) !== used) return true; // another request has asked meanwhile
@@ -90,6 +96,10 @@ export const getDocument = (bank, number) => json("GET", at(bank, `/documents/${
 export const wholeDocument = (bank, number) => json("GET", at(bank, `/documents/${number}/whole`));
 export const search = async (bank, query, limit, filter = null, stop = null) =>
   (await json("POST", at(bank, "/search"), { query, limit, filter }, stop)).documents;
+
+/** Questions that can be asked: [{question, number}]. */
+export const examples = async (bank, limit) =>
+  (await json("GET", at(bank, `/examples?limit=${limit}`))).examples;
 
 /** {documents, next, total, first}; options: after (number), skip, limit, id, filter, words. */
 export function listDocuments(bank, options, stop = null) {

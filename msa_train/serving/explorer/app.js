@@ -81,7 +81,7 @@ function draw(info, view) {
     h("nav", { class: "tabs", "aria-label": "Views of this bank" }, tab("ask", "Ask"), tab("documents", "Documents")));
   shown = { bank: name, view };
   if (view === "ask") {
-    if (!asks.has(name)) asks.set(name, new AskView(name, list.retrieval));
+    if (!asks.has(name)) asks.set(name, new AskView(name, list.retrieval, info.created));
     fill(main, head, asks.get(name).element);
     asks.get(name).welcome(info);
     asks.get(name).begin();

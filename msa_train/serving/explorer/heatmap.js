@@ -2,6 +2,7 @@
 
 import { fill, foreign, h, segmented, uniqueId } from "./dom.js";
 import { score } from "./format.js";
+import { term } from "./terms.js";
 
 const FIRST = 12; // documents shown before one asks for all
 const WIDEST = 56; // px of a layer's column
@@ -20,7 +21,7 @@ const KINDS = {
 
 /**
  * A table of a round's documents, best first, one column per router layer; hovering or focusing a
- * cell tells its values, choosing a row or a cell calls onChoose(number, layer or null).
+ * cell tells its values, choosing a row or a cell calls onChoose(number, layer or null, what was tapped).
  * ranked: [{number, vote}], with bm25 and score (both as z-scores) where BM25 chose too.
  */
 export class HeatMap {
@@ -41,8 +42,14 @@ export class HeatMap {
       h("div", { class: "heat-head" },
         gated ? segmented("What the colours show", kinds, "score", (kind) => this.show(kind)) : null,
         this.legend),
-      this.table, this.detail);
+      this.table, this.detail, this.terms(gated));
     this.draw();
+  }
+
+  /** The words of this table, each with its "?". */
+  terms(gated) {
+    const words = { score: "score", vote: "vote", layer: "layer", chunk: "chunk", ...(gated && { gate: "gate" }), ...(this.words && { hybrid: "BM25" }) };
+    return h("p", { class: "hint terms" }, Object.entries(words).map(([key, name]) => h("span", {}, name, term(key))));
   }
 
   get many() {
@@ -81,12 +88,16 @@ export class HeatMap {
     this.draw();
   }
 
-  choose(number, layer = null) {
+  choose(number, layer, from) {
+    this.mark(number);
+    this.onChoose(number, layer, from);
+  }
+
+  mark(number) {
     this.chosen = number;
     for (const row of this.table.querySelectorAll("tbody tr")) {
       row.setAttribute("aria-selected", String(Number(row.dataset.number) === number));
     }
-    this.onChoose(number, layer);
   }
 
   draw() {
@@ -124,10 +135,10 @@ export class HeatMap {
   row({ number, vote, bm25 }) {
     return h("tr", {
       "data-number": number, "aria-selected": String(number === this.chosen),
-      on: { click: (event) => { if (!event.target.closest("td.cell")) this.choose(number); } },
+      on: { click: (event) => { if (!event.target.closest("td.cell")) this.choose(number, null, event.currentTarget.querySelector("button")); } },
     },
     h("th", { scope: "row", class: "doc" },
-      h("button", { type: "button", class: "doc-button", on: { click: (event) => { event.stopPropagation(); this.choose(number); } } },
+      h("button", { type: "button", class: "doc-button", on: { click: (event) => { event.stopPropagation(); this.choose(number, null, event.currentTarget); } } },
         h("span", { class: "doc-number" }, `[${number}]`),
         h("span", { class: "doc-name", "data-name": number }, this.nameOf(number)),
         this.read.has(number) ? h("span", { class: "badge" }, "read") : null)),
@@ -141,7 +152,7 @@ export class HeatMap {
     const value = found?.[this.kind] ?? null;
     const say = () => this.tell(number, layer);
     const on = { mouseenter: say, focus: say };
-    if (found) on.click = () => this.choose(number, layer);
+    if (found) on.click = (event) => this.choose(number, layer, event.currentTarget);
     if (value === null) {
       return h("td", { class: "cell none", tabindex: "-1", on }, h("span", { class: "unseen" },
         found ? "no gate" : "not chosen"));

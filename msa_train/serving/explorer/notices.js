@@ -20,17 +20,36 @@ const CODES = {
   writer_busy: "Someone else is writing to this bank",
   id_exists: "This id is taken",
   bank_exists: "This name is taken",
+  bank_unavailable: "This bank cannot be opened",
+  context_length_exceeded: "This is too long for the model",
+};
+// What to do, where the server's words do not say.
+const ADVICE = {
+  0: "Is it running? Nothing was lost on this page.",
+  401: "Try again to give another key.",
+  403: "Somebody with a key that may do this, or who runs the server, can help.",
+  408: "The connection may be slow: try again.",
+  429: "Others are asking too. Wait a moment, then try again.",
+  500: "Try again. If it goes wrong again, the server's log says why.",
+  503: "Try again when it has started again.",
+  504: "Try again, with a shorter question; whoever runs the server can allow more time.",
+  bank_unavailable: "Whoever runs the server can mend it; other banks can be asked.",
+  context_length_exceeded: "Shorten the question, or ask it anew instead of further to earlier answers.",
+  invalid_api_key: "Try again to give another key.",
 };
 
-/** An error and, where trying again can help, a button; waits as long as the server asked to. */
-export function failed(error, retry = null) {
+/** An error, what to do about it and, where trying again can help, a button, which waits as long as
+ * the server asked to. more: other buttons. */
+export function failed(error, retry = null, ...more) {
   if (!("status" in error || "title" in error)) console.error(error); // a mistake of this page
   const title = error.title ?? CODES[error.code] ?? TITLES[error.status] ?? "Something went wrong";
-  const line = h("p", {}, error.message);
   const notice = h("div", { class: "notice failed", role: "alert" },
-    h("p", { class: "notice-title" }, title), line);
-  if (error.status === 0) line.append(" Is it running? Nothing was lost on this page.");
-  if (retry) notice.append(retryButton(retry, error.retryAfter));
+    h("p", { class: "notice-title" }, title), h("p", {}, error.message));
+  const advice = ADVICE[error.code] ?? ADVICE[error.status];
+  if (advice && !error.title) notice.append(h("p", { class: "hint" }, advice));
+  if (retry || more.length) {
+    notice.append(h("div", { class: "notice-do" }, retry && retryButton(retry, error.retryAfter), ...more));
+  }
   return notice;
 }
 

@@ -4,7 +4,9 @@ import * as api from "./api.js";
 import { button, h } from "./dom.js";
 import { beginning, counted, layersText } from "./format.js";
 
-/** What was fetched from a bank. A document never changes under its number: it can only be removed. */
+const KNOWN = 300; // documents that are held at once
+
+/** What was fetched from a bank, the newest of it. A document never changes under its number: it can only be removed. */
 export class Texts {
   constructor(bank) {
     this.bank = bank;
@@ -16,6 +18,7 @@ export class Texts {
       const fetched = api.getDocument(this.bank, number);
       fetched.catch(() => this.known.delete(number)); // to be tried again
       this.known.set(number, fetched);
+      if (this.known.size > KNOWN) this.known.delete(this.known.keys().next().value);
     }
     return this.known.get(number);
   }
@@ -45,7 +48,13 @@ export function chunkedText(doc, winners = new Map()) {
 
 function chunkOf(text, place, layers) {
   if (!layers) return h("span", { class: "chunk", title: `chunk ${place + 1}` }, text);
-  return h("mark", { class: "chunk", title: `chunk ${place + 1}, best for ${layersText(layers)}` }, text);
+  return h("mark", { class: "chunk", "data-chunk": place, title: `chunk ${place + 1}, best for ${layersText(layers)}` }, text);
+}
+
+/** The chunk by which most layers chose a document, of several the first; null where none did. */
+export function bestOf(winners) {
+  const [best] = [...winners].sort(([a, first], [b, second]) => second.length - first.length || a - b);
+  return best ? best[0] : null;
 }
 
 const METADATA_ROWS = 6;

@@ -1,0 +1,68 @@
+// Answers kept in this tab, so that they survive a reload: the newest of each bank, within a bound.
+// What finds no room is dropped, oldest first; nobody need be told.
+
+const PREFIX = "msa-answer/";
+const MOST = 20; // of a bank
+const LARGEST = 2_000_000; // characters, all banks together
+
+let serial = 0;
+
+/** Ids ascend with time, also over reloads. */
+export function newId() {
+  serial += 1;
+  return `${String(Date.now()).padStart(15, "0")}-${String(serial).padStart(4, "0")}`;
+}
+
+const keyOf = (record) => `${PREFIX}${encodeURIComponent(record.bank)}/${record.id}`;
+const idOf = (key) => key.slice(key.lastIndexOf("/") + 1);
+const short = (name, value) => (typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value);
+
+/** Keys of what is kept, the oldest first; of one bank only where given. */
+function keys(bank = null) {
+  const start = bank === null ? PREFIX : `${PREFIX}${encodeURIComponent(bank)}/`;
+  return Object.keys(sessionStorage).filter((key) => key.startsWith(start))
+    .sort((a, b) => (idOf(a) < idOf(b) ? -1 : 1));
+}
+
+const size = () => keys().reduce((sum, key) => sum + sessionStorage.getItem(key).length, 0);
+
+/** record: JSON with id, bank and created (of the bank: another one may take its name). */
+export function keep(record) {
+  const key = keyOf(record);
+  const text = JSON.stringify(record, short);
+  sessionStorage.removeItem(key);
+  if (text.length > LARGEST) return;
+  for (const old of keys(record.bank).slice(0, -(MOST - 1))) sessionStorage.removeItem(old);
+  for (;;) {
+    try {
+      if (size() + text.length <= LARGEST) {
+        sessionStorage.setItem(key, text);
+        return;
+      }
+    } catch { /* the browser has less room than that */ }
+    const [oldest] = keys();
+    if (oldest === undefined) return;
+    sessionStorage.removeItem(oldest);
+  }
+}
+
+export const drop = (record) => sessionStorage.removeItem(keyOf(record));
+
+/** Records of a bank, the oldest first. Those of another bank that had its name are dropped. */
+export function kept(bank, created) {
+  const found = [];
+  for (const key of keys(bank)) {
+    let record = null;
+    try {
+      record = JSON.parse(sessionStorage.getItem(key));
+    } catch { /* not ours */ }
+    if (record?.created === created) found.push(record);
+    else sessionStorage.removeItem(key);
+  }
+  return found;
+}
+
+/** With the key that let them be read. */
+export function dropAll() {
+  for (const key of keys()) sessionStorage.removeItem(key);
+}
