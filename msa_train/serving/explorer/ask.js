@@ -139,9 +139,13 @@ export class AskView {
     if (this.box.getBoundingClientRect().top < 0) this.element.scrollIntoView({ block: "start" });
   }
 
+  get wide() {
+    return window.matchMedia("(min-width: 821px)").matches;
+  }
+
   /** Ready to type where there is a keyboard; on a small screen one would come up unasked. */
   begin() {
-    if (window.matchMedia("(min-width: 821px)").matches) this.box.focus({ preventScroll: true });
+    if (this.wide) this.box.focus({ preventScroll: true });
   }
 
   /** Puts a question into the box, to be changed or sent. */
@@ -199,8 +203,10 @@ export class AskView {
       temperature: Number(this.heat.value),
       memory: { bank: this.bank, retrieval: this.mode, ...(filter && { filter }) },
     }, this.earlier?.id);
-    this.suggest("");
+    this.box.value = "";
+    this.fit();
     this.further(null);
+    if (!this.wide) this.box.blur(); // its keyboard would cover the answer
   }
 
   /** thread: its id, where the question follows others. old: the run that this one stands for. */
@@ -232,6 +238,7 @@ export class AskView {
       old.element.replaceWith(run.element);
       return;
     }
+    for (const before of thread.runs) before.fold();
     thread.runs.push(run);
     thread.element.append(run.element);
     this.threads = [...this.threads.filter((each) => each !== thread), thread];

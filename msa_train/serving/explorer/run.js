@@ -126,7 +126,10 @@ export class Run {
   }
 
   append(text) {
-    if (!this.text) this.say("Answering");
+    if (!this.text) {
+      this.say("Answering");
+      if (!this.sources.found.length) this.tellSources(); // of memory alone nothing says that none was read
+    }
     this.text += text;
     this.answer.append(text);
   }
@@ -139,7 +142,7 @@ export class Run {
   }
 
   routed(event) {
-    for (const round of this.rounds) round.element.open = false;
+    this.fold();
     const round = this.addRound(event, true);
     round.begin();
     this.say(`Round ${this.rounds.length}: ${counted(round.ranked.length, "document")} chosen`);
@@ -214,6 +217,11 @@ export class Run {
       said ? button("Copy", () => this.copy(), { class: "quiet" }) : null,
       this.ending.how === "cancelled" || this.ending.how === "left" ? button("Try again", () => this.deeds.again(this), { class: "quiet" }) : null,
       button("Delete", () => this.deeds.remove(this), { class: "quiet danger-text" }));
+  }
+
+  /** Another question follows: its rounds would stand between the two. */
+  fold() {
+    for (const round of this.rounds) round.element.open = false;
   }
 
   /** With its sources. */

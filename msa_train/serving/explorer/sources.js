@@ -3,7 +3,7 @@
 
 import { placeOf } from "./banks.js";
 import { button, fill, foreign, h } from "./dom.js";
-import { firstWords, plainName, titleOf } from "./format.js";
+import { firstWords, plainName } from "./format.js";
 import { Reader } from "./reader.js";
 import { bestOf } from "./texts.js";
 
@@ -41,8 +41,8 @@ export class Sources {
     return h("li", { "data-number": each.number }, this.link(each,
       h("span", { class: "source-number" }, `[${each.number}]`),
       h("span", { class: "source-main" },
-        foreign(each.title ? plainName(each.title) : "…", { class: "source-title" }),
-        foreign(each.begins ?? "", { class: "source-begins" }))));
+        each.title ? foreign(plainName(each.title), { class: "source-title" }) : null,
+        foreign(each.begins ?? "…", { class: "source-begins" }))));
   }
 
   /** A link to where the document stands; a plain tap shows it here. */
@@ -76,11 +76,9 @@ export class Sources {
     await Promise.all(shown.filter((each) => each.begins === undefined).map(async (each) => {
       try {
         const doc = await this.texts.get(each.number);
-        each.title = titleOf(doc);
+        each.title = doc.title.trim();
         each.begins = beginningOf(doc, each.winners);
-      } catch {
-        each.title ||= `Document ${each.number}`;
-      }
+      } catch { /* it may be gone: its number stands for it */ }
       const item = this.element.querySelector(`li[data-number="${Number(each.number)}"]`);
       item?.replaceWith(this.entry(each));
     }));
@@ -103,7 +101,7 @@ export class Sources {
   /** As lines of plain text. */
   get lines() {
     if (!this.found.length) return [];
-    const named = (each) => `[${each.number}] ${each.title ?? ""}${each.id && each.id !== each.title ? ` (${each.id})` : ""}`.trim();
+    const named = (each) => `[${each.number}] ${each.title || (each.begins ?? "")}${each.id && each.id !== each.title ? ` (${each.id})` : ""}`.trim();
     return [this.read ? "Texts that were read:" : "Attended to:", ...this.found.map(named)];
   }
 
