@@ -62,6 +62,12 @@ export function kept(bank, created) {
   return found;
 }
 
+/** Of banks that are there no more. */
+export function dropAllBut(banks) {
+  const there = banks.map((bank) => `${PREFIX}${encodeURIComponent(bank)}/`);
+  for (const key of keys()) if (!there.some((start) => key.startsWith(start))) sessionStorage.removeItem(key);
+}
+
 /** With the key that let them be read. */
 export function dropAll() {
   for (const key of keys()) sessionStorage.removeItem(key);

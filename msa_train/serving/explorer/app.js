@@ -1,5 +1,6 @@
 // The page as a whole: which bank and which view, told by the address (#/bank/view, or .../number).
 
+import { dropAllBut } from "./answers.js";
 import * as api from "./api.js";
 import { AskView } from "./ask.js";
 import { BankList, placeOf } from "./banks.js";
@@ -45,6 +46,7 @@ function show() {
   const { banks } = list;
   if (banks === null) return;
   for (const name of asks.keys()) if (!banks.some((bank) => bank.name === name)) asks.delete(name);
+  dropAllBut(banks.map((bank) => bank.name));
   const wanted = place() ?? (banks.length ? { bank: banks[0].name, view: "ask", number: null } : null);
   list.choose(wanted?.bank ?? null);
   if (wanted === null) {

@@ -19,7 +19,7 @@ const EXAMPLES = 5; // questions
 export class AskView {
   /** mode: how this server answers unless it is told. created: when the bank was. */
   constructor(bank, mode, created) {
-    Object.assign(this, { bank, mode, created, run: null, welcomed: null, earlier: null, threads: [] });
+    Object.assign(this, { bank, mode, created, run: null, info: null, welcomed: null, earlier: null, threads: [] });
     this.texts = new Texts(bank);
     this.box = h("textarea", {
       id: uniqueId("question"), class: "question-box", rows: 2, dir: "auto",
@@ -41,7 +41,7 @@ export class AskView {
       remove: (run) => this.remove(run),
     };
     this.restore();
-    window.addEventListener("pagehide", () => this.run?.leave());
+    for (const going of ["beforeunload", "pagehide"]) window.addEventListener(going, () => this.run?.leave());
   }
 
   restore() {
@@ -53,7 +53,8 @@ export class AskView {
 
   /** What stands under the box before anything was asked: questions, and a glimpse of what there is. */
   async welcome(info) {
-    if (this.welcomed === info.generation) return;
+    this.info = info;
+    if (this.start.hidden || this.welcomed === info.generation) return;
     this.welcomed = info.generation;
     if (!info.documents) {
       fill(this.start, empty("This memory is empty", "Add documents, and ask about them right away.",
@@ -272,5 +273,6 @@ export class AskView {
       thread.runs.forEach((run, place) => run.element.classList.toggle("followed", place < thread.runs.length - 1));
     }
     this.start.hidden = this.threads.length > 0;
+    if (this.info) this.welcome(this.info);
   }
 }

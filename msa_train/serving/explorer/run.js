@@ -90,7 +90,9 @@ export class Run {
       for await (const chunk of api.answer(this.request, this.aborter.signal)) this.take(chunk);
       ending = { how: "finished", seconds: this.finished?.seconds ?? this.elapsed() };
     } catch (error) {
-      ending = error.name === "AbortError" ? { how: "cancelled", seconds: this.elapsed() } : { how: "failed", error: told(error) };
+      if (error.name === "AbortError") ending = { how: "cancelled", seconds: this.elapsed() };
+      else if (error.status === 0 && this.leaving) ending = { how: "left" };
+      else ending = { how: "failed", error: told(error) };
     } finally {
       clearInterval(tick);
     }
@@ -99,8 +101,9 @@ export class Run {
     answers.keep(this.toJSON());
   }
 
-  /** When the page goes away before it has ended. */
+  /** When the page goes away before it has ended; the browser may break its request off before that. */
   leave() {
+    this.leaving = true;
     if (this.ending === null) answers.keep({ ...this.toJSON(), ending: { how: "left" } });
   }
 
