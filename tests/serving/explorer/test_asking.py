@@ -203,7 +203,7 @@ def test_an_answer_that_a_reload_cuts_off_is_there_to_be_asked_again(page):
     page.reload()
     run = page.locator(".run")
     expect(run.locator(".run-status")).to_contain_text("left before the answer was whole")
-    said(page, "Yes.")
+    said(page, "Yes.", rounds=[[(2, 0)]])
     run.get_by_role("button", name="Try again").click()
     expect(page.locator(".run .answer")).to_have_text(["Yes."])
 
