@@ -116,6 +116,7 @@ export class Sources {
 function beginningOf(doc, winners) {
   const best = bestOf(winners);
   const [start] = doc.chunks?.[best] ?? [0];
-  const words = firstWords(Array.from(doc.text).slice(start).join("").trim());
-  return start > 0 ? `…${words}` : words;
+  if (start > 0) return `…${firstWords(Array.from(doc.text).slice(start).join("").trim())}`;
+  const rest = doc.text.startsWith(`${doc.title}\n`) ? doc.text.slice(doc.title.length).trim() : "";
+  return firstWords(rest || doc.text); // the title stands above it
 }
