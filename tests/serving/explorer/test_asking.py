@@ -209,6 +209,7 @@ def test_an_answer_that_a_reload_cuts_off_is_there_to_be_asked_again(page):
 
 
 def test_what_is_kept_is_bounded_and_of_this_bank(page, http):
+    expect(page.get_by_text("Nothing asked yet")).to_be_visible()
     page.evaluate(
         """async () => {
             const { keep, newId } = await import("./explorer/answers.js");
