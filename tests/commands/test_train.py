@@ -86,7 +86,10 @@ def test_settings_reach_the_launcher(monkeypatch):
     run = ["train", "--config", "a.yaml", "--training.steps", "2", "--ranks", "2", "--resume"]
     assert main(run) == 3
     assert main(["train", "--config", "a.yaml"]) == 3
+    hosts = ["--include", "a:0@b:1,2", "--hostfile", "hosts"]
+    assert main(["train", "--config", "a.yaml", *hosts]) == 3
     assert given == [
-        (["--config", "a.yaml", "--training.steps", "2"], 2, True),
-        (["--config", "a.yaml"], 1, False),
+        (["--config", "a.yaml", "--training.steps", "2"], 2, True, None, ""),
+        (["--config", "a.yaml"], None, False, None, ""),
+        (["--config", "a.yaml"], None, False, Path("hosts"), "a:0@b:1,2"),
     ]
