@@ -19,7 +19,7 @@ from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.bench.floor import Floor
 from msa_train.bench.runner import process_bytes
-from msa_train.interop.export import LoadedModel, load_export
+from msa_train.interop.export import LoadedModel, Placement, load_export
 from msa_train.memory.bank.encode import encode_documents
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import weight_shapes
@@ -29,12 +29,12 @@ TOKENS = 200_000  # of documents that are encoded
 _WARM = 8  # documents
 
 
-def measure(export: Path, corpus: str, compute: str, tokens: int = TOKENS) -> dict[str, Any]:
+def measure(export: Path, corpus: str, placed: Placement, tokens: int = TOKENS) -> dict[str, Any]:
     """A row. corpus: as in read_examples; its first `tokens` tokens are encoded, or all it has.
 
     tokens_per_s holds tokenizing, as a bank's build does; of documents cut at 512 tokens.
     """
-    loaded = load_export(export, compute)
+    loaded = load_export(export, placed)
     dtype = next(loaded.model.parameters()).dtype
     documents = read_examples(corpus, loaded.tokenizer).documents
     lengths = _lengths(documents, loaded.tokenizer, tokens)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import add_compute, add_hybrid, add_json, add_retrieval, print_json
+from msa_train.commands.output import add_hybrid, add_json, add_retrieval, print_json
+from msa_train.commands.placement import add_placement, placement
 
 SHOWN_DOCUMENTS = 5
 
@@ -34,7 +35,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         help='answer from these documents only: {"ids": [..], "numbers": [..], "metadata": '
         '{key: value or [values]}, "added_after": ms, "added_before": ms}, all that is given holds',
     )  # fmt: skip
-    add_compute(ask)
+    add_placement(ask)
     add_json(ask)
     ask.set_defaults(run=_ask)
 
@@ -47,7 +48,8 @@ def _ask(options: argparse.Namespace) -> int:
     from msa_train.memory.engine.interleave import InterleaveLimits, usual_mode
     from msa_train.memory.engine.sampling import Sampling
     from msa_train.memory.search.hybrid import WordIndexes
-    from msa_train.memory.search.loader import bank_view
+    from msa_train.memory.search.loader import BankLoader, bank_view
+    from msa_train.memory.search.settings import TierSettings
 
     if blank := [question for question in options.questions if not question.strip()]:
         raise ConfigError(f"a question is {blank[0]!r}: ask something")
@@ -55,7 +57,7 @@ def _ask(options: argparse.Namespace) -> int:
     only = None if options.where is None else _filter(options.where)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     limits = InterleaveLimits(answer_tokens=options.max_tokens)
-    loaded = load_export(options.export, options.compute)
+    loaded = load_export(options.export, placement(options))
     mode = options.retrieval or usual_mode(loaded.model.config)
     if options.hybrid and mode != "router":
         raise ConfigError(
@@ -64,7 +66,8 @@ def _ask(options: argparse.Namespace) -> int:
         )
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     words = None if indexes is None else indexes.of(bank)
-    view = bank_view(bank, loaded.model.config.router, words=words)
+    loader = BankLoader(TierSettings(), loaded.model.device)
+    view = bank_view(bank, loaded.model.config.router, loader, words)
     if only is not None:
         view = view.restricted(only.allowed(bank))
         if len(bank) and not len(view):

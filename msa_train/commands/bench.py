@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from msa_train.commands.output import RETRIEVALS, add_compute, add_json, print_json
+from msa_train.commands.output import RETRIEVALS, add_json, print_json
+from msa_train.commands.placement import add_placement, placement
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -34,7 +35,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     encode.add_argument(
         "--corpus", default="pydocs", help="dataset folder or file of documents (default: pydocs)"
     )
-    add_compute(encode)
+    add_placement(encode)
 
     split = _benchmark(
         benchmarks, "split", "how long a text of a million characters takes to be split", _split
@@ -52,6 +53,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         required=True,
         help="questions.<split>.jsonl(.gz) of a dataset folder",
     )
+    add_placement(candidates)
 
     memory = _benchmark(
         benchmarks, "memory", "how long a memory takes to open, to search, to extend", _memory
@@ -138,7 +140,7 @@ def _train(options: argparse.Namespace) -> Any:
 def _encode(options: argparse.Namespace) -> Any:
     from msa_train.bench.encode import measure
 
-    return [measure(options.export, options.corpus, options.compute)]
+    return [measure(options.export, options.corpus, placement(options))]
 
 
 def _split(options: argparse.Namespace) -> Any:
@@ -153,7 +155,7 @@ def _candidates(options: argparse.Namespace) -> Any:
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.snapshot import BankSnapshot
 
-    loaded = load_export(options.export)
+    loaded = load_export(options.export, placement(options))
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     asked = [question.question for _, question in read_questions(options.questions)]
     return certified_candidates(loaded.model, loaded.tokenizer, bank, asked)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msa_train.commands.output import add_config, add_json, config_arguments, print_json
+from msa_train.commands.placement import add_placement, placement
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -16,6 +17,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("export", type=Path, help="folder of an exported model")
     add_config(parser)
     parser.add_argument("--out", type=Path, help="folder of the report (default: OUTPUT)")
+    add_placement(parser)
     add_json(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -29,7 +31,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from msa_train.interop.export import load_export
 
     config = load_config(config_arguments(options))
-    loaded = load_export(options.export)
+    loaded = load_export(options.export, placement(options))
     out = options.out or config.path
     out.mkdir(parents=True, exist_ok=True)
 

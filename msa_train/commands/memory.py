@@ -13,10 +13,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from data_pipeline.splitting import DOCUMENT_TOKENS
-from msa_train.commands.output import add_compute, add_json, print_json
+from msa_train.commands.output import add_json, print_json
+from msa_train.commands.placement import add_placement, placement
+
+if TYPE_CHECKING:
+    from msa_train.interop.export import Placement
 
 # A GPU wants more tokens at once than a core's cache holds.
 _GPU_TOKENS = 16384
@@ -65,7 +69,7 @@ def _encoding(actions: Any, name: str, meaning: str, run: Any) -> argparse.Argum
     parser = _action(actions, name, meaning, run)
     parser.add_argument("export", type=Path, help="folder of an exported model")
     parser.add_argument("corpus", help=_CORPUS)
-    add_compute(parser)
+    add_placement(parser)
     parser.add_argument(
         "--document-tokens",
         type=int,
@@ -118,15 +122,16 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"--ranks is {options.ranks}: give 1 or more")
     if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
-    loaded = load_export(options.export, options.compute)
+    placed = placement(options)
+    loaded = load_export(
+        options.export, placed if options.ranks == 1 else replace(placed, device="cpu")
+    )
     model, tokenizer, fingerprint = loaded.model, loaded.tokenizer, loaded.fingerprint
     splitting = Splitting(tokenizer, options.document_tokens)
     documents, share_read = _corpus(options.corpus, tokenizer)
     ranks = None
-    if options.ranks == 1:
-        model = _placed(model, 0)
-    else:
-        load = partial(_load, options.export, options.compute, fingerprint)
+    if options.ranks > 1:
+        load = partial(_load, options.export, placed, fingerprint)
         ranks = EncodingRanks(options.ranks, load, options.rank_timeout)
         model = model.to("meta")  # the ranks have the weights
     yield {
@@ -134,7 +139,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "tokenizer": tokenizer,
         "documents": splitting(documents),
         "fingerprint": fingerprint,
-        "token_budget": _token_budget(),
+        "token_budget": _token_budget(placed),
         "ranks": ranks,
         "expected": lambda: splitting.expected(share_read),
     }
@@ -163,33 +168,26 @@ def _corpus(name: str, tokenizer: Any) -> tuple[Iterable[Any], Callable[[], floa
     return (replace(d, text=shown_text(d.title, d.text)) for d in documents), corpus.share_read
 
 
-def _load(export: Path, compute: str, fingerprint: dict[str, str], rank: int) -> Any:
+def _load(export: Path, placed: Placement, fingerprint: dict[str, str], rank: int) -> Any:
     """What a rank encodes with, as its writer's process does."""
+    import torch
+
     from msa_train.errors import CheckpointError
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.encode import BlockEncoder
 
-    loaded = load_export(export, compute)
+    if placed.device != "cpu":
+        placed = replace(placed, device=f"cuda:{rank % torch.cuda.device_count()}")
+    loaded = load_export(export, placed)
     if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")
-    return BlockEncoder(_placed(loaded.model, rank), loaded.tokenizer, _token_budget())
+    return BlockEncoder(loaded.model, loaded.tokenizer, _token_budget(placed))
 
 
-def _placed(model: Any, rank: int) -> Any:
-    """On a GPU of the rank's own, where there are GPUs."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return model
-    return model.to(f"cuda:{rank % torch.cuda.device_count()}")
-
-
-def _token_budget() -> int:
-    import torch
-
+def _token_budget(placed: Placement) -> int:
     from msa_train.memory.bank.encode import TOKEN_BUDGET
 
-    return _GPU_TOKENS if torch.cuda.is_available() else TOKEN_BUDGET
+    return TOKEN_BUDGET if placed.device == "cpu" else _GPU_TOKENS
 
 
 def _remove(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from msa_train.commands.output import add_config, config_arguments
+from msa_train.commands.placement import add_placement, placement
 
 
 def register(actions: argparse._SubParsersAction) -> None:
@@ -18,6 +19,7 @@ def register(actions: argparse._SubParsersAction) -> None:
     add_config(parser)
     parser.add_argument("--out", type=Path, required=True, help="JSON-lines file to write")
     parser.add_argument("--count", type=int, default=8, help="of each question (default 8)")
+    add_placement(parser)
     parser.set_defaults(run=_mine)
 
 
@@ -37,7 +39,7 @@ def _mine(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.out} exists: remove it, or give another --out")
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: give 1 or more")
-    loaded = load_export(options.export)
+    loaded = load_export(options.export, placement(options))
     tokenizer = loaded.tokenizer
     asker = Asker(loaded.model, tokenizer, config.evaluation.batch_contexts)
     dataset = config.data.datasets[options.dataset]

@@ -22,16 +22,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any setting can be overridden: --training.zero_stage 2 --model.router.top_k 8"
 
 
-def add_compute(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--compute",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="what the model computes in; bfloat16 is faster where the CPU has AMX, and coarser "
-        "(default float32)",
-    )
-
-
 def add_retrieval(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--retrieval", choices=RETRIEVALS,

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from msa_train.commands.flags import add_flags, from_flags
-from msa_train.commands.output import add_compute, add_json, print_json
+from msa_train.commands.output import add_json, print_json
+from msa_train.commands.placement import add_placement, placement
 from msa_train.router.settings import ReadingSettings
 
 
@@ -28,7 +29,7 @@ def register(actions: argparse._SubParsersAction) -> None:
         "--means", type=Path, metavar="DIR", help="chunk means, as `msa router` keeps them"
     )
     add_flags(parser, ReadingSettings)
-    add_compute(parser)
+    add_placement(parser)
     add_json(parser)
     parser.set_defaults(run=_reading)
 
@@ -39,7 +40,7 @@ def _reading(options: argparse.Namespace) -> int:
     settings = from_flags(ReadingSettings, options)
     report = write_reading(
         options.export, options.corpus, options.out, options.split, settings, options.means,
-        options.compute,
+        placement(options),
     )  # fmt: skip
     if options.json:
         print_json(report)

@@ -14,11 +14,14 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from msa_train.commands.output import add_compute
+from msa_train.commands.placement import add_placement, placement
 from msa_train.commands.steps import Main, MemoryWatch, begin_step, msa_json, run_msa
 from msa_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from msa_train.interop.export import Placement
 
 QUESTIONS = (
     "How do I make a date from an ISO string?",
@@ -52,7 +55,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--means", type=Path, required=True, metavar="DIR",
         help="where `msa router start` kept chunk means, and the others find them",
     )  # fmt: skip
-    add_compute(parser)
+    add_placement(parser)
     parser.set_defaults(run=_real)
 
 
@@ -66,8 +69,9 @@ def _real(options: argparse.Namespace) -> int:
         out / name for name in (_FITTED, "bank", "questions", "reader")
     )
     found, answers = out / _RETRIEVAL, out / _ANSWERS
-    compute = ["--compute", options.compute]
-    means = ["--means", str(options.means), *compute]
+    placed = placement(options)
+    where = ["--device", placed.device, "--compute", placed.compute]
+    means = ["--means", str(options.means), *where]
     fit = [
         "router", "fit", str(options.backbone), _CORPUS, "--out", str(fitted), "--pairs", _PAIRS,
         *means,
@@ -76,14 +80,14 @@ def _real(options: argparse.Namespace) -> int:
         "data", "reading", str(fitted), _CORPUS, "--out", str(questions), "--questions",
         str(_ASKED), *means,
     ]  # fmt: skip
-    build = ["memory", "build", str(bank), str(reader), _CORPUS, *compute]
+    build = ["memory", "build", str(bank), str(reader), _CORPUS, *where]
     compare = [
         "router", "compare", str(options.backbone), str(fitted), "--data", _CORPUS,
         "--split", _TEST, "--dense", str(options.dense), *means,
     ]  # fmt: skip
     ask = ["ask", str(reader), str(bank), *QUESTIONS, "--retrieval", "router", "--hybrid", "bm25",
-           *compute]  # fmt: skip
-    read = [options.reading.read_text(), options.compute]
+           *where]  # fmt: skip
+    read = [options.reading.read_text(), placed.compute]
     run, keep = partial(partial, run_msa, main), partial(partial, _keep_report, main)
     todo = (
         ("fit", "router: learned from the documentation itself, without labels", fitted, fit,
@@ -91,7 +95,7 @@ def _real(options: argparse.Namespace) -> int:
         ("questions", "reading: questions out of the texts, and what the router brings for them",
          questions, write, run(write)),
         ("reading", "reading: learned by DeepSpeed on two ranks; the router stays", reader,
-         read, partial(_learn_reading, main, options, fitted, questions)),
+         read, partial(_learn_reading, main, options, placed, fitted, questions)),
         ("memory", "memory: all of Python's documentation, encoded once", bank, build, run(build)),
         ("retrieval", "who finds the right documents", found, compare, keep(compare, found)),
         ("answers", "questions, answered over router and BM25", answers, ask,
@@ -108,7 +112,9 @@ def _real(options: argparse.Namespace) -> int:
     return 0
 
 
-def _learn_reading(main: Main, options: argparse.Namespace, start: Path, questions: Path) -> None:
+def _learn_reading(
+    main: Main, options: argparse.Namespace, placed: Placement, start: Path, questions: Path
+) -> None:
     """Shards, training and export, under the config with this run's folders and precision."""
     from msa_train.config import load_config_file, to_plain
 
@@ -124,7 +130,7 @@ def _learn_reading(main: Main, options: argparse.Namespace, start: Path, questio
         "--config", str(config), "--output", str(out / "reading"),
         "--training.start_from", str(start), "--data.tokenizer.path", str(start),
         "--data.datasets", json.dumps(datasets), "--training.precision",
-        "bf16" if options.compute == "bfloat16" else "fp32",
+        "bf16" if placed.compute == "bfloat16" else "fp32",
     ]  # fmt: skip
     run_msa(main, ["data", "build", *run])
     run_msa(main, ["train", *run, "--ranks", "2", "--resume"])

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from msa_train.commands.flags import add_flags, from_flags
-from msa_train.commands.output import add_compute, add_json, print_json
+from msa_train.commands.output import add_json, print_json
+from msa_train.commands.placement import add_placement, placement
 from msa_train.evaluation.settings import ReadingTest
 from msa_train.router.settings import RECALL_AT, FitSettings, ProbeSettings, StartSettings
 
@@ -52,7 +53,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     compare.add_argument("--per-layer", action="store_true", help="each router layer alone as well")
     _add_means(compare)
     _add_split(compare)
-    add_compute(compare)
+    add_placement(compare)
     add_json(compare)
     compare.set_defaults(run=_compare)
     _register_answers(actions)
@@ -73,7 +74,7 @@ def _register_answers(actions: Any) -> None:
 def _action(actions: Any, name: str, meaning: str, run: Callable) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=meaning)
     parser.add_argument("export", type=Path, help="folder of an export, or of `msa import`")
-    add_compute(parser)
+    add_placement(parser)
     add_json(parser)
     parser.set_defaults(run=run)
     return parser
@@ -106,7 +107,7 @@ def _start(options: argparse.Namespace) -> int:
 
     settings = from_flags(StartSettings, options)
     report = start_router(
-        options.export, options.corpora, options.out, settings, options.means, options.compute
+        options.export, options.corpora, options.out, settings, options.means, placement(options)
     )
     if options.json:
         print_json(report)
@@ -129,7 +130,7 @@ def _fit(options: argparse.Namespace) -> int:
         options.split,
         settings,
         options.means,
-        options.compute,
+        placement(options),
     )
     if options.json:
         print_json(report)
@@ -149,7 +150,9 @@ def _probe(options: argparse.Namespace) -> int:
     from msa_train.router.exports import probe_layers
 
     settings = from_flags(ProbeSettings, options)
-    report = probe_layers(options.export, options.corpus, options.split, settings, options.compute)
+    report = probe_layers(
+        options.export, options.corpus, options.split, settings, placement(options)
+    )
     if options.json:
         print_json(report)
         return 0
@@ -167,7 +170,7 @@ def _compare(options: argparse.Namespace) -> int:
     from msa_train.evaluation.retrieval import compare_retrieval
 
     report = compare_retrieval(
-        options.exports, options.data, options.split, options.means, options.compute,
+        options.exports, options.data, options.split, options.means, placement(options),
         options.dense, pooled=options.pooled, per_layer=options.per_layer,
     )  # fmt: skip
     if options.json:
@@ -188,7 +191,7 @@ def _answers(options: argparse.Namespace) -> int:
 
     test = from_flags(ReadingTest, options)
     report = evaluate_reading(
-        options.export, options.data, options.split, test, options.means, options.compute
+        options.export, options.data, options.split, test, options.means, placement(options)
     )
     if options.json:
         print_json(report)

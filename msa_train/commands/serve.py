@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_hybrid, add_retrieval
+from msa_train.commands.placement import add_placement, placement
 from msa_train.memory.search.settings import TierSettings
 from msa_train.serving.settings import AllowedHosts, ServerLimits, check_host
 
@@ -36,7 +36,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--api-keys", type=Path, metavar="FILE",
         help="YAML list or JSON lines of {key or sha256, name, access: read or write}",
     )  # fmt: skip
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    add_placement(parser)
     memory = parser.add_argument_group("memory")
     memory.add_argument(
         "--ranks", type=int, default=1, metavar="N",
@@ -74,32 +74,19 @@ def _serve(options: argparse.Namespace) -> int:
     named, folder = [_named(given) for given in options.bank], options.banks_dir
     if not named and folder is None:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
-    tiers, device = from_flags(TierSettings, options), _device(options.device)
+    tiers, placed = from_flags(TierSettings, options), placement(options)
     words = WordIndexes() if options.hybrid else None
-    with search_ranks(options.ranks, tiers, options.rank_timeout_s, device) as ranks:
-        loaded = load_export(options.export)
+    with search_ranks(options.ranks, tiers, options.rank_timeout_s, placed.device) as ranks:
+        loaded = load_export(options.export, placed)
         paths = [path for _, path in named]
-        check_fits(loaded.model, paths, folder, tiers, limits, device, options.ranks)
+        check_fits(loaded.model, paths, folder, tiers, limits, placed.device, options.ranks)
         name = options.name or options.export.resolve().name
-        model = ServedModel(name, loaded.model.to(device), loaded.tokenizer, loaded.fingerprint)
+        model = ServedModel(name, loaded.model, loaded.tokenizer, loaded.fingerprint)
         state = assemble(
             model, named, folder, ranks, tiers, limits, keys, hosts, words, options.retrieval
         )
         run(state, options.host, options.port)
     return 0
-
-
-def _device(given: str | None) -> str:
-    import torch
-
-    from msa_train.errors import ConfigError
-
-    chosen = given or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    if chosen.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {chosen}: torch sees no GPU here; give cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", chosen):
-        raise ConfigError(f"--device {chosen}: give cpu or cuda")
-    return chosen
 
 
 def _named(given: str) -> tuple[str, Path]:

@@ -26,7 +26,7 @@ from msa_train.evaluation.jobs import Job, run_jobs, usable_workers
 from msa_train.evaluation.metrics import Bootstrap, Columns, exact_match, f1, words
 from msa_train.evaluation.retrieval import Texts, methods, ranked
 from msa_train.evaluation.settings import ReadingTest
-from msa_train.interop.export import LoadedModel, load_export
+from msa_train.interop.export import ON_CPU, LoadedModel, Placement, load_export
 from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.search.view import MemoryView
@@ -48,7 +48,7 @@ def evaluate_reading(
     split: str,
     test: ReadingTest,
     keep: Path | None = None,
-    compute: str = "float32",
+    placed: Placement = ON_CPU,
 ) -> dict[str, Any]:
     """A report: {"reading": {corpus: {row: {"em", "f1", "intervals", ...}}}, ...}.
 
@@ -58,12 +58,12 @@ def evaluate_reading(
     None without such questions), "answered" (the share that is answered otherwise), and of those
     "em_answered". keep: as in start_router. Raises DataError where no question has an answer.
     """
-    began, loaded = time.monotonic(), load_export(export, compute)
+    began, loaded = time.monotonic(), load_export(export, placed)
     report: dict[str, Any] = {"reading": {}, "corpora": {}}
     prompts = 0
     for source in corpora:
         examples = _drawn(read_examples(source, loaded.tokenizer, split, seed=test.seed), test)
-        shown = dict(_shown(export, examples, test, keep, compute))
+        shown = dict(_shown(export, examples, test, keep, placed))
         asked = _ask(loaded, examples, shown, test)
         prompts += len(asked)
         report["corpora"][source] = {
@@ -76,7 +76,7 @@ def evaluate_reading(
     seconds = time.monotonic() - began
     return report | {
         "split": split,
-        "compute": compute,
+        "compute": placed.compute,
         "answer_tokens": test.answer_tokens,
         "seed": test.seed,
         "prompts": prompts,
@@ -96,14 +96,14 @@ def _drawn(examples: RouterExamples, test: ReadingTest) -> RouterExamples:
 
 
 def _shown(
-    export: Path, examples: RouterExamples, test: ReadingTest, keep: Path | None, compute: str
+    export: Path, examples: RouterExamples, test: ReadingTest, keep: Path | None, placed: Placement
 ) -> Iterator[tuple[str, list[Shown]]]:
     """(row, the documents that each question is asked over)."""
     most = max((int(name.rpartition("_")[2]) for name in test.row_names if "_" in name), default=0)
     rankings: dict[str, list[list[int]]] = {}
     if most:
         means = partial(cached_examples, examples=examples, keep=keep)
-        found = methods([export], examples, Texts(examples.documents), means, compute, test.seed)
+        found = methods([export], examples, Texts(examples.documents), means, placed, test.seed)
         names = {export.name: "router", f"{export.name} + BM25": "hybrid", "BM25": "bm25"}
         deep = min(most + SPARE, len(examples.documents))
         for name, method in found:

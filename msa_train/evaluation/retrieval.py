@@ -22,7 +22,7 @@ from msa_train.errors import ConfigError
 from msa_train.evaluation.dense import DenseRetriever
 from msa_train.evaluation.metrics import RECALL_AT, Bootstrap
 from msa_train.evaluation.pooling import Pool
-from msa_train.interop.export import LoadedModel, load_export
+from msa_train.interop.export import ON_CPU, LoadedModel, Placement, load_export
 from msa_train.memory.search.hybrid import fused_scores, sample
 from msa_train.router.examples import RouterExamples, read_examples
 from msa_train.router.exports import cached_examples, router_projections
@@ -38,7 +38,7 @@ def compare_retrieval(
     corpora: Sequence[str],
     split: str,
     keep: Path | None = None,
-    compute: str = "float32",
+    placed: Placement = ON_CPU,
     dense: Path | None = None,
     seed: int = 0,
     pooled: bool = False,
@@ -57,17 +57,23 @@ def compare_retrieval(
     _refuse_repeated([export.name for export in exports], "exports of the name")
     _refuse_repeated(corpora, "the corpus")
     encoder = None if dense is None else DenseRetriever(dense)
-    tokenizer = load_export(exports[0], compute).tokenizer
+    tokenizer = load_export(exports[0], placed).tokenizer
     given = [read_examples(source, tokenizer, split, seed=seed) for source in corpora]
     found = {}
     for examples, texts, cached in _banks(given, pooled, encoder, keep):
-        asked = methods(exports, examples, texts, cached, compute, seed, per_layer)
+        asked = methods(exports, examples, texts, cached, placed, seed, per_layer)
         found[examples.name] = {
             "documents": len(examples.documents),
             "questions": len(examples.pairs),
             "recall": {name: _row(scores, examples, seed) for name, scores in asked},
         }
-    return {"split": split, "compute": compute, "seed": seed, "pooled": pooled, "corpora": found}
+    return {
+        "split": split,
+        "compute": placed.compute,
+        "seed": seed,
+        "pooled": pooled,
+        "corpora": found,
+    }
 
 
 class Texts:
@@ -102,7 +108,7 @@ def methods(
     examples: RouterExamples,
     texts: Texts,
     cached_of: Callable[[LoadedModel], CachedExamples],
-    compute: str,
+    placed: Placement,
     seed: int = 0,
     per_layer: bool = False,
 ) -> Iterator[tuple[str, Scores]]:
@@ -118,7 +124,7 @@ def methods(
 
     cached: Mapping[str, Any] = {}
     for export in exports:
-        loaded = load_export(export, compute)
+        loaded = load_export(export, placed)
         config = loaded.model.config
         check_pooled(config, f"the router of {export}")
         weights = router_projections(export)

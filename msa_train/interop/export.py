@@ -82,6 +82,18 @@ def seal(folder: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a model computes (cpu, cuda:N) and the dtype of its weights there, float32 or bfloat16
+    (on CPUs faster with AMX)."""
+
+    device: str = "cpu"
+    compute: str = "float32"
+
+
+ON_CPU = Placement()
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """An export, ready to serve; fingerprint: what banks remember of it."""
 
@@ -90,15 +102,15 @@ class LoadedModel:
     fingerprint: dict[str, str]
 
 
-def load_export(folder: Path, compute: str = "float32") -> LoadedModel:
+def load_export(folder: Path, placed: Placement = ON_CPU) -> LoadedModel:
     """The model of an export, in evaluation mode.
 
-    compute: dtype of its weights in memory, float32 or bfloat16 (faster on CPUs with AMX). Raises
-    CheckpointError where a file is missing, broken, or not what was exported.
+    Raises CheckpointError where a file is missing, broken, or not what was exported.
     """
     config, fingerprint = check_export(folder)
-    model = MSADecoder(config).to(COMPUTE[compute]).load_published(load_file(folder / WEIGHTS))
-    return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
+    dtype = COMPUTE[placed.compute]
+    model = MSADecoder(config).to(dtype).load_published(load_file(folder / WEIGHTS))
+    return LoadedModel(model.to(placed.device).eval(), load_tokenizer(folder), fingerprint)
 
 
 def check_export(folder: Path) -> tuple[ModelConfig, dict[str, str]]:

@@ -24,9 +24,11 @@ from msa_train.interop.backbones.weights_file import write_weights
 from msa_train.interop.export import (
     CONFIG,
     FINGERPRINT,
+    ON_CPU,
     RUN_CONFIG,
     WEIGHTS,
     LoadedModel,
+    Placement,
     load_export,
     seal,
 )
@@ -46,14 +48,14 @@ _MADE = {WEIGHTS, CONFIG, FINGERPRINT, RUN_CONFIG, CARD}
 
 def start_router(
     export: Path, corpora: Sequence[str], target: Path, settings: StartSettings,
-    keep: Path | None = None, compute: str = "float32",
+    keep: Path | None = None, placed: Placement = ON_CPU,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `target` with a router that whitens samples of corpora. Returns a report.
 
-    keep: a folder for chunk means, which the next start or fit then need not compute. compute: see
+    keep: a folder for chunk means, which the next start or fit then need not compute. placed: see
     load_export.
     """
-    began, loaded = time.monotonic(), load_export(export, compute)
+    began, loaded = time.monotonic(), load_export(export, placed)
     config = settings.applied(loaded.model.config)
     _prepare(target)
     share = max(1, settings.passages // len(corpora))
@@ -76,13 +78,13 @@ def start_router(
 
 def fit_router(
     export: Path, corpora: Sequence[str], target: Path, split: str, settings: FitSettings,
-    keep: Path | None = None, compute: str = "float32",
+    keep: Path | None = None, placed: Placement = ON_CPU,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `target` with the router fitted to questions about corpora. Returns a report.
 
-    split: of datasets' questions, or "self-made". keep, compute: as in start_router.
+    split: of datasets' questions, or "self-made". keep, placed: as in start_router.
     """
-    began, loaded = time.monotonic(), load_export(export, compute)
+    began, loaded = time.monotonic(), load_export(export, placed)
     config = loaded.model.config
     check_pooled(config, f"the router of {export}")
     _prepare(target)
@@ -110,14 +112,14 @@ def probe_layers(
     corpus: str,
     split: str,
     settings: ProbeSettings,
-    compute: str = "float32",
+    placed: Placement = ON_CPU,
 ) -> dict[str, Any]:
     """How well an untrained router finds in every layer, and which layers together. A report.
 
     {"layers": [{"layer", "recall": [@1, @5, @16]}, ...], "chosen": [layer, ...], "vote": [...]}:
     all layers in one pass; chosen one after another, each the one that helps the vote most.
     """
-    loaded = load_export(export, compute)
+    loaded = load_export(export, placed)
     everywhere = settings.applied(loaded.model.config)
     given = read_examples(
         corpus, loaded.tokenizer, split, limit=settings.passages, seed=settings.seed

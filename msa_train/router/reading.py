@@ -21,7 +21,7 @@ from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from data_pipeline.sources.base import place_of
-from msa_train.interop.export import load_export
+from msa_train.interop.export import ON_CPU, Placement, load_export
 from msa_train.router.examples import SPARE, Pair, RouterExamples, read_examples, wrong_of
 from msa_train.router.exports import cached_examples, router_projections
 from msa_train.router.fit import Voter, check_pooled
@@ -33,14 +33,14 @@ _SCORED = 128  # questions that are scored at once
 
 def write_reading(
     export: Path, corpus: str, target: Path, split: str, settings: ReadingSettings,
-    keep: Path | None = None, compute: str = "float32",
+    keep: Path | None = None, placed: Placement = ON_CPU,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the dataset folder `target`, with questions.train and questions.held_out. A report.
 
-    split: of a dataset's questions, or "clozes". keep, compute: as in start_router. Raises
+    split: of a dataset's questions, or "clozes". keep, placed: as in start_router. Raises
     DataError where no question has an answer, CheckpointError for a router that is not pooled.
     """
-    began, loaded = time.monotonic(), load_export(export, compute)
+    began, loaded = time.monotonic(), load_export(export, placed)
     check_pooled(loaded.model.config, f"the router of {export}")
     if target.exists():
         raise DataError(f"{target} exists already: remove it, or give another folder")

@@ -19,7 +19,7 @@ from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_toke
 def ask(tmp_path, monkeypatch, capsys):
     """ask(argument, ...) -> exit code, standard output, standard error."""
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, compute: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     build_bank(tmp_path / "bank", loaded.model, loaded.tokenizer, tiny_documents(), FINGERPRINT)
 
     def run(*arguments):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from msa_train import checkpoint_folders
 from msa_train.config import Config, TrainingConfig, to_plain
 from msa_train.errors import CheckpointError, FileError
-from msa_train.interop.export import FINGERPRINT, check_export, export, load_export
+from msa_train.interop.export import FINGERPRINT, Placement, check_export, export, load_export
 from msa_train.model.weights import initial_reader, megatron_shard, weight_maps, weight_shapes
 from msa_train.training.initial_weights import starting_weights
 from tests.batches import tiny_config
@@ -137,7 +137,9 @@ def test_a_config_with_another_rotation_is_refused(tmp_path):
 
 def test_an_export_computes_in_the_dtype_that_is_asked_for(tmp_path):
     folder = tiny_export(tmp_path / "e")
-    exact, rough = (load_export(folder, compute) for compute in ("float32", "bfloat16"))
+    exact, rough = (
+        load_export(folder, Placement(compute=compute)) for compute in ("float32", "bfloat16")
+    )
     assert exact.fingerprint == rough.fingerprint
     for name, weight in exact.model.state_dict().items():
         assert torch.equal(rough.model.state_dict()[name], weight.bfloat16()), name

@@ -11,7 +11,7 @@ import yaml
 from data_pipeline.dataset import Passage, Question, write_dataset
 from data_pipeline.errors import DataError
 from msa_train.errors import CheckpointError, ConfigError
-from msa_train.interop.export import load_export
+from msa_train.interop.export import Placement, load_export
 from msa_train.model.config import ModelConfig
 from msa_train.router.exports import fit_router, probe_layers, start_router
 from msa_train.router.settings import FitSettings, ProbeSettings, StartSettings
@@ -142,7 +142,9 @@ def test_a_folder_that_exists_is_left_alone(export, dataset, started):
 
 
 def test_means_in_bfloat16_leave_the_backbone_exact(export, dataset, started, tmp_path):
-    rough = start_router(export, [dataset], tmp_path / "rough", SETTINGS, compute="bfloat16")
+    rough = start_router(
+        export, [dataset], tmp_path / "rough", SETTINGS, placed=Placement(compute="bfloat16")
+    )
     ours, before = load_export(tmp_path / "rough").model, load_export(export).model
     kept = {n: w for n, w in ours.state_dict().items() if "router" not in n}
     assert all(torch.equal(w, before.state_dict()[n]) for n, w in kept.items())

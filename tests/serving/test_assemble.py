@@ -16,7 +16,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, cap
     from msa_train.memory.planner.hardware import Machine
 
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     monkeypatch.setattr(
         "msa_train.memory.planner.hardware.this_machine",
         lambda devices=(): Machine((), 100 * 10**6),
@@ -30,7 +30,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, cap
 def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
 
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     planned = []
 
     def plan(config, bank, machine, serving):
