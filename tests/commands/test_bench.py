@@ -85,7 +85,7 @@ def test_rows_are_lines_and_begin_with_their_part():
 
 def test_candidates_are_counted_for_a_bank_and_its_questions(tmp_path, monkeypatch, capsys):
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     documents = [Document(n, f"Text {n}.", id=str(n)) for n in range(20)]
     build_bank(tmp_path / "bank", loaded.model, loaded.tokenizer, documents, FINGERPRINT)
     questions = tmp_path / "questions.dev.jsonl"

@@ -14,7 +14,7 @@ def evaluated(monkeypatch):
     """Folders that reports went to."""
     found = []
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     monkeypatch.setattr(
         "msa_train.evaluation.evaluate.evaluate",
         lambda model, tokenizer, config, out, show: found.append(out) or show({"rows": []}),

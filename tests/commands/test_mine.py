@@ -13,7 +13,7 @@ from tests.evaluation.conftest import model, tokenizer, verbs  # noqa: F401 (fix
 def command(model, tokenizer, verbs, tmp_path, monkeypatch):  # noqa: F811
     """The command, on ten questions about thirty passages."""
     loaded = export.LoadedModel(model, tokenizer, {})
-    monkeypatch.setattr(export, "load_export", lambda folder: loaded)
+    monkeypatch.setattr(export, "load_export", lambda folder, placed: loaded)
     settings = {"verbs": {"path": verbs.path, "document_tokens": 128}}
     (tmp_path / "run.yaml").write_text(
         json.dumps({"output": str(tmp_path), "data": {"datasets": settings}})

@@ -36,7 +36,7 @@ def test_what_cannot_be_is_named(tmp_path, monkeypatch, capsys, arguments, code,
     from tests.serving.running import tiny_bank
 
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
-    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder: loaded)
+    monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     if "a=bank" in arguments:
