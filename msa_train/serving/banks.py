@@ -17,13 +17,16 @@ from data_pipeline import files
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError, ConfigError, RankError
 from msa_train.memory.bank.build import build_bank
+from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.lock import WriterLock
 from msa_train.memory.bank.manifest import MANIFEST, SEGMENTS
 from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.bank.writer import UnknownDocumentError
 from msa_train.memory.search.live import LiveBank
 from msa_train.memory.search.view import MemoryView
 from msa_train.model.decoder import MSADecoder
 from msa_train.serving.errors import ApiError, to_api_error
+from msa_train.serving.threads import GoingOn
 
 log = logging.getLogger("msa_train.serving")
 _WAIT_S = 0.2  # until somebody who waits to write looks whether to go on
@@ -73,10 +76,17 @@ class ServedBank:
         self._check_not_dropped()
         return self._live.view
 
+    def document(self, number: int) -> StoredDocument:
+        """Of the newest committed state. Raises ApiError 404."""
+        self.view()
+        try:
+            with self.named_errors():
+                return self.snapshot[number]
+        except KeyError:
+            raise self.no_document(str(number)) from None
+
     @contextlib.contextmanager
-    def writing(
-        self, timeout_s: float, going_on: Callable[[], None] = lambda: None
-    ) -> Iterator[None]:
+    def writing(self, timeout_s: float, going_on: GoingOn = lambda: None) -> Iterator[None]:
         """One writer of this server at a time. Raises ApiError 409 after `timeout_s`; going_on:
         called while it waits, it raises to stop."""
         end = time.monotonic() + timeout_s
@@ -114,6 +124,8 @@ class ServedBank:
         """A bank's errors as a client is told them: with its name instead of its folder."""
         try:
             yield
+        except UnknownDocumentError as error:
+            raise self.no_document(error.which) from None
         except (BankError, RankError) as error:
             told = to_api_error(error)
             raise ApiError(told.status, told.code, self._told(error), told.headers) from error

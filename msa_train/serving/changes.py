@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from threading import Event
 from typing import Any
 
 from data_pipeline.schema import Document
@@ -13,11 +12,12 @@ from msa_train.memory.bank.build import add_documents
 from msa_train.memory.bank.corpus import Splitting
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.snapshot import BankSnapshot
-from msa_train.memory.bank.writer import BankWriter, UnknownDocumentError
+from msa_train.memory.bank.writer import BankWriter
 from msa_train.serving.banks import ServedBank, ServedModel
-from msa_train.serving.errors import ApiError, ClientGone
+from msa_train.serving.errors import ApiError
 from msa_train.serving.lookup import matching
 from msa_train.serving.schemas import Content, Removal, replacement
+from msa_train.serving.threads import GoingOn
 
 
 def put_documents(
@@ -26,17 +26,17 @@ def put_documents(
     documents: Sequence[StoredDocument],
     update: bool,
     wait_s: float,
-    abandoned: Event,
+    going_on: GoingOn,
 ) -> list[int]:
     """Encodes and commits; returns the new numbers, ascending (several for one that was split).
 
     Raises ApiError: 400 for an id given twice, 404 for an update of an id that is not there, 409
-    for an added id that is, or where another process writes. Once `abandoned` is set, it ends
-    without a change.
+    for an added id that is, or where another process writes. Nothing is changed where going_on
+    raises.
     """
     _check_ids(documents, update)
     check = partial(_check_known, bank, documents, update)
-    return _put(bank, model, documents, check, wait_s, abandoned, update=update)
+    return _put(bank, model, documents, check, wait_s, going_on, update=update)
 
 
 def replace_document(
@@ -45,19 +45,13 @@ def replace_document(
     number: int,
     content: Content,
     wait_s: float,
-    abandoned: Event,
+    going_on: GoingOn,
 ) -> list[int]:
     """As put_documents: another content (schemas.replacement) under a new number and the id of the
     old one, which goes with all its parts in the same commit. Raises ApiError 404 where it is not
     there: who changes what somebody else has changed meanwhile is told so."""
-    bank.view()
-    try:
-        with bank.named_errors():
-            old = bank.snapshot[number]
-    except KeyError:
-        raise bank.no_document(str(number)) from None
-    given = [replacement(content, old)]
-    return _put(bank, model, given, lambda: None, wait_s, abandoned, replacing=number)
+    given = [replacement(content, bank.document(number))]
+    return _put(bank, model, given, lambda: None, wait_s, going_on, replacing=number)
 
 
 def _put(
@@ -66,15 +60,10 @@ def _put(
     documents: Sequence[StoredDocument],
     check: Callable[[], None],
     wait_s: float,
-    abandoned: Event,
+    going_on: GoingOn,
     **how: Any,
 ) -> list[int]:
     """The new numbers. check: called while the bank is locked, before anything is encoded."""
-
-    def going_on() -> None:
-        if abandoned.is_set():
-            raise ApiError(503, "abandoned", "nobody waits any more: nothing was changed")
-
     # As `msa memory add` does, but before others have to wait for their turn to write.
     parts = list(Splitting(model.tokenizer, going_on=going_on)(documents))
     first = 0
@@ -91,41 +80,30 @@ def _put(
 
     with bank.writing(wait_s, going_on), bank.named_errors():
         given = bank.path, model.model, model.tokenizer, checked(), model.fingerprint
-        try:
-            added = add_documents(*given, reuse=bank.snapshot, **how)
-        except UnknownDocumentError as error:
-            raise bank.no_document(error.which) from None
+        added = add_documents(*given, reuse=bank.snapshot, **how)
         bank.view()
     return list(range(first, first + added))
 
 
 def remove_documents(
-    bank: ServedBank, wanted: Removal, wait_s: float, abandoned: Event
+    bank: ServedBank, wanted: Removal, wait_s: float, going_on: GoingOn
 ) -> list[int]:
     """Removes all or none, of a split document all parts; returns the removed numbers. Raises
-    ApiError: 404 for unknown ones, 409 where not as many match as the client was told. Once
-    `abandoned` is set, it ends without a change."""
-
-    def going_on() -> None:
-        if abandoned.is_set():
-            raise ClientGone
-
+    ApiError: 404 for unknown ones, 409 where not as many match as the client was told. None is
+    removed where going_on raises."""
     with (
         bank.writing(wait_s, going_on),
         bank.named_errors(),
         BankWriter(bank.path, "remove", reuse=bank.snapshot) as writer,
     ):
-        try:
-            gone = writer.remove(_numbers(bank, writer.bank, wanted, going_on), wanted.ids)
-        except UnknownDocumentError as error:
-            raise bank.no_document(error.which) from None
+        gone = writer.remove(_numbers(bank, writer.bank, wanted, going_on), wanted.ids)
         if gone:
             bank.view()
     return gone
 
 
 def _numbers(
-    bank: ServedBank, stored: BankSnapshot, wanted: Removal, going_on: Callable[[], None]
+    bank: ServedBank, stored: BankSnapshot, wanted: Removal, going_on: GoingOn
 ) -> Iterator[int]:
     """Of the documents that go, apart from those that go by id."""
     numbers = wanted.numbers

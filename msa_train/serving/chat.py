@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from threading import Event as Flag
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -29,7 +28,7 @@ from msa_train.serving.chat_response import ChatResponse, sse
 from msa_train.serving.errors import ApiError, ClientGone, to_api_error
 from msa_train.serving.lookup import restricted
 from msa_train.serving.state import ServerState
-from msa_train.serving.threads import in_thread, iterated
+from msa_train.serving.threads import GoingOn, in_thread, iterated
 
 log = logging.getLogger("msa_train.serving")
 
@@ -182,12 +181,12 @@ class AnswerStream:
             metrics.answer.observe(now - self._arrived)
             metrics.tokens.inc(event.answer.tokens)
 
-    def _view(self, gone: Flag) -> MemoryView:
+    def _view(self, going_on: GoingOn) -> MemoryView:
         """Also counts the conversation's tokens, which would stop all answers in the engine's
         thread."""
         asked = self._asked
         texts = asked.question, asked.instructions, *(text for _, text in asked.earlier)
-        self._state.check_tokens(texts, len(asked.earlier), gone)
+        self._state.check_tokens(texts, len(asked.earlier), going_on)
         with self._bank.named_errors():
             return restricted(self._bank.view(), asked.options.filter)
 

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from threading import Event as Flag
 from typing import Any
 
 from data_pipeline.clozes import plain_questions
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.serving.banks import ServedBank
+from msa_train.serving.threads import GoingOn
 
 _LOOKED_AT = 6  # documents for each question that is wanted, at most
 _BEGINNING = 2000  # characters of a document, out of which questions are made
 _LONGEST = 160  # characters of a question
 
 
-def examples(bank: ServedBank, limit: int, abandoned: Flag) -> list[dict[str, Any]]:
+def examples(bank: ServedBank, limit: int, going_on: GoingOn) -> list[dict[str, Any]]:
     """`question`, and `number` of the document that it is about: `limit` at most, none of them
     twice, the same for the same state of the bank. Few documents are read, and no model is asked.
 
-    abandoned: nobody waits any more. Raises ApiError for a bank that cannot be read.
+    Raises ApiError for a bank that cannot be read.
     """
     bank.view()
     found: dict[str, int] = {}
     with bank.named_errors():
         for document in _sample(bank.snapshot, limit * _LOOKED_AT):
-            if abandoned.is_set() or len(found) == limit:
+            going_on()
+            if len(found) == limit:
                 break
             question = next(_questions(document), None)
             if question is not None:

@@ -3,7 +3,6 @@ routers choose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,16 @@ from msa_train.memory.engine.sequence import too_long
 from msa_train.memory.search.view import MemoryView
 from msa_train.serving.banks import ServedBank, ServedModel
 from msa_train.serving.schemas import Filter, Listing, Matching, Search, document_json
+from msa_train.serving.threads import GoingOn
 
 
-def matching(
-    stored: BankSnapshot, asked: Matching, going_on: Callable[[], None] = lambda: None
-) -> Tensor:
+def matching(stored: BankSnapshot, asked: Matching, going_on: GoingOn) -> Tensor:
     """[n] bool over the snapshot's numbers. going_on: see words.with_words, which reads texts."""
     found = stored.live if asked.filter is None else asked.filter.documents().allowed(stored)
     return found & with_words(stored, asked.words, going_on) if asked.words.strip() else found
 
 
-def listed(
-    bank: ServedBank, asked: Listing, going_on: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+def listed(bank: ServedBank, asked: Listing, going_on: GoingOn) -> dict[str, Any]:
     """Documents that match, by ascending number. total: all that match; first: how many of them
     come before those shown; next: the next stretch's `after`, None at the end."""
     bank.view()
@@ -49,12 +45,7 @@ def listed(
 
 def document(bank: ServedBank, model: ServedModel, number: int) -> dict[str, Any]:
     """A document with the character span of each of its chunks. Raises ApiError 404."""
-    bank.view()
-    try:
-        with bank.named_errors():
-            found = bank.snapshot[number]
-    except KeyError:
-        raise bank.no_document(str(number)) from None
+    found = bank.document(number)
     size = bank.snapshot.manifest.form.chunk_size
     return {
         **document_json(found),
@@ -62,9 +53,7 @@ def document(bank: ServedBank, model: ServedModel, number: int) -> dict[str, Any
     }
 
 
-def whole_document(
-    bank: ServedBank, number: int, going_on: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+def whole_document(bank: ServedBank, number: int, going_on: GoingOn) -> dict[str, Any]:
     """A document, of a split one the texts of all parts, each on a line of its own: the space where
     it was cut is not stored. parts: how many. Raises ApiError 404."""
     bank.view()

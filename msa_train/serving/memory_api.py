@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -10,7 +9,6 @@ from starlette.responses import JSONResponse, Response
 
 from msa_train.serving.access import json_body, requires, while_connected
 from msa_train.serving.changes import put_documents, remove_documents, replace_document
-from msa_train.serving.errors import ClientGone
 from msa_train.serving.examples import examples
 from msa_train.serving.lookup import document, listed, search, whole_document
 from msa_train.serving.schemas import (
@@ -62,14 +60,12 @@ def _reading(state: ServerState) -> APIRouter:
         # Checked already; an id may be asked for that is longer than a request may give one.
         only = None if id is None else Filter.model_construct(ids=[id])
         asked = Listing.model_construct(after=after, skip=skip, limit=limit, filter=only)
-        return JSONResponse(await looked_up(lambda _: listed(banks[bank], asked)))
+        return JSONResponse(await looked_up(lambda going_on: listed(banks[bank], asked, going_on)))
 
     @router.post("/banks/{bank}/documents/find")
     async def find_documents(bank: str, request: Request) -> Response:
         asked, searched = parsed(Listing, await json_body(request)), banks[bank]
-        scanning = state.scanning.in_thread(
-            lambda gone: listed(searched, asked, lambda: _stay(gone))
-        )
+        scanning = state.scanning.in_thread(lambda going_on: listed(searched, asked, going_on))
         return JSONResponse(await while_connected(request.receive, scanning))
 
     @router.get("/banks/{bank}/documents/{number}")
@@ -79,9 +75,7 @@ def _reading(state: ServerState) -> APIRouter:
 
     @router.get("/banks/{bank}/documents/{number}/whole")
     async def whole(bank: str, number: _Number) -> Response:
-        found = await looked_up(
-            lambda gone: whole_document(banks[bank], number, lambda: _stay(gone))
-        )
+        found = await looked_up(lambda going_on: whole_document(banks[bank], number, going_on))
         return JSONResponse(found)
 
     @router.get("/banks/{bank}/examples")
@@ -91,7 +85,7 @@ def _reading(state: ServerState) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_MAX_EXAMPLES)] = _EXAMPLES,
     ) -> Response:
         found = banks[bank]
-        making = looked_up(lambda abandoned: examples(found, limit, abandoned))
+        making = looked_up(lambda going_on: examples(found, limit, going_on))
         return JSONResponse({"examples": await while_connected(request.receive, making)})
 
     @router.post("/banks/{bank}/search")
@@ -125,8 +119,8 @@ def _changing(state: ServerState) -> APIRouter:
         form = parsed(NewDocuments, await json_body(request))
         documents, target = stored_documents(form, limits.batch), banks[bank]
         putting = changed(
-            lambda abandoned: put_documents(
-                target, state.model, documents, update, limits.timeout_s, abandoned
+            lambda going_on: put_documents(
+                target, state.model, documents, update, limits.timeout_s, going_on
             )
         )
         numbers = await while_connected(request.receive, putting)
@@ -144,8 +138,8 @@ def _changing(state: ServerState) -> APIRouter:
     async def replace(bank: str, number: _Number, request: Request) -> Response:
         given, target = parsed(Content, await json_body(request)), banks[bank]
         replacing = changed(
-            lambda gone: replace_document(
-                target, state.model, number, given, limits.timeout_s, gone
+            lambda going_on: replace_document(
+                target, state.model, number, given, limits.timeout_s, going_on
             )
         )
         numbers = await while_connected(request.receive, replacing)
@@ -154,7 +148,7 @@ def _changing(state: ServerState) -> APIRouter:
     async def take(bank: str, wanted: Removal) -> Response:
         target = banks[bank]
         removing = changed(
-            lambda abandoned: remove_documents(target, wanted, limits.timeout_s, abandoned)
+            lambda going_on: remove_documents(target, wanted, limits.timeout_s, going_on)
         )
         return JSONResponse({"removed": len(await removing)})
 
@@ -167,9 +161,3 @@ def _changing(state: ServerState) -> APIRouter:
         return await take(bank, parsed(Removal, await json_body(request)))
 
     return router
-
-
-def _stay(gone: threading.Event) -> None:
-    """Raises ClientGone where nobody waits any more."""
-    if gone.is_set():
-        raise ClientGone

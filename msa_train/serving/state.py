@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -12,10 +11,10 @@ from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.memory.engine.interleave import Mode, usual_mode
 from msa_train.serving.access import ApiKeys
 from msa_train.serving.banks import Banks, ServedModel
-from msa_train.serving.errors import TOO_LONG, ApiError, ClientGone, bad_request
+from msa_train.serving.errors import TOO_LONG, ApiError, bad_request
 from msa_train.serving.metrics import ServerMetrics
 from msa_train.serving.settings import AllowedHosts, ServerLimits
-from msa_train.serving.threads import in_thread
+from msa_train.serving.threads import GoingOn, in_thread
 
 T = TypeVar("T")
 _RETRY_AFTER_S = 2
@@ -33,7 +32,7 @@ class Admission:
         self._what, self._places, self._most = what, asyncio.Semaphore(concurrent), waiting
         self.running = self.waiting = 0
 
-    async def in_thread(self, work: Callable[[threading.Event], T]) -> T:
+    async def in_thread(self, work: Callable[[GoingOn], T]) -> T:
         """As threads.in_thread, once it is admitted. It has its place until it ends, whoever still
         waits for it."""
         await self.enter()
@@ -103,15 +102,13 @@ class ServerState:
         if size / self._longest_token + self._turn_tokens * turns > most:
             raise self._too_long(f"{size:,} bytes in {turns + 1:,} messages")
 
-    def check_tokens(self, texts: Iterable[str], turns: int, gone: threading.Event) -> None:
+    def check_tokens(self, texts: Iterable[str], turns: int, going_on: GoingOn) -> None:
         """Raises ApiError 400 for texts, of so many earlier turns and a question, that are clearly
-        longer than a context, ClientGone once `gone` is set. For a thread beside the engine's: it
-        takes time."""
+        longer than a context. For a thread beside the engine's: it takes time."""
         tokens, most = self._turn_tokens * turns, self.limits.context_tokens
         for text in texts:
             for start in range(0, len(text), _AT_ONCE):
-                if gone.is_set():
-                    raise ClientGone
+                going_on()
                 part = text[start : start + _AT_ONCE]
                 tokens += len(self.model.tokenizer.encode_text(part))
                 if tokens > most + _UNSURE:

@@ -1,5 +1,5 @@
-"""Blocking work in threads beside the event loop. A thread is told when nobody waits for it any
-more, and the process ends without it."""
+"""Blocking work in threads beside the event loop. A thread can ask whether anybody still waits for
+it, and the process ends without it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
+from msa_train.serving.errors import ClientGone
+
+GoingOn = Callable[[], None]  # asked now and then by long work: raises where it is to stop
 T = TypeVar("T")
 _END = object()
 _running: set[threading.Thread] = set()
 
 
-async def in_thread(
-    work: Callable[[threading.Event], T], ended: Callable[[], None] = lambda: None
-) -> T:
-    """`work(abandoned)` in a thread of its own; `abandoned` is set when nobody waits any more.
-    ended: called in the event loop when the work has ended, also long after that.
+async def in_thread(work: Callable[[GoingOn], T], ended: Callable[[], None] = lambda: None) -> T:
+    """`work(going_on)` in a thread of its own; going_on raises ClientGone when nobody waits any
+    more. ended: called in the event loop when the work has ended, also long after that.
 
     The threads are daemons, which the interpreter's end stops anywhere: what they write must
     survive that at any moment, and a bank does.
     """
     abandoned, loop = threading.Event(), asyncio.get_running_loop()
 
-    def whole(abandoned: threading.Event) -> T:
+    def going_on() -> None:
+        if abandoned.is_set():
+            raise ClientGone
+
+    def whole(going_on: GoingOn) -> T:
         try:
-            return work(abandoned)
+            return work(going_on)
         finally:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(ended)
 
     try:
-        results = _started(map(whole, [abandoned]))
+        results = _started(map(whole, [going_on]))
     except RuntimeError:  # there are too many threads
         ended()
         raise

@@ -1,6 +1,7 @@
 """Documents put into a bank and taken out: all of them, or none."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 
 import pytest
@@ -24,9 +25,13 @@ def bank(tmp_path):
     bank.close()
 
 
-def put(bank, *documents, update=False, abandoned=None, wait_s=1.0):
+def gone():
+    raise ClientGone
+
+
+def put(bank, *documents, update=False, going_on=lambda: None, wait_s=1.0):
     stored = [StoredDocument(0, text, id) for id, text in documents]
-    return put_documents(bank, MODEL, stored, update, wait_s, abandoned or Event())
+    return put_documents(bank, MODEL, stored, update, wait_s, going_on)
 
 
 def test_new_numbers_follow_the_last(bank):
@@ -58,10 +63,9 @@ def test_what_cannot_be_put_changes_nothing(bank, documents, update, code):
 
 
 def test_a_change_that_nobody_waits_for_is_not_made(bank):
-    before, abandoned = bank.info(), Event()
-    abandoned.set()
-    with pytest.raises(ApiError, match="nothing was changed"):
-        put(bank, ("a", "x"), abandoned=abandoned)
+    before = bank.info()
+    with pytest.raises(ClientGone):
+        put(bank, ("a", "x"), going_on=gone)
     assert bank.info() == before
 
 
@@ -81,43 +85,40 @@ def test_a_long_text_is_split_before_others_have_to_wait(bank, monkeypatch):
 
 
 def test_splitting_ends_where_nobody_waits(bank, monkeypatch):
-    abandoned, asked = Event(), []
+    asked = []
     encode_text = type(MODEL.tokenizer).encode_text
 
-    def leaving(self, text):
+    def counted(self, text):
         asked.append(len(text))
-        if len(asked) == 5:
-            abandoned.set()
         return encode_text(self, text)
 
-    monkeypatch.setattr(type(MODEL.tokenizer), "encode_text", leaving)
+    monkeypatch.setattr(type(MODEL.tokenizer), "encode_text", counted)
     before = bank.info()
-    with pytest.raises(ApiError, match="nothing was changed"):
-        put(bank, LONG, abandoned=abandoned)
+    with pytest.raises(ClientGone):
+        put(bank, LONG, going_on=lambda: gone() if len(asked) == 5 else None)
     assert len(asked) == 5 and max(asked) < 20_000 and bank.info() == before
 
 
 def test_waiting_for_ones_turn_ends_where_nobody_waits(bank):
-    abandoned = Event()
+    left = Event()
     with bank.writing(1.0), ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(put, bank, ("a", "x"), abandoned=abandoned, wait_s=60)
-        abandoned.set()
-        with pytest.raises(ApiError, match="nothing was changed"):
+        patient = partial(put, going_on=lambda: gone() if left.is_set() else None, wait_s=60)
+        waiting = pool.submit(patient, bank, ("a", "x"))
+        left.set()
+        with pytest.raises(ClientGone):
             waiting.result(10)
 
 
 def test_all_are_removed_or_none(bank):
     for ids, numbers in ((["d2", "nobody"], []), ([], [2, 5])):
         with pytest.raises(ApiError, match="no document"):
-            remove_documents(bank, Removal(ids=ids, numbers=numbers), 1.0, Event())
+            remove_documents(bank, Removal(ids=ids, numbers=numbers), 1.0, lambda: None)
         assert bank.view().knows(2)
-    assert remove_documents(bank, Removal(ids=["d3"], numbers=[2, 2]), 1.0, Event()) == [2, 3]
+    assert remove_documents(bank, Removal(ids=["d3"], numbers=[2, 2]), 1.0, lambda: None) == [2, 3]
     assert not bank.view().knows(2)
 
 
 def test_a_removal_that_nobody_waits_for_is_not_made(bank):
-    abandoned = Event()
-    abandoned.set()
     with pytest.raises(ClientGone):
-        remove_documents(bank, Removal(numbers=[2]), 1.0, abandoned)
+        remove_documents(bank, Removal(numbers=[2]), 1.0, gone)
     assert bank.view().knows(2)

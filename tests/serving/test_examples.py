@@ -1,8 +1,9 @@
 """Questions that a bank can be asked: about documents that are there, and few are read."""
 
-import threading
+import pytest
 
 from msa_train.memory.bank.documents import DocumentTable
+from msa_train.serving.errors import ClientGone
 from msa_train.serving.examples import examples
 
 BANKS = "/v1/memory/banks"
@@ -61,7 +62,10 @@ def test_few_documents_are_read_and_none_for_nobody(served, monkeypatch):
     assert asked(client, "long", limit=2) == []
     assert len(read) <= 12
     read.clear()
-    abandoned = threading.Event()
-    abandoned.set()
-    assert examples(server._state.banks["long"], 5, abandoned) == []
+
+    def gone():
+        raise ClientGone
+
+    with pytest.raises(ClientGone):
+        examples(server._state.banks["long"], 5, gone)
     assert len(read) <= 1

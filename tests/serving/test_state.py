@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from msa_train.serving.errors import ApiError
+from msa_train.serving.errors import ApiError, ClientGone
 from msa_train.serving.state import Admission
 from tests.serving.running import MODEL, running, wait_for
 from tests.serving.slow_engine import SlowEngine
@@ -155,8 +155,10 @@ def test_what_is_too_long_is_found_beside_the_engines_thread(tmp_path, monkeypat
 def test_abandoned_work_keeps_its_place_until_it_ends():
     go, told = threading.Event(), threading.Event()
 
-    def work(abandoned):
-        told.set() if abandoned.wait(10) else None
+    def work(going_on):
+        with pytest.raises(ClientGone):
+            wait_for(going_on)
+        told.set()
         go.wait(10)
 
     async def leave():

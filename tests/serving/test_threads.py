@@ -5,7 +5,9 @@ import threading
 
 import pytest
 
+from msa_train.serving.errors import ClientGone
 from msa_train.serving.threads import in_thread, iterated, join_all
+from tests.serving.running import wait_for
 
 
 def test_a_result_and_an_error_come_back():
@@ -21,9 +23,10 @@ def test_a_result_and_an_error_come_back():
 def test_work_is_told_when_nobody_waits_any_more():
     told = threading.Event()
 
-    def work(abandoned):
-        if abandoned.wait(10):
-            told.set()
+    def work(going_on):
+        with pytest.raises(ClientGone):
+            wait_for(going_on)
+        told.set()
 
     async def impatient():
         with pytest.raises(TimeoutError):
