@@ -113,10 +113,7 @@ def plain_questions(text: str, title: str = "") -> Iterator[str]:
     when something was, or what it is, of every sentence that says so in a plain way; last the
     title.
     """
-    documented = [cloze.question for cloze in _of_signature(text, random.Random(0))]
-    documented = [
-        each for each in documented if not each.endswith(" take?") and "default" not in each
-    ]
+    documented = [cloze.question for cloze in _of_purpose(text, random.Random(0))]
     yield from reversed(documented)  # a purpose without the name first
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in map(str.strip, sentences(" ".join(paragraph.split()))):
@@ -206,8 +203,7 @@ def _spans(sentence: str) -> Iterator[tuple[str, int, int]]:
 
 def _of_signature(text: str, draw: random.Random) -> Iterator[Cloze]:
     """Of `name(a, b=1)` in the first line, and of the sentence after it: one of each kind."""
-    first, _, body = text.partition("\n")
-    match = _SIGNATURE.fullmatch(first.strip())
+    match = _SIGNATURE.fullmatch(text.partition("\n")[0].strip())
     if match is None:
         return
     name = match["name"]
@@ -218,6 +214,16 @@ def _of_signature(text: str, draw: random.Random) -> Iterator[Cloze]:
     if defaults := [pair for pair in parameters if pair[1] is not None]:
         parameter, default = draw.choice(defaults)
         yield Cloze(f"What is the default of {parameter} in {name}?", default)
+    yield from _of_purpose(text, draw)
+
+
+def _of_purpose(text: str, draw: random.Random) -> Iterator[Cloze]:
+    """Of the sentence after a signature: what that does, and what does that."""
+    first, _, body = text.partition("\n")
+    match = _SIGNATURE.fullmatch(first.strip())
+    if match is None:
+        return
+    name = match["name"]
     purpose = next(iter(sentences(" ".join(body.split("\n\n")[0].split()))), "").strip()
     if 2 <= len(purpose.split()) <= _PURPOSE and purpose.endswith("."):
         yield Cloze(f"What does {name} do?", purpose)
