@@ -64,10 +64,9 @@ def export(source: Path, target: Path) -> Exported:
         files.replace_file(folder / CONFIG, json.dumps(to_published(config), indent=2) + "\n")
         load_tokenizer(checkpoint / "tokenizer").save(folder)
         shutil.copy(checkpoint / "config.yaml", folder / RUN_CONFIG)
-        start = Path(settings["training"]["start_from"] or folder) / CARD
-        if start.is_file():
-            card = trained(start.read_text(), config, checkpoint.name)
-            files.replace_file(folder / CARD, card)
+        start = settings["training"]["start_from"]
+        if start is not None and (card := Path(start) / CARD).is_file():
+            files.replace_file(folder / CARD, trained(card.read_text(), config, checkpoint.name))
         # safetensors makes its file for this user alone.
         (folder / WEIGHTS).chmod(stat.S_IMODE((folder / CONFIG).stat().st_mode))
         fingerprint = seal(folder)

@@ -14,10 +14,10 @@ from msa_train.model.config import ModelConfig, RouterConfig
 
 CARD = "README.md"
 
-_BODY = """# {name}, with a memory to be trained
+_BODY = """# {name}, with a memory
 
-A start folder of msa-train: the {architecture} backbone *{name}* ({licence}), with routers of
-Memory Sparse Attention (arXiv 2603.23516). Without a memory it computes what the backbone does.
+Made by msa-train of the {architecture} backbone *{name}* ({licence}), with routers of Memory Sparse
+Attention (arXiv 2603.23516).
 
 ## What was converted
 
@@ -29,16 +29,11 @@ Memory Sparse Attention (arXiv 2603.23516). Without a memory it computes what th
 The licence of the backbone holds for these weights.
 """
 _ROUTERS, _TRAINING = "## Routers", "## Training"
-_NO_LONGER = {  # words of the card of a start folder -> of what was trained from it
-    ", with a memory to be trained\n": ", with a memory\n",
-    "A start folder of msa-train: ": "Trained on with msa-train: ",
-    " Without a memory it computes what the backbone does.\n": "\n",
-}
 _USE = (
     _ROUTERS
     + """
 
-{routers}
+In layers {layers}: {origin}.
 
 `msa memory build BANK THIS_FOLDER CORPUS` at once; to train on, put this into a run's YAML and give
 the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLDER`:
@@ -47,7 +42,10 @@ the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLD
 {settings}```
 """
 )
-_COPIED = "copies of their layer's key projection: nothing is trained yet"
+_COPIED = (
+    "copies of their layer's key projection. Nothing is trained yet, and without a memory\n"
+    "the model computes what the backbone does"
+)
 _TRAINED = "trained with the rest of the model"
 _OWN = "of a shape of their own, made by `msa router` with the backbone as it was"
 
@@ -87,15 +85,13 @@ def rerouted(card: str, config: ModelConfig) -> str:
 def trained(card: str, config: ModelConfig, checkpoint: str) -> str:
     """The card of an export of `checkpoint`, whose run started from a folder with `card`."""
     made = card.partition(_ROUTERS)[0].partition(_TRAINING)[0]
-    for before, now in _NO_LONGER.items():
-        made = made.replace(before, now)
     training = f"{_TRAINING}\n\nTo {checkpoint}, with the settings in run.yaml.\n\n"
     return made + training + _use(config, _TRAINED)
 
 
 def _use(config: ModelConfig, origin: str) -> str:
     layers = ", ".join(map(str, config.router_layers))
-    return _USE.format(routers=f"In layers {layers}: {origin}.", settings=_settings(config))
+    return _USE.format(layers=layers, origin=origin, settings=_settings(config))
 
 
 def _settings(config: ModelConfig) -> str:
