@@ -26,10 +26,9 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
     except (ValueError, OSError) as error:
         raise ConfigError(f"--hostfile {hostfile}: {error}") from error
     try:
-        found = parse_inclusion_exclusion(given, include, "")
+        return parse_inclusion_exclusion(given, include, "")
     except ValueError as error:
         raise ConfigError(f"--include {include}: {error}; there are {_shown(given)}") from error
-    return found
 
 
 def _shown(given: dict[str, int]) -> str:

@@ -74,12 +74,13 @@ class Voter:
     def __call__(self, questions: LayerMeans) -> Tensor:
         """[m, n]: for each of the documents, the mean of the layers' scores."""
         each, total = torch.arange(len(questions) + 1), 0.0
-        bank_of, bank_cu = torch.zeros(len(questions), dtype=torch.int64), [0, len(self._cu) - 1]
+        bank_of = torch.zeros(len(questions), dtype=torch.int64)
+        bank_cu = torch.tensor([0, len(self._cu) - 1])
         for layer, queries in self._queries.items():
             rq = self._projected(questions, layer, queries)
             query, query_cu = self._scoring.query_vectors(rq, each, *self._heads)
             total = total + self._scoring.document_scores(
-                query, query_cu, self._keys[layer], self._cu, bank_of, torch.tensor(bank_cu)
+                query, query_cu, self._keys[layer], self._cu, bank_of, bank_cu
             )
         return total / len(self._queries)
 
