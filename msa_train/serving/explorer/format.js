@@ -60,7 +60,7 @@ export const headingOf = (doc) => plainName(doc.title || "") || `Document ${doc.
 /** How a text begins, on one line. */
 export function firstWords(text) {
   if (!text) return "";
-  const start = plainName(text.slice(0, 120)).trim();
+  const start = plainName(beginning(text, 120)).trim();
   return text.length > 120 ? `${start}…` : start;
 }
 

@@ -2,17 +2,17 @@
 
 import * as answers from "./answers.js";
 import * as api from "./api.js";
-import { button, fill, foreign, h } from "./dom.js";
+import { button, fill, h } from "./dom.js";
 import { counted, seconds } from "./format.js";
 import { MODES } from "./glossary.js";
 import { failed, toast } from "./notices.js";
 import { Round } from "./rounds.js";
 import { Sources } from "./sources.js";
 import { term } from "./terms.js";
+import { foldedText } from "./texts.js";
 
 const FORCED = "The engine ended a stage by itself";
 const LONG = 200; // characters of a question, above which its beginning stands for it
-const BEGINNING = 160;
 const HOPELESS = new Set([400, 403, 404, 413]); // the same would be said again
 
 export class Run {
@@ -64,17 +64,8 @@ export class Run {
 
   /** A long question is cut short, and whole on demand. */
   heading() {
-    const { question } = this;
-    const words = h("h2", { class: "question", dir: "auto" }, foreign(question));
-    if (question.length <= LONG) return words;
-    const short = `${question.slice(0, BEGINNING).trimEnd()}…`;
-    const more = button("Whole question", () => {
-      const whole = more.getAttribute("aria-expanded") === "false";
-      more.setAttribute("aria-expanded", String(whole));
-      fill(words, foreign(whole ? question : short));
-    }, { class: "link", "aria-expanded": "false" });
-    fill(words, foreign(short));
-    return h("div", { class: "question-head" }, words, more);
+    const [words, unfold] = foldedText(this.question, LONG, "bdi");
+    return h("div", { class: "question-head" }, h("h2", { class: "question", dir: "auto" }, words), unfold);
   }
 
   cancel() {

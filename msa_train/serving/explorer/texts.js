@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { button, h } from "./dom.js";
-import { beginning, counted, layersText } from "./format.js";
+import { counted, layersText, shortened } from "./format.js";
 
 const KNOWN = 300; // documents that are held at once
 
@@ -21,10 +21,6 @@ export class Texts {
       if (this.known.size > KNOWN) this.known.delete(this.known.keys().next().value);
     }
     return this.known.get(number);
-  }
-
-  forget(number) {
-    this.known.delete(number);
   }
 }
 
@@ -79,9 +75,9 @@ export function metadataTable(metadata) {
 }
 
 /** Its text; of a long one the beginning, and a button that shows the rest in place. */
-export function foldedText(text, most, tag = "span", props = {}) {
-  const short = text.length > most ? `${beginning(text, most)}…` : text;
-  const element = h(tag, props, short);
+export function foldedText(text, most, tag = "span") {
+  const short = shortened(text, most);
+  const element = h(tag, {}, short);
   return [element, unfolding(text.length - most, () => `Show all ${counted(text.length, "character")}`,
     () => { element.textContent = text; }, () => { element.textContent = short; })];
 }

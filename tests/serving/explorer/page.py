@@ -85,7 +85,7 @@ def ask(page: Page, question: str, mode: str = "Memory alone"):
 
 def in_heading(question: str) -> str:
     """A long question stands above its answer with its beginning."""
-    return question if len(question) <= 200 else f"{question[:160].rstrip()}…"
+    return question if len(question) <= 200 else f"{question[:200]}…"
 
 
 def answer_of(http: httpx.Client, question: str, retrieval: str = "memory", bank: str = "notes"):
