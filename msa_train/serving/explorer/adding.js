@@ -1,7 +1,7 @@
 // Adding documents: pasted, or from files.
 
 import * as api from "./api.js";
-import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
+import { button, field, fill, foreign, h, segmented, uniqueId } from "./dom.js";
 import { openDialog } from "./dialogs.js";
 import { bytes, counted, plainName } from "./format.js";
 import { batches, readFile } from "./files.js";
@@ -11,7 +11,7 @@ import { failed } from "./notices.js";
 const ERRORS_SHOWN = 5;
 let current = null; // the open form: files that are dropped go to it
 
-/** A dialog; onAdded(number of documents, one title) when it is done. files: already dropped ones. */
+/** A dialog; onAdded(number of documents, the first of them) when it is done. files: already dropped ones. */
 export function openAdding(bank, onAdded, files = null) {
   if (files && current?.element.isConnected && !current.busy) {
     current.showFiles(files);
@@ -49,18 +49,14 @@ class Adding {
   }
 
   pasting() {
-    const line = (label, name, more = {}) => {
-      this[name] = h("input", { id: uniqueId(name), dir: "auto", autocomplete: "off", ...more });
-      return h("div", { class: "field" }, h("label", { for: this[name].id }, label), this[name]);
-    };
-    const titles = line("Title", "title");
-    const ids = line("Id", "id", { placeholder: "given by the server if empty", spellcheck: "false" });
+    const line = (name, more = {}) => h("input", { id: uniqueId(name), dir: "auto", autocomplete: "off", ...more });
+    this.title = line("title");
+    this.id = line("id", { placeholder: "given by the server if empty", spellcheck: "false" });
     this.text = h("textarea", { id: uniqueId("text"), rows: 9, dir: "auto" });
     this.metadata = new MetadataField();
     return h("div", { class: "pasting" },
-      h("div", { class: "pair" }, titles, ids),
-      h("div", { class: "field" }, h("label", { for: this.text.id }, "Text"), this.text),
-      this.metadata.element);
+      h("div", { class: "pair" }, field("Title", this.title), field("Id", this.id)),
+      field("Text", this.text), this.metadata.element);
   }
 
   dropping() {

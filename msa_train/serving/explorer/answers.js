@@ -2,7 +2,7 @@
 // What finds no room is dropped, oldest first; nobody need be told.
 
 const PREFIX = "msa-answer/";
-const MOST = 20; // of a bank
+export const MOST = 20; // of a bank
 const LARGEST = 2_000_000; // characters, all banks together
 
 let serial = 0;
@@ -13,13 +13,14 @@ export function newId() {
   return `${String(Date.now()).padStart(15, "0")}-${String(serial).padStart(4, "0")}`;
 }
 
-const keyOf = (record) => `${PREFIX}${encodeURIComponent(record.bank)}/${record.id}`;
+const startOf = (bank) => `${PREFIX}${encodeURIComponent(bank)}/`;
+const keyOf = (record) => `${startOf(record.bank)}${record.id}`;
 const idOf = (key) => key.slice(key.lastIndexOf("/") + 1);
 const short = (name, value) => (typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value);
 
 /** Keys of what is kept, the oldest first; of one bank only where given. */
 function keys(bank = null) {
-  const start = bank === null ? PREFIX : `${PREFIX}${encodeURIComponent(bank)}/`;
+  const start = bank === null ? PREFIX : startOf(bank);
   return Object.keys(sessionStorage).filter((key) => key.startsWith(start))
     .sort((a, b) => (idOf(a) < idOf(b) ? -1 : 1));
 }
@@ -64,7 +65,7 @@ export function kept(bank, created) {
 
 /** Of banks that are there no more. */
 export function dropAllBut(banks) {
-  const there = banks.map((bank) => `${PREFIX}${encodeURIComponent(bank)}/`);
+  const there = banks.map(startOf);
   for (const key of keys()) if (!there.some((start) => key.startsWith(start))) sessionStorage.removeItem(key);
 }
 

@@ -12,7 +12,6 @@ import { Run } from "./run.js";
 import { term } from "./terms.js";
 import { Texts } from "./texts.js";
 
-const KEPT = 20; // answers on the page
 const GLIMPSE = 40; // documents among whose titles a few are shown
 const EXAMPLES = 5; // questions
 
@@ -245,7 +244,7 @@ export class AskView {
     this.threads = [...this.threads.filter((each) => each !== thread), thread];
     this.runs.prepend(thread.element);
     const all = this.threads.flatMap((each) => each.runs);
-    for (const each of all.slice(0, -KEPT)) this.remove(each, false);
+    for (const each of all.slice(0, -answers.MOST)) this.remove(each, false);
   }
 
   /** A new question stands right under the box; one further down is brought into view. */

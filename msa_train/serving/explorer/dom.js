@@ -47,6 +47,11 @@ export function foreign(text, props = {}) {
   return h("bdi", props, text);
 }
 
+/** An input under its label. */
+export function field(label, input, ...more) {
+  return h("div", { class: "field" }, h("label", { for: input.id }, label), input, more);
+}
+
 /** A choice of one among a few: radio buttons that look like one control. */
 export function segmented(label, options, chosen, onChange) {
   const name = uniqueId("choice");

@@ -1,7 +1,7 @@
 // Changing a document: another title, text or metadata in its place.
 
 import * as api from "./api.js";
-import { button, fill, foreign, h, uniqueId } from "./dom.js";
+import { button, field, fill, foreign, h, uniqueId } from "./dom.js";
 import { openDialog } from "./dialogs.js";
 import { counted, plainName, shortened, titleOf } from "./format.js";
 import { MetadataField } from "./metadata.js";
@@ -23,7 +23,6 @@ class Editing {
     this.problem = h("div", { class: "actions-problem" });
     this.progress = h("p", { class: "hint", role: "status" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Save");
-    const field = (name, input) => h("div", { class: "field" }, h("label", { for: input.id }, name), input);
     this.element = h("form", { class: "pasting", on: { submit: (event) => this.save(event) } },
       h("p", { class: "hint" }, this.told()), field("Title", this.title), field("Text", this.text), this.metadata.element,
       h("div", { class: "actions" }, this.problem, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));

@@ -1,6 +1,6 @@
 // Which documents a question may use, or a list shows: ids, numbers, metadata, dates.
 
-import { h, uniqueId } from "./dom.js";
+import { field, h, uniqueId } from "./dom.js";
 
 /** Form of a filter. read() gives the server's filter, or null; raises Error for what is not one. */
 export class FilterForm {
@@ -45,11 +45,6 @@ export class FilterForm {
     if (this.before.value) filter.added_before = new Date(this.before.value).getTime();
     return Object.keys(filter).length ? filter : null;
   }
-}
-
-function field(label, input, hint = null) {
-  return h("div", { class: "field" }, h("label", { for: input.id }, label), input,
-    hint && h("p", { class: "hint" }, hint));
 }
 
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);

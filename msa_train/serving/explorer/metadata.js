@@ -1,6 +1,6 @@
 // A field for a document's metadata, checked while it is written.
 
-import { fill, h, uniqueId } from "./dom.js";
+import { field, fill, h, uniqueId } from "./dom.js";
 
 const HINT = "JSON, optional.";
 
@@ -29,7 +29,7 @@ export class MetadataField {
     this.before = this.input.value;
     this.hint = h("p", { class: "hint", role: "status", id: uniqueId("metadata-hint") }, HINT);
     this.input.setAttribute("aria-describedby", this.hint.id);
-    this.element = h("div", { class: "field" }, h("label", { for: this.input.id }, "Metadata"), this.input, this.hint);
+    this.element = field("Metadata", this.input, this.hint);
   }
 
   /** Whether it is another than it was. */
