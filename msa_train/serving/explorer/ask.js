@@ -25,9 +25,7 @@ export class AskView {
       placeholder: "Ask this memory a question", "aria-label": "Question",
       "aria-describedby": "keys", on: { keydown: (event) => this.key(event), input: () => this.fit() },
     });
-    this.filter = new FilterForm((parts) => {
-      this.filterButton.textContent = parts ? `Filter · ${parts}` : "Filter";
-    });
+    this.filter = new FilterForm();
     this.problem = h("div", { class: "composer-problem" });
     this.following = h("div", { class: "following", hidden: true });
     this.runs = h("div", { class: "runs" });
@@ -86,25 +84,17 @@ export class AskView {
     this.hint = h("p", { class: "hint" });
     this.submit = h("button", { type: "submit", class: "primary" }, "Ask");
     this.stop = button("Cancel", () => this.run?.cancel(), { hidden: true });
-    this.panel = h("div", { id: uniqueId("filter"), hidden: true }, this.filter.element);
-    this.filterButton = button("Filter", () => this.showFilter(this.panel.hidden),
-      { class: "quiet", "aria-expanded": "false", "aria-controls": this.panel.id });
     this.tell();
     return h("form", { class: "composer", on: { submit: (event) => { event.preventDefault(); this.ask(); }, input: () => fill(this.problem) } },
       this.following, this.box,
       h("div", { class: "composer-line" },
         segmented("How the answer is found", Object.entries(MODES).map(([mode, { name }]) => [mode, name]), this.mode,
           (mode) => { this.mode = mode; this.tell(); }),
-        this.temperature(), this.filterButton,
+        this.temperature(), this.filter.toggle,
         h("div", { class: "composer-do" }, this.stop, this.submit)),
-      this.problem, this.panel,
+      this.problem, this.filter.panel,
       h("div", { class: "composer-foot" }, this.hint,
         h("p", { class: "hint keys", id: "keys" }, h("kbd", {}, "Enter"), " asks, ", h("kbd", {}, "Shift Enter"), " for a new line")));
-  }
-
-  showFilter(yes) {
-    this.panel.hidden = !yes;
-    this.filterButton.setAttribute("aria-expanded", String(yes));
   }
 
   temperature() {
@@ -191,7 +181,7 @@ export class AskView {
     try {
       filter = this.filter.read();
     } catch (error) {
-      this.showFilter(true);
+      this.filter.show(true);
       this.refuse(error.message);
       return;
     }

@@ -52,31 +52,25 @@ export class DocumentsView {
       fill(this.hint, hint);
     };
     kind("id");
+    this.filter = this.filtering();
     this.stop = button("Stop", () => this.stopping?.abort(), { hidden: true });
     const submit = (event) => { event.preventDefault(); this.search(); };
     const kinds = Object.entries(FINDS).map(([find, [name]]) => [find, name]);
     return h("form", { class: "finding", role: "search", on: { submit } },
       h("div", { class: "toolbar" },
         h("div", { class: "find" }, segmented("Find by", kinds, "id", kind), this.query,
-          h("button", { type: "submit" }, "Find"), this.stop, this.filtering()),
+          h("button", { type: "submit" }, "Find"), this.stop, this.filter.toggle),
         button("Add documents", () => this.add(), { class: "primary" })),
-      this.hint, this.panel);
+      this.hint, this.filter.panel);
   }
 
-  /** The button of the filter, and its panel under the search. */
   filtering() {
-    const told = (parts) => fill(this.filterButton, parts ? `Filter · ${parts}` : "Filter");
-    this.filter = new FilterForm(told);
     this.filterProblem = h("div");
     const clear = () => { this.filter.clear(); this.search(); };
-    this.panel = h("div", { id: uniqueId("filter"), class: "filter-panel", hidden: true },
-      h("p", { class: "hint" }, "Only documents for which all of this holds are listed and found."), this.filter.element, this.filterProblem,
-      h("div", { class: "actions" }, button("Clear filter", clear), h("button", { type: "submit", class: "primary" }, "Apply filter")));
-    this.filterButton = button("Filter", () => {
-      this.panel.hidden = !this.panel.hidden;
-      this.filterButton.setAttribute("aria-expanded", String(!this.panel.hidden));
-    }, { class: "quiet", "aria-expanded": "false", "aria-controls": this.panel.id });
-    return this.filterButton;
+    return new FilterForm((fields) => [
+      h("p", { class: "hint" }, "Only documents for which all of this holds are listed and found."), fields, this.filterProblem,
+      h("div", { class: "actions" }, button("Clear filter", clear), h("button", { type: "submit", class: "primary" }, "Apply filter")),
+    ], { class: "filter-panel" });
   }
 
   add(files = null) {

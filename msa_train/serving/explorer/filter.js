@@ -1,12 +1,15 @@
 // Which documents a question may use, or a list shows: ids, numbers, metadata, dates.
 
-import { field, h, uniqueId } from "./dom.js";
+import { button, field, h, uniqueId } from "./dom.js";
 
-/** Form of a filter. read() gives the server's filter, or null; raises Error for what is not one. */
+/**
+ * Form of a filter: `toggle`, a button that tells how many parts are given, and `panel`, which it shows.
+ * read() gives the server's filter, or null; raises Error for what is not one.
+ */
 export class FilterForm {
-  constructor(onChange) {
-    this.onChange = onChange;
-    const on = { input: () => onChange(this.parts()) };
+  /** around(fields): what the panel holds. */
+  constructor(around = (fields) => fields, props = {}) {
+    const on = { input: () => this.tell() };
     this.ids = h("textarea", { id: uniqueId("ids"), rows: 2, spellcheck: "false", placeholder: "one id a line", on });
     this.metadata = h("textarea", {
       id: uniqueId("metadata"), rows: 2, spellcheck: "false", placeholder: "language = en\nyear = 1973, 1974", on,
@@ -16,21 +19,31 @@ export class FilterForm {
     });
     this.after = h("input", { type: "datetime-local", id: uniqueId("after"), on });
     this.before = h("input", { type: "datetime-local", id: uniqueId("before"), on });
-    this.element = h("div", { class: "filter" },
-      field("Ids", this.ids, "Only documents with these ids."),
-      field("Metadata", this.metadata, "One name = value a line; commas between values of which one must match."),
-      field("Numbers", this.numbers, "Only documents with these numbers."),
+    this.inputs = [this.ids, this.metadata, this.numbers, this.after, this.before];
+    const hint = (text) => h("p", { class: "hint" }, text);
+    const fields = h("div", { class: "filter" },
+      field("Ids", this.ids, hint("Only documents with these ids.")),
+      field("Metadata", this.metadata, hint("One name = value a line; commas between values of which one must match.")),
+      field("Numbers", this.numbers, hint("Only documents with these numbers.")),
       field("Added after", this.after), field("Added before", this.before));
+    this.panel = h("div", { id: uniqueId("filter"), hidden: true, ...props }, around(fields));
+    this.toggle = button("Filter", () => this.show(this.panel.hidden),
+      { class: "quiet", "aria-expanded": "false", "aria-controls": this.panel.id });
   }
 
-  /** How many parts are given; all of them must hold. */
-  parts() {
-    return [this.ids, this.metadata, this.numbers, this.after, this.before].filter((each) => each.value.trim()).length;
+  show(yes) {
+    this.panel.hidden = !yes;
+    this.toggle.setAttribute("aria-expanded", String(yes));
+  }
+
+  tell() {
+    const parts = this.inputs.filter((each) => each.value.trim()).length;
+    this.toggle.textContent = parts ? `Filter · ${parts}` : "Filter";
   }
 
   clear() {
-    for (const each of [this.ids, this.metadata, this.numbers, this.after, this.before]) each.value = "";
-    this.onChange(0);
+    for (const each of this.inputs) each.value = "";
+    this.tell();
   }
 
   read() {
