@@ -26,10 +26,8 @@ class Editing {
     this.element = h("form", { class: "pasting", on: { submit: (event) => this.save(event) } },
       h("p", { class: "hint" }, this.told()), field("Title", this.title), field("Text", this.text), this.metadata.element,
       h("div", { class: "actions" }, this.problem, this.progress, button("Cancel", (event) => this.leave(event)), this.submit));
-    this.inputs = [this.title, this.text];
-    [doc.title ?? "", doc.text].forEach((stored, place) => {
-      Object.assign(this.inputs[place], { stored, before: this.inputs[place].value });
-    });
+    this.inputs = [[this.title, doc.title ?? ""], [this.text, doc.text]].map(([input, stored]) =>
+      ({ input, stored, before: input.value }));
   }
 
   told() {
@@ -43,13 +41,13 @@ class Editing {
   }
 
   changed() {
-    return this.busy || this.metadata.changed || this.inputs.some((input) => input.value !== input.before);
+    return this.busy || this.metadata.changed || this.inputs.some(({ input, before }) => input.value !== before);
   }
 
   /** What was not touched is sent as it was stored: a field of a page would tidy its line ends. */
   content() {
     if (!this.text.value.trim()) throw new Error("The text is empty. To take the document away, remove it.");
-    const [title, text] = this.inputs.map((input) => (input.value === input.before ? input.stored : input.value));
+    const [title, text] = this.inputs.map(({ input, stored, before }) => (input.value === before ? stored : input.value));
     return { title, text, ...(this.metadata.changed && { metadata: this.metadata.read() ?? null }) };
   }
 
