@@ -3,9 +3,7 @@ question sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from data_pipeline.schema import Document
 from msa_train.memory.bank.build import add_documents
@@ -35,8 +33,7 @@ def put_documents(
     raises.
     """
     _check_ids(documents, update)
-    check = partial(_check_known, bank, documents, update)
-    return _put(bank, model, documents, check, wait_s, going_on, update=update)
+    return _put(bank, model, documents, wait_s, going_on, update=update)
 
 
 def replace_document(
@@ -51,19 +48,19 @@ def replace_document(
     old one, which goes with all its parts in the same commit. Raises ApiError 404 where it is not
     there: who changes what somebody else has changed meanwhile is told so."""
     given = [replacement(content, bank.document(number))]
-    return _put(bank, model, given, lambda: None, wait_s, going_on, replacing=number)
+    return _put(bank, model, given, wait_s, going_on, replacing=number)
 
 
 def _put(
     bank: ServedBank,
     model: ServedModel,
     documents: Sequence[StoredDocument],
-    check: Callable[[], None],
     wait_s: float,
     going_on: GoingOn,
-    **how: Any,
+    update: bool = False,
+    replacing: int | None = None,
 ) -> list[int]:
-    """The new numbers. check: called while the bank is locked, before anything is encoded."""
+    """The new numbers. update, replacing: as in add_documents."""
     # As `msa memory add` does, but before others have to wait for their turn to write.
     parts = list(Splitting(model.tokenizer, going_on=going_on)(documents))
     first = 0
@@ -73,14 +70,15 @@ def _put(
         nonlocal first
         bank.view()  # with what other processes committed before they released the lock
         first = bank.snapshot.manifest.next_number
-        check()
+        if replacing is None:
+            _check_known(bank, documents, update)
         for document in parts:
             going_on()
             yield document
 
     with bank.writing(wait_s, going_on), bank.named_errors():
         given = bank.path, model.model, model.tokenizer, checked(), model.fingerprint
-        added = add_documents(*given, reuse=bank.snapshot, **how)
+        added = add_documents(*given, update, reuse=bank.snapshot, replacing=replacing)
         bank.view()
     return list(range(first, first + added))
 
