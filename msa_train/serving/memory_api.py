@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -26,6 +27,7 @@ from msa_train.serving.schemas import (
     stored_documents,
 )
 from msa_train.serving.state import ServerState
+from msa_train.serving.threads import GoingOn
 
 _EXAMPLES, _MAX_EXAMPLES = 6, 50
 _Number = Annotated[int, Path(ge=0, lt=NUMBERS_END)]
@@ -115,49 +117,47 @@ def _changing(state: ServerState) -> APIRouter:
         await changed(lambda _: banks.drop(bank, limits.timeout_s))
         return JSONResponse({"dropped": bank})
 
-    async def put(bank: str, request: Request, update: bool) -> Response:
-        form = parsed(NewDocuments, await json_body(request))
-        documents, target = stored_documents(form, limits.batch), banks[bank]
-        putting = changed(
-            lambda going_on: put_documents(
-                target, state.model, documents, update, limits.timeout_s, going_on
-            )
-        )
-        numbers = await while_connected(request.receive, putting)
+    async def numbers_of(change: Callable[[GoingOn], list[int]], request: Request) -> list[int]:
+        """What a change returns, which is not made where its client goes away."""
+        return await while_connected(request.receive, changed(change))
+
+    async def put(change: Callable[[GoingOn], list[int]], request: Request) -> Response:
+        numbers = await numbers_of(change, request)
         return JSONResponse({"added": len(numbers), "numbers": numbers})
+
+    async def put_all(bank: str, request: Request, update: bool) -> Response:
+        form = parsed(NewDocuments, await json_body(request))
+        given = banks[bank], state.model, stored_documents(form, limits.batch), update
+        return await put(
+            lambda going_on: put_documents(*given, limits.timeout_s, going_on), request
+        )
 
     @router.post("/{bank}/documents")
     async def add(bank: str, request: Request) -> Response:
-        return await put(bank, request, update=False)
+        return await put_all(bank, request, update=False)
 
     @router.put("/{bank}/documents")
     async def update(bank: str, request: Request) -> Response:
-        return await put(bank, request, update=True)
+        return await put_all(bank, request, update=True)
 
     @router.put("/{bank}/documents/{number}")
     async def replace(bank: str, number: _Number, request: Request) -> Response:
-        given, target = parsed(Content, await json_body(request)), banks[bank]
-        replacing = changed(
-            lambda going_on: replace_document(
-                target, state.model, number, given, limits.timeout_s, going_on
-            )
+        given = banks[bank], state.model, number, parsed(Content, await json_body(request))
+        return await put(
+            lambda going_on: replace_document(*given, limits.timeout_s, going_on), request
         )
-        numbers = await while_connected(request.receive, replacing)
-        return JSONResponse({"added": len(numbers), "numbers": numbers})
 
-    async def take(bank: str, wanted: Removal) -> Response:
-        target = banks[bank]
-        removing = changed(
-            lambda going_on: remove_documents(target, wanted, limits.timeout_s, going_on)
-        )
-        return JSONResponse({"removed": len(await removing)})
+    async def take(bank: str, wanted: Removal, request: Request) -> Response:
+        given = banks[bank], wanted, limits.timeout_s
+        gone = await numbers_of(lambda going_on: remove_documents(*given, going_on), request)
+        return JSONResponse({"removed": len(gone)})
 
     @router.delete("/{bank}/documents/{number}")
-    async def remove_one(bank: str, number: _Number) -> Response:
-        return await take(bank, Removal(numbers=[number]))
+    async def remove_one(bank: str, number: _Number, request: Request) -> Response:
+        return await take(bank, Removal(numbers=[number]), request)
 
     @router.post("/{bank}/documents/remove")
     async def remove(bank: str, request: Request) -> Response:
-        return await take(bank, parsed(Removal, await json_body(request)))
+        return await take(bank, parsed(Removal, await json_body(request)), request)
 
     return router

@@ -463,18 +463,25 @@ def test_a_damaged_bank_is_named_not_served_silently(own):
     assert str(folder) not in response.text
 
 
-def test_a_change_whose_client_leaves_is_not_made(own, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "form", "work"),
+    [
+        ("documents", {"documents": [{"text": "x"}]}, "put_documents"),
+        ("documents/remove", {"numbers": [2]}, "remove_documents"),
+    ],
+)
+def test_a_change_whose_client_leaves_is_not_made(own, monkeypatch, path, form, work):
     client, server, _ = own
     begun, told = threading.Event(), threading.Event()
 
-    def put(*given):
+    def change(*given):
         begun.set()
         with pytest.raises(ClientGone):
             wait_for(given[-1])
         told.set()
 
-    monkeypatch.setattr("msa_train.serving.memory_api.put_documents", put)
-    body = json.dumps({"documents": [{"text": "x"}]}).encode()
-    leave(client, "/v1/memory/banks/notes/documents", body, len(body), begun.is_set)
+    monkeypatch.setattr(f"msa_train.serving.memory_api.{work}", change)
+    body = json.dumps(form).encode()
+    leave(client, f"{NOTES}/{path}", body, len(body), begun.is_set)
     assert told.wait(5)
     wait_for(lambda: server._state.changing.running == 0)
