@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { button, fill, foreign, h, segmented, uniqueId } from "./dom.js";
-import { openDialog } from "./dialogs.js";
+import { ON_ITS_WAY, openDialog, WRITTEN } from "./dialogs.js";
 import { bytes, counted, plainName } from "./format.js";
 import { batches, readFile } from "./files.js";
 import { MetadataField } from "./metadata.js";
@@ -18,7 +18,7 @@ export function openAdding(bank, onAdded, files = null) {
     return;
   }
   const form = new Adding(bank, onAdded);
-  const held = () => Boolean(form.text.value.trim());
+  const held = () => (form.busy ? ON_ITS_WAY : Boolean(form.text.value.trim()) && WRITTEN);
   Object.assign(form, openDialog(`Add to “${plainName(bank)}”`, () => form.element, { wide: true, held }));
   current = form;
   if (files) form.showFiles(files);
@@ -54,7 +54,7 @@ class Adding {
       return h("div", { class: "field" }, h("label", { for: this[name].id }, label), this[name]);
     };
     const titles = line("Title", "title");
-    const ids = line("Id", "id", { placeholder: "given by the server if empty", spellcheck: "false" });
+    const ids = line("Id", "id", { placeholder: "none if empty", spellcheck: "false" });
     this.text = h("textarea", { id: uniqueId("text"), rows: 9, dir: "auto" });
     this.metadata = new MetadataField();
     return h("div", { class: "pasting" },
