@@ -30,7 +30,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def opened(browser: Browser, url: str, size=WIDE, key: str | None = None, script: str = "") -> Iterator[Page]:
+def opened(
+    browser: Browser, url: str, size=WIDE, key: str | None = None, script: str = ""
+) -> Iterator[Page]:
     """A page of its own at `url`. Fails for a script error, a dialog of the browser, whatever the
     content security policy had to stop, and a request to anywhere else. script: runs before it."""
     context = browser.new_context(viewport=size)
