@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { button, field, fill, foreign, h, segmented, uniqueId } from "./dom.js";
-import { openDialog } from "./dialogs.js";
+import { ON_ITS_WAY, openDialog, WRITTEN } from "./dialogs.js";
 import { bytes, counted, plainName } from "./format.js";
 import { batches, readFile } from "./files.js";
 import { MetadataField } from "./metadata.js";
@@ -18,7 +18,7 @@ export function openAdding(bank, onAdded, files = null) {
     return;
   }
   const form = new Adding(bank, onAdded);
-  const held = () => Boolean(form.text.value.trim());
+  const held = () => (form.busy ? ON_ITS_WAY : Boolean(form.text.value.trim()) && WRITTEN);
   Object.assign(form, openDialog(`Add to “${plainName(bank)}”`, () => form.element, { wide: true, held }));
   current = form;
   if (files) form.showFiles(files);
@@ -51,7 +51,7 @@ class Adding {
   pasting() {
     const line = (name, more = {}) => h("input", { id: uniqueId(name), dir: "auto", autocomplete: "off", ...more });
     this.title = line("title");
-    this.id = line("id", { placeholder: "given by the server if empty", spellcheck: "false" });
+    this.id = line("id", { placeholder: "none if empty", spellcheck: "false" });
     this.text = h("textarea", { id: uniqueId("text"), rows: 9, dir: "auto" });
     this.metadata = new MetadataField();
     return h("div", { class: "pasting" },

@@ -1,6 +1,8 @@
 // Answers kept in this tab, so that they survive a reload: the newest of each bank, within a bound.
 // What finds no room is dropped, oldest first; nobody need be told.
 
+import { names, storage } from "./storage.js";
+
 const PREFIX = "msa-answer/";
 export const MOST = 20; // of a bank
 const LARGEST = 2_000_000; // characters, all banks together
@@ -21,33 +23,33 @@ const short = (name, value) => (typeof value === "number" && !Number.isInteger(v
 /** Keys of what is kept, the oldest first; of one bank only where given. */
 function keys(bank = null) {
   const start = bank === null ? PREFIX : startOf(bank);
-  return Object.keys(sessionStorage).filter((key) => key.startsWith(start))
+  return names().filter((key) => key.startsWith(start))
     .sort((a, b) => (idOf(a) < idOf(b) ? -1 : 1));
 }
 
-const size = () => keys().reduce((sum, key) => sum + sessionStorage.getItem(key).length, 0);
+const size = () => keys().reduce((sum, key) => sum + storage.getItem(key).length, 0);
 
 /** record: JSON with id, bank and created (of the bank: another one may take its name). */
 export function keep(record) {
   const key = keyOf(record);
   const text = JSON.stringify(record, short);
-  sessionStorage.removeItem(key);
+  storage.removeItem(key);
   if (text.length > LARGEST) return;
-  for (const old of keys(record.bank).slice(0, -(MOST - 1))) sessionStorage.removeItem(old);
+  for (const old of keys(record.bank).slice(0, -(MOST - 1))) storage.removeItem(old);
   for (;;) {
     try {
       if (size() + text.length <= LARGEST) {
-        sessionStorage.setItem(key, text);
+        storage.setItem(key, text);
         return;
       }
     } catch { /* the browser has less room than that */ }
     const [oldest] = keys();
     if (oldest === undefined) return;
-    sessionStorage.removeItem(oldest);
+    storage.removeItem(oldest);
   }
 }
 
-export const drop = (record) => sessionStorage.removeItem(keyOf(record));
+export const drop = (record) => storage.removeItem(keyOf(record));
 
 /** Records of a bank, the oldest first. Those of another bank that had its name are dropped. */
 export function kept(bank, created) {
@@ -55,10 +57,10 @@ export function kept(bank, created) {
   for (const key of keys(bank)) {
     let record = null;
     try {
-      record = JSON.parse(sessionStorage.getItem(key));
+      record = JSON.parse(storage.getItem(key));
     } catch { /* not ours */ }
     if (record?.created === created) found.push(record);
-    else sessionStorage.removeItem(key);
+    else storage.removeItem(key);
   }
   return found;
 }
@@ -66,10 +68,10 @@ export function kept(bank, created) {
 /** Of banks that are there no more. */
 export function dropAllBut(banks) {
   const there = banks.map(startOf);
-  for (const key of keys()) if (!there.some((start) => key.startsWith(start))) sessionStorage.removeItem(key);
+  for (const key of keys()) if (!there.some((start) => key.startsWith(start))) storage.removeItem(key);
 }
 
 /** With the key that let them be read. */
 export function dropAll() {
-  for (const key of keys()) sessionStorage.removeItem(key);
+  for (const key of keys()) storage.removeItem(key);
 }

@@ -1,6 +1,7 @@
 // Requests to the server, in one place: keys, errors, and the stream of an answer.
 
 import { dropAll } from "./answers.js";
+import { storage } from "./storage.js";
 
 const ROOT = new URL("../", import.meta.url);
 const KEY = "msa-key";
@@ -23,25 +24,25 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+export const hasKey = () => storage.getItem(KEY) !== null;
 /** And all that is kept of what it let one read. */
 export const forgetKey = () => {
-  sessionStorage.removeItem(KEY);
+  storage.removeItem(KEY);
   dropAll();
 };
 
 async function newKey(used) {
-  if (sessionStorage.getItem(KEY) !== used) return true; // another request has asked meanwhile
+  if (storage.getItem(KEY) !== used) return true; // another request has asked meanwhile
   asking ??= askForKey(used !== null).finally(() => { asking = null; });
   const key = await asking;
   if (key === null) return false;
-  sessionStorage.setItem(KEY, key);
+  storage.setItem(KEY, key);
   return true;
 }
 
 async function request(method, path, body, signal) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = storage.getItem(KEY);
     const headers = key === null ? {} : { Authorization: `Bearer ${key}` };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let response;

@@ -45,7 +45,10 @@ function place() {
 function show() {
   const { banks } = list;
   if (banks === null) return;
-  for (const name of asks.keys()) if (!banks.some((bank) => bank.name === name)) asks.delete(name);
+  // A bank that was dropped and made anew is another one.
+  const same = ({ bank, created }) => banks.some((each) => each.name === bank && each.created === created);
+  for (const [name, ask] of asks) if (!same(ask)) asks.delete(name);
+  if (shown && !same(shown)) shown = null;
   dropAllBut(banks.map((bank) => bank.name));
   const wanted = place() ?? (banks.length ? { bank: banks[0].name, view: "ask", number: null } : null);
   list.choose(wanted?.bank ?? null);
@@ -71,7 +74,9 @@ function show() {
   }
   if (shown?.bank !== wanted.bank || shown.view !== wanted.view) draw(info, wanted.view);
   else if (wanted.view === "ask") asks.get(info.name).welcome(info);
-  if (wanted.number !== null) shown.documents?.look(wanted.number);
+  const { documents } = shown;
+  if (wanted.number !== null) documents?.look(wanted.number);
+  else if (documents && documents.open !== null) documents.nothingOpen();
 }
 
 function draw(info, view) {
@@ -81,7 +86,7 @@ function draw(info, view) {
   const head = h("div", { class: "head" },
     h("h1", {}, foreign(plainName(name))),
     h("nav", { class: "tabs", "aria-label": "Views of this bank" }, tab("ask", "Ask"), tab("documents", "Documents")));
-  shown = { bank: name, view };
+  shown = { bank: name, created: info.created, view };
   if (view === "ask") {
     if (!asks.has(name)) asks.set(name, new AskView(name, list.retrieval, info.created));
     fill(main, head, asks.get(name).element);

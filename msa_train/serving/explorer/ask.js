@@ -76,7 +76,7 @@ export class AskView {
     const { documents } = await api.listDocuments(this.bank, { limit: GLIMPSE });
     const titled = new Map(documents.filter((doc) => doc.title).map((doc) => [titleOf(doc), doc.number]));
     const chips = [...titled].slice(0, 8).map(([title, number]) => h("li", {},
-      h("a", { class: "chip", href: placeOf(this.bank, "documents", number) }, foreign(title))));
+      h("a", { class: "chip", dir: "auto", href: placeOf(this.bank, "documents", number) }, title)));
     if (chips.length) this.start.append(h("div", { class: "glimpse" }, h("p", { class: "hint" }, "It remembers, among others"), h("ul", {}, chips)));
   }
 
@@ -85,7 +85,7 @@ export class AskView {
     this.submit = h("button", { type: "submit", class: "primary" }, "Ask");
     this.stop = button("Cancel", () => this.run?.cancel(), { hidden: true });
     this.tell();
-    return h("form", { class: "composer", on: { submit: (event) => { event.preventDefault(); this.ask(); }, input: () => fill(this.problem) } },
+    return h("form", { class: "composer", novalidate: true, on: { submit: (event) => { event.preventDefault(); this.ask(); }, input: () => fill(this.problem) } },
       this.following, this.box,
       h("div", { class: "composer-line" },
         segmented("How the answer is found", Object.entries(MODES).map(([mode, { name }]) => [mode, name]), this.mode,

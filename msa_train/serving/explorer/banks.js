@@ -116,7 +116,8 @@ export class BankList {
       foreign(plainName(bank.name), { class: "bank-name" }),
       bank.problem ? h("span", { class: "hint danger-text" }, "cannot be opened") : h("dl", { class: "sizes" },
         size(count(bank.documents), "documents"), size(count(bank.tokens), "tokens"),
-        size(count(bank.chunks), "chunks"), size(bytes(bank.bytes), "on disk"))));
+        size(count(bank.chunks), "chunks"), size(bytes(bank.bytes), "on disk")),
+      bank.removed ? h("span", { class: "hint" }, `${count(bank.removed)} removed still count until it is compacted`) : null));
   }
 
   keyLine() {

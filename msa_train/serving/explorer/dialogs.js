@@ -3,18 +3,23 @@
 import { button, fill, h, uniqueId } from "./dom.js";
 import { failed } from "./notices.js";
 
+// Title and text of what is asked before somebody leaves a dialog.
+export const WRITTEN = ["Leave without saving?", "What you wrote here would be lost."];
+export const ON_ITS_WAY = ["Leave while it is saved?", "What was sent may be saved all the same: look for it in the list."];
+
 /**
- * A modal dialog with a heading; closes on Escape. held(): whether something would be lost with it; who
- * leaves is asked then, once. Returns {dialog, close, leave}.
+ * A modal dialog with a heading; closes on Escape. held(): what would become of its content, as one of
+ * the texts above, or false; who leaves is told then, and asked once. Returns {dialog, close, leave}.
  */
 export function openDialog(title, build, { wide = false, onClose = () => {}, held = () => false } = {}) {
   const heading = uniqueId("dialog");
   const asked = h("div", { class: "notice leaving", role: "alert" });
   const close = () => dialog.close();
   const leave = (event) => {
-    if (!held() || asked.hasChildNodes()) return close();
+    const told = held();
+    if (!told || asked.hasChildNodes()) return close();
     event.preventDefault();
-    fill(asked, h("p", { class: "notice-title" }, "Leave without saving?"), h("p", {}, "What you wrote here would be lost."),
+    fill(asked, h("p", { class: "notice-title" }, told[0]), h("p", {}, told[1]),
       button("Leave", close));
     return asked.scrollIntoView({ block: "nearest" });
   };

@@ -28,7 +28,7 @@ const ALL = { kind: "id", query: "", filter: null };
 export class DocumentsView {
   /** onChanged(): the bank has other documents now. onDrop: null where the bank must stay. */
   constructor(bank, onChanged, onDrop) {
-    Object.assign(this, { bank, onChanged, asked: ALL, find: "id", first: 0, open: null, stopping: null });
+    Object.assign(this, { bank, onChanged, asked: ALL, find: "id", first: 0, open: null, pushed: false, stopping: null });
     this.listing = new Listing(PAGE, {
       onOpen: (number) => this.look(number), onTurn: (first) => this.turn(first),
       onJump: (number) => this.jump(number), onRemove: () => this.removeSelected(), onAll: () => this.clear(),
@@ -56,7 +56,7 @@ export class DocumentsView {
     this.stop = button("Stop", () => this.stopping?.abort(), { hidden: true });
     const submit = (event) => { event.preventDefault(); this.search(); };
     const kinds = Object.entries(FINDS).map(([find, [name]]) => [find, name]);
-    return h("form", { class: "finding", role: "search", on: { submit } },
+    return h("form", { class: "finding", role: "search", novalidate: true, on: { submit } },
       h("div", { class: "toolbar" },
         h("div", { class: "find" }, segmented("Find by", kinds, "id", kind), this.query,
           h("button", { type: "submit" }, "Find"), this.stop, this.filter.toggle),
@@ -88,6 +88,7 @@ export class DocumentsView {
     try {
       filter = this.filter.read();
     } catch (error) {
+      this.filter.show(true);
       fill(this.filterProblem, failed(Object.assign(error, { title: "The filter was not applied" })));
       return;
     }
@@ -159,6 +160,7 @@ export class DocumentsView {
     this.listing.rows.removeAttribute("aria-busy");
     if (found.documents) this.fillWith(found);
     else fill(this.list, failed(found, () => this.show(read)));
+    if (found.code === "bank_not_found") this.onChanged(); // dropped by somebody else
   }
 
   fillWith(page) {
@@ -189,10 +191,27 @@ export class DocumentsView {
       button("Show all documents", () => this.clear(), { class: "link" }));
   }
 
+  /** Back to the list, as the browser's own button goes. */
+  leave() {
+    if (this.pushed) {
+      history.back();
+      return;
+    }
+    history.replaceState(null, "", placeOf(this.bank, "documents"));
+    this.nothingOpen();
+  }
+
+  /** The address leads back from the first document to the list, not from each to the one before. */
+  address(number) {
+    const place = placeOf(this.bank, "documents", number);
+    const known = location.hash === place; // it led here
+    this.pushed = !known && (this.pushed || this.open === null);
+    if (!known) history[this.open === null ? "pushState" : "replaceState"](null, "", place);
+  }
+
   nothingOpen() {
-    if (this.open !== null) history.replaceState(null, "", placeOf(this.bank, "documents"));
     const left = this.open;
-    this.open = null;
+    Object.assign(this, { open: null, pushed: false });
     this.split.classList.remove("reading");
     fill(this.reader, empty("No document open", "Choose one to see its text, its chunks and its metadata."));
     this.listing.mark(null);
@@ -201,8 +220,8 @@ export class DocumentsView {
 
   async look(number) {
     if (this.open === number) return;
+    this.address(number);
     this.open = number;
-    history.replaceState(null, "", placeOf(this.bank, "documents", number));
     this.listing.mark(number);
     this.split.classList.add("reading");
     fill(this.reader, loading("Loading the document…", 6));
@@ -220,7 +239,7 @@ export class DocumentsView {
   }
 
   back() {
-    return button("← All documents", () => this.nothingOpen(), { class: "link back" });
+    return button("← All documents", () => this.leave(), { class: "link back" });
   }
 
   async edit(doc) {
@@ -279,7 +298,7 @@ export class DocumentsView {
     this.listing.untick();
     this.onChanged();
     await this.showPage();
-    if (this.open !== null && await this.gone(this.open)) this.nothingOpen();
+    if (this.open !== null && await this.gone(this.open)) this.leave();
     if (document.activeElement === document.body) this.listing.focus();
   }
 

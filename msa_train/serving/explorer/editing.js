@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { button, field, fill, foreign, h, uniqueId } from "./dom.js";
-import { openDialog } from "./dialogs.js";
+import { ON_ITS_WAY, openDialog, WRITTEN } from "./dialogs.js";
 import { counted, plainName, shortened, titleOf } from "./format.js";
 import { MetadataField } from "./metadata.js";
 import { failed } from "./notices.js";
@@ -11,7 +11,7 @@ import { failed } from "./notices.js";
 export function openEditing(bank, doc, onChanged) {
   const form = new Editing(bank, doc, onChanged);
   Object.assign(form, openDialog(`Edit “${shortened(titleOf(doc))}”`, () => form.element,
-    { wide: true, held: () => form.changed() }));
+    { wide: true, held: () => form.held() }));
 }
 
 class Editing {
@@ -40,8 +40,12 @@ class Editing {
     return [...name, `and in place of ${number} it gets a new number.`, ...whole];
   }
 
+  held() {
+    return this.busy ? ON_ITS_WAY : this.changed() && WRITTEN;
+  }
+
   changed() {
-    return this.busy || this.metadata.changed || this.inputs.some(({ input, before }) => input.value !== before);
+    return this.metadata.changed || this.inputs.some(({ input, before }) => input.value !== before);
   }
 
   /** What was not touched is sent as it was stored: a field of a page would tidy its line ends. */
@@ -70,8 +74,9 @@ class Editing {
   /** What was written stays in the form. */
   refused(error) {
     const ours = !("status" in error);
-    const notice = failed(ours ? Object.assign(error, { title: "Not saved yet" }) : error, ours ? null : () => this.save());
-    if (error.code === "document_not_found") {
+    const gone = error.code === "document_not_found"; // and stays so
+    const notice = failed(ours ? Object.assign(error, { title: "Not saved yet" }) : error, ours || gone ? null : () => this.save());
+    if (gone) {
       notice.append(h("p", {}, "It was changed or removed meanwhile. What you wrote is still here: copy it before you leave."));
     }
     fill(this.problem, notice);

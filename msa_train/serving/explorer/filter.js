@@ -37,7 +37,7 @@ export class FilterForm {
   }
 
   tell() {
-    const parts = this.inputs.filter((each) => each.value.trim()).length;
+    const parts = this.inputs.filter((each) => each.value.trim() || each.validity.badInput).length;
     this.toggle.textContent = parts ? `Filter · ${parts}` : "Filter";
   }
 
@@ -53,9 +53,11 @@ export class FilterForm {
     const numbers = this.numbers.value.split(/[\s,]+/).filter(Boolean).map(wholeNumber);
     if (numbers.length) filter.numbers = numbers;
     const metadata = lines(this.metadata.value).map(pair);
-    if (metadata.length) filter.metadata = Object.fromEntries(metadata);
-    if (this.after.value) filter.added_after = new Date(this.after.value).getTime();
-    if (this.before.value) filter.added_before = new Date(this.before.value).getTime();
+    if (metadata.length) filter.metadata = named(metadata);
+    const after = moment(this.after, "Added after");
+    if (after !== null) filter.added_after = after;
+    const before = moment(this.before, "Added before");
+    if (before !== null) filter.added_before = before;
     return Object.keys(filter).length ? filter : null;
   }
 }
@@ -72,6 +74,21 @@ function pair(line) {
   if (at < 1) throw new Error(`The filter's metadata line “${line}” is not of the form: name = value`);
   const values = line.slice(at + 1).split(",").map((value) => typed(value.trim()));
   return [line.slice(0, at).trim(), values.length === 1 ? values[0] : values];
+}
+
+/** An object of pairs. A name that came twice would silently count once. */
+function named(pairs) {
+  const twice = pairs.find(([name], place) => pairs.findIndex(([other]) => other === name) < place);
+  if (twice) throw new Error(`The filter's metadata names “${twice[0]}” twice: give its values in one line, with commas between`);
+  return Object.fromEntries(pairs);
+}
+
+/** Milliseconds since 1970, null where none is given. A date that is half written has no value either. */
+function moment(input, label) {
+  if (!input.value && !input.validity.badInput) return null;
+  const time = new Date(input.value).getTime();
+  if (!Number.isFinite(time)) throw new Error(`The filter's “${label}” is no whole date with a time: complete it, or clear it`);
+  return time;
 }
 
 /** 1973, true and "1973" as JSON has them; anything else is text. */

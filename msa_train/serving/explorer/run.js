@@ -13,7 +13,7 @@ import { foldedText } from "./texts.js";
 
 const FORCED = "The engine ended a stage by itself";
 const LONG = 200; // characters of a question, above which its beginning stands for it
-const HOPELESS = new Set([400, 403, 404, 413]); // the same would be said again
+const HOPELESS = new Set([400, 403, 404, 413, "context_length_exceeded"]); // the same would be said again
 
 export class Run {
   /**
@@ -198,7 +198,7 @@ export class Run {
   }
 
   fail(error) {
-    const retry = HOPELESS.has(error.status) ? null : () => this.deeds.again(this);
+    const retry = HOPELESS.has(error.status) || HOPELESS.has(error.code) ? null : () => this.deeds.again(this);
     fill(this.problem, failed(error, retry, button("Edit the question", () => this.deeds.edit(this))));
   }
 

@@ -30,9 +30,11 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def opened(browser: Browser, url: str, size=WIDE, key: str | None = None) -> Iterator[Page]:
+def opened(
+    browser: Browser, url: str, size=WIDE, key: str | None = None, script: str = ""
+) -> Iterator[Page]:
     """A page of its own at `url`. Fails for a script error, a dialog of the browser, whatever the
-    content security policy had to stop, and a request to anywhere else."""
+    content security policy had to stop, and a request to anywhere else. script: runs before it."""
     context = browser.new_context(viewport=size)
     page = context.new_page()
     page.set_default_timeout(15_000)
@@ -48,6 +50,8 @@ def opened(browser: Browser, url: str, size=WIDE, key: str | None = None) -> Ite
     )
     if key is not None:
         page.add_init_script(f"sessionStorage.setItem('msa-key', {key!r})")
+    if script:
+        page.add_init_script(script)
     page.goto(url)
     yield page
     context.close()

@@ -1,6 +1,7 @@
 """What stands around an answer on the page: sources, threads, terms, errors, and that it stays."""
 
 import json
+import time
 
 import pytest
 from playwright.sync_api import expect
@@ -312,3 +313,29 @@ def test_example_questions_fill_the_box(page, http):
     expect(box).to_have_value("What is the code of the mill in Oa?")
     expect(box).to_be_focused()
     assert len(documents_of(http, "mills")) == 2
+
+
+def test_answers_go_with_their_bank_although_another_takes_its_name(page, http):
+    http.post("/v1/memory/banks", json={"name": "again"})
+    page.goto(f"{http.base_url}/#/again/ask")
+    page.reload()
+    short_answers(page)
+    ask(page, "What was here before?")
+    assert http.delete("/v1/memory/banks/again").status_code == 200
+    time.sleep(1.1)  # a bank is known by its name and the second in which it was made
+    http.post("/v1/memory/banks", json={"name": "again"})
+    page.get_by_role("button", name="New bank").click()
+    page.get_by_role("dialog").get_by_role("textbox").fill("another")  # the list is read anew
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="another")).to_be_visible()
+    page.get_by_role("link", name="again").click()
+    expect(page.get_by_text("This memory is empty")).to_be_visible()
+    expect(page.locator(".run")).to_have_count(0)
+
+
+def test_what_is_too_long_is_not_offered_to_be_asked_again(page):
+    refuse(page, code="context_length_exceeded", message="the conversation has 9,999 tokens")
+    alert = ask(page, "Too long?").get_by_role("alert")
+    expect(alert).to_contain_text("This is too long for the model")
+    expect(alert.get_by_role("button", name="Edit the question")).to_be_visible()
+    expect(alert.get_by_role("button", name="Try again")).to_have_count(0)

@@ -346,3 +346,90 @@ def test_many_banks_are_searched(browser, tmp_path, size):
                 page.get_by_role("button", name="Banks").click()
             expect(current).to_contain_text("alpha-17")
             assert no_sideways_scrolling(page)
+
+
+def test_a_filter_that_is_half_written_is_not_passed_over(page):
+    toggle = page.get_by_role("button", name="Filter", exact=True)
+    problem = page.locator(".filter-panel").get_by_role("alert")
+    toggle.click()
+    page.get_by_label("Added after").focus()
+    page.keyboard.type("0102")  # the value of a date without year and time is empty
+    toggle.click()
+    find(page, "Words", "crane")
+    expect(problem).to_contain_text("“Added after” is no whole date")  # the panel is open again
+    counted(page, "1–25 of 60")
+    page.get_by_role("button", name="Clear filter").click()
+    counted(page, "1–20 of 20 that match")
+    page.get_by_label("Metadata").fill("kind = wader\nkind = other")
+    page.get_by_role("button", name="Apply filter").click()
+    expect(problem).to_contain_text("“kind” twice")
+    page.get_by_role("link", name="Ask", exact=True).click()
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_label("Added before").focus()
+    page.keyboard.type("0102")
+    page.get_by_label("Question").fill("Which cranes sleep?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".composer-problem")).to_contain_text("“Added before” is no whole date")
+    expect(page.locator(".run")).to_have_count(0)
+
+
+def test_the_way_back_from_a_document_is_the_list(browser, http, bank):
+    with opened(browser, f"{http.base_url}/#/{bank}/documents", PHONE) as page:
+        title, rows = page.locator(".document-reader h2"), page.locator(".row")
+        rows.nth(2).click()
+        expect(title).to_have_text("Bird 2")
+        page.go_back()
+        expect(rows.nth(2)).to_be_visible()
+        expect(title).to_be_hidden()
+        page.go_forward()
+        expect(title).to_have_text("Bird 2")
+        page.get_by_role("button", name="All documents").click()
+        expect(rows.nth(2)).to_be_visible()
+        assert page.url.endswith(f"#/{bank}/documents")
+        rows.nth(3).click()
+        expect(title).to_have_text("Bird 3")
+        page.get_by_role("link", name="Documents", exact=True).click()
+        expect(rows.nth(3)).to_be_visible()
+        expect(title).to_be_hidden()
+
+
+def test_a_bank_that_somebody_else_dropped_is_gone_from_the_page(page, http, bank):
+    http.delete(f"{BANKS}/{bank}")
+    find(page, "Words", "crane")
+    expect(page.get_by_text("No such bank")).to_be_visible()
+    expect(page.locator("#banks")).not_to_contain_text(bank)
+
+
+def test_what_leaving_means_while_a_document_is_sent(page, bank):
+    page.route("**/documents", lambda route: None)  # never answered
+    page.get_by_role("button", name="Add documents").click()
+    form = page.get_by_role("dialog")
+    expect(form.get_by_role("textbox", name="Id")).to_have_attribute("placeholder", "none if empty")
+    form.get_by_role("textbox", name="Text").fill("A new bird.")
+    form.get_by_role("button", name="Add document").click()
+    page.keyboard.press("Escape")
+    expect(form).to_contain_text("What was sent may be saved all the same")
+    form.get_by_role("button", name="Leave").click()
+    expect(form).to_have_count(0)
+
+
+def test_a_text_from_right_to_left_is_cut_at_its_end(page, http, bank):
+    (number,) = put(http, bank, id="طير", title="الطيور", text="كل الطيور نائمة هنا. " * 9)
+    page.get_by_role("button", name="Last").click()
+    row = page.locator(f".row[data-number='{number}']")
+    expect(row).to_be_visible()
+    first_is_seen = """(facts) => {
+        const range = document.createRange();
+        range.setStart(facts.lastElementChild.firstChild, 0);
+        range.setEnd(facts.lastElementChild.firstChild, 1);
+        const [seen, box] = [range, facts].map((each) => each.getBoundingClientRect());
+        return seen.width > 0 && seen.left >= box.left && seen.right <= box.right + 1;
+    }"""
+    assert row.locator(".row-facts").evaluate(first_is_seen)
+
+
+def test_removed_documents_that_still_count_are_told(page, http, bank):
+    http.post(f"{BANKS}/{bank}/documents/remove", json={"numbers": list(range(COUNT))})
+    page.reload()
+    entry = page.locator("a.bank[aria-current]")
+    expect(entry).to_contain_text("60 removed still count until it is compacted")

@@ -13,6 +13,9 @@ from tests.serving.running import running, tiny_bank
 
 WRITES, READS = "a-key-that-may-write-0001", "a-key-that-may-read-00002"
 CHAT = "**/v1/chat/completions"
+NO_STORAGE = """Object.defineProperty(window, "sessionStorage", {
+    get() { throw new DOMException("denied", "SecurityError"); },
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,19 @@ def test_asks_for_a_key_until_one_is_accepted(browser, served):
         assert page.evaluate("localStorage.length") == 0
         page.get_by_role("button", name="Forget it").click()
         expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_a_browser_that_lets_nothing_be_stored(browser, served):
+    with opened(browser, str(served[0].base_url), script=NO_STORAGE) as page:
+        page.get_by_role("dialog").get_by_label("Key").fill(WRITES)
+        page.get_by_role("dialog").get_by_role("button", name="Use key").click()
+        expect(page.get_by_role("heading", name="notes")).to_be_visible()
+        short_answers(page)
+        expect(ask(page, "Is anything kept?").locator(".sources")).to_be_visible()
+        page.get_by_role("button", name="Delete").click()
+        expect(page.locator(".run")).to_have_count(0)
+        page.reload()
+        expect(page.get_by_role("dialog")).to_contain_text("This server asks for a key")
 
 
 def test_declining_leaves_the_reason_and_a_way_back(browser, served):
