@@ -81,19 +81,22 @@ def launch(
 
 
 def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[list[int], list[str]]:
-    """Ranks of each host, and the launcher's words for them."""
+    """Ranks of each host, and the launcher's words for them.
+
+    An empty hostfile is named where none is meant: it would read /job/hostfile by itself.
+    """
+    words = ["--hostfile", str(hostfile or "")]
     if hostfile is None and not include:
         ranks = 1 if ranks is None else ranks
         if ranks < 1:
             raise ConfigError(f"--ranks is {ranks}: give 1 or more")
-        return [ranks], ["--num_gpus", str(ranks)]
+        return [ranks], [*words, "--num_gpus", str(ranks)]
     if ranks is not None:
         raise ConfigError(
             f"--ranks is {ranks}, but --hostfile and --include say how many there are: leave it out"
         )
-    where = ["--hostfile", str(hostfile)] if hostfile else []
-    where += ["--include", include] if include else []
-    return [len(slots) for slots in slots_of(hostfile, include).values()], where
+    words += ["--include", include] if include else []
+    return [len(slots) for slots in slots_of(hostfile, include).values()], words
 
 
 def _run(command: list[str], environment: dict[str, str], patience_s: float) -> tuple[int, int]:

@@ -50,6 +50,7 @@ def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
     command, environment = Launcher.started
     assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
     assert command[command.index("--num_gpus") + 1] == "2"
+    assert command[command.index("--hostfile") + 1] == ""  # or it would read /job/hostfile
     assert command[command.index("--module") + 1] == launching.MODULE
     assert command[-1] == "--resume"
     assert command[command.index("--log_level") + 1] == "critical"

@@ -10,36 +10,15 @@ from tests.serving.explorer.page import (
     NARROW,
     answer_of,
     ask,
-    chromium,
     documents_of,
     no_sideways_scrolling,
     opened,
     short_answers,
 )
-from tests.serving.running import running
 
 QUESTION = "What is the code of the harbour?"
 CHAT = "**/v1/chat/completions"
 FINGER = 40  # px, at least, of what is tapped on a phone
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("served")) as (client, _):
-        yield client
-
-
-@pytest.fixture
-def page(browser, http):
-    with opened(browser, str(http.base_url)) as found:
-        short_answers(found)
-        yield found
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.serving.explorer.page import (
-    chromium,
     documents_of,
     no_sideways_scrolling,
     opened,
@@ -14,18 +13,6 @@ from tests.serving.running import running
 PHONE = {"width": 390, "height": 844}
 BANKS = "/v1/memory/banks"
 COUNT = 60
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("served")) as (client, _):
-        yield client
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from playwright.sync_api import expect
 
 from msa_train.memory.search.hybrid import WordIndexes
@@ -10,7 +9,6 @@ from tests.serving.explorer.page import (
     NARROW,
     answer_of,
     ask,
-    chromium,
     documents_of,
     made_file,
     no_sideways_scrolling,
@@ -21,25 +19,6 @@ from tests.serving.explorer.page import (
 from tests.serving.running import running
 
 QUESTION = "What is the code of the harbour?"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("served")) as (client, _):
-        yield client
-
-
-@pytest.fixture
-def page(browser, http):
-    with opened(browser, str(http.base_url)) as found:
-        short_answers(found)
-        yield found
 
 
 def test_shows_banks_with_their_sizes(page, http):

@@ -6,25 +6,10 @@ from playwright.sync_api import expect
 from tests.serving.explorer.page import (
     NARROW,
     ask,
-    chromium,
     no_sideways_scrolling,
     opened,
     short_answers,
 )
-from tests.serving.running import running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("served")) as (client, _):
-        yield client
-
 
 HOSTILE = [
     ("<img src=x onerror=alert(1)>", "<script>alert(1)</script><img src=x onerror=alert(2)>"),

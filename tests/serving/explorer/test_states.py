@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from msa_train.memory.bank.writer import BankWriter
 from msa_train.serving.access import ApiKeys
 from tests.memory.building import flip
-from tests.serving.explorer.page import NARROW, ask, chromium, opened, short_answers
+from tests.serving.explorer.page import NARROW, ask, opened, short_answers
 from tests.serving.running import running, tiny_bank
 
 WRITES, READS = "a-key-that-may-write-0001", "a-key-that-may-read-00002"
@@ -16,12 +16,6 @@ CHAT = "**/v1/chat/completions"
 NO_STORAGE = """Object.defineProperty(window, "sessionStorage", {
     get() { throw new DOMException("denied", "SecurityError"); },
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
