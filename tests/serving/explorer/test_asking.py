@@ -58,14 +58,14 @@ def in_view(page, locator) -> bool:
 
 
 @pytest.fixture(scope="module")
-def long(http):
+def long(served):
     """A document of many chunks, and the place of one far down in it."""
-    http.post("/v1/memory/banks", json={"name": "long"})
+    served[0].post("/v1/memory/banks", json={"name": "long"})
     text = "\n".join(f"Line {n} of the long text about cranes and harbours." for n in range(150))
     document = {"id": "long", "title": "The long one", "text": text}
-    added = http.post("/v1/memory/banks/long/documents", json={"documents": [document]})
+    added = served[0].post("/v1/memory/banks/long/documents", json={"documents": [document]})
     number = added.json()["numbers"][0]
-    whole = http.get(f"/v1/memory/banks/long/documents/{number}").json()
+    whole = served[0].get(f"/v1/memory/banks/long/documents/{number}").json()
     return whole, len(whole["chunks"]) * 3 // 4
 
 
