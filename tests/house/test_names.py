@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tests.house.sources import ROOT, sources, tree
 
-# Tests of the whole: of several processes, of death at any moment, of a GPU, of this house itself.
-WHOLE = ("tests/distributed", "tests/faults", "tests/gpu", "tests/house")
+# Tests of the whole: of several processes, of death at any moment, of a GPU, of one that is only
+# pretended, of this house itself.
+WHOLE = ("tests/distributed", "tests/faults", "tests/gpu", "tests/house", "tests/pretend")
 PAGE = "tests/serving/explorer"  # of the page in msa_train/serving/explorer
 
 
