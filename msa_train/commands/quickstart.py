@@ -25,6 +25,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _quickstart(options: argparse.Namespace) -> int:
     from msa_train.config import load_config
     from msa_train.errors import ConfigError
+    from msa_train.parallel.slots import ranks_here
 
     arguments = config_arguments(options)
     config = load_config(arguments)
@@ -37,8 +38,9 @@ def _quickstart(options: argparse.Namespace) -> int:
     began = time.monotonic()
     begin_step("1/5", "data: train the tokenizer, build WebDataset shards")
     msa(["data", "build", *arguments])
-    begin_step("2/5", "training: DeepSpeed over Megatron groups, two ranks")
-    msa(["train", *arguments, "--ranks", "2", "--resume"])
+    ranks = ranks_here(2)
+    begin_step("2/5", f"training: DeepSpeed over Megatron groups, {ranks} ranks")
+    msa(["train", *arguments, "--ranks", str(ranks), "--resume"])
     begin_step("3/5", "export: safetensors under the published names")
     msa(["export", str(config.path), str(config.path / "export")])
     begin_step("4/5", "memory: encode this Python's documentation, and a bank of needles; ask")

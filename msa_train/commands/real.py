@@ -117,6 +117,7 @@ def _learn_reading(
 ) -> None:
     """Shards, training and export, under the config with this run's folders and precision."""
     from msa_train.config import load_config_file, to_plain
+    from msa_train.parallel.slots import ranks_here
 
     config, out = options.reading, options.out
     datasets = to_plain(load_config_file(config).data)["datasets"]
@@ -133,7 +134,7 @@ def _learn_reading(
         "bf16" if placed.compute == "bfloat16" else "fp32",
     ]  # fmt: skip
     run_msa(main, ["data", "build", *run])
-    run_msa(main, ["train", *run, "--ranks", "2", "--resume"])
+    run_msa(main, ["train", *run, "--ranks", str(ranks_here(2)), "--resume"])
     run_msa(main, ["export", str(out / "reading"), str(out / "reader")])
 
 

@@ -31,5 +31,10 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
         raise ConfigError(f"--include {include}: {error}; there are {_shown(given)}") from error
 
 
+def ranks_here(most: int) -> int:
+    """How many ranks a run of one machine gets: `most`, or one on each GPU where there are less."""
+    return min(most, torch.cuda.device_count() or most)
+
+
 def _shown(given: dict[str, int]) -> str:
     return ", ".join(f"{host} slots={slots}" for host, slots in given.items())

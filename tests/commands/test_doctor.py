@@ -4,6 +4,7 @@ import json
 from importlib import metadata
 
 import pytest
+import torch
 
 from msa_train.cli import main
 from msa_train.commands import doctor
@@ -31,3 +32,23 @@ def test_a_missing_package_is_shown_with_its_remedy(package, code, remedy, monke
     monkeypatch.setattr(doctor.metadata, "version", version)
     assert main(["doctor"]) == code
     assert f"MISSING: {remedy}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cuda", "shown", "said"),
+    [
+        (None, None, "is built without CUDA: make setup-gpu TORCH_INDEX="),
+        ("13.0", "", 'CUDA_VISIBLE_DEVICES is "": name a GPU in it'),
+        ("13.0", None, "for CUDA 13.0 finds no device: look at nvidia-smi"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_is_explained(monkeypatch, capsys, cuda, shown, said):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert main(["doctor"]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["doctor", "--need-gpu"]) == doctor.MISSING
+    assert said in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from msa_train.errors import ConfigError
-from msa_train.parallel.slots import slots_of
+from msa_train.parallel.slots import ranks_here, slots_of
 
 
 @pytest.fixture
@@ -56,3 +56,9 @@ def test_without_a_hostfile_gpus_of_this_machine_are_meant(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="this machine has no GPU; give --ranks"):
         slots_of(None, "localhost")
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (1, 1), (2, 2), (8, 2)])
+def test_a_run_of_one_machine_has_no_more_ranks_than_gpus(monkeypatch, gpus, ranks):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert ranks_here(2) == ranks
