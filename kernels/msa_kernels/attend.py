@@ -358,9 +358,10 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, _):
-    found = _attend_backward(grad, *ctx.saved_tensors, ctx.scale)
+    saved = ctx.saved_tensors  # once: what recomputation gives it gives no second time
+    found = _attend_backward(grad, *saved, ctx.scale)
     d_q, d_k, d_v, d_pooled_k, d_pooled_v, d_bias = found
-    d_bias = None if ctx.saved_tensors[11] is None else d_bias
+    d_bias = None if saved[11] is None else d_bias
     return d_q, d_k, d_v, None, None, d_pooled_k, d_pooled_v, None, None, d_bias, None, None
 
 

@@ -36,17 +36,22 @@ def chunk_token_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
     return torch.cat([starts, cu_seqlens[-1:]])
 
 
-def repeated(values: Tensor, counts: Tensor) -> Tensor:
-    """values[i] counts[i] times, int64. torch's own operation wakes all threads on a CPU, however
-    few values there are: beside a search that is most of its time."""
+def repeated(values: Tensor, counts: Tensor, total: int) -> Tensor:
+    """values[i] counts[i] times, `total` int64 in all, for which an accelerator is not asked.
+
+    torch's own operation wakes all threads on a CPU, however few values there are: beside a search
+    that is most of its time."""
     if values.device.type != "cpu" or torch.compiler.is_compiling():
-        return values.repeat_interleave(counts)
+        return values.repeat_interleave(counts, output_size=total)
     return torch.from_numpy(np.repeat(values.numpy(), counts.numpy()))
 
 
-def segment_ids(cu: Tensor) -> Tensor:
-    """[cu[-1]] the sequence that each packed row belongs to."""
-    return torch.arange(len(cu) - 1, device=cu.device).repeat_interleave(cu.diff())
+def segment_ids(cu: Tensor, total: int | None = None) -> Tensor:
+    """[cu[-1]] the sequence that each packed row belongs to. total: cu[-1], where it is known: the
+    host would wait for it."""
+    return torch.arange(len(cu) - 1, device=cu.device).repeat_interleave(
+        cu.diff(), output_size=total
+    )
 
 
 def similar_lengths(

@@ -10,6 +10,8 @@ from torch import Tensor
 from msa_kernels import dispatch
 from msa_kernels.ragged import cumulative, repeated
 
+KEYED = 1 << 24  # scores whose keys of twice their size are made: those of a training step
+
 
 def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best documents of each context; equal scores go to the lower document.
@@ -20,6 +22,8 @@ def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     dispatch.check_positive("top_documents", "k", k)
     with torch.no_grad():
         count = min(k, scores.shape[1])
+        if not dispatch.can_inspect(scores) and scores.numel() <= KEYED and scores.itemsize <= 4:
+            return _top_by_keys(scores, count)
         values, index = scores.topk(min(count + 1, scores.shape[1]), 1)
         if values.shape[1] > count:
             # Only a tie between the last in and the first out needs another look.
@@ -31,6 +35,18 @@ def top_documents(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         index, order = index.sort(1)
         values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
         return values, index.gather(1, order).masked_fill(values == -math.inf, -1)
+
+
+def _top_by_keys(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """top_documents by one integer per document, its score above the complement of its number:
+    an accelerator is not asked whether any two are equal."""
+    # Zero has two forms, which are equal.
+    bits = (scores.float() + 0.0).view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    document = torch.arange(scores.shape[1], device=scores.device)
+    index = ((ordered << 32) | (0xFFFFFFFF - document)).topk(count, 1).indices
+    values = scores.gather(1, index)
+    return values, index.masked_fill(values == -math.inf, -1)
 
 
 def _top_of_row(scores: Tensor, threshold: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -46,11 +62,11 @@ def select_chunks(index: Tensor, chunk_cu: Tensor) -> tuple[Tensor, Tensor]:
     """
     dispatch.check_cumulative("select_chunks", "chunk_cu", chunk_cu)
     ordered = index.sort(1).values
-    exists = ordered >= 0
-    documents = ordered[exists]
+    documents = ordered.clamp(min=0).flatten()
     starts = chunk_cu[documents]
-    counts = chunk_cu[documents + 1] - starts
+    counts = (chunk_cu[documents + 1] - starts) * (ordered >= 0).flatten()
     entry_cu = cumulative(counts)
-    place = torch.arange(int(entry_cu[-1]), device=index.device)
-    chunks = place + repeated(starts - entry_cu[:-1], counts)
-    return chunks, entry_cu[cumulative(exists.sum(1))]
+    total = int(entry_cu[-1])  # all that the host has to know
+    place = torch.arange(total, device=index.device)
+    chunks = place + repeated(starts - entry_cu[:-1], counts, total)
+    return chunks, entry_cu[torch.arange(len(index) + 1, device=index.device) * index.shape[1]]

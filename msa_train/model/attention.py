@@ -96,36 +96,48 @@ class Router:
     reads: bool = True
 
 
-def pool_documents(h: Tensor, documents: Projections, doc_cu: Tensor, router: Router) -> Pooled:
+def pool_documents(
+    h: Tensor,
+    documents: Projections,
+    doc_cu: Tensor,
+    router: Router,
+    token_cu: Tensor | None = None,
+) -> Pooled:
     """Chunk means of documents: normed states h [Nd, d] and their projections (SPEC section 2).
 
     A router key has neither norm nor rotation, so the mean of projections is the projection of the
-    mean: one row per chunk is projected, not one per token.
+    mean: one row per chunk is projected, not one per token. token_cu [C+1]: as in chunk_mean.
     """
-    size = router.settings.chunk_size
-    means = chunk_mean(documents.k if router.keys is None else h, doc_cu, size)
+    chunks = doc_cu, router.settings.chunk_size, token_cu
+    means = chunk_mean(documents.k if router.keys is None else h, *chunks)
     rk = means if router.keys is None else router.keys(means)
     key = router.group.gather(router.settings.scoring.key_vectors(rk))
     if not router.reads:
         nothing = documents.k.new_empty(len(key), 0, documents.k.shape[2])
         return Pooled(nothing, nothing, key)
-    k = means if router.keys is None else chunk_mean(documents.k, doc_cu, size)
-    return Pooled(k, chunk_mean(documents.v, doc_cu, size), key)
+    k = means if router.keys is None else chunk_mean(documents.k, *chunks)
+    return Pooled(k, chunk_mean(documents.v, *chunks), key)
 
 
 def router_query(
-    h: Tensor, contexts: Projections, rows: Tensor, query_cu: Tensor, router: Router
+    h: Tensor,
+    contexts: Projections,
+    rows: Tensor,
+    query_cu: Tensor,
+    router: Router,
+    asking: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Query vectors and how many of them each context has (cumulative, [m+1]).
 
     Of the query tokens `rows` of the active stream, packed by query_cu; normed states h [Na, d].
+    asking [m']: as in Scoring.pool_tokens.
     """
     scoring = router.settings.scoring
     if router.queries is None:
-        states, query_cu = scoring.pool_tokens(contexts.q[rows].flatten(1), query_cu)
+        states, query_cu = scoring.pool_tokens(contexts.q[rows].flatten(1), query_cu, asking)
         rq = states.unflatten(1, (-1, contexts.q.shape[2]))
     else:
-        states, query_cu = scoring.pool_tokens(h[rows], query_cu)
+        states, query_cu = scoring.pool_tokens(h[rows], query_cu, asking)
         rq = router.queries(states)
     vectors, query_cu = scoring.query_vectors(rq, query_cu, router.key_heads, router.group.heads)
     return router.group.gather(vectors), query_cu
@@ -191,7 +203,7 @@ def context_layer(
 
     Returns the attended states [Na, H, D] and the routing.
     """
-    query = router_query(h, x, layout.query_index, layout.query_cu, router)
+    query = router_query(h, x, layout.query_index, layout.query_cu, router, layout.asking)
     routing = route(
         *query, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router.settings
     )
@@ -209,7 +221,7 @@ def router_layer(
     """
     nd = layout.doc_token_count
     documents, contexts = x.part(slice(nd)), x.part(slice(nd, None))
-    pooled = pool_documents(h[:nd], documents, layout.doc_cu, router)
+    pooled = pool_documents(h[:nd], documents, layout.doc_cu, router, layout.token_cu)
     attended, routing = context_layer(h[nd:], contexts, layout, router, pooled)
     if contexts_only:
         return attended, routing, pooled

@@ -8,13 +8,17 @@ K top_k, S selected chunk entries. `*_cu` are cumulative lengths: int64, first e
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 
 import torch
 from msa_kernels import chunk_offsets
+from msa_kernels.ragged import chunk_token_offsets
 from torch import Tensor
 
 IGNORE = -100  # label of a token that is not written by the model
+_ALIGNED = 16  # bytes: where a tensor may begin in a block of several
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,46 @@ class MemoryBatch:
     positives: Tensor  # [m, n] bool
     masked: Tensor  # [m, n] bool: neither positive nor negative
     doc_labels: Tensor | None = None  # [Nd]; given, the documents' final states are computed too
+    source: MemoryBatch | None = field(default=None, repr=False)  # that this is a copy of, by `to`
 
     def to(self, device: torch.device | str) -> MemoryBatch:
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        """The same on a device; what is known of it on the host stays known there."""
+        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
+        there = moved([getattr(self, name) for name in names], torch.device(device))
+        source = self if self.source is None else self.source
+        return replace(self, **dict(zip(names, there, strict=True)), source=source)
+
+    @property
+    def on_host(self) -> MemoryBatch:
+        """The same in host memory, where sizes are read and tables made without waiting."""
+        if self.doc_tokens.device.type == "cpu":
+            return self
+        return self.to("cpu") if self.source is None else self.source
 
     @property
     def label_count(self) -> int:
-        count = int((self.labels != IGNORE).sum())
-        if self.doc_labels is not None:
-            count += int((self.doc_labels != IGNORE).sum())
-        return count
+        return len(self.labelled_rows)
+
+    @property
+    def labelled_rows(self) -> Tensor:
+        """Rows, ascending, of all_labels that the model is asked for; on the host."""
+        return (self.on_host.all_labels != IGNORE).nonzero().squeeze(1)
+
+    @property
+    def all_labels(self) -> Tensor:
+        """Of all final states: [Na], or [Nd+Na] with labels of documents."""
+        if self.doc_labels is None:
+            return self.labels
+        return torch.cat([self.doc_labels, self.labels])
+
+    @property
+    def routed_contexts(self) -> Tensor:
+        """Contexts, ascending, that have a positive and so take the router loss; on the host."""
+        return self.on_host.positives.any(1).nonzero().squeeze(1)
 
     @property
     def routed_context_count(self) -> int:
-        """Contexts that have a positive and so take the router loss."""
-        return int(self.positives.any(1).sum())
+        return len(self.routed_contexts)
 
 
 @dataclass(frozen=True)
@@ -71,17 +95,23 @@ class StreamLayout:
     doc_cu: Tensor  # [n+1]
     bank_cu: Tensor  # [b+1]
     chunk_cu: Tensor  # [n+1]
+    token_cu: Tensor  # [C+1] tokens of the stream's chunks
     ctx_cu: Tensor  # [m+1]
     ctx_bank: Tensor  # [m]
     memory_from: Tensor  # [m]
     positions: Tensor  # [Nd+Na]
     query_index: Tensor  # [Nq] rows of the ACTIVE stream that are query tokens
     query_cu: Tensor  # [m+1]
+    asking: Tensor  # [m'] contexts with query tokens
     keep_documents: bool  # the documents' final hidden states are wanted
 
     @classmethod
     def of(cls, batch: MemoryBatch, chunk_size: int, stored: bool = False) -> StreamLayout:
-        """stored: the documents' pooled states are at hand, their tokens not in the stream."""
+        """stored: the documents' pooled states are at hand, their tokens not in the stream.
+
+        Made on the host and moved to the batch's device at once.
+        """
+        device, batch = batch.doc_tokens.device, batch.on_host
         query_index, query_cu = query_rows(batch.is_query, batch.ctx_cu)
         doc_cu = batch.doc_cu[:1] if stored else batch.doc_cu
         return cls(
@@ -89,14 +119,21 @@ class StreamLayout:
             doc_cu=doc_cu,
             bank_cu=batch.bank_cu,
             chunk_cu=chunk_offsets(batch.doc_cu, chunk_size),
+            token_cu=chunk_token_offsets(doc_cu, chunk_size),
             ctx_cu=batch.ctx_cu,
             ctx_bank=batch.ctx_bank,
             memory_from=batch.memory_from,
             positions=torch.cat([positions_within(doc_cu), batch.positions]),
             query_index=query_index,
             query_cu=query_cu,
+            asking=query_cu.diff().nonzero().squeeze(1),
             keep_documents=batch.doc_labels is not None,
-        )
+        ).to(device)
+
+    def to(self, device: torch.device) -> StreamLayout:
+        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
+        there = moved([getattr(self, name) for name in names], device)
+        return replace(self, **dict(zip(names, there, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ class PackedDocuments:
     """Packed documents without contexts: what is encoded of them is their pooled memory."""
 
     tokens: Tensor  # [Nd]
-    cu: Tensor  # [n+1]
+    cu: Tensor  # [n+1] on the host, wherever the tokens are
 
     def groups(self, limit: int) -> list[PackedDocuments]:
         """In order, each as many documents as have at most `limit` tokens (or one, longer)."""
@@ -120,20 +157,42 @@ class PackedDocuments:
         return PackedDocuments(self.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0])
 
     def layout(self, chunk_size: int) -> StreamLayout:
+        """On the tokens' device."""
         none, nobody = self.cu[:0], self.cu[:1]
         return StreamLayout(
             doc_token_count=len(self.tokens),
             doc_cu=self.cu,
             bank_cu=nobody,
             chunk_cu=chunk_offsets(self.cu, chunk_size),
+            token_cu=chunk_token_offsets(self.cu, chunk_size),
             ctx_cu=nobody,
             ctx_bank=none,
             memory_from=none,
             positions=positions_within(self.cu),
             query_index=none,
             query_cu=nobody,
+            asking=none,
             keep_documents=False,
-        )
+        ).to(self.tokens.device)
+
+
+def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors on a device. To a GPU they go in one pinned block, and the host does not wait."""
+    if device.type != "cuda" or any(x.device.type != "cpu" for x in tensors):
+        return [x.to(device) for x in tensors]
+    sizes = [-(-x.nbytes // _ALIGNED) * _ALIGNED for x in tensors]
+    *starts, total = accumulate(sizes, initial=0)
+    block = torch.empty(total, dtype=torch.uint8, pin_memory=True)
+
+    def placed(where: Tensor) -> list[Tensor]:
+        return [
+            where[start : start + x.nbytes].view(x.dtype).view(x.shape)
+            for start, x in zip(starts, tensors, strict=True)
+        ]
+
+    for place, x in zip(placed(block), tensors, strict=True):
+        place.copy_(x)
+    return placed(block.to(device, non_blocking=True))
 
 
 def positions_within(cu: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from msa_kernels import cumulative
 from torch import Tensor
 
+from msa_train.model.batch import moved
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
 
@@ -27,54 +28,55 @@ class KeyQueue:
     def __init__(self, layers: Sequence[int], limit: int = 0):
         self.limit, self._layers = limit, tuple(layers)
         self._keys: dict[int, Tensor] = {}  # layer -> [C, V]
-        self._chunks = torch.zeros(0, dtype=torch.int64)  # [q] of each document
-        self._ids = torch.zeros(0, dtype=torch.int64)  # [q]
+        self._chunks = torch.zeros(0, dtype=torch.int64)  # [q] of each document, on the host
+        self._ids = torch.zeros(0, dtype=torch.int64)  # [q], on the host
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def scores(self, layer: int, routing: Routing, doc_ids: Tensor, router: RouterConfig) -> Tensor:
-        """[m, q] float32 scores of the queued documents; -inf for those of the bank, doc_ids [n].
+        """[m, q] float32 scores of the queued documents; -inf for those of the bank, doc_ids [n] on
+        the host.
 
         Gradients reach the router queries alone.
         """
         device = routing.query.device
-        contexts = len(routing.query_cu) - 1
-        chunk_cu = cumulative(self._chunks).to(device)
-        scores = router.scoring.document_scores(
-            routing.query,
-            routing.query_cu,
-            self._keys[layer].to(device),
-            chunk_cu,
-            torch.zeros(contexts, dtype=torch.int64, device=device),
-            torch.tensor([0, len(self)], device=device),
+        bank = torch.zeros(len(routing.query_cu) - 1, dtype=torch.int64)
+        tables = (
+            cumulative(self._chunks),
+            bank,
+            torch.tensor([0, len(self)]),
+            torch.isin(self._ids, doc_ids),
         )
-        return scores.masked_fill(torch.isin(self._ids.to(device), doc_ids), -math.inf)
+        *tables, own = moved(tables, device)
+        keys = self._keys[layer] = self._keys[layer].to(device)  # those of a checkpoint were not
+        scores = router.scoring.document_scores(routing.query, routing.query_cu, keys, *tables)
+        return scores.masked_fill(own, -math.inf)
 
     def add(self, keys: dict[int, Tensor], chunks: Tensor, doc_ids: Tensor) -> None:
-        """Documents of a bank: keys [C, V] of each layer, chunks [n], doc_ids [n]."""
+        """Documents of a bank: keys [C, V] of each layer; chunks [n], doc_ids [n] on the host."""
         if not self.limit:
             if len(self):  # of an earlier stage
                 self.load_state_dict(KeyQueue(self._layers).state_dict())
             return
-        old_ids = self._ids.to(doc_ids.device)
-        fresh = ~torch.isin(old_ids, doc_ids)  # a document that comes again is kept once, anew
+        fresh = ~torch.isin(self._ids, doc_ids)  # a document that comes again is kept once, anew
         total = int(fresh.sum()) + len(doc_ids)
         if (over := total - self.limit) > 0:
             gone = fresh.nonzero().squeeze(1)[:over]
             fresh[gone] = False
-        rows = fresh.repeat_interleave(self._chunks.to(fresh.device))
+        kept = fresh.repeat_interleave(self._chunks).nonzero().squeeze(1)
         for layer in self._layers:
             new = keys[layer].detach()
             old = self._keys.get(layer, new[:0]).to(new.device)
+            (rows,) = moved([kept], new.device)
             self._keys[layer] = torch.cat([old[rows], new])
-        self._chunks = torch.cat([self._chunks.to(chunks.device)[fresh], chunks])
-        self._ids = torch.cat([old_ids[fresh], doc_ids])
+        self._chunks = torch.cat([self._chunks[fresh], chunks])
+        self._ids = torch.cat([self._ids[fresh], doc_ids])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything, to continue bit for bit."""
         keys = {f"keys{layer}": tensor.cpu() for layer, tensor in self._keys.items()}
-        return {"chunks": self._chunks.cpu(), "ids": self._ids.cpu(), **keys}
+        return {"chunks": self._chunks, "ids": self._ids, **keys}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._chunks, self._ids = state["chunks"], state["ids"]

@@ -20,19 +20,24 @@ class Losses:
 
 
 def router_loss_sum(
-    scores: Tensor, positives: Tensor, masked: Tensor, router: RouterConfig
+    scores: Tensor,
+    positives: Tensor,
+    masked: Tensor,
+    router: RouterConfig,
+    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sum over contexts with a positive of the contrastive loss of one router layer.
 
     scores [m, n] float32, -inf for documents that do not exist for the context; positives and
-    masked [m, n] bool; masked documents are neither positive nor negative. A scalar, 0 when no
-    context has a positive.
+    masked [m, n] bool; masked documents are neither positive nor negative. pairs: context and
+    document of each positive, where they are known; on a GPU the host would wait for their number.
+    A scalar, 0 when no context has a positive.
 
         L = -(1/|P|) sum_{i in P} log( e^{s_i/tau} / (e^{s_i/tau} + sum_{j not in P} e^{s_j/tau}) )
     """
     temperature = min(max(router.temperature, 0.001), 0.5)
     logits = (scores / temperature).masked_fill(masked, -math.inf)
-    context, document = positives.nonzero(as_tuple=True)
+    context, document = positives.nonzero(as_tuple=True) if pairs is None else pairs
     rivals = positives if router.loss == "infonce_decoupled" else torch.zeros_like(positives)
     # A finite floor instead of -inf: a context without negatives has a loss of exactly 0.
     negatives = logits.masked_fill(rivals, -math.inf).clamp(min=-1e30).logsumexp(1)
@@ -51,7 +56,11 @@ def token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def stale_loss_sum(
-    scores: Tensor, stale: Tensor, positives: Tensor, router: RouterConfig
+    scores: Tensor,
+    stale: Tensor,
+    positives: Tensor,
+    router: RouterConfig,
+    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The same with stale negatives alone: each positive against documents of earlier banks.
 
@@ -64,4 +73,5 @@ def stale_loss_sum(
         torch.cat([positives, none], 1),
         torch.cat([~positives, none], 1),
         router,
+        pairs,
     )

@@ -28,6 +28,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from msa_kernels import chunk_offsets
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -43,7 +44,7 @@ from msa_train.model.attention import (
     self_attention,
     self_attention_layer,
 )
-from msa_train.model.batch import IGNORE, MemoryBatch, PackedDocuments, StreamLayout
+from msa_train.model.batch import MemoryBatch, PackedDocuments, StreamLayout, moved
 from msa_train.model.config import ModelConfig
 from msa_train.model.key_queue import KeyQueue
 from msa_train.model.losses import Losses, router_loss_sum, stale_loss_sum
@@ -146,7 +147,7 @@ class MemoryAttention(SelfAttention):
     def _route(self, h: Tensor, x: Projections, streams: TwoStreams, last: bool) -> Tensor:
         layout, router, number = streams.layout, self._router(), self.number
         if streams.work == "encode":
-            pooled = pool_documents(h, x, layout.doc_cu, router)
+            pooled = pool_documents(h, x, layout.doc_cu, router, layout.token_cu)
             streams.pooled.setdefault(number, pooled)  # once: recomputation comes again
             return x.q[:0] if last else self_attention(x, layout.doc_cu)
         if streams.work == "read":
@@ -322,13 +323,11 @@ class MSAModel(MegatronModule):
             pooled = dict(zip(self.model.router_layers, states, strict=True))
             streams = self._streams(layout, "read", pooled)
             hidden = self._run(batch.tokens, streams)
-        labels = batch.labels
-        if batch.doc_labels is not None:
-            labels = torch.cat([batch.doc_labels, labels])
-        labelled = labels != IGNORE
+        labels, pairs = batch.all_labels, batch.on_host.positives.nonzero(as_tuple=True)
+        labelled, *pairs = moved([batch.labelled_rows, *pairs], hidden.device)
         hidden = hidden[len(hidden) - len(labels) :][labelled]
         lm = self._token_loss_sum(hidden, labels[labelled])
-        return Losses(lm, self._router_loss_sum(batch, streams), streams.routings)
+        return Losses(lm, self._router_loss_sum(batch, pairs, streams), streams.routings)
 
     def _streams(
         self, layout: StreamLayout, work: str = "both", pooled: dict[int, Pooled] | None = None
@@ -357,28 +356,36 @@ class MSAModel(MegatronModule):
         losses = tensor_parallel.vocab_parallel_cross_entropy(logits[:, None], labels[:, None])
         return losses.sum()
 
-    def _router_loss_sum(self, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
+    def _router_loss_sum(
+        self, batch: MemoryBatch, pairs: list[Tensor], streams: TwoStreams
+    ) -> Tensor:
+        """pairs: context and document of each positive."""
         layers, training, losses = self.model.loss_layers, torch.is_grad_enabled(), []
         for layer in layers:
             scores = streams.routings[layer].document_scores
-            loss = router_loss_sum(scores, batch.positives, batch.masked, self.model.router)
+            given = batch.positives, batch.masked, self.model.router, pairs
+            loss = router_loss_sum(scores, *given)
             if training and len(self.queue):
-                loss = loss + self._stale_loss_sum(layer, batch, streams)
+                loss = loss + self._stale_loss_sum(layer, batch, pairs, streams)
             losses.append(loss)
         if training:
             keys = {layer: streams.pooled[layer].key for layer in layers}
-            self.queue.add(keys, streams.layout.chunk_cu.diff(), batch.doc_ids)
+            host = batch.on_host
+            chunks = chunk_offsets(host.doc_cu, self.model.router.chunk_size).diff()
+            self.queue.add(keys, chunks, host.doc_ids)
         return torch.stack(losses).mean() if losses else streams.cos.new_zeros(())
 
-    def _stale_loss_sum(self, layer: int, batch: MemoryBatch, streams: TwoStreams) -> Tensor:
+    def _stale_loss_sum(
+        self, layer: int, batch: MemoryBatch, pairs: list[Tensor], streams: TwoStreams
+    ) -> Tensor:
         """The queue's part of a layer's router loss; it trains the queries alone."""
         routing, layout = streams.routings[layer], streams.layout
         scores = self.model.router.scoring.document_scores(
             routing.query, routing.query_cu, streams.pooled[layer].key.detach(), layout.chunk_cu,
             layout.ctx_bank, layout.bank_cu,
         )  # fmt: skip
-        stale = self.queue.scores(layer, routing, batch.doc_ids, self.model.router)
-        return stale_loss_sum(scores, stale, batch.positives, self.model.router)
+        stale = self.queue.scores(layer, routing, batch.on_host.doc_ids, self.model.router)
+        return stale_loss_sum(scores, stale, batch.positives, self.model.router, pairs)
 
     def partial_gradient_parameters(self) -> list[torch.nn.Parameter]:
         """Replicated parameters used on sharded heads: each rank has a part of their gradient."""

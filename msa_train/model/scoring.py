@@ -67,8 +67,14 @@ class Scoring(ABC):
         """
         return None
 
-    def pool_tokens(self, states: Tensor, query_cu: Tensor) -> tuple[Tensor, Tensor]:
-        """What router queries are projected from: a row [d] per query token, as it comes."""
+    def pool_tokens(
+        self, states: Tensor, query_cu: Tensor, asking: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What router queries are projected from: a row [d] per query token, as it comes.
+
+        asking [m']: the contexts with query tokens, where they are known; on a GPU the host would
+        wait for their number.
+        """
         return states, query_cu
 
     def query_vectors(
@@ -197,17 +203,21 @@ class PooledQuery(DotProduct):
     published = False
     reductions = (("mean", "pooled", "max"),)
 
-    def pool_tokens(self, states: Tensor, query_cu: Tensor) -> tuple[Tensor, Tensor]:
+    def pool_tokens(
+        self, states: Tensor, query_cu: Tensor, asking: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """[m', d] means in the order of contexts; one without query tokens has none."""
 
         from msa_kernels.ragged import cumulative, segment_ids
 
         counts = query_cu.diff()
         asks = counts > 0
+        if asking is None:
+            asking = asks.nonzero().squeeze(1)
         wide = states.float() if states.dtype.itemsize < 4 else states
         sums = wide.new_zeros(len(counts), states.shape[1])
-        sums = sums.index_add(0, segment_ids(query_cu), wide)[asks]
-        return (sums / counts[asks, None]).to(states.dtype), cumulative(asks.long())
+        sums = sums.index_add(0, segment_ids(query_cu, len(states)), wide)[asking]
+        return (sums / counts[asking, None]).to(states.dtype), cumulative(asks.long())
 
 
 @register

@@ -33,7 +33,8 @@ class GradientCache:
         """Add the gradients of weigh(losses of the batch); returns the losses."""
         rounds = 1
         if self.group_tokens is not None:
-            groups = PackedDocuments(batch.doc_tokens, batch.doc_cu).groups(self.group_tokens)
+            documents = PackedDocuments(batch.doc_tokens, batch.on_host.doc_cu)
+            groups = documents.groups(self.group_tokens)
             # Every forward and backward may be a collective: all ranks do equally many, and those
             # with fewer groups repeat one without effect.
             rounds = self.engine.max_over_ranks(len(groups))

@@ -15,7 +15,7 @@ from data_pipeline.schema import Document, Sample
 from data_pipeline.shards.reader import ShardReader
 from msa_train.config import Config
 from msa_train.errors import ConfigError
-from msa_train.model.batch import MemoryBatch
+from msa_train.model.batch import MemoryBatch, moved
 from msa_train.model.losses import Losses
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.data import Collate
@@ -89,13 +89,15 @@ class HeldOutEvaluation:
         return numbers, [row for rows in examples.values() for row in rows]
 
     def _measure(self, batch: MemoryBatch, losses: Losses) -> Tensor:
-        first = best = 0.0
-        *recalls, _ = recall_sums(batch, losses, self._layers).tolist()
-        for at_1, at_k in zip(recalls[::2], recalls[1::2], strict=True):
-            first += at_1 / len(self._layers)
-            best += at_k / len(self._layers)
-        counts = (batch.label_count, float(losses.router), batch.routed_context_count, first, best)
-        return losses.lm.new_tensor([float(losses.lm), *counts], dtype=torch.float64)
+        """[_SUMS], without waiting for the device."""
+        recalls = recall_sums(batch, losses, self._layers).double()[:-1] / len(self._layers)
+        found = torch.zeros(2, dtype=torch.float64, device=recalls.device)
+        for of_layer in recalls.split(2):
+            found = found + of_layer
+        counts = torch.tensor([batch.label_count, batch.routed_context_count], dtype=torch.float64)
+        (counts,) = moved([counts], found.device)
+        lm, router = losses.lm.double(), losses.router.double()
+        return torch.stack([lm, counts[0], router, counts[1], *found])
 
     def _examples(self, part: Sample, losses: Losses) -> list[list]:
         """Rows of COLUMNS for the first questions of a part."""

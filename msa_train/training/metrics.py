@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch
+from msa_train.model.batch import MemoryBatch, moved
 from msa_train.model.losses import Losses
 
 Numbers = dict[str, float]  # of a logged step, by name
@@ -30,21 +30,23 @@ class StepMetrics:
     ):
         self._layers, self._group = layers, group
         self._labels, self._contexts = max(1.0, labels), max(1.0, contexts)
-        # Two losses, two counts of tokens, then those of recall_sums.
-        self._sums = torch.zeros(4 + 2 * len(layers) + 1, dtype=torch.float64, device=device)
+        self._tokens = [0, 0]  # of memory, of contexts
+        # Two losses, then those of recall_sums; they stay on the device until `result`.
+        self._sums = torch.zeros(2 + 2 * len(layers) + 1, dtype=torch.float64, device=device)
 
     def add(self, batch: MemoryBatch, losses: Losses) -> None:
         lm = losses.lm.detach().double() / self._labels
         router = losses.router.detach().double() / self._contexts
-        tokens = lm.new_tensor([len(batch.doc_tokens), len(batch.tokens)])
+        self._tokens[0] += len(batch.doc_tokens)
+        self._tokens[1] += len(batch.tokens)
         recalls = recall_sums(batch, losses, self._layers)
-        self._sums += torch.cat([torch.stack([lm, router]), tokens, recalls])
+        self._sums += torch.cat([torch.stack([lm, router]), recalls])
 
     def result(self) -> Numbers:
         """Every data-parallel rank must call."""
-        sums = self._sums.clone()
+        sums = torch.cat([self._sums, self._sums.new_tensor(self._tokens)])
         dist.all_reduce(sums, group=self._group)
-        lm, router, memory_tokens, active_tokens, *recalls, asked = sums.tolist()
+        lm, router, *recalls, asked, memory_tokens, active_tokens = sums.tolist()
         numbers = {
             "loss/lm": lm,
             "loss/router": router,
@@ -61,13 +63,13 @@ class StepMetrics:
 def recall_sums(batch: MemoryBatch, losses: Losses, layers: Sequence[int]) -> Tensor:
     """[2 layers + 1] over the contexts that have positives: for each layer the sums of hits at 1
     and of recall at K; last the number of those contexts."""
-    asked = batch.positives.any(1)
+    (asked,) = moved([batch.routed_contexts], batch.positives.device)
     positives = batch.positives[asked]
     sums = []
     for layer in layers:
         found = found_positives(losses.routings[layer].documents[asked], positives)
         sums += [found[:, :1].sum(), (found.sum(1) / positives.sum(1)).sum()]
-    return torch.stack([*sums, asked.sum()])
+    return torch.stack([*sums, positives.any(1).sum()])
 
 
 def found_positives(documents: Tensor, positives: Tensor) -> Tensor:

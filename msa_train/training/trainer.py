@@ -244,14 +244,16 @@ class Trainer:
 
 def _gates(engine: Engine) -> Numbers:
     """The learned scalars of the gate, where this rank holds them whole."""
-    numbers = {}
+    weights = {}
     for layer in engine.model.decoder.layers:
         for name in ("router_gate", "router_threshold"):
             weight = getattr(layer.self_attention, name, None)
             if weight is not None and weight.numel() == 1:
                 short = name.removeprefix("router_")
-                numbers[f"router/layer_{layer.layer_number - 1}_{short}"] = float(weight.detach())
-    return numbers
+                weights[f"router/layer_{layer.layer_number - 1}_{short}"] = weight.detach()
+    if not weights:
+        return {}
+    return dict(zip(weights, torch.cat(list(weights.values())).tolist(), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -73,5 +73,6 @@ def test_means_of_far_tokens(tmp_path):
 def test_the_operator_is_what_it_says_and_compiles():
     x = torch.randn(9, 2, 8, requires_grad=True)
     flat = x.detach().flatten(1).requires_grad_()
-    opcheck(torch.ops.msa_kernels.chunk_mean.default, (flat, cu([4, 5]), 3))
+    opcheck(torch.ops.msa_kernels.chunk_mean.default, (flat, cu([3, 1, 3, 2])))
+    opcheck(torch.ops.msa_kernels.chunk_token_offsets.default, (cu([4, 5]), 3))
     check_compiled(chunk_mean, (x, cu([4, 5]), 3))

@@ -65,4 +65,6 @@ def test_padding_repeats_a_sequences_last_row(lengths, more):
 
 def test_repeated_values_are_those_of_torch():
     values, counts = torch.tensor([5, -2, 7, 7]), torch.tensor([2, 0, 1, 3])
-    assert torch.equal(repeated(values, counts), values.repeat_interleave(counts))
+    assert torch.equal(
+        repeated(values, counts, int(counts.sum())), values.repeat_interleave(counts)
+    )
