@@ -1,0 +1,97 @@
+"""A training step on a GPU: its numbers are the CPU's, and the host rarely waits for the device."""
+
+from unittest import mock
+
+import pytest
+import torch
+from megatron.core.transformer import transformer_block
+
+from msa_train.model.batch import PackedDocuments, moved
+from msa_train.training.gradient_cache import GradientCache
+from msa_train.training.metrics import StepMetrics
+from tests.batches import CONTEXTS, OWN_ROUTER, RAGGED, random_batch, tiny_config
+from tests.pretend.cuda import counting, on_device, pretended_cuda
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Megatron's cross entropy masks twice; Liger's, which a GPU has, reads one number.
+LOSS = 2
+
+
+class Alone:
+    """An engine of one rank, without an optimizer."""
+
+    def __init__(self, module):
+        self.module, self.passes = module, 0
+
+    def __call__(self, *given):
+        self.passes += not isinstance(given[0], PackedDocuments)
+        return self.module(*given)
+
+    def backward(self, loss, scaled=False):
+        loss.backward()
+
+    def max_over_ranks(self, count):
+        return count
+
+
+@pytest.fixture
+def cuda():
+    # Megatron detaches views by assigning their data, which is C++ that asks the storage.
+    viewless = mock.patch.object(transformer_block, "make_viewless_tensor", lambda inp, **_: inp)
+    with viewless, torch.autograd.set_multithreading_enabled(False), pretended_cuda() as device:
+        yield device
+
+
+def step(module, batch, group_tokens):
+    losses = GradientCache(Alone(module), group_tokens).backward(
+        batch, lambda losses: 0.7 * losses.lm + 0.3 * losses.router
+    )
+    return losses, {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("router", "recompute", "group_tokens", "queue", "waits"),
+    [
+        ({}, False, None, 0, 2),
+        (OWN_ROUTER, False, None, 0, 2),
+        ({}, True, None, 0, 4),
+        ({}, False, 20, 0, 2),
+        ({}, False, None, 64, 2),
+    ],
+    ids=["plain", "pooled query", "recompute", "gradient cache", "queue"],
+)
+def test_a_step_waits_once_for_each_routing(
+    megatron, cuda, router, recompute, group_tokens, queue, waits
+):
+    """Both configurations have two router layers: each waits for how many chunks it selected."""
+    config = tiny_config(**router)
+    batch = random_batch(RAGGED, CONTEXTS, config)
+    plain, module = (megatron(config, recompute=recompute) for _ in range(2))
+    plain.queue.limit = module.queue.limit = queue
+    on_device(module)
+    for _ in range(2 if queue else 1):
+        wanted, gradients = step(plain, batch, group_tokens)
+        with counting() as counts:
+            losses, found = step(module, batch.to(cuda), group_tokens)
+            measured = StepMetrics(config.router_layers, None, cuda, 8, 4)
+            measured.add(batch.to(cuda), losses)
+        assert counts.syncs <= waits + LOSS, counts
+    torch.testing.assert_close(losses.lm.cpu(), wanted.lm)
+    torch.testing.assert_close(losses.router.cpu(), wanted.router)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name].cpu(), gradient, msg=name)
+
+
+def test_a_batch_travels_in_one_block(cuda):
+    batch = random_batch(RAGGED, CONTEXTS, tiny_config(), doc_labels=True)
+    with counting() as counts:
+        there = batch.to(cuda)
+        assert there.label_count == batch.label_count
+        assert there.to(cuda).on_host is batch
+    assert (counts.copies, counts.syncs) == (1, 0), counts
+    for name in ("doc_tokens", "is_query", "ctx_cu", "positives", "doc_labels"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(batch, name))
+    empty = moved([torch.zeros(0, 3), torch.ones(1, dtype=torch.bool)], cuda)
+    assert [tuple(x.shape) for x in empty] == [(0, 3), (1,)] and bool(empty[1])
