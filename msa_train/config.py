@@ -24,7 +24,7 @@ from data_pipeline.errors import DataError, check_least
 from data_pipeline.settings import DataConfig, TrainingCorpus
 from data_pipeline.sources.niah import NeedleTask
 from msa_train.errors import ConfigError
-from msa_train.model.config import ModelConfig
+from msa_train.model.config import ModelConfig, Recompute
 from msa_train.stages import Stage
 
 _KINDS = {
@@ -76,7 +76,9 @@ class TrainingConfig:
     starting point's tokenizer.
     batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
     rank reads its share one by one.
-    recompute: keep a layer's input instead of its activations.
+    recompute: what is computed once more in the backward pass instead of kept: none, attention (a
+    layer's norm, projections, routing and attention; its feed-forward part is kept), or layer (all
+    but a layer's input). true and false, as older files have it, are layer and none.
     gradient_cache_tokens: encode at most this many document tokens of a bank at once, and each
     twice, with equal gradients: bounds memory for banks of any size (null: all at once, once).
     clip: maximum gradient norm.
@@ -98,7 +100,7 @@ class TrainingConfig:
     tensor_parallel: int = 1
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    recompute: bool = False
+    recompute: Recompute | bool = "none"
     gradient_cache_tokens: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
@@ -124,6 +126,8 @@ class TrainingConfig:
         )  # fmt: skip
         from_zero = ("held_out_every", "weight_decay", "cache_gb")
         check_least(0, self, "training.", *from_zero, error=ConfigError)
+        if isinstance(self.recompute, bool):
+            object.__setattr__(self, "recompute", "layer" if self.recompute else "none")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"training.betas is {self.betas}: give two numbers from 0 to below 1")
         if self.gradient_cache_tokens is not None and self.gradient_cache_tokens < 1:

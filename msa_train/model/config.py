@@ -13,6 +13,7 @@ from msa_train.model.scoring import Scoring, scoring_of
 
 Answers = Literal["protocol", "chat"]
 GateKind = Literal["none", "threshold"]
+Recompute = Literal["none", "attention", "layer"]  # what of a layer training does not keep
 
 # Settings that are gone, and what switched them off: older YAML, checkpoints and exports have them.
 RETIRED = {"gate_growth": False, "gate_documents": 128}

@@ -8,6 +8,7 @@ scoring, because the sum over heads must finish before the maximum over tokens (
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -45,7 +46,7 @@ from msa_train.model.attention import (
     self_attention_layer,
 )
 from msa_train.model.batch import MemoryBatch, PackedDocuments, StreamLayout, moved
-from msa_train.model.config import ModelConfig
+from msa_train.model.config import ModelConfig, Recompute
 from msa_train.model.key_queue import KeyQueue
 from msa_train.model.losses import Losses, router_loss_sum, stale_loss_sum
 from msa_train.model.ops import (
@@ -180,18 +181,31 @@ class MemoryAttention(SelfAttention):
         return layer(h[:, None])[0].squeeze(1).unflatten(1, (-1, self.model.router_head_dim))
 
 
+class _GatedLinear(ColumnParallelLinear):
+    """The MLP's first projection: gate and up [..., this rank's F], whose weights lie together.
+
+    On a GPU as two products, because a fused kernel reads whole tensors and would copy halves of
+    one; on a CPU one product is faster.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not x.is_cuda:
+            return super().forward(x)[0].chunk(2, -1)
+        x = tensor_parallel.copy_to_tensor_model_parallel_region(x)
+        return tuple(F.linear(x, half) for half in self.weight.chunk(2))
+
+
 class _FusedMLP(MLP):
     """Megatron's gated MLP with the product fused where it can be."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        gate, up = self.linear_fc1(hidden_states)[0].chunk(2, -1)
-        return self.linear_fc2(swiglu(gate, up))
+        return self.linear_fc2(swiglu(*self.linear_fc1(hidden_states)))
 
 
 class MemoryLayer(TransformerLayer):
     """A pre-norm layer that drops the documents' states where nothing reads them any more."""
 
-    def __init__(self, *args, recompute: bool, **kwargs):
+    def __init__(self, *args, recompute: Recompute, **kwargs):
         super().__init__(*args, **kwargs)
         self.recompute = recompute
 
@@ -200,26 +214,35 @@ class MemoryLayer(TransformerLayer):
     ) -> tuple[Tensor, None]:
         if not len(hidden_states):  # documents alone, behind the last router layer: nothing is left
             return hidden_states, None
-        if self.recompute and self.training:
-            run = checkpoint(self._run, hidden_states, packed_seq_params, use_reentrant=False)
-        else:
-            run = self._run(hidden_states, packed_seq_params)
-        return run, None
+        return self._kept("layer", self._run, hidden_states, packed_seq_params), None
+
+    def _kept(
+        self, part: Recompute, run: Callable[..., Tensor], x: Tensor, streams: TwoStreams
+    ) -> Tensor:
+        """run(x, streams), of which x alone is kept where this part is to be recomputed."""
+        if self.recompute == part and self.training:
+            return checkpoint(run, x, streams, use_reentrant=False)
+        return run(x, streams)
 
     def _run(self, x: Tensor, streams: TwoStreams) -> Tensor:
-        own, layout = self.self_attention, streams.layout
+        own = self.self_attention
         if streams.reader_alone and own.number == own.model.last_router_layer + 1:
             x = x.detach()
-        last = own.number == own.model.last_router_layer and not layout.keep_documents
-        attended = own(self.input_layernorm(x), streams, last)
+        attended = self._kept("attention", self._attend, x, streams)
         x = x[len(x) - len(attended) :] + attended
         return x + self.mlp(self.pre_mlp_layernorm(x))[0]
 
+    def _attend(self, x: Tensor, streams: TwoStreams) -> Tensor:
+        own = self.self_attention
+        last = own.number == own.model.last_router_layer and not streams.layout.keep_documents
+        return own(self.input_layernorm(x), streams, last)
 
-def layer_spec(model: ModelConfig, recompute: bool) -> ModuleSpec:
+
+def layer_spec(model: ModelConfig, recompute: Recompute) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = _MegatronNorm
     spec.submodules.mlp.module = _FusedMLP
+    spec.submodules.mlp.submodules.linear_fc1 = _GatedLinear
     # Which Megatron does not know, and warns of in every layer.
     logging.getLogger(TransformerLayer.__module__).setLevel(logging.ERROR)
     attention = spec.submodules.self_attention
@@ -265,7 +288,7 @@ def transformer_config(model: ModelConfig) -> TransformerConfig:
 class MSAModel(MegatronModule):
     """Embedding, TransformerBlock and head; `forward` gives the two loss sums of a batch."""
 
-    def __init__(self, model: ModelConfig, recompute: bool = False):
+    def __init__(self, model: ModelConfig, recompute: Recompute = "none"):
         config = transformer_config(model)
         super().__init__(config)
         self.model = model

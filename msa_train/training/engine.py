@@ -81,6 +81,8 @@ class Engine:
 
     def max_over_ranks(self, count: int) -> int:
         """The largest count of all data-parallel ranks, each of which must call."""
+        if DeepSpeedGroups.get_data_parallel_world_size() == 1:
+            return count
         counts = torch.tensor(count, device=self.device)
         group = DeepSpeedGroups.get_data_parallel_group()
         dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=group)

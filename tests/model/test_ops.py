@@ -64,6 +64,15 @@ def test_cpu_tensors_take_torch():
     assert torch.equal(ops.swiglu(gate, up), F.silu(gate) * up)
 
 
+def test_no_label_costs_nothing():
+    """Liger divides by the number of labelled tokens; nothing of it is needed where there is none."""
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.ones(6, 4, requires_grad=True)
+    loss = ops.linear_cross_entropy_sum(hidden, weight, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert float(loss.detach()) == 0.0 and loss.dtype == torch.float32
+    assert hidden.grad.shape == (0, 4) and torch.equal(weight.grad, torch.zeros(6, 4))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

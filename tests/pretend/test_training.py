@@ -53,13 +53,14 @@ def step(module, batch, group_tokens):
 @pytest.mark.parametrize(
     ("router", "recompute", "group_tokens", "queue", "waits"),
     [
-        ({}, False, None, 0, 2),
-        (OWN_ROUTER, False, None, 0, 2),
-        ({}, True, None, 0, 4),
-        ({}, False, 20, 0, 2),
-        ({}, False, None, 64, 2),
+        ({}, "none", None, 0, 2),
+        (OWN_ROUTER, "none", None, 0, 2),
+        ({}, "layer", None, 0, 4),
+        ({}, "attention", None, 0, 4),
+        ({}, "none", 20, 0, 2),
+        ({}, "none", None, 64, 2),
     ],
-    ids=["plain", "pooled query", "recompute", "gradient cache", "queue"],
+    ids=["plain", "pooled query", "recompute", "attention", "gradient cache", "queue"],
 )
 def test_a_step_waits_once_for_each_routing(
     megatron, cuda, router, recompute, group_tokens, queue, waits
