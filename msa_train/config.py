@@ -76,6 +76,8 @@ class TrainingConfig:
     starting point's tokenizer.
     batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
     rank reads its share one by one.
+    device: what the ranks compute on: cuda (a GPU each, over NCCL), cpu (over gloo, where a machine
+    has fewer GPUs than ranks, or none), or auto: cuda where torch sees a GPU.
     recompute: what is computed once more in the backward pass instead of kept: none, attention (a
     layer's norm, projections, routing and attention; its feed-forward part is kept), or layer (all
     but a layer's input). true and false, as older files have it, are layer and none.
@@ -98,6 +100,7 @@ class TrainingConfig:
     start_from: str | None = None
     batch_samples: int = 2
     tensor_parallel: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: Recompute | bool = "none"

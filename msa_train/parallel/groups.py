@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from msa_train.errors import ConfigError, MSAError, RankError
-from msa_train.parallel.cpu import prepare_megatron
+from msa_train.parallel.cpu import check_gpus, gpus, prepare_megatron
 
 T = TypeVar("T")
 
@@ -41,22 +41,25 @@ class DeepSpeedGroups:
 def start(tensor_parallel: int, timeout_s: float) -> None:
     """Join the process group that the launcher's environment names, and make Megatron's groups.
 
-    Without a launcher this is a single rank. Raises ConfigError when the ranks cannot be divided,
-    RankError when one of them does not come.
+    Without a launcher this is a single rank, on the GPU LOCAL_RANK. Raises ConfigError when the
+    ranks cannot be divided, or have no GPU each where there are some, RankError when one of them
+    does not come.
     """
     if "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     world = int(os.environ["WORLD_SIZE"])
     if world % tensor_parallel:
         raise ConfigError(
             f"training.tensor_parallel is {tensor_parallel}, but {world} ranks were started: "
             f"start a multiple of {tensor_parallel}"
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if gpus():
+        check_gpus(local + 1, f"rank {local}")
+        torch.cuda.set_device(local)  # before anything is made: it would lie on the first
     if not dist.is_initialized():
         limit = timedelta(seconds=timeout_s)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if gpus() else "gloo"
         if world == 1 and "MASTER_ADDR" not in os.environ:
             dist.init_process_group(
                 backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit

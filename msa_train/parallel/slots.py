@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from msa_train.errors import ConfigError
+from msa_train.parallel.cpu import gpus
 
 
 def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
@@ -14,7 +13,7 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
 
     include: HOST[:SLOT,SLOT...][@HOST...] (empty: all). Raises ConfigError for what names no slot.
     """
-    if hostfile is None and not torch.cuda.device_count():
+    if hostfile is None and not gpus():
         raise ConfigError(f"--include {include}: this machine has no GPU; give --ranks instead")
     if hostfile is not None and not hostfile.is_file():
         raise ConfigError(f"--hostfile {hostfile}: there is no such file")
@@ -22,7 +21,7 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
     from deepspeed.launcher.runner import fetch_hostfile, parse_inclusion_exclusion
 
     try:
-        given = fetch_hostfile(hostfile) if hostfile else {"localhost": torch.cuda.device_count()}
+        given = fetch_hostfile(hostfile) if hostfile else {"localhost": gpus()}
     except (ValueError, OSError) as error:
         raise ConfigError(f"--hostfile {hostfile}: {error}") from error
     try:
@@ -33,7 +32,7 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
 
 def ranks_here(most: int) -> int:
     """How many ranks a run of one machine gets: `most`, or one on each GPU where there are less."""
-    return min(most, torch.cuda.device_count() or most)
+    return min(most, gpus() or most)
 
 
 def _shown(given: dict[str, int]) -> str:

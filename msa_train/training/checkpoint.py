@@ -5,7 +5,7 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
                                  /tokenizer/
                                  /weights-tp0.safetensors   float32, by Megatron name, one per
                                                      tensor-parallel rank
-                                 /own-rank0.pt       random state and key queue of each rank
+                                 /own-rank0.pt       random states and key queue of each rank
                                  /...                DeepSpeed's own files
                                  /seal.json          see msa_train.checkpoint_folders
 """
@@ -65,7 +65,7 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
         files.replace_file(partial / STATE, json.dumps(asdict(state)) + "\n")
     dist.barrier()
     engine.save(folder, partial.name)
-    own = {"cpu": torch.get_rng_state(), "queue": engine.model.queue.state_dict()}
+    own = _random_states(engine.device) | {"queue": engine.model.queue.state_dict()}
     torch.save(own, partial / f"own-rank{rank}.pt")
     writes = DeepSpeedGroups.get_data_parallel_rank() == 0
     weights = {name: weight for name, weight in engine.full_weights() if writes}
@@ -81,6 +81,21 @@ def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) 
     _rotate(folder, config.training.keep_checkpoints, written)
     dist.barrier()
     return written
+
+
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Of the host and, where a rank computes on a GPU, of that."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """A checkpoint of another kind of device, or an older one, has none for this GPU."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _flaw(weights: Mapping[str, Tensor], skipped: bool) -> str | None:
@@ -162,7 +177,7 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     with safe_open(target / f"weights-tp{part}.safetensors", framework="pt") as stored:
         engine.keep(stored.get_tensor)
     own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
-    torch.set_rng_state(own["cpu"])
+    _set_random_states(own, engine.device)
     engine.model.queue.load_state_dict(own["queue"])
     if changed and dist.get_rank() == 0:
         say(f"changed since the checkpoint: {', '.join(changed)}")

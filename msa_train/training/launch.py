@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import psutil
-import torch
 
 from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
+from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, means_cpu
 from msa_train.parallel.slots import slots_of
 from msa_train.training.data import samples_per_rank
 from msa_train.training.initial_weights import check_start
@@ -41,8 +41,15 @@ def launch(
     arguments: `--config FILE --dotted.key value ...`, checked before anything is started.
     """
     config = load_config(arguments)
+    cpu = means_cpu(config.training.device)
+    if cpu and include and hostfile is None and config.training.device == "cpu":
+        raise ConfigError(
+            f"--include {include} names GPUs, but training.device is cpu: give --ranks"
+        )
     hosts, where = _where(ranks, hostfile, include)
     ranks = sum(hosts)
+    if hostfile is None and not cpu:
+        check_gpus(ranks, "--ranks")
     parallel = config.training.tensor_parallel
     if ranks % parallel:
         raise ConfigError(
@@ -62,7 +69,7 @@ def launch(
         command.append("--resume")
     folder = config.path / "checkpoints"
     before = list(checkpoint_folders.newest_first(folder))
-    code, stopped = _run(command, _environment(max(hosts)), config.training.timeout_s)
+    code, stopped = _run(command, _environment(max(hosts), cpu), config.training.timeout_s)
     if code > 0 and not stopped:
         return code
     # The launcher says 0 even when one of its own processes was killed.
@@ -165,14 +172,14 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    """The launcher's environment: this interpreter's scripts on PATH, cores shared by a host's
-    ranks."""
+def _environment(ranks: int, cpu: bool) -> dict[str, str]:
+    """The launcher's environment: this interpreter's scripts on PATH; on a CPU its cores, shared by
+    a host's ranks."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     env = {**os.environ, "PATH": path, STARTED_BY: str(os.getpid())}
-    if not torch.cuda.is_available():
+    if cpu:
         cores = len(os.sched_getaffinity(0))
-        env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks))}
+        env |= CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, cores // ranks))}
         # Megatron decorates fusions that no CPU run uses; loading their compiler takes seconds.
         env["TORCHDYNAMO_DISABLE"] = "1"
     return env

@@ -18,7 +18,8 @@ from msa_train.stages import trained_alone
 
 # What every later step does otherwise, or what changes no weight.
 APPLIED = {
-    "output", "data.workers", "evaluation", "training.recompute", "training.gradient_cache_tokens",
+    "output", "data.workers", "evaluation", "training.device", "training.recompute",
+    "training.gradient_cache_tokens",
     "training.betas", "training.weight_decay", "training.clip", "training.log_every",
     "training.checkpoint_every", "training.keep_checkpoints", "training.held_out_every",
     "training.held_out_samples", "training.damaged_samples", "training.shards",

@@ -23,10 +23,13 @@ from msa_train.errors import CheckpointError, ConfigError, DivergedError, FileEr
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.megatron import MSAModel
+from msa_train.model.ops import uses_liger
 from msa_train.parallel import groups
+from msa_train.parallel.cpu import choose_device
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint, launchers
+from msa_train.training.activations import advice
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
@@ -70,6 +73,9 @@ class Trainer:
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
         self.stopping = ""  # why the run is to stop
+        told = advice(config, fused=uses_liger(torch.empty(0, device=self.engine.device)))
+        if told is not None and self.rank == 0:
+            say(told)
 
     def _start(self, resume: bool) -> tuple[int, str | None]:
         found = checkpoint.find(self.config.path)
@@ -263,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
+        choose_device(config.training.device)
         groups.start(config.training.tensor_parallel, config.training.timeout_s)
         lock = OutputLock(config.path)
         try:

@@ -83,7 +83,6 @@ def scaled():
     sizes = {f"model.{GEOMETRY[key]}": size for key, size in SIZES.items()} | {
         "stages": json.dumps(stages),
         "training.batch_samples": training["batch_samples"] // 16,
-        "training.gradient_cache_tokens": training["gradient_cache_tokens"] // 64,
         "training.held_out_samples": training["held_out_samples"] // 8,
         "data.workers": 1,
         "training.log_every": 1,

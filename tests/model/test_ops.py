@@ -65,7 +65,7 @@ def test_cpu_tensors_take_torch():
 
 
 def test_no_label_costs_nothing():
-    """Liger divides by the number of labelled tokens; nothing of it is needed where there is none."""
+    """Liger divides by the number of labelled tokens."""
     hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.ones(6, 4, requires_grad=True)
     loss = ops.linear_cross_entropy_sum(hidden, weight, torch.zeros(0, dtype=torch.int64))
     loss.backward()

@@ -14,6 +14,14 @@ def test_ranks_that_cannot_be_divided_are_refused(monkeypatch):
         groups.start(tensor_parallel=2, timeout_s=1)
 
 
+def test_a_rank_without_a_gpu_beside_ranks_with_one_is_refused(monkeypatch):
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"rank 1 asks for 2 ranks .* sees 1: "):
+        groups.start(tensor_parallel=1, timeout_s=1)
+
+
 def test_a_process_without_a_launcher_is_a_rank_alone(megatron):
     ours = groups.DeepSpeedGroups
     assert ours.get_data_parallel_world_size() == ours.get_model_parallel_world_size() == 1

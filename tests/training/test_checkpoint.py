@@ -29,7 +29,7 @@ class Queue:
 class FileEngine:
     """An engine whose state is a file."""
 
-    skipped = False
+    skipped, device = False, torch.device("cpu")
 
     def __init__(self, value):
         self.value, self.queue = value, Queue(torch.full((2,), float(value)))
@@ -74,6 +74,23 @@ def test_what_is_saved_comes_back(config):
     assert engine.kept.tolist() == [7, 7, 7], "what nothing trains is the checkpoint's, too"
     assert torch.equal(torch.rand(3), drawn), "the random state is the saved one"
     assert (folder / "weights-tp0.safetensors").exists() and (folder / "tokenizer").is_dir()
+
+
+def test_the_random_state_of_a_rank_s_gpu_comes_back(config, monkeypatch):
+    """With a GPU that is a number; a checkpoint without one, of a run on the CPU, sets none."""
+    states = {1: torch.tensor([5], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device.index].clone())
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: states.update({device.index: state})
+    )
+    without = save(config)
+    monkeypatch.setattr(FileEngine, "device", torch.device("cuda", 1))
+    checkpoint.load(FileEngine(0), config, without, [4])
+    assert states[1].tolist() == [5]
+    folder = save(config, step=3)
+    states[1] = torch.tensor([9], dtype=torch.uint8)
+    checkpoint.load(FileEngine(0), config, folder, [4])
+    assert states[1].tolist() == [5]
 
 
 def test_a_damaged_checkpoint_is_named(config, capsys):

@@ -34,8 +34,8 @@ def start(monkeypatch, shards, tmp_path):
     monkeypatch.setattr(launching.subprocess, "Popen", Launcher)
     monkeypatch.setattr(launching.signal, "signal", lambda *_: None)
     arguments = settings(tmp_path / "run", training__shards=shards)
-    return lambda ranks=2, resume=False, **hosts: launching.launch(
-        arguments, ranks, resume, **hosts
+    return lambda ranks=2, resume=False, device="auto", **hosts: launching.launch(
+        [*arguments, "--training.device", device], ranks, resume, **hosts
     )
 
 
@@ -58,6 +58,20 @@ def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
     assert environment["PATH"].startswith(os.path.dirname(sys.executable))
     if not torch.cuda.is_available():
         assert environment["DS_ACCELERATOR"] == "cpu" and int(environment["OMP_NUM_THREADS"]) >= 1
+
+
+def test_more_ranks_than_gpus_are_refused_unless_the_cpu_is_meant(start, monkeypatch, tmp_path):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"--ranks asks for 2 ranks .*training\.device cpu"):
+        start(2)
+    monkeypatch.setattr(Launcher, "code", 10)
+    assert start(2, device="cpu") == 10
+    _, environment = Launcher.started
+    assert environment["DS_ACCELERATOR"] == "cpu" and environment["CUDA_VISIBLE_DEVICES"] == ""
+    with pytest.raises(ConfigError, match="--include localhost:0 names GPUs"):
+        start(None, device="cpu", include="localhost:0")
+    assert start(1) == 10 and "DS_ACCELERATOR" not in Launcher.started[1]
 
 
 def test_slots_that_are_named_are_ranks_of_the_launcher(start, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ STAGES = "[{name: one, steps: 2, lr: 1e-2}, {name: two, steps: 4, lr: 1e-3}]"
 # Said once more, by hand: a key that is applied must be one that every later step obeys.
 KEYS = """
 output data.workers
-training.recompute training.gradient_cache_tokens training.betas training.weight_decay
+training.device training.recompute training.gradient_cache_tokens training.betas
+training.weight_decay
 training.clip training.log_every training.checkpoint_every training.keep_checkpoints
 training.held_out_every training.held_out_samples training.damaged_samples training.shards
 training.cache_gb training.skipped_steps_limit training.timeout_s
