@@ -35,26 +35,31 @@ def measure(
     rows: tuple[tuple[TrainingLayout, int], ...] = ROWS,
     budget_s: float = BUDGET_S,
     test_banks: int = TEST_BANKS,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """A row per layout and number of questions in a step, each in a process of its own."""
+    """A row per layout and number of questions in a step, each in a process of its own.
+
+    device: cpu or cuda:N.
+    """
     found = []
     for row in rows:
         log("layouts: " + " ".join(map(str, row)))
-        found.append(in_process(_row, *row, budget_s, test_banks))
+        found.append(in_process(_row, *row, budget_s, test_banks, device))
     return found
 
 
 def _row(
-    layout: TrainingLayout, questions: int, budget_s: float, test_banks: int
+    layout: TrainingLayout, questions: int, budget_s: float, test_banks: int, device: str
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    engine = single_rank_engine()
+    engine = single_rank_engine(device)
     gradients, steps, began = GradientCache(engine, None), 0, time.perf_counter()
     while time.perf_counter() - began < budget_s:
         shared = layout == "shared"
         batches = [_bank(generator, questions if shared else 1)]
         batches += [_bank(generator, 1) for _ in range(0 if shared else questions - 1)]
         for batch in batches:
+            batch = batch.to(engine.device)
             gradients.backward(batch, lambda losses: losses.router / questions)
         engine.set_learning_rate(LEARNING_RATE * min(1.0, (steps + 1) / WARMUP_STEPS))
         engine.step()
@@ -76,7 +81,7 @@ def _recall(engine, banks: int) -> dict[str, float]:
     generator, hits = torch.Generator().manual_seed(1), []
     with torch.no_grad():
         for _ in range(banks):
-            batch = _bank(generator, DOCUMENTS)
+            batch = _bank(generator, DOCUMENTS).to(engine.device)
             for routing in engine(batch).routings.values():
                 found = found_positives(routing.documents, batch.positives).float()
                 hits.append(torch.stack([found[:, 0].mean(), found.sum(1).mean()]))

@@ -10,6 +10,7 @@ on them. Every row is a process of its own, so that its peak memory is its own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -42,20 +43,27 @@ LEAST_S, LONG_S = 10.0, 60.0  # steps are repeated for LEAST_S; one of LONG_S is
 
 
 def measure(
-    rows: tuple[tuple[Mode, int, int], ...] = ROWS, least_s: float = LEAST_S
+    rows: tuple[tuple[Mode, int, int], ...] = ROWS,
+    least_s: float = LEAST_S,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """A row per measurement; memory_tokens and tokens_per_s count each document once."""
+    """A row per measurement; memory_tokens and tokens_per_s count each document once.
+
+    device: cpu or cuda:N. peak_mb (MiB): of the process's memory, or of tensors on the GPU.
+    """
     found = []
     for row in rows:
         log("train: " + " ".join(map(str, row)))
-        found.append(in_process(_row, *row, least_s))
+        found.append(in_process(_row, *row, least_s, device))
     return found
 
 
-def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict[str, Any]:
+def _row(
+    mode: Mode, memory_tokens: int, questions: int, least_s: float, device: str
+) -> dict[str, Any]:
     torch.manual_seed(0)
     batches = list(_batches(mode, memory_tokens, questions))
-    step = _stepper(mode, batches)
+    step = _stepper(mode, batches, device)
     step_s, steps = seconds(step)[0], 1
     if step_s < LONG_S:  # the first one warmed up
         began, steps = time.perf_counter(), 0
@@ -69,10 +77,17 @@ def _row(mode: Mode, memory_tokens: int, questions: int, least_s: float) -> dict
         "questions": questions,
         "tokens_per_s": round(memory_tokens / step_s, 1),
         "step_ms": round(step_s * 1e3, 1),
-        "peak_mb": round(process_bytes()["peak"] / (1 << 20), 1),
+        "peak_mb": round(_peak_bytes(device) / (1 << 20), 1),
         "steps": steps,
         "threads": torch.get_num_threads(),
+        "device": device,
     }
+
+
+def _peak_bytes(device: str) -> int:
+    if device == "cpu":
+        return process_bytes()["peak"]
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryBatch]:
@@ -130,28 +145,38 @@ def bank_batch(
     )
 
 
-def single_rank_engine():
-    """The quickstart's model, untrained, under DeepSpeed on one rank."""
+def single_rank_engine(device: str):
+    """The quickstart's model, untrained, under DeepSpeed on one rank; decides where its process
+    trains, cpu or cuda:N."""
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
     from msa_train.parallel import groups
+    from msa_train.parallel.cpu import choose_device
     from msa_train.training.engine import Engine
 
+    kind, _, number = device.partition(":")
+    choose_device(kind)
+    os.environ["LOCAL_RANK"] = number or "0"
     groups.start(tensor_parallel=1, timeout_s=60)
     model = MSAModel(MODEL)
     model.load_published(initial_reader(MODEL, 0))
     return Engine(model, TrainingConfig(zero_stage=1))
 
 
-def _stepper(mode: Mode, batches: list[MemoryBatch]) -> Callable[[], None]:
+def _stepper(mode: Mode, batches: list[MemoryBatch], device: str) -> Callable[[], None]:
+    """A step, from batches on the host to changed weights, done when it returns."""
     from msa_train.training.gradient_cache import GradientCache
 
-    engine = single_rank_engine()
+    engine = single_rank_engine(device)
     gradients = GradientCache(engine, GROUP if mode == "gradient_cache" else None)
 
     def step() -> None:
         for batch in batches:
-            gradients.backward(batch, lambda losses: (losses.lm + losses.router) / len(batches))
+            gradients.backward(
+                batch.to(engine.device), lambda losses: (losses.lm + losses.router) / len(batches)
+            )
         engine.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     return step

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msa_train.commands.output import RETRIEVALS, add_json, print_json
-from msa_train.commands.placement import add_placement, placement
+from msa_train.commands.placement import add_device, add_placement, device_of, placement
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -25,8 +25,11 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--repeats", type=int, default=7, metavar="N", help="timed runs of each side (default 7)"
     )
 
-    _benchmark(benchmarks, "layouts", "what a training layout learns for its compute", _layouts)
-    _benchmark(benchmarks, "train", "what a training step costs against its memory", _train)
+    for name, meaning, measure in (
+        ("layouts", "what a training layout learns for its compute", _layouts),
+        ("train", "what a training step costs against its memory", _train),
+    ):
+        add_device(_benchmark(benchmarks, name, meaning, measure))
 
     encode = _benchmark(
         benchmarks, "encode", "how fast documents are encoded, and what they cost at least", _encode
@@ -128,13 +131,13 @@ def _kernels(options: argparse.Namespace) -> Any:
 def _layouts(options: argparse.Namespace) -> Any:
     from msa_train.bench.layouts import measure
 
-    return measure()
+    return measure(device=device_of(options))
 
 
 def _train(options: argparse.Namespace) -> Any:
     from msa_train.bench.train import measure
 
-    return measure()
+    return measure(device=device_of(options))
 
 
 def _encode(options: argparse.Namespace) -> Any:

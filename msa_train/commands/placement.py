@@ -1,4 +1,4 @@
-"""Where a command's model computes, and in what: the same two flags for every command."""
+"""Where a command's model computes, and in what: the same flags for every command."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from msa_train.interop.export import Placement
 
 
-def add_placement(parser: argparse._ActionsContainer) -> None:
+def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device", help="cpu, cuda or cuda:N (default: cuda where torch sees a GPU)"
     )
+
+
+def add_placement(parser: argparse._ActionsContainer) -> None:
+    add_device(parser)
     parser.add_argument(
         "--compute",
         choices=("float32", "bfloat16"),
@@ -22,12 +26,11 @@ def add_placement(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def placement(options: argparse.Namespace) -> Placement:
-    """Raises ConfigError for a device that is not there."""
+def device_of(options: argparse.Namespace) -> str:
+    """cpu or cuda:N. Raises ConfigError for a device that is not there."""
     import torch
 
     from msa_train.errors import ConfigError
-    from msa_train.interop.export import Placement
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = options.device or ("cuda" if there else "cpu")
@@ -36,5 +39,12 @@ def placement(options: argparse.Namespace) -> Placement:
         raise ConfigError(f"--device {device}: give cpu, cuda or cuda:N")
     if device != "cpu" and int(found[1] or 0) >= there:
         raise ConfigError(f"--device {device}: torch sees {there} GPUs here")
-    device = "cpu" if device == "cpu" else f"cuda:{int(found[1] or 0)}"
+    return "cpu" if device == "cpu" else f"cuda:{int(found[1] or 0)}"
+
+
+def placement(options: argparse.Namespace) -> Placement:
+    """Raises ConfigError for a device that is not there."""
+    from msa_train.interop.export import Placement
+
+    device = device_of(options)
     return Placement(device, options.compute or ("float32" if device == "cpu" else "bfloat16"))

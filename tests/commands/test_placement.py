@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from msa_train.commands.placement import add_placement, placement
+from msa_train.commands.placement import add_device, add_placement, device_of, placement
 from msa_train.errors import ConfigError
 from msa_train.interop.export import Placement
 
@@ -31,6 +31,14 @@ def test_a_gpu_is_used_where_there_is_one(gpus):
         assert given("--device", "cuda:1") == Placement("cuda:1", "bfloat16")
         assert given("--device", "cuda") == given("--device", "cuda:0") == usual
         assert given("--compute", "float32") == Placement("cuda:0", "float32")
+
+
+def test_a_command_may_have_the_device_alone(gpus):
+    add_device(parser := argparse.ArgumentParser())
+    assert device_of(parser.parse_args([])) == ("cuda:0" if gpus else "cpu")
+    assert device_of(parser.parse_args(["--device", "cpu"])) == "cpu"
+    with pytest.raises(ConfigError, match="--device cuda:2: "):
+        device_of(parser.parse_args(["--device", "cuda:2"]))
 
 
 @pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "gpu", "cuda:-1", ""])
