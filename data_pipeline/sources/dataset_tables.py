@@ -12,10 +12,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipeline.dataset import (
     Passage,
@@ -32,21 +31,12 @@ from data_pipeline.sources.dataset_config import DatasetConfig
 from data_pipeline.splitting import document_length, split_text
 from data_pipeline.tokenizer import Tokenizer
 
+if TYPE_CHECKING:  # a run's settings name this source, and are read where no Arrow is installed
+    import pyarrow as pa
+
 PASSAGES, QUESTIONS = "passages.arrow", "questions.arrow"
 _FORMAT = 3  # changes with the tables' form or meaning
 _ROWS = 4096  # of one record batch
-_PASSAGE_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
-_PARTS = pa.list_(pa.int32())
-_QUESTION_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("question", pa.string()),
-        ("answers", pa.list_(pa.string())),
-        ("steps", pa.list_(_PARTS)),
-        ("any_of", pa.bool_()),
-        ("negatives", _PARTS),
-    ]
-)
 
 
 def prepare(
@@ -67,7 +57,7 @@ def prepare(
             same = next(root.glob(f"{corpus}-*/{PASSAGES}"), None)
             if same is None:
                 split = _split_corpus(files["corpus"], config.titles, document_tokens, tokenizer)
-                _write(partial / PASSAGES, _PASSAGE_SCHEMA, split)
+                _write(partial / PASSAGES, split)
             else:  # another split of the dataset has them
                 shutil.copyfile(same, partial / PASSAGES)
             if "questions" in files:
@@ -77,6 +67,8 @@ def prepare(
 
 def open_table(path: Path) -> pa.Table:
     """An Arrow file, mapped into memory."""
+    import pyarrow as pa
+
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file).read_all()
 
@@ -145,7 +137,7 @@ def _write_questions(folder: Path, files: dict[str, Path], bm25: int) -> None:
     rows = [found.row(where, question) for where, question in read_questions(files["questions"])]
     if bm25:
         _add_bm25(rows, passages, bm25)
-    _write(folder / QUESTIONS, _QUESTION_SCHEMA, iter(rows))
+    _write(folder / QUESTIONS, iter(rows))
 
 
 def _split(
@@ -240,7 +232,29 @@ def _add_bm25(rows: list[dict[str, Any]], passages: pa.Table, count: int) -> Non
         row["negatives"] += islice(fresh, count)
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:
+def _schema(name: str) -> pa.Schema:
+    """Of the file of this name."""
+    import pyarrow as pa
+
+    if name == PASSAGES:
+        return pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+    parts = pa.list_(pa.int32())
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("question", pa.string()),
+            ("answers", pa.list_(pa.string())),
+            ("steps", pa.list_(parts)),
+            ("any_of", pa.bool_()),
+            ("negatives", parts),
+        ]
+    )
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    schema = _schema(path.name)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         while batch := list(islice(rows, _ROWS)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))

@@ -6,7 +6,6 @@ product of the same dtype on the same threads.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,10 @@ import torch
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
 from data_pipeline.tokenizer import Tokenizer
-from msa_train.bench.floor import Floor
+from msa_train.bench.floor import Floor, encode_flops
 from msa_train.bench.runner import process_bytes
 from msa_train.interop.export import LoadedModel, Placement, load_export
 from msa_train.memory.bank.encode import encode_documents
-from msa_train.model.config import ModelConfig
-from msa_train.model.weights import weight_shapes
 from msa_train.router.examples import read_examples
 
 TOKENS = 200_000  # of documents that are encoded
@@ -57,25 +54,6 @@ def measure(export: Path, corpus: str, placed: Placement, tokens: int = TOKENS) 
         "peak_mb": round(process_bytes()["peak"] / (1 << 20)),
         "threads": torch.get_num_threads(),
     }
-
-
-def encode_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
-    """Multiplications and additions that documents of so many tokens cost at least.
-
-    Every matrix of the layers below the last router layer once per token, and causal attention
-    there. What is left out is small: that layer's own projections, one router key per chunk, norms,
-    rotation and pooling.
-    """
-    layers = config.last_router_layer
-    below = tuple(f"model.layers.{number}." for number in range(layers))
-    shapes = [
-        shape
-        for name, shape in weight_shapes(config).items()
-        if name.startswith(below) and ".router_" not in name
-    ]
-    per_token = 2 * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
-    pairs = sum(length * (length + 1) // 2 for length in lengths)
-    return per_token * sum(lengths) + 4 * config.heads * config.head_dim * pairs * layers
 
 
 def _lengths(documents: Sequence[Document], tokenizer: Tokenizer, tokens: int) -> list[int]:

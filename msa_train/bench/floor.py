@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,19 @@ import torch
 from torch import Tensor
 
 from msa_train.bench.runner import in_turns
+from msa_train.model.config import ModelConfig
+from msa_train.model.weights import weight_shapes
 
-_FLOOR_BYTES = 1 << 28  # of the tensor that is read: more than any cache holds
+# Of the tensor that is read: more than any cache holds, and long enough to start up in.
+_FLOOR_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 _FLOOR_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices that are multiplied
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def set_floor_sizes(size: int, side: int) -> None:
+    """Floors of this process are measured by so many bytes, and matrices of this side: of toys."""
+    for where in _FLOOR_BYTES:
+        _FLOOR_BYTES[where], _FLOOR_SIDE[where] = size, side
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,11 @@ class Floor:
     def measured(cls, dtype: torch.dtype) -> Floor:
         """Of large tensors, products in `dtype`; the best of nine runs each."""
         where = "cuda" if torch.cuda.is_available() else "cpu"
-        flat = torch.ones(_FLOOR_BYTES // 4, device=where)
-        side = _FLOOR_SIDE[where]
+        size, side = _FLOOR_BYTES[where], _FLOOR_SIDE[where]
+        flat = torch.ones(size // 4, device=where)
         a, b = (torch.randn(side, side, device=where, dtype=dtype) for _ in range(2))
         times = in_turns({"read": read_all([flat]), "gemm": lambda: a @ b}, 9)
-        return cls(_FLOOR_BYTES / min(times["read"]), 2 * side**3 / min(times["gemm"]))
+        return cls(size / min(times["read"]), 2 * side**3 / min(times["gemm"]))
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> Floor:
@@ -86,6 +96,25 @@ def against_floor(times: dict[str, list[float]], layers: int = 1) -> dict[str, A
         "gemm_ms": round(gemm, 2),
         "ratio": round(route / floor, 2),
     }
+
+
+def encode_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
+    """Multiplications and additions that documents of so many tokens cost at least.
+
+    Every matrix of the layers below the last router layer once per token, and causal attention
+    there. What is left out is small: that layer's own projections, one router key per chunk, norms,
+    rotation and pooling.
+    """
+    layers = config.last_router_layer
+    below = tuple(f"model.layers.{number}." for number in range(layers))
+    shapes = [
+        shape
+        for name, shape in weight_shapes(config).items()
+        if name.startswith(below) and ".router_" not in name
+    ]
+    per_token = 2 * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    return per_token * sum(lengths) + 4 * config.heads * config.head_dim * pairs * layers
 
 
 def _as_words(keys: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ by `in_turns`: other work on the machine then slows all sides.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -32,14 +34,16 @@ _STATUS = Path("/proc/self/status")
 class Workers:
     """Fresh processes that are asked all at once: each calls what its `prepare` returned.
 
-    prepare: one picklable function per process, called in it. threads: of torch in each. Raises
-    RankError where a process dies or takes longer than TIMEOUT_S, and what a process raises.
+    prepare: one picklable function per process, called in it. threads: of torch in each.
+    timeout_s: of an answer (None: TIMEOUT_S). Raises RankError where a process dies or takes
+    longer, and what a process raises. What a process started ends with it.
     """
 
     def __init__(
         self, name: str, prepare: Sequence[Callable[[], Callable[..., Any]]], threads: int
     ):
         context = get_context("spawn")
+        self.timeout_s: float | None = None
         self.processes, self._ends = [], []
         self._names = [name]
         if len(prepare) > 1:
@@ -61,6 +65,8 @@ class Workers:
         for process in self.processes:
             if kind is None:
                 process.join(_END_S)
+            with contextlib.suppress(ProcessLookupError):  # it made no group yet, or is gone
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.join(_END_S)
 
@@ -72,7 +78,7 @@ class Workers:
         for name, end in zip(self._names, self._ends, strict=True):
             self._attempt(name, lambda end=end: end.send(arguments))
         return [
-            self._attempt(name, partial(_answer, name, end))
+            self._attempt(name, partial(_answer, name, end, self.timeout_s))
             for name, end in zip(self._names, self._ends, strict=True)
         ]
 
@@ -93,6 +99,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _work(end: Connection, prepare: Callable[[], Callable[..., Any]], threads: int) -> None:
+    os.setpgrp()  # ends with all that it starts
     os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     torch.set_num_threads(threads)
     try:
@@ -120,9 +127,10 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def _answer(name: str, end: Connection) -> Any:
-    if not end.poll(TIMEOUT_S):
-        raise RankError(f"bench: {name} was not done in {TIMEOUT_S:,.0f} s")
+def _answer(name: str, end: Connection, timeout_s: float | None) -> Any:
+    limit = TIMEOUT_S if timeout_s is None else timeout_s
+    if not end.poll(limit):
+        raise RankError(f"bench: {name} was not done in {limit:,.0f} s")
     result, error = end.recv()
     if error is not None:
         raise error
@@ -132,22 +140,42 @@ def _answer(name: str, end: Connection) -> Any:
 def in_turns(
     sides: Mapping[str, Callable[[], Any]],
     repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every run; every round runs each side once, after one warm-up.
 
-    clock: seconds; time.process_time counts the work of this process's threads alone.
+    clock: seconds; time.process_time counts the work of this process's threads alone. None: events
+    on a GPU, of which each run finds its cache empty; elsewhere time.perf_counter.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, run in sides.items():
-            _synchronize()
-            began = clock()
-            run()
-            _synchronize()
+            took = _event_ms(run) if clock is None and _on_cuda() else _clock_ms(run, clock)
             if turn:
-                times[name].append((clock() - began) * 1e3)
+                times[name].append(took)
     return times
+
+
+def _clock_ms(run: Callable[[], Any], clock: Callable[[], float] | None) -> float:
+    clock = clock or time.perf_counter
+    _synchronize()
+    began = clock()
+    run()
+    _synchronize()
+    return (clock() - began) * 1e3
+
+
+def _event_ms(run: Callable[[], Any]) -> float:
+    """From an idle device to the end of the last kernel: what the host does between counts too."""
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    torch.zeros(2 * cache, dtype=torch.uint8, device="cuda")  # nothing of the last run is left
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -197,6 +225,10 @@ def log(text: str) -> None:
     print(f"bench {text}", file=sys.stderr, flush=True)
 
 
+def _on_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
 def _synchronize() -> None:
-    if torch.cuda.is_available():
+    if _on_cuda():
         torch.cuda.synchronize()

@@ -118,25 +118,29 @@ def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> Memory
 
 
 def bank_batch(
-    documents: Tensor, contexts: Tensor, labels: Tensor, positives: Tensor
+    documents: Tensor,
+    contexts: Tensor,
+    labels: Tensor,
+    positives: Tensor,
+    top_k: int = MODEL.router.top_k,
 ) -> MemoryBatch:
-    """One bank of n documents, and the m contexts that ask it, of MODEL's tokens.
+    """One bank of n documents of equal length, and the m contexts that ask it.
 
-    documents [n, DOCUMENT]; contexts, labels [m, c]: HEAD template tokens, question up to ASKED;
-    positives [m, n].
+    documents [n, t]; contexts, labels [m, c]: HEAD template tokens, question up to ASKED;
+    positives [m, n]. top_k: of the model's router.
     """
-    (n, _), (m, length) = documents.shape, contexts.shape
+    (n, each), (m, length) = documents.shape, contexts.shape
     place = torch.arange(length).repeat(m)
     return MemoryBatch(
         doc_tokens=documents.flatten(),
-        doc_cu=torch.arange(n + 1) * DOCUMENT,
+        doc_cu=torch.arange(n + 1) * each,
         doc_numbers=torch.arange(n),
         doc_ids=torch.arange(n),
         bank_cu=torch.tensor([0, n]),
         tokens=contexts.flatten(),
         ctx_cu=torch.arange(m + 1) * length,
         ctx_bank=torch.zeros(m, dtype=torch.int64),
-        positions=context_positions(length, HEAD, MODEL.router.top_k).repeat(m),
+        positions=context_positions(length, HEAD, top_k).repeat(m),
         is_query=(place >= HEAD) & (place < ASKED),
         memory_from=torch.full((m,), HEAD),
         labels=labels.flatten(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,39 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="as in msa ask (default generate)",
     )
 
+    gpu = benchmarks.add_parser(
+        "gpu",
+        help="everything that only a GPU can say, in one sitting",
+        description="Measures on one GPU, part after part, each with a process and a time limit of "
+        "its own. What was measured on this card before is kept. See docs/gpu.md.",
+    )
+    gpu.set_defaults(run=_gpu)
+    gpu.add_argument(
+        "--json", type=Path, default=Path("runs/gpu.json"), metavar="FILE",
+        help="what was measured, written after every row (default runs/gpu.json)",
+    )  # fmt: skip
+    gpu.add_argument(
+        "--parts", nargs="+", default=(), metavar="PART",
+        help="of accuracy, route, memory, train-4b, train-0.6b, attention, encode, backbone "
+        "(default: all)",
+    )  # fmt: skip
+    gpu.add_argument(
+        "--minutes", type=float, default=25.0, help="for all parts together (default 25)"
+    )
+    gpu.add_argument(
+        "--toy", action="store_true", help="the same code at toy size on the CPU; no number counts"
+    )
+    gpu.add_argument("--again", action="store_true", help="measure what was measured before, too")
+    gpu.add_argument(
+        "--backbone", type=Path, metavar="DIR", help="from `make backbone`, for the part backbone"
+    )
+    gpu.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the tables there, as docs/results/gpu.md"
+    )
+    gpu.add_argument(
+        "--render", action="store_true", help="measure nothing: write --page from --json alone"
+    )
+
 
 def _benchmark(
     benchmarks: Any, name: str, meaning: str, measure: Callable[[argparse.Namespace], Any]
@@ -110,6 +144,31 @@ def _bench(options: argparse.Namespace) -> int:
         for row in _rows(result):
             print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    """1 where something could not be measured, which is named."""
+    from msa_train.bench.gpu.battery import Sitting, failures, measure
+    from msa_train.bench.gpu.page import write_page
+    from msa_train.bench.gpu.results import Results
+    from msa_train.errors import ConfigError
+
+    if options.render and options.page is None:
+        raise ConfigError("--render without --page: give the file to write")
+    results = Results.read(options.json)
+    if not options.render:
+        given = options.parts, options.minutes, options.toy, options.again, options.backbone
+        results = measure(Sitting(*given), options.json)
+    if options.page is not None:
+        write_page(results, options.page)
+    for name, part in results.parts.items():
+        for row in part.rows:
+            if row.value is not None:
+                print(f"{name}: {row.what}: {row.value} {row.unit} (floor {row.floor})")
+    lines = failures(results)
+    for line in lines:
+        print(f"not measured: {line}", file=sys.stderr)
+    return 1 if lines and not options.render else 0
 
 
 def _rows(result: Any) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,10 @@
 """Processes of their own, timing in turns, and what memory is counted."""
 
 import os
+import subprocess
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +83,40 @@ def test_a_row_that_takes_too_long_is_named(monkeypatch):
     monkeypatch.setattr("msa_train.bench.runner.TIMEOUT_S", 0.0)
     with pytest.raises(RankError, match="multiplied was not done in 0 s"):
         in_process(multiplied, 2, 3)
+
+
+def test_answers_have_a_time_limit_of_their_own():
+    with Workers("one", [partial(times, 2)], threads=1) as workers:
+        assert workers.ask(7)[0][0] == 14
+        workers.timeout_s = 0.0
+        with pytest.raises(RankError, match="one was not done in 0 s"):
+            workers.ask(7)
+
+
+def starts_another():
+    return subprocess.Popen(["sleep", "600"]).pid
+
+
+def test_what_a_process_started_ends_with_it():
+    with Workers("one", [starting], threads=1) as workers:
+        [number] = workers.ask()
+        assert os.path.exists(f"/proc/{number}")
+    for _ in range(100):  # a zombie has no command line
+        path = Path(f"/proc/{number}/cmdline")
+        if not path.exists() or not path.read_bytes():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it goes on")
+
+
+def starting():
+    return starts_another
+
+
+def test_a_clock_may_be_chosen():
+    ticks = iter(range(100))
+    found = in_turns({"a": lambda: None}, 2, lambda: next(ticks))
+    assert found == {"a": [1e3, 1e3]}
 
 
 def test_sides_are_timed_in_turns_after_a_warm_up():

@@ -11,7 +11,9 @@ from msa_train.interop.export import LoadedModel
 from msa_train.memory.bank.build import build_bank
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 
-BENCHMARKS = ("kernels", "layouts", "train", "encode", "split", "candidates", "memory", "serve")
+BENCHMARKS = (
+    "kernels", "layouts", "train", "encode", "split", "candidates", "memory", "serve", "gpu",
+)  # fmt: skip
 
 
 def code_of(*arguments):
@@ -46,6 +48,8 @@ def test_every_benchmark_is_listed_with_a_line(capsys):
         (["serve"], "--url, or --export and --bank"),
         (["candidates", "--export", "e", "--bank", "b"], "--questions"),
         (["serve", "--retrieval", "tea"], "'tea'"),
+        (["gpu", "--parts", "route", "tea"], "'tea': give some of accuracy, route"),
+        (["gpu", "--render"], "--render without --page"),
     ],
 )
 def test_what_does_not_apply_is_refused(arguments, said, capsys):
@@ -97,3 +101,23 @@ def test_candidates_are_counted_for_a_bank_and_its_questions(tmp_path, monkeypat
     rows = json.loads(capsys.readouterr().out)
     assert {row["form"] for row in rows} == {"int8", "fp8"}
     assert all(row["questions"] == 1 and row["documents"] == 20 for row in rows)
+
+
+def test_a_gpu_that_is_not_there_is_one_line_with_what_to_do(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert code_of("gpu", "--json", str(tmp_path / "gpu.json")) == 12
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "--toy" in captured.err
+
+
+def test_parts_of_the_battery_run_at_toy_size_and_are_not_shown(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    out, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    given = "--toy", "--json", str(out), "--page", str(page)
+    assert code_of("gpu", *given, "--parts", "encode", "route") == 0
+    assert "encode: 4B geometry, 240 tokens at once" in capfd.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["toy"] and [*found["parts"]] == ["route", "encode"]
+    rows = [row for part in found["parts"].values() for row in part["rows"]]
+    assert all(row["toy"] and row["card"] and row["value"] for row in rows)
+    assert "No GPU has run it yet" in page.read_text()

@@ -1,4 +1,4 @@
-"""Captured decode steps on a GPU: the states of the plain ones. Skips itself without CUDA."""
+"""Captured decode steps on a GPU: the states of the plain ones."""
 
 import threading
 
@@ -10,14 +10,11 @@ from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
-def test_captured_steps_equal_plain_ones():
-    model = tiny_model().to("cuda")
+def test_captured_steps_equal_plain_ones(cuda):
+    model = tiny_model().to(cuda)
     try:
         view = encode_in_memory(model, tiny_tokenizer(), tiny_documents())
         asked = ("Rain?", "Who sleeps?", "東京", "x", "?")
@@ -39,9 +36,9 @@ def test_captured_steps_equal_plain_ones():
         model.to("cpu")
 
 
-def test_steps_are_captured_while_another_thread_asks_for_memory():
+def test_steps_are_captured_while_another_thread_asks_for_memory(cuda):
     """As the thread does that fetches documents ahead: an order to the driver, not the cache."""
-    model, ended = tiny_model().to("cuda"), threading.Event()
+    model, ended = tiny_model().to(cuda), threading.Event()
 
     def fetch():
         stream = torch.cuda.Stream()

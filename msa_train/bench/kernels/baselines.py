@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +62,38 @@ def causal_attention(states: list[Tensor], cu: Tensor, scale: float) -> Peers:
         peers |= {"sdpa, nested": _nested, "flex": _flex}
     if importlib.util.find_spec("flash_attn"):
         peers["flash-attn"] = _flash
-    return _able({name: make(states, cu, lengths, scale) for name, make in peers.items()})
+    return _able({name: partial(make, states, cu, lengths, scale) for name, make in peers.items()})
+
+
+def gathered_attention(
+    own: list[Tensor], pooled: list[Tensor], index: Tensor, scale: float
+) -> Peers:
+    """Contexts over their selected chunks and their own tokens, by attention that reads no chunk
+    where it lies: selected ones are copied in front of each context's own keys.
+
+    own: packed q [m t, H, D], k, v [m t, G, D]; pooled K, V [C, G, D]; index [m, s].
+    """
+    contexts, entries = index.shape
+    tokens = len(own[0]) // contexts
+
+    def states() -> tuple[Tensor, Tensor, Tensor]:
+        """q [m, t, H, D]; k and v [m, s + t, G, D]."""
+        q, *narrow = (x.unflatten(0, (contexts, tokens)) for x in own)
+        k, v = (torch.cat([x[index], y], 1) for x, y in zip(pooled, narrow, strict=True))
+        return q, k, v
+
+    peers = {"sdpa, gathered": _gathered_sdpa}
+    if index.is_cuda:  # on a CPU flex has no backward pass
+        peers["flex, gathered"] = _gathered_flex
+    if importlib.util.find_spec("flash_attn"):
+        peers["flash-attn, gathered"] = _gathered_flash
+    return _able({name: partial(make, states, entries, scale) for name, make in peers.items()})
 
 
 def late_interaction(query: Tensor, keys: Tensor, chunk_cu: Tensor) -> Peers:
     """Scores of one question [T, V] for packed documents [C, V]. They sum over tokens where ours
     takes the largest: the same cost."""
-    peers: Peers = {}
+    peers: dict[str, Callable[[], Callable[[], Tensor]]] = {}
     longest = int(chunk_cu.diff().max())
     cu, whole = chunk_cu.int(), chunk_cu.new_tensor([0, len(query)]).int()
     narrow = query.to(keys.dtype)
@@ -75,20 +101,26 @@ def late_interaction(query: Tensor, keys: Tensor, chunk_cu: Tensor) -> Peers:
         from late_interaction_kernels.varlen import maxsim_varlen
 
         sizes = len(query), longest
-        peers["late-interaction-kernels"] = lambda: maxsim_varlen(narrow, keys, whole, cu, *sizes)
+        peers["late-interaction-kernels"] = lambda: partial(
+            maxsim_varlen, narrow, keys, whole, cu, *sizes
+        )
     if importlib.util.find_spec("flash_maxsim"):
         from flash_maxsim import flash_maxsim_packed
 
         half = keys.half()  # it computes in float16 alone
-        peers["flash-maxsim"] = lambda: flash_maxsim_packed(narrow.half(), half, cu, longest)
+        peers["flash-maxsim"] = lambda: partial(
+            flash_maxsim_packed, narrow.half(), half, cu, longest
+        )
     return _able(peers)
 
 
-def _able(peers: Peers) -> Peers:
-    """Those that run here, forward and (where there are inputs) backward; others are named."""
+def _able(peers: dict[str, Callable[[], Callable[[], Tensor]]]) -> Peers:
+    """Those that can be made and run here, forward and (where there are inputs) backward; others
+    are named."""
     able = {}
-    for name, run in peers.items():
+    for name, make in peers.items():
         try:
+            run = make()
             out = run()
             if out.requires_grad:
                 out.sum().backward()
@@ -159,3 +191,41 @@ def _flash(states: list[Tensor], cu: Tensor, lengths: list[int], scale: float):
 
     bounds = (cu.int(), cu.int(), max(lengths), max(lengths))
     return lambda: flash_attn_varlen_func(*states, *bounds, softmax_scale=scale, causal=True)
+
+
+States = Callable[[], tuple[Tensor, Tensor, Tensor]]
+
+
+def _gathered_sdpa(states: States, entries: int, scale: float) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in states())
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(entries)
+        out = F.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)
+
+    return run
+
+
+def _gathered_flex(states: States, entries: int, scale: float) -> Callable[[], Tensor]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def seen(batch, head, i, j):
+        return j <= i + entries
+
+    q, k, _ = states()
+    mask = create_block_mask(seen, None, None, q.shape[1], k.shape[1], device=str(q.device))
+    compiled = torch.compile(flex_attention)
+
+    def run() -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in states())
+        out = compiled(q, k, v, block_mask=mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)
+
+    return run
+
+
+def _gathered_flash(states: States, entries: int, scale: float) -> Callable[[], Tensor]:
+    from flash_attn import flash_attn_func
+
+    # Its causal mask ends at the last key: the last query sees all, the first one `entries` + 1.
+    return lambda: flash_attn_func(*states(), softmax_scale=scale, causal=True).flatten(0, 1)

@@ -124,9 +124,11 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, learns: bool = False) 
     return torch.randn(*shape, device=device(), dtype=dtype, requires_grad=learns)
 
 
-def unit_heads(rows: int, heads: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def unit_heads(
+    rows: int, heads: int, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
+) -> Tensor:
     """[rows, heads, D] of unit vectors, drawn in slices so that 100M tokens fit."""
-    out = torch.empty(rows, heads, HEAD_DIM, device=device(), dtype=dtype)
+    out = torch.empty(rows, heads, head_dim, device=device(), dtype=dtype)
     for part in out.split(1 << 17):
         part.copy_(F.normalize(draw(*part.shape), dim=-1))
     return out

@@ -277,9 +277,9 @@ def attention() -> Iterator[Case]:
     dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
     yield from _pool_and_attend(dtype)
     if device().type == "cuda":
-        yield from _documents([512] * ATTENDING, dtype)  # 64K memory tokens
-    yield from _documents([64] * ATTENDING, dtype)
-    yield from _documents(torch.randint(16, 129, (ATTENDING,)).tolist(), dtype)
+        yield from document_cases([512] * ATTENDING, dtype)  # 64K memory tokens
+    yield from document_cases([64] * ATTENDING, dtype)
+    yield from document_cases(torch.randint(16, 129, (ATTENDING,)).tolist(), dtype)
 
 
 def _pool_and_attend(dtype: torch.dtype) -> Iterator[Case]:
@@ -333,27 +333,77 @@ def _pool_and_attend(dtype: torch.dtype) -> Iterator[Case]:
     yield beside_reference(case, partial(both, reference.chunk_mean, reference.context_attention))
 
 
-def _documents(lengths: list[int], dtype: torch.dtype) -> Iterator[Case]:
+def document_cases(
+    lengths: list[int],
+    dtype: torch.dtype,
+    heads: tuple[int, int, int] = (HEADS, KV_HEADS, HEAD_DIM),
+) -> Iterator[Case]:
+    """Documents that attend to themselves, beside libraries' attention, then beside the reference.
+
+    heads: of queries, of keys, and their width.
+    """
+    (queries, groups, width), scale = heads, heads[2] ** -0.5
     cu = cumulative(torch.tensor(lengths, device=device()))
     states = [
-        draw(sum(lengths), heads, HEAD_DIM, dtype=dtype, learns=True)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
+        draw(sum(lengths), count, width, dtype=dtype, learns=True)
+        for count in (queries, groups, groups)
     ]
     shape = {"documents": len(lengths), "tokens": max(lengths), "memory_tokens": sum(lengths)}
     case = Case(
         "document_attention",
-        {**shape, "heads": HEADS, "kv_heads": KV_HEADS},
+        {**shape, "heads": queries, "kv_heads": groups},
         dtype,
-        lambda: document_attention(*states, cu, SCALE),
-        baselines.causal_attention(states, cu, SCALE),
+        lambda: document_attention(*states, cu, scale),
+        baselines.causal_attention(states, cu, scale),
         2.0 * size(*states),
-        2.0 * sum(n * n for n in lengths) * HEADS * HEAD_DIM,
+        2.0 * sum(n * n for n in lengths) * queries * width,
         states,
         backward_factor=2.5,
         together=True,
     )
     yield case
-    yield beside_reference(case, lambda: reference.document_attention(*states, cu, SCALE))
+    yield beside_reference(case, lambda: reference.document_attention(*states, cu, scale))
+
+
+def context_case(
+    contexts: int,
+    tokens: int,
+    entries: int,
+    dtype: torch.dtype,
+    heads: tuple[int, int, int] = (HEADS, KV_HEADS, HEAD_DIM),
+) -> Case:
+    """Contexts over chunks that each selected, `entries` of them, beside attention over copies.
+
+    heads: of queries, of keys, and their width.
+    """
+    (queries, groups, width), scale = heads, heads[2] ** -0.5
+    own = [
+        draw(contexts * tokens, count, width, dtype=dtype, learns=True)
+        for count in (queries, groups, groups)
+    ]
+    chunks = 4 * entries  # contexts share some
+    pooled = [draw(chunks, groups, width, dtype=dtype, learns=True) for _ in "kv"]
+    index = torch.stack([torch.randperm(chunks)[:entries].sort().values for _ in range(contexts)])
+    index = index.to(device())
+    cu, index_cu = every(contexts, tokens), every(contexts, entries)
+    # Own keys and, once for each context, the chunks that it reads.
+    moved = (
+        2 * size(own[0]) + size(*own[1:]) + contexts * entries * size(pooled[0][:1], pooled[1][:1])
+    )
+    return Case(
+        "context_attention",
+        {"contexts": contexts, "tokens": tokens, "selected_chunks": entries, "heads": queries},
+        dtype,
+        lambda: context_attention(
+            *own, cu, cu, *pooled, index.flatten(), index_cu, None, None, scale
+        ),
+        baselines.gathered_attention(own, pooled, index, scale),
+        moved,
+        4.0 * contexts * tokens * (entries + tokens / 2) * queries * width,
+        [*own, *pooled],
+        backward_factor=2.5,
+        together=True,
+    )
 
 
 SUITES: dict[str, Callable[[], Iterator[Case]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Document
-from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.searcher import Searcher
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
+
+if TYPE_CHECKING:  # a view of random states needs no Arrow
+    from msa_train.memory.bank.snapshot import BankSnapshot
 
 
 class DocumentTexts(Protocol):

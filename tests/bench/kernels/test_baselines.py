@@ -59,6 +59,22 @@ def test_a_library_that_cannot_is_named_and_left_out(capsys):
     def fails():
         raise RuntimeError("no such GPU\nand more")
 
-    able = baselines._able({"works": lambda: torch.ones(1), "fails": fails})
+    able = baselines._able(
+        {"works": lambda: lambda: torch.ones(1), "fails": lambda: fails, "is not made": fails}
+    )
     assert list(able) == ["works"]
-    assert capsys.readouterr().err == "fails is left out: RuntimeError: no such GPU\n"
+    assert capsys.readouterr().err == "".join(
+        f"{name} is left out: RuntimeError: no such GPU\n" for name in ("fails", "is not made")
+    )
+
+
+def test_gathered_attention_of_libraries():
+    own = [torch.randn(6, heads, 8) for heads in (4, 2, 2)]
+    pooled = [torch.randn(6, 2, 8) for _ in "kv"]
+    index = torch.tensor([[0, 2, 5], [1, 2, 3]])
+    ctx_cu, index_cu = cu([3, 3]), cu([3, 3])
+    ours = context_attention(
+        *own, ctx_cu, ctx_cu, *pooled, index.flatten(), index_cu, None, None, 0.3
+    )
+    peers = baselines.gathered_attention(own, pooled, index, 0.3)
+    torch.testing.assert_close(peers["sdpa, gathered"](), ours)
