@@ -22,8 +22,6 @@ from msa_train.commands.placement import add_placement, placement
 if TYPE_CHECKING:
     from msa_train.interop.export import Placement
 
-# A GPU wants more tokens at once than a core's cache holds.
-_GPU_TOKENS = 16384
 _CORPUS = (
     'a .jsonl or .jsonl.gz file of {"id", "title", "text", "metadata", "added"}, - for such lines '
     "on standard input, a dataset folder (its titles stand over the texts), or the word pydocs: "
@@ -139,7 +137,6 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "tokenizer": tokenizer,
         "documents": splitting(documents),
         "fingerprint": fingerprint,
-        "token_budget": _token_budget(placed),
         "ranks": ranks,
         "expected": lambda: splitting.expected(share_read),
     }
@@ -181,13 +178,7 @@ def _load(export: Path, placed: Placement, fingerprint: dict[str, str], rank: in
     loaded = load_export(export, placed)
     if loaded.fingerprint != fingerprint:
         raise CheckpointError(f"{export} changed while it was read: start again")
-    return BlockEncoder(loaded.model, loaded.tokenizer, _token_budget(placed))
-
-
-def _token_budget(placed: Placement) -> int:
-    from msa_train.memory.bank.encode import TOKEN_BUDGET
-
-    return TOKEN_BUDGET if placed.device == "cpu" else _GPU_TOKENS
+    return BlockEncoder(loaded.model, loaded.tokenizer)
 
 
 def _remove(options: argparse.Namespace) -> int:

@@ -47,4 +47,9 @@ def placement(options: argparse.Namespace) -> Placement:
     from msa_train.interop.export import Placement
 
     device = device_of(options)
-    return Placement(device, options.compute or ("float32" if device == "cpu" else "bfloat16"))
+    return Placement(device, options.compute or usual_compute(device != "cpu"))
+
+
+def usual_compute(on_gpu: bool) -> str:
+    """The dtype of weights, and of K and V, where --compute is left out."""
+    return "bfloat16" if on_gpu else "float32"

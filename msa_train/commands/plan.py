@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, print_json
+from msa_train.commands.placement import usual_compute
 from msa_train.memory.planner.hardware import Card, Machine, parse_bytes, parse_cards, parse_count
 from msa_train.memory.planner.plan import BankSize, Plan, Serving, gb, plan, would_fit
 from msa_train.model.config import ModelConfig
@@ -50,8 +51,7 @@ def _memory(options: argparse.Namespace) -> int:
         parse_count(options.tokens, "tokens"), config.router.chunk_size,
         options.document_tokens, options.chunks_per_1k, options.dtype,
     )  # fmt: skip
-    compute = options.compute or ("bfloat16" if cards else "float32")
-    serving = from_flags(Serving, options, compute=compute)
+    serving = from_flags(Serving, options, compute=options.compute or usual_compute(bool(cards)))
     found = plan(config, bank, _machine(cards, options.host_ram), serving)
     if options.json:
         print_json(found.to_json())

@@ -79,12 +79,15 @@ def _serve(options: argparse.Namespace) -> int:
     with search_ranks(options.ranks, tiers, options.rank_timeout_s, placed.device) as ranks:
         loaded = load_export(options.export, placed)
         paths = [path for _, path in named]
-        check_fits(loaded.model, paths, folder, tiers, limits, placed.device, options.ranks)
+        planned = check_fits(
+            loaded.model, paths, folder, tiers, limits, placed.device, options.ranks
+        )
         name = options.name or options.export.resolve().name
         model = ServedModel(name, loaded.model, loaded.tokenizer, loaded.fingerprint)
         state = assemble(
-            model, named, folder, ranks, tiers, limits, keys, hosts, words, options.retrieval
-        )
+            model, named, folder, ranks, tiers, limits, keys, hosts, words, options.retrieval,
+            planned,
+        )  # fmt: skip
         run(state, options.host, options.port)
     return 0
 

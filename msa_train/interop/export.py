@@ -107,9 +107,9 @@ def load_export(folder: Path, placed: Placement = ON_CPU) -> LoadedModel:
     Raises CheckpointError where a file is missing, broken, or not what was exported.
     """
     config, fingerprint = check_export(folder)
-    dtype = COMPUTE[placed.compute]
-    model = MSADecoder(config).to(dtype).load_published(load_file(folder / WEIGHTS))
-    return LoadedModel(model.to(placed.device).eval(), load_tokenizer(folder), fingerprint)
+    model = MSADecoder.empty(config, torch.device(placed.device), COMPUTE[placed.compute])
+    model.load_published(load_file(folder / WEIGHTS))  # mapped: one weight at a time is copied
+    return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
 
 
 def check_export(folder: Path) -> tuple[ModelConfig, dict[str, str]]:

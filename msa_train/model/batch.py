@@ -195,10 +195,12 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return placed(block.to(device, non_blocking=True))
 
 
-def positions_within(cu: Tensor) -> Tensor:
-    """[N] 0, 1, 2, ... from the start of each packed sequence (document-wise RoPE)."""
-    total = int(cu[-1])
-    return torch.arange(total, device=cu.device) - cu[:-1].repeat_interleave(cu.diff())
+def positions_within(cu: Tensor, total: int | None = None) -> Tensor:
+    """[N] 0, 1, 2, ... from the start of each packed sequence (document-wise RoPE). total: N, where
+    it is known: the host would wait for it."""
+    total = int(cu[-1]) if total is None else total
+    starts = cu[:-1].repeat_interleave(cu.diff(), output_size=total)
+    return torch.arange(total, device=cu.device) - starts
 
 
 def query_rows(is_query: Tensor, ctx_cu: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,6 +171,14 @@ class MSADecoder(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
 
+    @classmethod
+    def empty(cls, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> MSADecoder:
+        """One whose weights have their place and dtype, but no values yet: nothing is drawn, and no
+        copy of the whole model in another dtype is made on the way."""
+        with torch.device("meta"):
+            model = cls(config).to(dtype)
+        return model.to_empty(device=device)
+
     def load_published(self, weights: dict[str, Tensor]) -> MSADecoder:
         """Takes weights under the published names. Raises CheckpointError, naming what is wrong."""
         shapes = weight_shapes(self.config)
@@ -243,7 +251,7 @@ class MSADecoder(nn.Module):
 
     def encode(self, doc_tokens: Tensor, doc_cu: Tensor) -> dict[int, Pooled]:
         """Packed documents [Nd] -> what the memory keeps of them, per router layer."""
-        pooled = {}
+        pooled, positions = {}, positions_within(doc_cu, len(doc_tokens))
 
         def attend(layer: int, h: Tensor, x: Projections) -> Tensor | None:
             if (router := self.router(layer)) is not None:
@@ -251,7 +259,7 @@ class MSADecoder(nn.Module):
             # Nothing reads a document's state after its last pooled keys.
             return None if layer == self.config.last_router_layer else self_attention(x, doc_cu)
 
-        self.run(doc_tokens, positions_within(doc_cu), attend)
+        self.run(doc_tokens, positions, attend)
         return pooled
 
     def observe(

@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msa_train import checkpoint_folders
 from msa_train.config import Config, TrainingConfig, to_plain
@@ -143,6 +144,28 @@ def test_an_export_computes_in_the_dtype_that_is_asked_for(tmp_path):
     assert exact.fingerprint == rough.fingerprint
     for name, weight in exact.model.state_dict().items():
         assert torch.equal(rough.model.state_dict()[name], weight.bfloat16()), name
+
+
+def test_a_model_is_loaded_without_a_copy_of_it_in_another_dtype(tmp_path):
+    """What is made on the way is no larger than its largest weight, and nothing is drawn."""
+    folder = tiny_export(tmp_path / "e")
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type == "cpu" and not func.is_view:
+                storages[out.untyped_storage().data_ptr()] = out.untyped_storage().nbytes()
+            return out
+
+    storages, state = {}, torch.get_rng_state()
+    with Made():
+        loaded = load_export(folder, Placement(compute="bfloat16"))
+    weights = {w.untyped_storage().data_ptr(): w.nbytes for w in loaded.model.parameters()}
+    assert weights.items() <= storages.items()
+    assert all(weight.dtype == torch.bfloat16 for weight in loaded.model.parameters())
+    file = (folder / "model.safetensors").stat().st_size
+    beside = sum(size for place, size in storages.items() if place not in weights)
+    assert beside <= file and torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_exports_weights_may_be_read_by_whom_its_config_may(tmp_path):

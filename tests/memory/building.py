@@ -7,7 +7,7 @@ import torch
 
 from msa_train.memory.bank.build import build_bank
 from msa_train.memory.bank.documents import StoredDocument
-from msa_train.memory.bank.encode import TOKEN_BUDGET, BlockEncoder, BlockSize, encode_documents
+from msa_train.memory.bank.encode import BlockEncoder, BlockSize, encode_documents
 from msa_train.memory.bank.manifest import BankManifest
 from msa_train.memory.engine.interleave import Interleave, Request
 from msa_train.memory.engine.model_runner import prefill_pieces
@@ -53,7 +53,7 @@ def tiny_bank(path, documents=None, **settings):
     build_bank(path, tiny_model(), tiny_tokenizer(), documents, **settings)
 
 
-def encode_in_memory(model, tokenizer, documents, token_budget=TOKEN_BUDGET, dtype=torch.float32):
+def encode_in_memory(model, tokenizer, documents, token_budget=None, dtype=torch.float32):
     """A view of documents without a bank on disk; arguments as of encode_documents."""
     batches = list(encode_documents(model, tokenizer, documents, token_budget, dtype))
     held = [document for batch in batches for document in batch.documents]

@@ -11,20 +11,15 @@ from tests.batches import decoder_of, tiny_config
 class Replayed:
     """In place of a CUDA graph: computes the step when it is replayed."""
 
-    def __init__(self, graphs, rows, window):
-        self.step = lambda: graphs._model.decode(graphs._tokens[:rows], graphs._cache, window)
-        self.hidden = torch.zeros(rows, graphs._model.config.hidden)
-
-    def replay(self):
-        self.hidden.copy_(self.step())
+    def __init__(self, graphs, *size):
+        self.replay = lambda: graphs._step(*size)
 
 
 @pytest.fixture
 def graphs(monkeypatch):
     def capture(self, rows, window):
         captured.append((rows, window))
-        graph = Replayed(self, rows, window)
-        return graph, graph.hidden
+        return Replayed(self, rows, window)
 
     captured = []
     monkeypatch.setattr(DecodeGraphs, "_capture", capture)
@@ -67,3 +62,17 @@ def test_a_cache_that_has_grown_is_captured_anew(graphs):
     step(graphs, [5])
     step(graphs, [5])
     assert len(graphs.captured) == 2
+
+
+def test_what_a_server_needs_is_captured_at_its_start(graphs):
+    """Every size that steps of 1 to 12 rows, of any length, ask for; nothing is captured then."""
+    cache = graphs._cache
+    cache._reserve(0, 32)
+    assert graphs.capture_all() == len(graphs.captured) == 3 * len(cache.windows())
+    assert graphs.captured[0] == (12, (cache.entries, cache.tokens))  # sizes the pool
+    for rows in range(1, 13):
+        cache.chunks[:rows], cache.lengths[:rows] = [rows] * rows, [2 * rows] * rows
+        window = cache.begin_step([True] * rows)
+        found = [n for n in cache.windows() if n[0] >= window[0] and n[1] >= window[1]]
+        graphs.decode(torch.zeros(rows, dtype=torch.int64), found[-1])
+    assert len(graphs.captured) == 3 * len(cache.windows())

@@ -1,13 +1,19 @@
 """A server put together: banks that do not fit are refused, and impossible numbers of ranks."""
 
+import copy
+
 import pytest
+import torch
 
 from msa_train.cli import main
 from msa_train.errors import ConfigError
 from msa_train.interop.export import LoadedModel
+from msa_train.memory.planner import plan
 from msa_train.memory.search.settings import TierSettings
-from msa_train.serving.assemble import check_fits, search_ranks
-from msa_train.serving.settings import ServerLimits
+from msa_train.serving.access import ApiKeys
+from msa_train.serving.assemble import assemble, check_fits, search_ranks
+from msa_train.serving.banks import ServedModel
+from msa_train.serving.settings import AllowedHosts, ServerLimits
 from tests.memory.tiny import FINGERPRINT, tiny_model, tiny_tokenizer
 from tests.serving.running import state_of, tiny_bank
 
@@ -33,11 +39,11 @@ def test_hot_documents_of_every_bank_are_planned(tmp_path, monkeypatch):
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     planned = []
 
-    def plan(config, bank, machine, serving):
+    def refused(config, bank, machine, serving):
         planned.append(serving.hot_mb)
         raise ConfigError("seen")
 
-    monkeypatch.setattr("msa_train.memory.planner.plan.plan", plan)
+    monkeypatch.setattr("msa_train.memory.planner.plan.plan", refused)
     banks = [f"--bank={name}={tiny_bank(tmp_path / name)}" for name in "abc"]
     assert main(["serve", "export", "--hot-mb", "10", *banks]) == 2
     assert planned == [30]
@@ -53,6 +59,34 @@ def test_named_banks_come_first_and_banks_of_the_folder_are_found(tmp_path):
     finally:
         state.engine.stop()
         state.banks.close()
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_what_was_allocated_is_what_was_planned(tmp_path, compute, caplog):
+    """Of weights and KV cache, in the dtype that computes; told in the log of the start."""
+    bank, dtype = tiny_bank(tmp_path / "a"), getattr(torch, compute)
+    model = copy.deepcopy(tiny_model()).to(dtype)
+    limits = ServerLimits(concurrent=3, context_tokens=500)
+    planned = check_fits(model, [bank], None, TierSettings(), limits, "cpu", 1)
+    served = ServedModel("tiny", model, tiny_tokenizer(), FINGERPRINT)
+    given = [("a", bank)], None, None, TierSettings(), limits, ApiKeys(), AllowedHosts.of("::1")
+    with caplog.at_level("INFO"):
+        state = assemble(served, *given, planned=planned)
+    try:
+        size = plan.gb(planned.held("model"))
+        assert f"KV cache in {compute} on cpu: planned {size}, allocated {size}" in caplog.text
+        assert planned.serving.compute == compute
+    finally:
+        state.engine.stop()
+        state.banks.close()
+
+
+def test_ranks_compute_on_cards_of_their_own():
+    with (
+        pytest.raises(ConfigError, match="--device cuda:1 --ranks 2: rank r computes on card r"),
+        search_ranks(2, TierSettings(), 60.0, "cuda:1"),
+    ):
+        pass
 
 
 def test_one_process_searches_alone():

@@ -16,7 +16,6 @@ from msa_train.errors import BankError
 from msa_train.memory.bank.checks import changed_files
 from msa_train.memory.bank.encode import (
     BLOCKS,
-    TOKEN_BUDGET,
     BlockEncoder,
     BlockSize,
     Encoding,
@@ -59,7 +58,7 @@ def build_bank(
     documents: Iterable[Document],
     fingerprint: Mapping[str, str],
     dtype: str = "float16",
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     size: BlockSize = BLOCKS,
     ranks: Encoding | None = None,
     expected: Expected = lambda: None,
@@ -230,7 +229,7 @@ def add_documents(
     documents: Iterable[Document],
     fingerprint: Mapping[str, str],
     update: bool = False,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     size: BlockSize = BLOCKS,
     ranks: Encoding | None = None,
     expected: Expected = lambda: None,

@@ -22,12 +22,14 @@ from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import BankError
 from msa_train.memory.bank.lock import WriterLock
 from msa_train.memory.bank.manifest import SegmentEntry
-from msa_train.memory.bank.segment import EncodedBatch, Target
+from msa_train.memory.bank.segment import STATES, EncodedBatch, Target
+from msa_train.model.attention import Pooled
 from msa_train.model.decoder import MSADecoder
+from msa_train.model.transfer import Download, uploaded
 
 # Measured with the quickstart model: 2,048 to 4,096 tokens fit in the cache of a core; 16,384 take
-# a third longer. A large model on an accelerator wants more.
-TOKEN_BUDGET = 4096
+# a third longer. A GPU wants more, to be busy (unmeasured).
+TOKEN_BUDGET, GPU_TOKEN_BUDGET = 4096, 16384
 
 Batch = tuple[list[Document], list[list[int]]]  # documents and the tokens of each
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -37,17 +39,35 @@ def encode_documents(
     model: MSADecoder,
     tokenizer: Tokenizer,
     documents: Iterable[Document],
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[EncodedBatch]:
-    """Encodes documents of ascending number in batches of about `token_budget` packed tokens.
+    """Encodes documents of ascending number in batches of about `token_budget` packed tokens (None:
+    as many as suit the model's device).
 
     dtype: of the states returned; the arithmetic is done in the model's. A document's states do not
-    depend on what it is batched with. About one batch per thread is held in memory. Raises
-    BankError where numbers do not ascend.
+    depend on what it is batched with. About one batch per thread is held in memory, and two on a
+    GPU. Raises BankError where numbers do not ascend.
     """
-    batches = document_batches(tokenizer, documents, token_budget)
-    yield from in_threads(lambda batch: _encode(model, *batch, dtype), batches, model.device)
+    budget = usual_budget(model.device) if token_budget is None else token_budget
+    batches = document_batches(tokenizer, documents, budget)
+    begun = in_threads(lambda batch: _begin(model, *batch, dtype), batches, model.device)
+    waiting = None
+    for each in begun:
+        if model.device.type != "cuda":
+            yield each()
+            continue
+        # A GPU has its next batch to do while the host waits for the last one, and writes it.
+        if waiting is not None:
+            yield waiting()
+        waiting = each
+    if waiting is not None:
+        yield waiting()
+
+
+def usual_budget(device: torch.device) -> int:
+    """Packed tokens of a batch, about."""
+    return GPU_TOKEN_BUDGET if device.type == "cuda" else TOKEN_BUDGET
 
 
 def in_threads(
@@ -101,19 +121,24 @@ def document_batches(
 
 
 @torch.inference_mode()
-def _encode(
+def _begin(
     model: MSADecoder, documents: list[Document], tokens: list[list[int]], dtype: torch.dtype
-) -> EncodedBatch:
-    device = model.device
+) -> Callable[[], EncodedBatch]:
+    """What waits for the states of a batch, and gives them."""
     lengths = torch.tensor([len(ids) for ids in tokens])
     doc_cu = cumulative(lengths)
-    packed = torch.tensor([i for ids in tokens for i in ids], device=device)
-    pooled = {
-        layer: states.map(lambda x: x.to("cpu", dtype))
-        for layer, states in model.encode(packed, doc_cu.to(device)).items()
-    }
     chunks = chunk_offsets(doc_cu, model.config.router.chunk_size).diff()
-    return EncodedBatch(documents, lengths, chunks, pooled)
+    given = [[i for ids in tokens for i in ids], doc_cu.numpy()]
+    found = model.encode(*uploaded(given, model.device))
+    kinds = [getattr(states, kind) for states in found.values() for kind in STATES]
+    coming = Download(kinds, dtype)
+
+    def result() -> EncodedBatch:
+        there = iter(coming.result())
+        pooled = {layer: Pooled(*(next(there) for _ in STATES)) for layer in found}
+        return EncodedBatch(documents, lengths, chunks, pooled)
+
+    return result
 
 
 OnBatch = Callable[[int, int], None]  # called with the documents and tokens of a batch
@@ -163,7 +188,7 @@ class BlockEncoder:
 
     model: MSADecoder
     tokenizer: Tokenizer
-    token_budget: int = TOKEN_BUDGET
+    token_budget: int | None = None
 
     def segments(
         self, blocks: Iterable[list[Document]], target: Target, lock: WriterLock, encoded: OnBatch

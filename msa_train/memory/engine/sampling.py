@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from msa_train.errors import ConfigError
+from msa_train.model.transfer import sent, uploaded
+
+_LIKELIEST = 1024  # tokens that nearly always hold any top_p
+_ROUNDING = 1e-9  # more than float64 loses in a sum of all shares
 
 
 @dataclass(frozen=True)
@@ -30,30 +36,105 @@ class Sampling:
             raise ConfigError(f"seed is {self.seed}: give a whole number of at most 64 bits")
 
 
-class Sampler:
-    """Draws the tokens of one request from a random generator of its own."""
+class Draw(NamedTuple):
+    """A token is drawn: where a number drawn from 0..1 falls among the shares of the likeliest
+    tokens of at least top_p together, at a temperature."""
+
+    temperature: float
+    top_p: float
+    number: float
+
+
+class Draws:
+    """The draws of one request, from a random generator of its own: of the host, so that they are
+    the same on every device and whatever else is served."""
 
     def __init__(self, sampling: Sampling):
         self._sampling = sampling
         self._random = torch.Generator().manual_seed(sampling.seed)
 
-    def choose(self, logits: Tensor) -> int:
-        """A token from its logits [vocabulary]."""
+    def next(self) -> Draw | None:
+        """None: the likeliest token, which takes no draw."""
         temperature, top_p = self._sampling.temperature, self._sampling.top_p
-        logits = logits.to("cpu", torch.float64)
-        shares = ((logits - logits.max()) / temperature).softmax(0)
-        drawn = torch.rand((), generator=self._random, dtype=torch.float64)
-        if top_p == 1:
-            return self._at(shares, drawn)
-        shares, tokens = shares.sort(descending=True, stable=True)
-        reached = shares.cumsum(0)
-        kept = int((reached - shares < top_p).sum())
-        return int(tokens[self._at(shares[:kept], drawn)])
+        if not temperature:
+            return None
+        number = torch.rand((), generator=self._random, dtype=torch.float64)
+        return Draw(temperature, top_p, float(number))
 
-    @staticmethod
-    def _at(shares: Tensor, drawn: Tensor) -> int:
-        """The place at which the cumulative shares pass a number drawn from 0..1."""
-        reached = shares.cumsum(0)
-        return min(
-            int(torch.searchsorted(reached, drawn * reached[-1], right=True)), len(shares) - 1
-        )
+
+def choose_tokens(logits: Tensor, draws: Sequence[Draw | None]) -> list[int]:
+    """A token of each row of logits [b, vocabulary]: the likeliest where there is no draw.
+
+    On a GPU all rows at once, and one copy of what was chosen to the host. A second one where the
+    `_LIKELIEST` tokens of a row, which are looked at first, hold less than its top_p.
+    """
+    found = logits.argmax(1)
+    whole = [row for row, draw in enumerate(draws) if draw and draw.top_p == 1]
+    part = [row for row, draw in enumerate(draws) if draw and draw.top_p < 1]
+    lacking = torch.zeros_like(found) if part else None
+    for rows in (*_groups(whole, logits), *_groups(part, logits)):
+        _draw(logits, rows, draws, found, lacking, _LIKELIEST)
+    if lacking is None:
+        return found.tolist()
+    tokens, lacks = torch.stack([found, lacking]).tolist()
+    if not any(lacks):
+        return tokens
+    for rows in _groups([row for row in part if lacks[row]], logits):
+        _draw(logits, rows, draws, found, lacking, logits.shape[1])
+    return found.tolist()
+
+
+def _groups(rows: list[int], logits: Tensor) -> list[list[int]]:
+    """Rows that are drawn together: on a CPU one by one, as each passes its caches many times."""
+    if not rows:
+        return []
+    return [rows] if logits.is_cuda else [[row] for row in rows]
+
+
+def _draw(
+    logits: Tensor,
+    rows: list[int],
+    draws: Sequence[Draw | None],
+    found: Tensor,
+    lacking: Tensor | None,
+    most: int,
+) -> None:
+    """Draws tokens for rows, all with top_p 1 or all below, into found [b].
+
+    Below, of the `most` likeliest tokens; lacking [b]: 1 where those may hold too little.
+    """
+    [place] = uploaded([rows], logits.device)
+    given = torch.tensor([draws[row] for row in rows], dtype=torch.float64)
+    temperature, top_p, number = sent(given, logits.device).split(1, dim=1)
+    x = logits[place].double()
+    shares = x.sub_(x.amax(1, keepdim=True)).div_(temperature).softmax(1)
+    if draws[rows[0]].top_p == 1:
+        reached = shares.cumsum(1)
+        token = _passed(reached, torch.full_like(place, reached.shape[1] - 1)[:, None], number)
+    else:
+        shares, tokens = _ranked(shares, most)
+        reached = shares.cumsum(1)
+        before = reached - shares
+        kept = (before < top_p).sum(1, keepdim=True)
+        token = tokens.gather(1, _passed(reached, kept - 1, number))
+        if most < logits.shape[1]:
+            # Which of those that are as likely as the last one came along is chance.
+            sure = (shares > shares[:, -1:]).sum(1)
+            lacks = (before < top_p + _ROUNDING).sum(1) > sure
+            lacking.index_copy_(0, place, lacks.long())
+    found.index_copy_(0, place, token[:, 0])
+
+
+def _ranked(shares: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The `most` largest of each row and their columns; of equals the first column first."""
+    if most >= shares.shape[1]:
+        return shares.sort(dim=1, descending=True, stable=True)
+    columns = shares.topk(most, 1, sorted=False).indices.sort(1).values
+    shares, order = shares.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return shares, columns.gather(1, order)
+
+
+def _passed(reached: Tensor, last: Tensor, number: Tensor) -> Tensor:
+    """[s, 1] where cumulative shares pass a number drawn from 0..1, of those up to `last`."""
+    drawn = number * reached.gather(1, last)
+    return torch.searchsorted(reached, drawn, right=True).minimum(last)

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from itertools import chain, count
 from typing import TypeVar
 
-import torch
-
 from data_pipeline.tokenizer import Tokenizer
 from msa_train.errors import RankError
 from msa_train.memory.engine.events import Event, Failed, selections
@@ -37,7 +35,7 @@ class Scheduler:
     prefill_tokens: how much a step may prefill (one context at least), so that those that decode do
     not wait for long. together: all requests come at once and nobody waits for a first token (an
     evaluation): it prefills only when at least as many can be prefilled as decode, for fewer
-    searches, and takes memory as it is needed.
+    searches, and takes memory as it is needed. chunks: that a context usually reads.
 
     What runs beside a request does not change its answer. An error in a prefill, or in reading a
     document, fails the requests concerned (event Failed); an error in a decode step is raised.
@@ -51,16 +49,26 @@ class Scheduler:
         slot_tokens: int,
         prefill_tokens: int = PREFILL_TOKENS,
         together: bool = False,
+        chunks: int = 0,
     ):
         self._model, self._tokenizer = model.eval(), tokenizer
         self._slot_tokens, self._prefill_tokens = slot_tokens, prefill_tokens
         self._together = together
-        self._runner = ModelRunner(model, slots, slot_tokens, preallocate=not together)
+        self._runner = ModelRunner(model, slots, slot_tokens, not together, chunks)
         self._tickets = count()
         self._sequences: dict[int, Sequence] = {}
         self._new: deque[int] = deque()  # tickets that wait for their first prefill
         self._continued: deque[int] = deque()  # that wait for another round: before the new ones
         self._rows: list[int] = []  # the ticket in each row of the KV cache
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache."""
+        return self._runner.cache_bytes
+
+    def capture(self) -> int:
+        """As ModelRunner.capture."""
+        return self._runner.capture()
 
     @property
     def busy(self) -> bool:
@@ -158,13 +166,13 @@ class Scheduler:
 
     def _choose_tokens(self, events: TicketEvents) -> None:
         """Every sequence's next token; those that end, or need another prefill, leave their row."""
-        logits = self._runner.logits(self._tokenizer.vocab_size)
-        likeliest = logits.argmax(1).tolist()
+        draws = [self._sequences[ticket].draw() for ticket in self._rows]
+        chosen = self._runner.choose(draws, self._tokenizer.vocab_size)
         for row in reversed(range(len(self._rows))):  # the last one moves to a row that is left
             ticket = self._rows[row]
             sequence = self._sequences[ticket]
-            given = sequence, likeliest[row], logits[row], self._runner.room(row)
-            found = self._guarded(ticket, events, _next_token, *given)
+            given = chosen[row], self._runner.room(row)
+            found = self._guarded(ticket, events, sequence.append, *given)
             if found is None:
                 continue  # failed, and gone
             events += [(ticket, event) for event in found]
@@ -193,7 +201,3 @@ class Scheduler:
     def _fail(self, ticket: int, error: Exception, events: TicketEvents) -> None:
         self.cancel(ticket)
         events.append((ticket, Failed(error)))
-
-
-def _next_token(sequence: Sequence, likeliest: int, logits: torch.Tensor, room: int) -> list[Event]:
-    return sequence.append(sequence.choose(likeliest, logits), room)

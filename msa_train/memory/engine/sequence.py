@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from torch import Tensor
-
 from data_pipeline.protocol import ANSWER, IM_END, AnswerForm, answer_request_pieces
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer
 from msa_train.errors import ContextError
@@ -21,7 +19,7 @@ from msa_train.memory.engine.events import (
     TextPiece,
 )
 from msa_train.memory.engine.interleave import Interleave, Next, Request
-from msa_train.memory.engine.sampling import Sampler
+from msa_train.memory.engine.sampling import Draw, Draws
 
 _ID_TOKENS = 20  # more than `[number]` can have
 _SPARE_TOKENS = 64  # that evidence leaves for the ids of another round
@@ -47,7 +45,7 @@ class Sequence:
         self._tokenizer, self._limit = tokenizer, limit
         self._began = time.perf_counter()
         self._reports: list[RoundReport] = []
-        self._sampler = Sampler(request.sampling) if request.sampling.temperature else None
+        self._draws = Draws(request.sampling)
         self._detokenizer = Detokenizer(tokenizer)
         self._context: TokenizedPieces | None = None
         self._interleave = Interleave(
@@ -86,9 +84,9 @@ class Sequence:
             events.append(self._evidence())
         return events
 
-    def choose(self, likeliest: int, logits: Tensor) -> int:
-        """The next token from its logits [vocabulary]."""
-        return likeliest if self._sampler is None else self._sampler.choose(logits)
+    def draw(self) -> Draw | None:
+        """How its next token is drawn; None: it is the likeliest."""
+        return self._draws.next()
 
     def append(self, token: int, room: int) -> list[Event]:
         """One more token; room: how many the context can still take.

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 Place = Literal["device", "host", "disk"]
 KEY_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
 PROCESS = 600 * 10**6  # of a serving process beside its model (measured on a CPU: 0.5 GB)
-RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, activations (unmeasured)
+RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, graphs' launches (unmeasured)
 # Bytes per context and document while a layer is searched: scores, bounds, a mask; maxima on a GPU.
 _SEARCH_BYTES, _PACKED_BYTES = 4 + 8 + 1, 8
 _DOCUMENT_BYTES = 64  # of a document in a process: numbers, token and chunk counts, offsets
 _BOUND_BYTES = 8  # chunk_cu, for every layer
+# Bytes per logit while tokens are drawn from them: five columns of float64 (sampling.py).
+_DRAWING_BYTES = 5 * 8
 _MOST_CARDS = 64  # that would_fit tries
 STORED = ("float32", "bfloat16", "float16")
 
@@ -93,19 +95,21 @@ class BankSize:
 @dataclass(frozen=True, kw_only=True)
 class Serving(TierSettings):
     """How a memory is served: its tiers, and the model beside it. slots: rows of the KV cache;
-    question_tokens: T of the floor; compute: dtype of weights and KV cache. The metadata are the
-    flags of `msa plan memory`."""
+    question_tokens: T of the floor; prefill_tokens: that a step may prefill; compute: dtype of
+    weights and KV cache. The metadata are the flags of `msa plan memory`."""
 
     slots: int = flag(32, "contexts that decode at once", metavar=None)
     slot_tokens: int = flag(4096, "length of each", metavar=None)
     question_tokens: int = flag(32, "T of the floor", metavar=None)
+    prefill_tokens: int = 8192
     compute: str = "bfloat16"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.compute not in STORED:
             raise ConfigError(f"compute is {self.compute!r}: give {', '.join(STORED)}")
-        check_least(1, self, "", "slots", "slot_tokens", "question_tokens", error=ConfigError)
+        counts = "slots", "slot_tokens", "question_tokens", "prefill_tokens"
+        check_least(1, self, "", *counts, error=ConfigError)
 
     def to_json(self) -> dict[str, Any]:
         """Without `prefetch`, which takes no bytes of its own."""
@@ -115,13 +119,16 @@ class Serving(TierSettings):
 @dataclass(frozen=True)
 class Item:
     """Bytes in one place: on each device, or in all of host memory or disk. per_layer: those of one
-    router layer (0: not per layer). needed: false for mapped files, which can be evicted."""
+    router layer (0: not per layer). needed: false for mapped files, which can be evicted. held:
+    "model" for weights and KV cache, "memory" for keys, which are there from the start and stay;
+    None for what comes and goes."""
 
     what: str
     place: Place
     bytes: int
     per_layer: int = 0
     needed: bool = True
+    held: Literal["model", "memory"] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,10 @@ class Plan:
     def need(self, place: Place) -> int:
         """Bytes that must be there: on each device, or in all of the host's memory."""
         return sum(item.bytes for item in self.items if item.place == place and item.needed)
+
+    def held(self, *kinds: str) -> int:
+        """Bytes that are taken where the model computes when the server has started."""
+        return sum(item.bytes for item in self.items if item.held in kinds and item.needed)
 
     def have(self, place: Place) -> int | None:
         """None: unknown (disk), or no such place."""
@@ -245,25 +256,63 @@ def _computing(
     form = bank.dtype if serving.keys == "stored" else serving.keys
     keys = key_bytes(config, chunks, documents, form)
     name = f"router keys, {form}" + (", mapped from disk" if mapped else "")
-    yield Item(name, place, layers * keys, keys, needed=not mapped)
+    yield Item(name, place, layers * keys, keys, needed=not mapped, held="memory")
     bounds = _BOUND_BYTES * (documents + 1)
-    yield Item("chunk bounds of documents", place, bounds * (layers if machine.cards else 1))
-    yield Item(f"weights, {serving.compute}", place, parameters(config) * compute)
-    tokens = serving.slots * serving.slot_tokens
-    yield Item(
-        f"K/V slots, {serving.slots} of {serving.slot_tokens:,} tokens",
-        place, tokens * config.layers * 2 * row * compute,
-    )  # fmt: skip
-    # A slot keeps the chunks that it reads in every reading layer while it decodes.
-    each = bank.chunks / max(1, bank.documents)
-    winners = serving.slots * min(config.router.top_k, bank.documents) * each * row
-    yield Item("chunks read by the slots", place, math.ceil(winners * 2 * reading * compute))
+    bounds *= layers if machine.cards else 1
+    yield Item("chunk bounds of documents", place, bounds, held="memory")
+    weights = parameters(config) * compute
+    yield Item(f"weights, {serving.compute}", place, weights, held="model")
+    yield from _slots(config, bank, place, serving)
+    winners = serving.slots * chunks_read(config, bank) * row
     yield Item("hot documents", place, round(serving.hot_mb * (1 << 20)))
-    yield Item("prefetch, one layer of all slots", place, math.ceil(winners * 3 * stored))
+    yield Item("prefetch, one layer of all slots", place, winners * 3 * stored)
     scores = _SEARCH_BYTES + (_PACKED_BYTES if machine.cards else 0)
     yield Item("scores while searching", place, serving.slots * documents * scores)
+    tokens = max(serving.prefill_tokens, serving.slot_tokens)
+    held = tokens * config.layers * 2 * row * compute + winners * 2 * reading * stored
+    yield Item(f"K/V of a prefill, {tokens:,} tokens, and chunks it reads", place, held)
+    yield Item("activations of a prefill", place, tokens * activations(config) * compute)
+    drawing = (serving.slots if machine.cards else 1) * _DRAWING_BYTES
+    logits = config.vocab_size * (serving.slots * compute + drawing)
+    yield Item("logits, and drawing from them", place, logits)
     if machine.cards:
-        yield Item("reserve: context, workspaces, activations", place, RESERVE)
+        yield Item("decode graphs, one pool", place, _graph_pool(config, bank, serving))
+        yield Item("reserve: context, workspaces, graphs' launches", place, RESERVE)
+
+
+def chunks_read(config: ModelConfig, bank: BankSize) -> int:
+    """Chunks that a context reads in a layer, of documents as long as the average."""
+    each = bank.chunks / max(1, bank.documents)
+    return math.ceil(min(config.router.top_k, bank.documents) * each)
+
+
+def activations(config: ModelConfig) -> int:
+    """Numbers per token while a layer is computed: the states that go in and their norm, beside
+    projections, plain and rotated, and what attention adds, or beside those of the MLP."""
+    d, wide, narrow = (config.sizes[name] for name in ("hidden", "queries", "keys"))
+    return 2 * d + max(3 * config.ffn, 3 * wide + 3 * narrow)
+
+
+def _slots(config: ModelConfig, bank: BankSize, place: Place, serving: Serving) -> Iterator[Item]:
+    """The KV cache, as it is allocated."""
+    from msa_train.model.kv_cache import cache_bytes, room_for
+
+    chunks, size = chunks_read(config, bank), KEY_BYTES[serving.compute]
+    held = cache_bytes(config, serving.slots, serving.slot_tokens, chunks, size)
+    tokens = f"K/V slots, {serving.slots} of {serving.slot_tokens:,} tokens"
+    yield Item(tokens, place, held["tokens"], held="model")
+    read = f"chunks read by the slots, room for {room_for(chunks):,} each"
+    yield Item(read, place, held["chunks"], held="model")
+    yield Item("masks of the slots", place, held["masks"], held="model")
+
+
+def _graph_pool(config: ModelConfig, bank: BankSize, serving: Serving) -> int:
+    """What one step of all slots computes with, attention's logits in float32 among it."""
+    from msa_train.model.kv_cache import room_for
+
+    columns = room_for(chunks_read(config, bank)) + serving.slot_tokens
+    row = activations(config) * KEY_BYTES[serving.compute] + config.heads * columns * 4
+    return serving.slots * row
 
 
 def _stored(

@@ -11,11 +11,11 @@ from msa_train.memory.engine.engine import MemoryEngine
 from msa_train.memory.engine.events import Evidence, Finished, Routed, TextPiece
 from msa_train.memory.engine.interleave import Interleave, InterleaveLimits, Request
 from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
-from msa_train.memory.engine.sequence import Sequence
 from msa_train.memory.search.loader import bank_view
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from tests.batches import OWN_ROUTER, VOTING_ROUTER
 from tests.memory.building import encode_in_memory
+from tests.memory.engine.writing import writes
 from tests.memory.tiny import FINGERPRINT, tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = [
@@ -175,7 +175,7 @@ def scripted(monkeypatch, *turns):
             control = part in (REF_END, IM_END)
             script += [tokenizer.control_ids(part)[0]] if control else tokenizer.encode_text(part)
     tokens = iter(script)
-    monkeypatch.setattr(Sequence, "choose", lambda self, likeliest, logits: next(tokens))
+    writes(monkeypatch, lambda *_: next(tokens))
     return tokens
 
 

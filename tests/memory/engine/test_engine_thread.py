@@ -15,6 +15,7 @@ from msa_train.memory.engine.events import Finished, Routed
 from msa_train.memory.engine.interleave import InterleaveLimits, Request
 from msa_train.memory.engine.scheduler import Scheduler
 from tests.memory.building import encode_in_memory
+from tests.memory.engine.writing import writes
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?", "東京"]
@@ -37,9 +38,7 @@ def service():
 
 def endless(view, monkeypatch):
     """A request that writes for as long as it may."""
-    monkeypatch.setattr(
-        "msa_train.memory.engine.sequence.Sequence.choose", lambda self, best, logits: 40
-    )
+    writes(monkeypatch, lambda *_: 40)
     return Request("?", view, "memory", ENDLESS)
 
 

@@ -4,16 +4,33 @@ import pytest
 import torch
 
 from msa_train.errors import ConfigError
-from msa_train.memory.engine.sampling import Sampler, Sampling
+from msa_train.memory.engine import sampling as module
+from msa_train.memory.engine.sampling import Draws, Sampling, choose_tokens
 
 LOGITS = torch.tensor([0.5, 2.0, 1.0, -1.0, 2.0])
 DRAWS = 4000
 
 
 def shares(sampling):
-    sampler = Sampler(sampling)
-    drawn = torch.tensor([sampler.choose(LOGITS) for _ in range(DRAWS)])
-    return torch.bincount(drawn, minlength=5) / DRAWS
+    draws = Draws(sampling)
+    drawn = choose_tokens(LOGITS.expand(DRAWS, 5), [draws.next() for _ in range(DRAWS)])
+    return torch.bincount(torch.tensor(drawn), minlength=5) / DRAWS
+
+
+def plainly(logits, draw):
+    """A token of logits [vocabulary], as the definition says it, over the whole vocabulary."""
+    if draw is None:
+        return int(logits.argmax())
+    logits = logits.double()
+    shares = ((logits - logits.max()) / draw.temperature).softmax(0)
+    tokens = torch.arange(len(shares))
+    if draw.top_p < 1:
+        shares, tokens = shares.sort(descending=True, stable=True)
+        kept = int((shares.cumsum(0) - shares < draw.top_p).sum())
+        shares, tokens = shares[:kept], tokens[:kept]
+    reached = shares.cumsum(0)
+    place = int(torch.searchsorted(reached, draw.number * reached[-1], right=True))
+    return int(tokens[min(place, len(tokens) - 1)])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -34,10 +51,33 @@ def test_top_p_keeps_the_likeliest_and_no_more():
 
 def test_a_seed_draws_the_same_again():
     def draw(seed):
-        sampler = Sampler(Sampling(1.0, 0.9, seed))
-        return [sampler.choose(LOGITS) for _ in range(20)]
+        draws = Draws(Sampling(1.0, 0.9, seed))
+        return [choose_tokens(LOGITS[None], [draws.next()])[0] for _ in range(20)]
 
     assert draw(3) == draw(3) != draw(4)
+    assert draw(3)[:8] == [1, 1, 2, 1, 4, 4, 1, 4]  # as in every version since there are seeds
+
+
+@pytest.mark.parametrize("most", [1, 4, 30, 1000])
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_are_drawn_as_one_by_one_over_the_whole_vocabulary(most, together, monkeypatch):
+    """Few distinct logits, so that the likeliest end in the middle of equal ones."""
+    monkeypatch.setattr(module, "_LIKELIEST", most)
+    if together:  # as on a GPU
+        monkeypatch.setattr(module, "_groups", lambda rows, _: [rows] if rows else [])
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(24, 300, generator=random).mul(4).round().to(torch.bfloat16)
+    settings = [
+        Sampling(),
+        *(
+            Sampling(t, p, seed)
+            for seed, t in enumerate((0.3, 1.0, 4.0))
+            for p in (1e-9, 0.5, 0.99, 1)
+        ),
+    ]
+    for offset in range(3):
+        rows = [Draws(settings[(row + offset) % len(settings)]).next() for row in range(24)]
+        assert choose_tokens(logits, rows) == list(map(plainly, logits, rows))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from msa_train.memory.engine.sampling import Sampling
 from msa_train.memory.engine.scheduler import Scheduler
 from msa_train.memory.engine.sequence import Sequence
 from tests.memory.building import encode_in_memory
+from tests.memory.engine.writing import writes
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is the code of the harbour?", "Who sleeps standing?", "?", "東京", "Rain? " * 9]
@@ -195,10 +196,7 @@ def test_a_context_that_is_too_long_fails_alone_and_says_so(views, monkeypatch):
     long = Request("Rain? " * 200, views[0], "memory", SHORT)
     grows = Request("Rain?", views[0], limits=InterleaveLimits(retrieval_characters=1000))
     fits = Request("Rain?", views[0], "memory", SHORT)
-    ids = Sequence.choose
-    monkeypatch.setattr(
-        Sequence, "choose", lambda self, *given: 40 if self.request is grows else ids(self, *given)
-    )
+    writes(monkeypatch, lambda each, token: 40 if each.request is grows else token)
     events = run(scheduler_of(slot_tokens=200), [long, fits, grows])
     expected = run(scheduler_of(), [fits])[0]
     assert told(events[1]) == told(expected)
@@ -209,7 +207,7 @@ def test_a_context_that_is_too_long_fails_alone_and_says_so(views, monkeypatch):
 
 
 def test_an_answer_ends_where_its_context_is_full(views, monkeypatch):
-    monkeypatch.setattr(Sequence, "choose", lambda self, likeliest, logits: 40)
+    writes(monkeypatch, lambda *_: 40)
     events = run(
         scheduler_of(slot_tokens=200),
         [
@@ -247,7 +245,7 @@ def scripted(monkeypatch, *turns):
         control = part in (REF_END, IM_END)
         script += [TOKENIZER.control_ids(part)[0]] if control else TOKENIZER.encode_text(part)
     tokens = iter(script)
-    monkeypatch.setattr(Sequence, "choose", lambda self, likeliest, logits: next(tokens))
+    writes(monkeypatch, lambda *_: next(tokens))
     return tokens
 
 

@@ -11,8 +11,17 @@ from msa_train.memory.bank.encode import encode_documents
 from msa_train.memory.bank.manifest import BankManifest
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
+from msa_train.memory.engine.model_runner import ModelRunner
+from msa_train.memory.engine.scheduler import PREFILL_TOKENS
 from msa_train.memory.planner.hardware import CARDS, Card, Machine, parse_bytes, parse_cards
-from msa_train.memory.planner.plan import BankSize, Serving, parameters, plan
+from msa_train.memory.planner.plan import (
+    BankSize,
+    Serving,
+    activations,
+    chunks_read,
+    parameters,
+    plan,
+)  # fmt: skip
 from msa_train.model.config import PRESETS
 from msa_train.model.decoder import MSADecoder
 from tests.batches import tiny_config
@@ -71,17 +80,17 @@ def test_100m_tokens_fit_where_they_should(gpus, keys, fits):
 
 def test_what_would_fit_does():
     found = planned("1xA800-80GB", keys="bfloat16")
-    ways = "--slots 16, or --keys int8, or 2 of A800-80GB with the settings as they are"
+    ways = "--slots 8, or --keys int8, or 2 of A800-80GB with the settings as they are"
     assert found.to_json()["would_fit"] == f"What would fit: {ways}"
-    assert planned("1xA800-80GB", keys="bfloat16", slots=16).fits
-    assert not planned("1xA800-80GB", keys="bfloat16", slots=32).fits
+    assert planned("1xA800-80GB", keys="bfloat16", slots=8).fits
+    assert not planned("1xA800-80GB", keys="bfloat16", slots=16).fits
     assert planned("1xA800-80GB", keys="int8").fits
     host = planned("2xA800-80GB", "64GiB", keys="bfloat16", states="host")
     assert host.lacking == ("host",)
     assert host.to_json()["would_fit"] == "What would fit: --states mapped"
     small = planned("1xL4-24GB", "4GB", keys="int8")
-    assert small.to_json()["would_fit"] == "What would fit: 4 of L4-24GB with --slots 8"
-    assert planned("4xL4-24GB", "4GB", keys="int8", slots=8).fits
+    assert small.to_json()["would_fit"] == "What would fit: 5 of L4-24GB with --slots 8"
+    assert planned("5xL4-24GB", "4GB", keys="int8", slots=8).fits
     huge = BankSize.of_tokens(10**13, 64)
     with pytest.raises(ConfigError, match="No setting would fit: take a smaller memory"):
         planned("1xL4-24GB", bank=huge).check()
@@ -91,7 +100,8 @@ def test_every_part_is_summed_over_chunks_layers_and_slots():
     """By loops, for a small model on three cards with a bank that does not divide by three."""
     config = tiny_config()
     bank = BankSize(100, 151, 9000, "float16")
-    serving = Serving("stored", "host", 1.0, slots=3, slot_tokens=50, compute="float32")
+    serving = Serving("stored", "host", 1.0, slots=3, slot_tokens=50, prefill_tokens=70,
+                      compute="float32")  # fmt: skip
     found = plan(config, bank, Machine(parse_cards("3x1GB@10GB/s"), 10**9), serving)
     layers = config.router_layers
     width = sum(1 for _ in range(config.kv_heads) for _ in range(config.head_dim))
@@ -100,8 +110,18 @@ def test_every_part_is_summed_over_chunks_layers_and_slots():
     assert size(found, "pooled K and V", "host") == sum(151 * width * 2 * 2 for _ in layers)
     own = sum(2 * width * 4 for _ in range(config.layers) for _ in range(50) for _ in range(3))
     assert size(found, "K/V slots") == own
-    read = 3 * config.router.top_k * 151 / 100 * 2 * width * 4 * len(layers)
-    assert size(found, "chunks read") == pytest.approx(read, abs=1)
+    assert chunks_read(config, bank) == 5  # of 3 documents with 1.51 chunks each
+    read = sum(2 * width * 4 for _ in layers for _ in range(64) for _ in range(3))
+    assert size(found, "chunks read by the slots, room for 64") == read
+    masks = sum(4 * 50 + sum(4 * (64 + 50) for _ in layers) for _ in range(3))
+    assert size(found, "masks") == masks
+    prefill = sum(2 * width * 4 for _ in range(config.layers) for _ in range(70))
+    states = sum(2 * width * 2 for _ in layers for _ in range(3 * 5))
+    assert size(found, "K/V of a prefill, 70 tokens") == prefill + states
+    assert size(found, "activations of a prefill") == 70 * 4 * activations(config)
+    assert size(found, "logits") == 3 * config.vocab_size * (4 + 5 * 8)
+    step = 4 * activations(config) + sum(4 * (64 + 50) for _ in range(config.heads))
+    assert size(found, "decode graphs") == 3 * step
     assert size(found, "hot documents") == 1 << 20
     weights = sum(p.numel() for p in MSADecoder(config).parameters())
     assert parameters(config) == weights and size(found, "weights") == 4 * weights
@@ -178,3 +198,20 @@ def test_impossible_settings_are_refused():
     for name, value in {"keys": "int3", "hot_mb": -1, "slots": 0, "compute": "int8"}.items():
         with pytest.raises(ConfigError, match=f"{name} is"):
             Serving(**{name: value})
+
+
+def test_a_prefill_is_planned_as_the_scheduler_does_it():
+    assert Serving().prefill_tokens == PREFILL_TOKENS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunks", [1, 90])
+def test_what_is_planned_of_the_cache_is_what_is_allocated(dtype, chunks):
+    config = tiny_config()
+    bank = BankSize(10, 10 * chunks, 10**6)
+    serving = Serving(slots=5, slot_tokens=100, compute=str(dtype).removeprefix("torch."))
+    found = plan(config, bank, Machine((), 10**9), serving)
+    model = MSADecoder(config).to(dtype)
+    runner = ModelRunner(model, 5, 100, chunks=chunks_read(config, bank))
+    taken = sum(weight.nbytes for weight in model.parameters()) + runner.cache_bytes
+    assert found.held("model") == taken
