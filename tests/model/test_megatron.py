@@ -1,8 +1,11 @@
 """Training and serving compute the same: the Megatron module against the serving module."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from msa_train.model.batch import IGNORE
 from msa_train.model.losses import router_loss_sum, token_loss_sum
 from msa_train.model.weights import published_weights
 from tests.batches import (
@@ -61,3 +64,14 @@ def test_losses_and_gradients_agree(megatron, settings, recompute):
         torch.testing.assert_close(
             gradient, model.get_parameter(name).grad, rtol=1e-4, atol=1e-5, msg=name
         )
+
+
+def test_a_batch_without_labels_has_no_loss_and_no_gradient_of_it(megatron):
+    config = tiny_config()
+    batch = random_batch(RAGGED, CONTEXTS, config)
+    module = megatron(config)
+    losses = module(replace(batch, labels=torch.full_like(batch.labels, IGNORE)))
+    losses.lm.backward()
+    assert float(losses.lm.detach()) == 0.0
+    for parameter in module.parameters():
+        assert parameter.grad is None or not parameter.grad.any()

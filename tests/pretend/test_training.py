@@ -6,6 +6,7 @@ import pytest
 import torch
 from megatron.core.transformer import transformer_block
 
+from msa_train.model import megatron as megatron_module
 from msa_train.model.batch import PackedDocuments, moved
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import StepMetrics
@@ -96,3 +97,17 @@ def test_a_batch_travels_in_one_block(cuda):
         assert torch.equal(getattr(there, name).cpu(), getattr(batch, name))
     empty = moved([torch.zeros(0, 3), torch.ones(1, dtype=torch.bool)], cuda)
     assert [tuple(x.shape) for x in empty] == [(0, 3), (1,)] and bool(empty[1])
+
+
+def test_the_fused_product_is_given_whole_tensors(megatron, cuda, monkeypatch):
+    """Of halves of one it would copy both, in every layer."""
+    config, halves, product = tiny_config(), [], megatron_module.swiglu
+    module = on_device(megatron(config))
+
+    def swiglu(gate, up):
+        halves.append((gate.is_contiguous(), up.is_contiguous()))
+        return product(gate, up)
+
+    monkeypatch.setattr(megatron_module, "swiglu", swiglu)
+    module(random_batch(RAGGED, CONTEXTS, config).to(cuda))
+    assert halves == [(True, True)] * config.layers
