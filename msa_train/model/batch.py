@@ -8,17 +8,16 @@ K top_k, S selected chunk entries. `*_cu` are cumulative lengths: int64, first e
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
 
 import torch
 from msa_kernels import chunk_offsets
 from msa_kernels.ragged import chunk_token_offsets
 from torch import Tensor
 
+from msa_train.model.transfer import moved
+
 IGNORE = -100  # label of a token that is not written by the model
-_ALIGNED = 16  # bytes: where a tensor may begin in a block of several
 
 
 @dataclass(frozen=True)
@@ -174,25 +173,6 @@ class PackedDocuments:
             asking=none,
             keep_documents=False,
         ).to(self.tokens.device)
-
-
-def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors on a device. To a GPU they go in one pinned block, and the host does not wait."""
-    if device.type != "cuda" or any(x.device.type != "cpu" for x in tensors):
-        return [x.to(device) for x in tensors]
-    sizes = [-(-x.nbytes // _ALIGNED) * _ALIGNED for x in tensors]
-    *starts, total = accumulate(sizes, initial=0)
-    block = torch.empty(total, dtype=torch.uint8, pin_memory=True)
-
-    def placed(where: Tensor) -> list[Tensor]:
-        return [
-            where[start : start + x.nbytes].view(x.dtype).view(x.shape)
-            for start, x in zip(starts, tensors, strict=True)
-        ]
-
-    for place, x in zip(placed(block), tensors, strict=True):
-        place.copy_(x)
-    return placed(block.to(device, non_blocking=True))
 
 
 def positions_within(cu: Tensor, total: int | None = None) -> Tensor:

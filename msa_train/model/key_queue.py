@@ -13,9 +13,9 @@ import torch
 from msa_kernels import cumulative
 from torch import Tensor
 
-from msa_train.model.batch import moved
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
+from msa_train.model.transfer import moved
 
 
 class KeyQueue:

@@ -45,7 +45,7 @@ from msa_train.model.attention import (
     self_attention,
     self_attention_layer,
 )
-from msa_train.model.batch import MemoryBatch, PackedDocuments, StreamLayout, moved
+from msa_train.model.batch import MemoryBatch, PackedDocuments, StreamLayout
 from msa_train.model.config import ModelConfig, Recompute
 from msa_train.model.key_queue import KeyQueue
 from msa_train.model.losses import Losses, router_loss_sum, stale_loss_sum
@@ -58,6 +58,7 @@ from msa_train.model.ops import (
     uses_liger,
 )
 from msa_train.model.router import Routing
+from msa_train.model.transfer import moved
 from msa_train.model.weights import Read, megatron_shard, weight_maps
 
 

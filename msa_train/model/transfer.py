@@ -7,11 +7,14 @@ From pinned memory it takes its place in the device's queue, and the host goes o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+_ALIGNED = 16  # bytes: where a tensor may begin in a block of several
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
@@ -29,6 +32,25 @@ def uploaded(arrays: Sequence[ArrayLike], device: torch.device) -> list[Tensor]:
     given = [np.asarray(each, np.int64) for each in arrays]
     joined = sent(torch.from_numpy(np.concatenate(given)), device)
     return list(joined.split([len(each) for each in given]))
+
+
+def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of any shapes and dtypes on `device`; from the CPU to a GPU by one copy."""
+    if device.type != "cuda" or any(x.device.type != "cpu" for x in tensors):
+        return [x.to(device) for x in tensors]
+    sizes = [-(-x.nbytes // _ALIGNED) * _ALIGNED for x in tensors]
+    *starts, total = accumulate(sizes, initial=0)
+    block = torch.empty(total, dtype=torch.uint8, pin_memory=True)
+
+    def placed(where: Tensor) -> list[Tensor]:
+        return [
+            where[start : start + x.nbytes].view(x.dtype).view(x.shape)
+            for start, x in zip(starts, tensors, strict=True)
+        ]
+
+    for place, x in zip(placed(block), tensors, strict=True):
+        place.copy_(x)
+    return placed(block.to(device, non_blocking=True))
 
 
 class Download:

@@ -15,8 +15,9 @@ from data_pipeline.schema import Document, Sample
 from data_pipeline.shards.reader import ShardReader
 from msa_train.config import Config
 from msa_train.errors import ConfigError
-from msa_train.model.batch import MemoryBatch, moved
+from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
+from msa_train.model.transfer import moved
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.data import Collate
 from msa_train.training.engine import Engine

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch, moved
+from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
+from msa_train.model.transfer import moved
 
 Numbers = dict[str, float]  # of a logged step, by name
 

@@ -7,7 +7,8 @@ import torch
 from megatron.core.transformer import transformer_block
 
 from msa_train.model import megatron as megatron_module
-from msa_train.model.batch import PackedDocuments, moved
+from msa_train.model.batch import PackedDocuments
+from msa_train.model.transfer import moved
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import StepMetrics
 from tests.batches import CONTEXTS, OWN_ROUTER, RAGGED, random_batch, tiny_config
