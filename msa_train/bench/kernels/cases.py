@@ -117,7 +117,9 @@ def _both(run: Run, inputs: list[Tensor]) -> Callable[[], object]:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, learns: bool = False) -> Tensor:
