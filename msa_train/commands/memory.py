@@ -121,9 +121,9 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
     placed = placement(options)
-    loaded = load_export(
-        options.export, placed if options.ranks == 1 else replace(placed, device="cpu")
-    )
+    # Where ranks encode, they have the weights, and this process their shapes.
+    here = placed if options.ranks == 1 else replace(placed, device="meta")
+    loaded = load_export(options.export, here)
     model, tokenizer, fingerprint = loaded.model, loaded.tokenizer, loaded.fingerprint
     splitting = Splitting(tokenizer, options.document_tokens)
     documents, share_read = _corpus(options.corpus, tokenizer)
@@ -131,7 +131,6 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.ranks > 1:
         load = partial(_load, options.export, placed, fingerprint)
         ranks = EncodingRanks(options.ranks, load, options.rank_timeout)
-        model = model.to("meta")  # the ranks have the weights
     yield {
         "model": model,
         "tokenizer": tokenizer,

@@ -9,11 +9,13 @@ import hashlib
 import json
 import shutil
 import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_pipeline import files
@@ -108,8 +110,25 @@ def load_export(folder: Path, placed: Placement = ON_CPU) -> LoadedModel:
     """
     config, fingerprint = check_export(folder)
     model = MSADecoder.empty(config, torch.device(placed.device), COMPUTE[placed.compute])
-    model.load_published(load_file(folder / WEIGHTS))  # mapped: one weight at a time is copied
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        model.load_published(_OneByOne(file))
     return LoadedModel(model.eval(), load_tokenizer(folder), fingerprint)
+
+
+class _OneByOne(Mapping[str, torch.Tensor]):
+    """The weights of a file, of which one at a time is in memory."""
+
+    def __init__(self, file: safe_open):
+        self._file, self._names = file, file.keys()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def check_export(folder: Path) -> tuple[ModelConfig, dict[str, str]]:

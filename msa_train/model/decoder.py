@@ -179,25 +179,25 @@ class MSADecoder(nn.Module):
             model = cls(config).to(dtype)
         return model.to_empty(device=device)
 
-    def load_published(self, weights: dict[str, Tensor]) -> MSADecoder:
-        """Takes weights under the published names. Raises CheckpointError, naming what is wrong."""
-        shapes = weight_shapes(self.config)
-        weights = {name: w for name, w in weights.items() if name not in _NOT_WEIGHTS}
+    def load_published(self, weights: Mapping[str, Tensor]) -> MSADecoder:
+        """Takes weights under the published names, each once: they may be read as they are asked
+        for. Raises CheckpointError, naming what is wrong."""
+        shapes, places = weight_shapes(self.config), self.state_dict()
+        names = weights.keys() - _NOT_WEIGHTS
         if self.config.tie_embeddings:
-            weights.pop("lm_head.weight", None)
-        missing = sorted(shapes.keys() - weights.keys())
-        unknown = sorted(weights.keys() - shapes.keys())
-        wrong = [
-            f"{name} is {tuple(w.shape)}, expected {shapes[name]}"
-            for name, w in weights.items()
-            if name in shapes and tuple(w.shape) != shapes[name]
-        ]
+            names -= {"lm_head.weight"}
+        missing, unknown, wrong = sorted(shapes.keys() - names), sorted(names - shapes.keys()), []
+        for name in [name for name in shapes if name in names]:
+            weight = weights[name]
+            if tuple(weight.shape) == shapes[name]:
+                places[name].copy_(weight)
+            else:
+                wrong.append(f"{name} is {tuple(weight.shape)}, expected {shapes[name]}")
         if missing or unknown or wrong:
             raise CheckpointError(
                 f"weights do not fit the config: missing {missing[:4]} ({len(missing)} in all), "
                 f"unknown {unknown[:4]} ({len(unknown)} in all), of another shape {wrong[:4]}"
             )
-        self.load_state_dict(weights)
         return self
 
     @property

@@ -165,7 +165,8 @@ class KVCache:
 
     def write(self, layer: int, row: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         """Keys and values [N, G, D] of own tokens at row, place [N]."""
-        column = place + self._lead(layer)
+        lead = self._lead(layer)
+        column = place + lead if lead else place
         self.keys[layer].index_put_((row, column), k)
         self.values[layer].index_put_((row, column), v)
 
@@ -260,7 +261,8 @@ class KVCache:
     def release(self, row: int) -> None:
         """A row is free. Its values stay finite, since a step may still attend to them."""
         self.lengths[row] = self.chunks[row] = 0
-        self.length[row] = self.position[row] = 0
+        self.length[row].zero_()
+        self.position[row].zero_()
 
     def _masks(self) -> list[Tensor]:
         """Of each layer: what its steps add to the attention logits of a row's columns."""

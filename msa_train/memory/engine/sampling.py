@@ -106,7 +106,9 @@ def _draw(
     [place] = uploaded([rows], logits.device)
     given = torch.tensor([draws[row] for row in rows], dtype=torch.float64)
     temperature, top_p, number = sent(given, logits.device).split(1, dim=1)
-    x = logits[place].double()
+    together = slice(rows[0], rows[-1] + 1)  # a view, where they follow one another
+    x = logits[together if rows[-1] - rows[0] == len(rows) - 1 else place]
+    x = x.to(torch.float64, copy=True)
     shares = x.sub_(x.amax(1, keepdim=True)).div_(temperature).softmax(1)
     if draws[rows[0]].top_p == 1:
         reached = shares.cumsum(1)
