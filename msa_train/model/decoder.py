@@ -249,13 +249,16 @@ class MSADecoder(nn.Module):
         documents = x[: layout.doc_token_count] if layout.keep_documents else None
         return Output(x[len(x) - len(batch.tokens) :], documents, routings, pooled)
 
-    def encode(self, doc_tokens: Tensor, doc_cu: Tensor) -> dict[int, Pooled]:
-        """Packed documents [Nd] -> what the memory keeps of them, per router layer."""
+    def encode(
+        self, doc_tokens: Tensor, doc_cu: Tensor, token_cu: Tensor | None = None
+    ) -> dict[int, Pooled]:
+        """Packed documents [Nd] -> what the memory keeps of them, per router layer. token_cu [C+1]:
+        tokens of their chunks, cumulative, where it is known: a device would be waited for."""
         pooled, positions = {}, positions_within(doc_cu, len(doc_tokens))
 
         def attend(layer: int, h: Tensor, x: Projections) -> Tensor | None:
             if (router := self.router(layer)) is not None:
-                pooled[layer] = pool_documents(h, x, doc_cu, router)
+                pooled[layer] = pool_documents(h, x, doc_cu, router, token_cu)
             # Nothing reads a document's state after its last pooled keys.
             return None if layer == self.config.last_router_layer else self_attention(x, doc_cu)
 

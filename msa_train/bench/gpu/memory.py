@@ -253,7 +253,7 @@ class _Bed:
 
         def run() -> None:
             for _ in range(steps):
-                chosen = runner.logits(self._config.vocab_size).argmax(1).tolist()
+                chosen = runner.choose([None] * m, self._config.vocab_size)
                 runner.feed([[token] for token in chosen])
 
         ms = self._ms(run, runs)

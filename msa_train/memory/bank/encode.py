@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from msa_kernels import chunk_offsets, cumulative
+from msa_kernels.ragged import chunk_token_offsets
 
 from data_pipeline.protocol import document_pieces
 from data_pipeline.schema import Document
@@ -127,8 +128,9 @@ def _begin(
     """What waits for the states of a batch, and gives them."""
     lengths = torch.tensor([len(ids) for ids in tokens])
     doc_cu = cumulative(lengths)
-    chunks = chunk_offsets(doc_cu, model.config.router.chunk_size).diff()
-    given = [[i for ids in tokens for i in ids], doc_cu.numpy()]
+    size = model.config.router.chunk_size
+    chunks, token_cu = chunk_offsets(doc_cu, size).diff(), chunk_token_offsets(doc_cu, size)
+    given = [[i for ids in tokens for i in ids], doc_cu.numpy(), token_cu.numpy()]
     found = model.encode(*uploaded(given, model.device))
     kinds = [getattr(states, kind) for states in found.values() for kind in STATES]
     coming = Download(kinds, dtype)
