@@ -46,6 +46,10 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--rank-timeout-s", type=float, default=60.0, metavar="S",
         help="for a request to the other ranks; one that is late or dead is restarted",
     )  # fmt: skip
+    memory.add_argument(
+        "--rank-start-timeout-s", type=float, default=300.0, metavar="S",
+        help="for the other ranks to start, and to read the router keys of a bank",
+    )  # fmt: skip
     add_flags(memory, TierSettings)
     add_retrieval(memory)
     add_hybrid(
@@ -76,7 +80,8 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError("serve: give --bank NAME=PATH or --banks-dir DIR")
     tiers, placed = from_flags(TierSettings, options), placement(options)
     words = WordIndexes() if options.hybrid else None
-    with search_ranks(options.ranks, tiers, options.rank_timeout_s, placed.device) as ranks:
+    limits_s = options.rank_timeout_s, options.rank_start_timeout_s
+    with search_ranks(options.ranks, tiers, *limits_s, placed.device) as ranks:
         loaded = load_export(options.export, placed)
         paths = [path for _, path in named]
         planned = check_fits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,9 @@ class Routing:
     documents [m, <=K] best first (-1 where fewer exist); values [m, <=K] their scores;
     chunk_index [S] with index_cu [m+1]: all chunks of the selected documents; chunk_scores [S]
     float32, what the gate weighs (None without gate); document_scores [m, n] float32, -inf outside
-    a context's bank (None when a search returned only the best); best_chunks [m, <=K]: which of
-    its chunks a selected document scored by (None where nobody asked); query: the query vectors
-    scored, packed by query_cu [m+1].
+    a context's bank (None when a search returned only the best); best_chunks() [m, <=K], on the
+    CPU: which of its chunks a selected document scored by (None where nobody asked); query: the
+    query vectors scored, packed by query_cu [m+1].
     """
 
     query: Tensor
@@ -31,7 +32,7 @@ class Routing:
     index_cu: Tensor
     chunk_scores: Tensor | None
     document_scores: Tensor | None = None
-    best_chunks: Tensor | None = None
+    best_chunks: Callable[[], Tensor] | None = None
 
 
 def route(

@@ -74,7 +74,7 @@ def assemble(
 
 @contextmanager
 def search_ranks(
-    count: int, tiers: TierSettings, timeout_s: float, device: str
+    count: int, tiers: TierSettings, timeout_s: float, start_timeout_s: float, device: str
 ) -> Iterator[Ranks | None]:
     """The processes that search with this one, until the context ends; None for one alone.
 
@@ -82,8 +82,9 @@ def search_ranks(
     """
     if count < 1:
         raise ConfigError(f"--ranks {count}: give 1 or more")
-    if not timeout_s > 0:
-        raise ConfigError(f"--rank-timeout-s {timeout_s:g}: give more than 0")
+    for flag, seconds in (("timeout", timeout_s), ("start-timeout", start_timeout_s)):
+        if not seconds > 0:
+            raise ConfigError(f"--rank-{flag}-s {seconds:g}: give more than 0")
     if count == 1:
         yield None
         return
@@ -92,7 +93,8 @@ def search_ranks(
             f"--device {device} --ranks {count}: rank r computes on card r, and the model on the "
             "first; leave --device out, or choose the cards with CUDA_VISIBLE_DEVICES"
         )
-    ranks = Ranks(count, tiers=tiers, timeout_s=timeout_s, device=device.partition(":")[0])
+    given = timeout_s, start_timeout_s, device.partition(":")[0]
+    ranks = Ranks(count, None, tiers, *given)
     try:
         yield ranks.start()
     finally:

@@ -21,6 +21,7 @@ from msa_train.interop.export import LoadedModel
         (["--bank", "a=x", "--queue", "-1"], 2, "--queue is -1: give a number from 0"),
         (["--bank", "a=x", "--hot-mb", "nan"], 2, "hot_mb is nan"),
         (["--bank", "a=x", "--rank-timeout-s", "0"], 2, "--rank-timeout-s 0"),
+        (["--bank", "a=x", "--rank-start-timeout-s", "0"], 2, "--rank-start-timeout-s 0"),
         (["--banks-dir", "file"], 2, "--banks-dir file: File exists"),
         (["--bank", "a=x", "--ranks", "0"], 2, "--ranks 0"),
         (["--bank", "a=x", "--device", "tpu"], 2, "--device tpu"),

@@ -119,10 +119,12 @@ class Pretended(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor):
-        return torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, device="meta", requires_grad=False,
-        )  # fmt: skip
+        # A view of what was made outside of inference mode is no inference tensor inside of it.
+        with torch.inference_mode(held.is_inference()):
+            return torch.Tensor._make_wrapper_subclass(
+                cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
+                dtype=held.dtype, device="meta", requires_grad=False,
+            )  # fmt: skip
 
     def __init__(self, held: torch.Tensor):
         self.held = held

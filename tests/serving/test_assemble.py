@@ -90,7 +90,7 @@ def test_ranks_compute_on_cards_of_their_own():
 
 
 def test_one_process_searches_alone():
-    with search_ranks(1, TierSettings(), 60.0, "cpu") as ranks:
+    with search_ranks(1, TierSettings(), 60.0, 300.0, "cpu") as ranks:
         assert ranks is None
 
 
@@ -98,7 +98,7 @@ def test_one_process_searches_alone():
 def test_impossible_ranks_are_refused(count, timeout_s, said):
     with (
         pytest.raises(ConfigError, match=said),
-        search_ranks(count, TierSettings(), timeout_s, "cpu"),
+        search_ranks(count, TierSettings(), timeout_s, 300.0, "cpu"),
     ):
         pass
 

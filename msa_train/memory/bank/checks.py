@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from msa_train.errors import BankError
-from msa_train.memory.bank.manifest import SegmentEntry
+from msa_train.memory.bank.manifest import SegmentEntry, StoredFile
 from msa_train.memory.bank.segment import Segment, id_digest
+
+T, R = TypeVar("T"), TypeVar("R")
 
 _NAMED = 5  # documents or problems in a message; there may be thousands
 
@@ -32,23 +37,44 @@ def check_before_copying(segments: Sequence[Segment]) -> None:
         )
 
 
+def check_keys(files: Sequence[tuple[Segment, int]]) -> None:
+    """Reads all router keys of some segments and layers, as many files at once as torch has threads:
+    one is read and digested no faster by several. Raises BankError for one that was changed."""
+    for _ in _in_threads(lambda each: each[0].check_keys(each[1]), files):
+        pass
+
+
 def changed_files(folder: Path, entry: SegmentEntry) -> list[str]:
     """Problems with a segment's files, each read and compared with its checksum."""
-    problems = []
-    for name, expected in entry.files.items():
-        file = folder / entry.name / name
-        try:
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except FileNotFoundError:
-            problems.append(f"{file} is missing")
-            continue
-        except OSError as error:
-            problems.append(f"{file} cannot be read: {error.strerror}")
-            continue
-        if found != expected.sha256:
-            problems.append(f"{file} was changed (sha256 {found[:12]})")
-    return problems
+    files = [(folder / entry.name / name, known) for name, known in entry.files.items()]
+    return [found for found in _in_threads(_problem, files) if found is not None]
+
+
+def _problem(given: tuple[Path, StoredFile]) -> str | None:
+    file, expected = given
+    try:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return f"{file} is missing"
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    if found != expected.sha256:
+        return f"{file} was changed (sha256 {found[:12]})"
+    return None
+
+
+def _in_threads(work: Callable[[T], R], given: Sequence[T]) -> Iterator[R]:
+    """work(each), in order; reading files and digesting them let other threads run."""
+    threads = min(torch.get_num_threads(), len(given))
+    if threads <= 1:
+        yield from map(work, given)
+        return
+    pool = ThreadPoolExecutor(threads, "checks")
+    try:
+        yield from pool.map(work, given)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def segment_problems(segment: Segment) -> list[str]:

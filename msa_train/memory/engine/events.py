@@ -92,8 +92,9 @@ def _documents(found: SelectedChunks, view: MemoryView) -> list[list[SelectedDoc
     nothing = [[None] * routing.documents.shape[1]] * len(routing.documents)
     chunks = gates = nothing
     if routing.best_chunks is not None:
-        chunks = routing.best_chunks.tolist()
-        gates = nothing if found.bias is None else _gates(found, view).tolist()
+        best = routing.best_chunks()
+        chunks = best.tolist()
+        gates = nothing if found.bias is None else _gates(found, best, view).tolist()
     columns = _numbers(view, routing.documents.cpu()), routing.values.tolist(), chunks, gates
     return [
         [SelectedDocument(*each) for each in zip(*rows, strict=True) if each[0] >= 0]
@@ -101,10 +102,10 @@ def _documents(found: SelectedChunks, view: MemoryView) -> list[list[SelectedDoc
     ]
 
 
-def _gates(found: SelectedChunks, view: MemoryView) -> Tensor:
+def _gates(found: SelectedChunks, best: Tensor, view: MemoryView) -> Tensor:
     """[m, k] what the gate adds for the best chunk of each selected document."""
     routing = found.routing
-    documents, chunks = routing.documents.cpu(), routing.best_chunks.clamp(min=0)
+    documents, chunks = routing.documents.cpu(), best.clamp(min=0)
     ordered, order = documents.sort(1)
     counts = view.chunk_counts[ordered.clamp(min=0)].masked_fill(ordered < 0, 0)
     begin = counts.cumsum(1) - counts + routing.index_cu.cpu()[:-1, None]

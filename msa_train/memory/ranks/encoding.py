@@ -38,6 +38,7 @@ from msa_train.memory.ranks.worker_process import (
 MODULE = "msa_train.memory.ranks.encoding"
 TIMEOUT = 600.0  # seconds without a word from a rank that has work
 START_S = 300.0  # for an interpreter to start and load a model, at least
+SETTING = "--rank-timeout"
 _LOOK_S = 1.0  # how often ranks are looked after
 _KNOWN = (MSAError, DataError, OSError)  # of the corpus, the model or the disk: raised as they are
 
@@ -68,7 +69,7 @@ class EncodingRanks:
                 worker.kill()
 
     def _start(self, workers: list[_Encoder], target: Target) -> None:
-        deadline = Deadline.of("starting to encode", max(START_S, self.timeout))
+        deadline = Deadline.of("starting to encode", max(START_S, self.timeout), SETTING)
         given = torch.frombuffer(bytearray(pickle.dumps((self.load, target))), dtype=torch.uint8)
         for worker in workers:
             worker.send({"rank": worker.rank}, {"given": given}, deadline)
@@ -105,12 +106,12 @@ class _Encoder(Worker):
         return f"{super().__str__()} of the encoding"
 
     def give(self, block: list[Document], timeout: float) -> None:
-        self.block, self._silent_until = block, Deadline.of("encoding", timeout)
+        self.block, self._silent_until = block, Deadline.of("encoding", timeout, SETTING)
         self.send({"documents": [vars(document) for document in block]}, {}, self._silent_until)
 
     def take(self, encoded: OnBatch, timeout: float) -> Iterator[SegmentEntry]:
         """What it says next: a batch is done, a segment is, or what went wrong, which is raised."""
-        self._silent_until = Deadline.of("encoding", timeout)
+        self._silent_until = Deadline.of("encoding", timeout, SETTING)
         head = self.receive(self._silent_until).head
         if "encoded" in head:
             encoded(*head["encoded"])

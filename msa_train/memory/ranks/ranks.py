@@ -14,11 +14,12 @@ from typing import TypeVar
 import torch
 
 from msa_train.errors import ConfigError, MSAError, RankError
+from msa_train.memory.bank.checks import check_keys
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.ranks.searcher import DistributedSearcher
 from msa_train.memory.ranks.snapshot import described, pack
 from msa_train.memory.ranks.worker_group import Call, WorkerAnswer, WorkerGroup
-from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.loader import BankLoader, KeyChecks, Share
 from msa_train.memory.search.settings import TierSettings
 from msa_train.model.config import RouterConfig
 
@@ -56,6 +57,7 @@ class Ranks:
         self._numbers = itertools.count()
         self._dropped: deque[int] = deque()  # filled by the garbage collector, in any thread
         self._group: list[WorkerGroup] = []  # none or one
+        self._searchers: weakref.WeakSet[DistributedSearcher] = weakref.WeakSet()
         self._epoch = 0
         self._restarts: deque[float] = deque()
         self._failure = ""
@@ -85,8 +87,11 @@ class Ranks:
             found = DistributedSearcher(self.ask, number, bank, router, self.shares, self.device)
             weakref.finalize(found, self._dropped.append, number).atexit = False
             found.own = self._guarded(
-                lambda group: self._open(group, found, lambda: self._loader.searcher(bank, router))
+                lambda group: self._open(
+                    group, found, lambda checks: self._loader.searcher(bank, router, checks)
+                )
             )
+            self._searchers.add(found)
             return found
 
     def ask(
@@ -96,7 +101,7 @@ class Ranks:
 
         def run(group: WorkerGroup) -> tuple[T, dict[int, WorkerAnswer]]:
             if searcher.epoch != self._epoch:
-                self._open(group, searcher, lambda: None)
+                self._open(group, searcher, lambda checks: check_keys(checks.files(searcher.bank)))
             return group.ask(call, own)
 
         with self._lock:
@@ -142,21 +147,35 @@ class Ranks:
             self.start()
         return self._group[0]
 
-    def _open(self, group: WorkerGroup, searcher: DistributedSearcher, own: Callable[[], T]) -> T:
-        """Opens a snapshot in the workers that hold some of it, while own() runs here."""
-        bank = searcher.bank
+    def _open(
+        self, group: WorkerGroup, searcher: DistributedSearcher, own: Callable[[KeyChecks], T]
+    ) -> T:
+        """Opens a snapshot in the workers that hold some of it, while own() runs here. Each file of
+        router keys that none has read yet is compared with its checksum by one of them."""
+        bank, checkers = searcher.bank, searcher.holders or [0]
+        unread = self._unread(bank)
         head = {
             "do": "open",
             "snapshot": searcher.number,
             "router": asdict(searcher.router),
             "documents": len(bank.numbers),
+            "check": unread,
+            "checkers": checkers,
             **described(bank),
         }
         tensors = {rank: {"live": pack(bank.live)} for rank in searcher.workers}
         call = Call(head, f"opening {searcher}", tensors)
-        mine, _ = group.ask(call, own, self._start_timeout_s)
+        place, count = (checkers.index(0), len(checkers)) if 0 in checkers else (0, 1)
+        checks = KeyChecks(tuple(unread) if 0 in checkers else (), place, count)
+        mine, _ = group.ask(call, lambda: own(checks), self._start_timeout_s)
         searcher.epoch = self._epoch
         return mine
+
+    def _unread(self, bank: BankSnapshot) -> list[str]:
+        """Names of the segments that are not part of a snapshot which all ranks have open."""
+        others = [each for each in self._searchers if each.epoch == self._epoch]
+        held = {segment.identity for each in others for segment in each.bank.segments}
+        return [each.entry.name for each in bank.segments if each.identity not in held]
 
     def _forget(self, group: WorkerGroup) -> None:
         """Lets the workers let go of snapshots that nobody has any more."""

@@ -21,7 +21,7 @@ from msa_train.memory.ranks.worker_process import (
     told_error,
     warm_up,
 )
-from msa_train.memory.search.loader import BankLoader, Share
+from msa_train.memory.search.loader import BankLoader, KeyChecks, Share
 from msa_train.memory.search.searcher import LocalSearcher
 from msa_train.memory.search.settings import TierSettings
 from msa_train.model.config import RouterConfig
@@ -33,7 +33,7 @@ class Holdings:
     """The snapshots that this rank has open."""
 
     def __init__(self, share: Share, settings: TierSettings, device: torch.device):
-        self._loader = BankLoader(settings, device, share)
+        self._rank, self._loader = share.rank, BankLoader(settings, device, share)
         self._open: dict[int, tuple[OpenedSegments, LocalSearcher]] = {}
 
     def answer(self, head: dict[str, Any], tensors: dict[str, Tensor], query: Tensor) -> Reply:
@@ -44,7 +44,9 @@ class Holdings:
         router = RouterConfig(**head["router"])
         known = (segment for held, _ in self._open.values() for segment in held.segments)
         held = opened(head, unpack(tensors["live"], head["documents"]), known)
-        self._open[head["snapshot"]] = held, self._loader.searcher(held, router)
+        place, count = head["checkers"].index(self._rank), len(head["checkers"])
+        checks = KeyChecks(tuple(head["check"]), place, count)
+        self._open[head["snapshot"]] = held, self._loader.searcher(held, router, checks)
         return {}, None
 
     def drop(self, head: dict[str, Any], *_: Any) -> Reply:

@@ -30,8 +30,8 @@ class DistributedSearcher:
     were changed on disk, and GenerationGoneError where ranks were started again and the snapshot's
     segments are gone.
 
-    number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part; workers:
-    the other ranks that hold some of it. shares: see Ranks. device: rank 0's.
+    number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part; holders:
+    ranks that hold some of it; workers: those of them but rank 0. shares: see Ranks. device: rank 0's.
     """
 
     own: LocalSearcher
@@ -49,7 +49,8 @@ class DistributedSearcher:
         self._ask_ranks, self._device = ask, device
         self._owner = _owners(bank, shares)
         self._counts = bank.chunk_cu.diff()
-        self.workers = [rank for rank in self._owner.unique().tolist() if rank > 0]
+        self.holders = self._owner.unique().tolist()
+        self.workers = [rank for rank in self.holders if rank > 0]
 
     def __str__(self) -> str:
         return f"{self.bank.path}, generation {self.bank.manifest.generation}"

@@ -27,6 +27,9 @@ from msa_train.memory.ranks.worker_process import (
 T = TypeVar("T")
 
 MODULE = "msa_train.memory.ranks.search_worker"
+# The settings that give more time, for errors.
+TIMEOUT = "timeout_s, --rank-timeout-s of msa serve,"
+START = "start_timeout_s, --rank-start-timeout-s of msa serve,"
 _MOMENT_S = 0.2  # in which a worker ends whose tensor did not come
 
 
@@ -77,12 +80,14 @@ class WorkerGroup:
     def ask(
         self, call: Call, own: Callable[[], T], timeout_s: float | None = None
     ) -> tuple[T, dict[int, WorkerAnswer]]:
-        """`own()` here while the workers do their part; their answers by rank.
+        """`own()` here while the workers do their part; their answers by rank. timeout_s: of what
+        belongs to their start (None: of a request).
 
         Raises RankError for a worker that died, failed or is late, within the timeout; any other
         MSAError that a rank met, as it met it, and the group is as good as before.
         """
-        deadline = Deadline.of(call.doing, timeout_s or self._timeout_s)
+        limit = (self._timeout_s, TIMEOUT) if timeout_s is None else (timeout_s, START)
+        deadline = Deadline.of(call.doing, *limit)
         number = next(self._numbers)
         workers = [self.workers[rank] for rank in call.tensors]
         sent = [self._send(worker, number, call, deadline) for worker in workers]
@@ -113,7 +118,9 @@ class WorkerGroup:
     ) -> None:
         """Two steps, because a worker that cannot start is named at once in the first."""
         workers = list(self.workers.values())
-        starting, connecting = (Deadline.of(step, limit_s) for step in ("starting", "connecting"))
+        starting, connecting = (
+            Deadline.of(step, limit_s, START) for step in ("starting", "connecting")
+        )
         file = self._folder / "meeting"
         common = {
             **settings,

@@ -39,16 +39,18 @@ _WATCH_S = 1.0
 
 @dataclass(frozen=True)
 class Deadline:
-    """What must be done within limit_s seconds, that is until `at` (time.monotonic())."""
+    """What must be done within limit_s seconds, that is until `at` (time.monotonic()). setting: what
+    gives more time."""
 
     doing: str
     limit_s: float
     at: float
+    setting: str
 
     @classmethod
-    def of(cls, doing: str, limit_s: float) -> Deadline:
+    def of(cls, doing: str, limit_s: float, setting: str) -> Deadline:
         """From now on."""
-        return cls(doing, limit_s, time.monotonic() + limit_s)
+        return cls(doing, limit_s, time.monotonic() + limit_s, setting)
 
 
 # In the driver
@@ -173,7 +175,10 @@ def replies(workers: Sequence[Worker], number: int, deadline: Deadline) -> dict[
 
 def late(workers: Sequence[Worker], deadline: Deadline) -> RankError:
     who = " and ".join(map(str, workers))
-    return RankError(f"{who} did not answer within {deadline.limit_s:g} s: {deadline.doing}")
+    return RankError(
+        f"{who} did not answer within {deadline.limit_s:g} s: {deadline.doing} ({deadline.setting} "
+        "gives more time)"
+    )
 
 
 def threads_each(ranks: int) -> int:

@@ -68,6 +68,14 @@ class CertifiedSearch:
         contexts = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
         return torch.from_numpy(contexts), torch.cat(found)
 
+    def best_pairs(
+        self, query: Tensor, query_cu: Tensor, k: int, gone: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(context, row, exact score), on the CPU, of pairs among which are the k best of each
+        context: the candidates."""
+        context, row = self.candidates(query, query_cu, k, gone)
+        return context, row, self.exact(query, query_cu, context, row)
+
     def _error_of(self, rough: BlockScores) -> Tensor | float:
         """The keys' error: one number, or that of each document [b, s] as scores are laid out."""
         if isinstance(self._error, float):

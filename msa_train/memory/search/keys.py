@@ -11,23 +11,24 @@ from functools import cached_property
 import numpy as np
 import torch
 from msa_kernels import PreparedKeys, QuantisedKeys, quantise, quantised_document_scores
+from msa_kernels.quantised import FORMATS
 from torch import Tensor
 
 from msa_train.errors import ConfigError
+from msa_train.memory.search.key_table import BLOCK, FLOATS, PlacedKeys, SearchedKeys
 from msa_train.memory.search.settings import KeyForm
 from msa_train.model.config import RouterConfig
-
-_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_BLOCK = 1 << 16  # chunks that are converted at once
 
 
 class LayerKeys:
     """Keys of n documents; `full` [C, V] are those of the bank, on whatever device.
 
     chunk_cu [n+1], on the CPU. form: "stored" searches `full` itself; the others are copies on
-    `device`. error: no score in them is off by more than this times |query|, beside what float32
-    sums lose: how far a rounded key may be from the full one, as a length, and what a search itself
-    rounds; one number for all or [n], the largest of each document. norm: no key is longer. Raises
+    `device`. placed: where they lie already in that form, among others (None: they are made here).
+    in_table: they are for device_search.py. error: no score in them is off by more than this times
+    |query|, beside what float32 sums lose: how far a rounded key may be from the full one, as a
+    length, and what a search itself rounds; one number for all or [n], the largest of each
+    document. norm: no key is longer. whole: they are the full ones, if in another dtype. Raises
     ConfigError for a form that rounds keys, where the router's scoring has no bound for that.
     """
 
@@ -39,34 +40,30 @@ class LayerKeys:
         heads: int,
         form: KeyForm = "stored",
         device: torch.device | str = "cpu",
+        placed: PlacedKeys | None = None,
     ):
-        narrower = form in _FLOATS and _eps(_FLOATS[form]) > _eps(full.dtype)
-        if not router.scoring.certifiable and (narrower or form in ("int8", "fp8")):
+        narrower = form in FLOATS and _eps(FLOATS[form]) > _eps(full.dtype)
+        self.whole = not narrower and form not in FORMATS
+        if not router.scoring.certifiable and not self.whole:
             raise ConfigError(
                 f"keys are {form}, but this router's score is no single dot product: use stored"
             )
         self.full, self.chunk_cu, self._scoring = full, chunk_cu, router.scoring
-        self._cu = chunk_cu.to(device)
-        self.error: Tensor | float = 0.0
+        self.device = torch.device(device)
         longest = router.scoring.longest_key(heads)
         # A little more, because the stored keys were rounded.
         self.norm = 1.001 * (_longest(full) if longest is None else longest)
-        self._searched: Tensor | QuantisedKeys
-        if form == "stored":
-            self._searched = full.to(device)
-        elif form in _FLOATS:
-            self._searched = _converted(full, _FLOATS[form], device)
-            # To the nearest: no value moves by more than half of what separates neighbours.
-            self.error = 0.501 * self.norm * _eps(_FLOATS[form]) if narrower else 0.0
-        else:
-            self._searched = _quantised(full, heads, form, device)
-            worst = self._searched.error.new_zeros(self.documents)
-            document = torch.arange(len(worst), device=device).repeat_interleave(self._cu.diff())
-            self.error = worst.scatter_reduce_(0, document, self._searched.error, "amax")
-        on_cpu = torch.device(device).type == "cpu" and router.scoring.certifiable
-        self.prepared = PreparedKeys(self._searched, self._cu) if on_cpu else None
-        if self.prepared is not None:
-            self.error = self.error + self.norm * self.prepared.rounding
+        # To the nearest: no value moves by more than half of what separates neighbours.
+        self._rounded = 0.501 * self.norm * _eps(FLOATS[form]) if narrower else 0.0
+        self.in_table = placed is not None or self.device.type != "cpu"
+        if placed is None:
+            searched = _searched(full, heads, form, device)
+            placed = PlacedKeys(lambda: searched)
+        self.placed = placed
+        self.prepared: PreparedKeys | None = None
+        if not self.in_table and router.scoring.certifiable:
+            self.prepared = PreparedKeys(self._searched, self._cu)
+            self._rounded += self.norm * self.prepared.rounding
 
     @property
     def documents(self) -> int:
@@ -77,19 +74,44 @@ class LayerKeys:
         """In chunks."""
         return int(self.chunk_cu.diff().max())
 
+    @cached_property
+    def error(self) -> Tensor | float:
+        searched = self._searched
+        if not isinstance(searched, QuantisedKeys):
+            return self._rounded
+        return largest_of(searched.error, self._cu) + self._rounded
+
     def scores(self, query: Tensor, query_cu: Tensor) -> Tensor:
         """[m, n] by the keys as they are searched, on their device."""
-        query, query_cu = query.to(self._cu.device), query_cu.to(self._cu.device)
-        if isinstance(self._searched, QuantisedKeys):
-            return quantised_document_scores(query, query_cu, self._searched, self._cu)
+        query, query_cu = query.to(self.device), query_cu.to(self.device)
+        searched = self._searched
+        if isinstance(searched, QuantisedKeys):
+            return quantised_document_scores(query, query_cu, searched, self._cu)
         bank = query_cu.new_zeros(len(query_cu) - 1), query_cu.new_tensor([0, self.documents])
-        return self._scoring.document_scores(query, query_cu, self._searched, self._cu, *bank)
+        return self._scoring.document_scores(query, query_cu, searched, self._cu, *bank)
 
     @property
     def searched_bytes(self) -> int:
         if isinstance(self._searched, QuantisedKeys):
             return sum(part.nbytes for part in vars(self._searched).values())
         return self._searched.nbytes
+
+    @cached_property
+    def _cu(self) -> Tensor:
+        return self.chunk_cu.to(self.device)
+
+    @property
+    def _searched(self) -> SearchedKeys:
+        return self.placed.own(len(self.full))
+
+
+def largest_of(errors: Tensor, chunk_cu: Tensor) -> Tensor:
+    """[n] the largest error of each document's chunks; errors [C]."""
+    counts = chunk_cu.diff()
+    document = torch.arange(len(counts), device=errors.device)
+    document = document.repeat_interleave(counts, output_size=len(errors))
+    worst = errors.new_zeros(len(counts))
+    return worst.scatter_reduce_(0, document, errors, "amax")
 
 
 def chunks_of(documents: Tensor, chunk_cu: Tensor) -> Tensor:
@@ -106,12 +128,19 @@ def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
+def _searched(full: Tensor, heads: int, form: KeyForm, device: torch.device | str) -> SearchedKeys:
+    """Keys in the form in which they are searched, on `device`."""
+    if form == "stored":
+        return full.to(device)
+    if form in FLOATS:
+        return _converted(full, FLOATS[form], device)
+    return _quantised(full, heads, form, device)
+
+
 def _longest(full: Tensor) -> float:
     """Length of the longest key; block by block, as in _converted."""
-    starts = range(0, len(full), _BLOCK)
-    return max(
-        (float(full[s : s + _BLOCK].float().norm(dim=1).amax()) for s in starts), default=0.0
-    )
+    starts = range(0, len(full), BLOCK)
+    return max((float(full[s : s + BLOCK].float().norm(dim=1).amax()) for s in starts), default=0.0)
 
 
 def _converted(full: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -119,15 +148,15 @@ def _converted(full: Tensor, dtype: torch.dtype, device: torch.device | str) -> 
     if full.dtype == dtype and torch.device(device).type != "cpu":
         return full.to(device)
     out = torch.empty(full.shape, dtype=dtype, device=device)
-    for start in range(0, len(full), _BLOCK):
-        out[start : start + _BLOCK] = full[start : start + _BLOCK].to(device)
+    for start in range(0, len(full), BLOCK):
+        out[start : start + BLOCK] = full[start : start + BLOCK].to(device)
     return out
 
 
 def _quantised(full: Tensor, heads: int, form: str, device: torch.device | str) -> QuantisedKeys:
     blocks = [
-        quantise(full[start : start + _BLOCK].to(device), heads, form)
-        for start in range(0, max(1, len(full)), _BLOCK)
+        quantise(full[start : start + BLOCK].to(device), heads, form)
+        for start in range(0, max(1, len(full)), BLOCK)
     ]
     return QuantisedKeys(
         *(torch.cat([vars(block)[name] for block in blocks]) for name in vars(blocks[0]))

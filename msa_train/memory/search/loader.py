@@ -1,23 +1,29 @@
 """Opens banks for search: where each byte of a memory lies.
 
-router keys      on the computing device, in the form `keys`; `stored` ones on a CPU: mapped
+router keys      on the computing device, in the form `keys`, in one table for all segments of a
+                 bank (key_table.py); `stored` ones on a CPU: mapped
 pooled K and V   mapped from disk, or in (pinned) host memory
 hot documents    read lately, on the computing device, within a budget (cache.py)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from data_pipeline.bm25 import BM25
+from msa_train.memory.bank.checks import check_keys
+from msa_train.memory.bank.manifest import BankForm
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
+from msa_train.memory.search.key_table import KeyRows, KeyTable
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.settings import TierSettings
@@ -44,6 +50,25 @@ class Share:
         return min(first, documents), documents if after == 1 else min(end, documents)
 
 
+@dataclass(frozen=True)
+class KeyChecks:
+    """The router keys that one of several ranks compares with their checksums, so that each file is
+    read by one of them: every `ranks`-th file of some segments, from number `rank` on.
+
+    segments: names of those that no rank has read.
+    """
+
+    segments: tuple[str, ...]
+    rank: int
+    ranks: int
+
+    def files(self, bank: BankSnapshot) -> list[tuple[Segment, int]]:
+        """(segment, layer) of each."""
+        wanted = [segment for segment in bank.segments if segment.entry.name in self.segments]
+        files = [(segment, layer) for segment in wanted for layer in segment.form.layers]
+        return files[self.rank :: self.ranks]
+
+
 class BankLoader:
     """Opens snapshots on `device`. A segment that a searcher holds already is not read again.
 
@@ -61,20 +86,52 @@ class BankLoader:
         self.hot = HotDocuments(int(settings.hot_mb * (1 << 20)), self.device, settings.prefetch)
         self._loaded: WeakValueDictionary[tuple[str, RouterConfig], _LoadedSegment]
         self._loaded = WeakValueDictionary()  # the searchers hold them
+        self._tables: WeakValueDictionary[tuple, KeyTable] = WeakValueDictionary()  # and these
 
-    def searcher(self, bank: BankSnapshot, router: RouterConfig) -> LocalSearcher:
+    def searcher(
+        self, bank: BankSnapshot, router: RouterConfig, checks: KeyChecks | None = None
+    ) -> LocalSearcher:
         """The documents of a snapshot that are this process's.
 
-        Raises BankError for router keys that were changed on disk.
+        checks: which router keys this process compares with their checksums (None: all that it is
+        to read). Raises BankError for router keys that were changed on disk.
         """
-        parts = []
-        for first, segment in zip(bank.starts, bank.segments, strict=False):
-            name = segment.identity, router
-            loaded = self._loaded.get(name)
-            if loaded is None:
-                loaded = self._loaded[name] = _LoadedSegment(segment, router, self)
-            parts.append(loaded.part(int(first), self.hot))
+        held = {
+            segment.identity: self._loaded.get((segment.identity, router))
+            for segment in bank.segments
+        }
+        new = [segment for segment in bank.segments if held[segment.identity] is None]
+        check_keys(checks.files(bank) if checks else [*self._read(new)])
+        for segment, rows in zip(new, self._placed(new, router), strict=True):
+            loaded = _LoadedSegment(segment, router, self, rows)
+            held[segment.identity] = self._loaded[segment.identity, router] = loaded
+        parts = [
+            held[segment.identity].part(int(first), self.hot)
+            for first, segment in zip(bank.starts, bank.segments, strict=False)
+        ]
         return LocalSearcher(parts, router, bank.live)
+
+    def _read(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, int]]:
+        """Segments and layers of which this process has documents."""
+        for segment in segments:
+            first, end = self.share.rows(segment.chunk_cu)
+            if first < end:
+                yield from product([segment], segment.form.layers)
+
+    def _placed(
+        self, segments: Sequence[Segment], router: RouterConfig
+    ) -> list[KeyRows] | list[None]:
+        """Rows on the device for the keys of this process's documents; None on a CPU, which
+        searches keys where they are."""
+        if self.device.type == "cpu" or not segments:
+            return [None] * len(segments)
+        # The segments of a bank, and of one form: another bank may have been built in its place.
+        name = segments[0].folder.parent.resolve(), str(segments[0].form.to_json()), router
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = _key_table(segments[0].form, self.settings, self.device)
+        bounds = [(segment.chunk_cu, self.share.rows(segment.chunk_cu)) for segment in segments]
+        return table.place([int(cu[max(first, end)] - cu[first]) for cu, (first, end) in bounds])
 
     def close(self) -> None:
         self.hot.close()
@@ -92,10 +149,18 @@ def bank_view(
     return MemoryView.of(bank, loader.searcher(bank, router), router, words)
 
 
+def _key_table(form: BankForm, settings: TierSettings, device: torch.device) -> KeyTable:
+    widths = {layer: form.shapes(layer)["key"][0] for layer in form.layers}
+    heads = form.key_heads or form.kv_heads
+    return KeyTable(widths, form.torch_dtype, heads, settings.keys, device)
+
+
 class _LoadedSegment:
     """This process's documents of a segment: keys to search, K and V to copy (StoredDocuments)."""
 
-    def __init__(self, segment: Segment, router: RouterConfig, loader: BankLoader):
+    def __init__(
+        self, segment: Segment, router: RouterConfig, loader: BankLoader, rows: KeyRows | None
+    ):
         form, settings = segment.form, loader.settings
         self.identity, self.layers = segment.identity, form.layers
         self._segment, self._device = segment, loader.device
@@ -105,10 +170,10 @@ class _LoadedSegment:
         chunks = slice(int(cu[0]), int(cu[-1]))
         self._keys, self._pooled = {}, {}
         for layer in form.layers:
-            if end > self._first:  # those of others are for them to check
-                segment.check_keys(layer)
             states = segment.pooled[layer]
             own = states.map(lambda x: x[chunks])
+            if rows is not None:
+                rows.write(layer, own.key)
             self._keys[layer] = LayerKeys(
                 own.key,
                 self._chunk_cu,
@@ -116,6 +181,7 @@ class _LoadedSegment:
                 form.key_heads or form.kv_heads,
                 settings.keys,
                 self._device,
+                None if rows is None else rows.placed(layer),
             )
             self._pooled[layer] = self._in_host(own) if settings.states == "host" else own
 

@@ -14,6 +14,7 @@ from msa_kernels import top_documents
 from torch import Tensor
 
 from msa_train.memory.search.certified import CertifiedSearch
+from msa_train.memory.search.device_search import DeviceSearch, DocumentRows
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
@@ -83,7 +84,9 @@ class LocalSearcher:
         self._places = torch.cat([torch.zeros(0, dtype=torch.int64), *sizes])  # [n'] of its own
         gone = ~live[self._places]
         self._gone = gone if bool(gone.any()) else None
-        self._searches: dict[int, CertifiedSearch] = {}
+        self._filtered: tuple[Tensor, Tensor] | None = None
+        self._rows = _table_rows(self.parts) if router.scoring.certifiable else None
+        self._searches: dict[int, CertifiedSearch | DeviceSearch] = {}
 
     def best(
         self, layer: int, query: Tensor, query_cu: Tensor, k: int, allowed: Tensor | None = None
@@ -96,13 +99,12 @@ class LocalSearcher:
         if not k:
             nothing = torch.zeros(contexts, 0)
             return Found(nothing.long(), nothing)
-        gone = self._gone if allowed is None else ~(allowed & self._live)[self._places]
+        gone = self._gone if allowed is None else self._not(allowed)
         search = self.certified(layer)
         if not self._router.scoring.certifiable:  # then the full keys are searched
             scores, row = top_documents(search.rough(query, query_cu, gone).scores.cpu(), k)
             return Found(self._places[row].masked_fill(row < 0, -1), scores)
-        context, row = search.candidates(query, query_cu, k, gone)
-        scores = search.exact(query, query_cu, context, row)
+        context, row, scores = search.best_pairs(query, query_cu, k, gone)
         return _best_pairs(context, self._places[row], scores, contexts, k)
 
     def score(self, layer: int, query: Tensor, query_cu: Tensor, places: Tensor) -> Tensor:
@@ -125,12 +127,24 @@ class LocalSearcher:
         found = [part.read(layer, rows) for part, rows in self._divided(places)]
         return found[0] if len(found) == 1 else Pooled.joined(found)
 
-    def certified(self, layer: int) -> CertifiedSearch:
+    def certified(self, layer: int) -> CertifiedSearch | DeviceSearch:
         """The search in the keys of a layer; needs at least one document."""
         if layer not in self._searches:
             keys = [part.keys[layer] for part in self.parts]
-            self._searches[layer] = CertifiedSearch(keys, self._router)
+            self._searches[layer] = (
+                CertifiedSearch(keys, self._router)
+                if self._rows is None
+                else DeviceSearch(keys, self._rows, self._router)
+            )
         return self._searches[layer]
+
+    def _not(self, allowed: Tensor) -> Tensor:
+        """[n'] bool: documents that are not allowed, or were removed; the latest is kept, because
+        every layer of a question asks for it."""
+        kept = self._filtered
+        if kept is None or kept[0] is not allowed:
+            self._filtered = kept = allowed, ~(allowed & self._live)[self._places]
+        return kept[1]
 
     def _divided(self, places: Tensor) -> Iterable[tuple[Part, Tensor]]:
         """Places, ascending, by part: rows within each."""
@@ -140,6 +154,15 @@ class LocalSearcher:
                 rows = places[low:high] - part.first
                 assert int(rows[-1]) < part.documents, "a document of another searcher"
                 yield part, rows
+
+
+def _table_rows(parts: Sequence[Part]) -> DocumentRows | None:
+    """Where the documents' keys lie on a device, the same in all layers; None on a CPU."""
+    for layer in parts[0].keys if parts else ():
+        keys = [part.keys[layer] for part in parts]
+        if keys[0].in_table:
+            return DocumentRows(keys, keys[0].device)
+    return None
 
 
 def _best_pairs(context: Tensor, places: Tensor, scores: Tensor, contexts: int, k: int) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Document
 from msa_train.memory.search.searcher import Searcher
+from msa_train.memory.search.transfer import moved
 from msa_train.model.attention import Pooled
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
@@ -89,7 +91,8 @@ class MemoryView:
         found = self.searcher.best(layer, query, query_cu, self.router.top_k, self.allowed)
         places, local = _numbered(found.places)
         cu = cumulative(self.chunk_counts[places])
-        index, index_cu = (x.to(query.device) for x in select_chunks(local, cu))
+        chosen = found.places, found.scores, *select_chunks(local, cu)
+        documents, values, index, index_cu = moved(chosen, query.device)
         states = self._states(layer, places, query)
         own = self.router.scoring.chunk_scores(
             query, query_cu, states.key.to(query.dtype), index, index_cu
@@ -97,12 +100,13 @@ class MemoryView:
         routing = Routing(
             query,
             query_cu,
-            found.places.to(query.device),
-            found.scores.to(query.device),
+            documents,
+            values,
             index,
             index_cu,
             None if self.router.gate == "none" else own,
-            best_chunks=None if own is None else _best_chunks(own, local, cu),
+            # Only who reports it waits for the scores.
+            best_chunks=None if own is None else partial(_best_chunks, own, local, cu),
         )
         return routing, states.k, states.v
 

@@ -21,7 +21,7 @@ def test_it_answers_for_its_share_alone(tmp_path):
     searcher = BankLoader(TierSettings(), share=share).searcher(bank, ROUTER)
     head = {
         "do": "open", "snapshot": 5, "router": asdict(ROUTER), "documents": len(bank.numbers),
-        **described(bank),
+        "check": [], "checkers": [0, 1], **described(bank),
     }  # fmt: skip
     given = json.loads(json.dumps(head)), {"live": pack(bank.live)}, None
     assert holdings.answer(*given) == ({}, None)

@@ -35,7 +35,7 @@ def worker(tmp_path):
 
 
 def soon(doing="a test"):
-    return Deadline.of(doing, 120.0)
+    return Deadline.of(doing, 120.0, "patience")
 
 
 def asked(worker, **head):
@@ -64,7 +64,7 @@ def test_it_answers_until_it_is_killed_and_holds_what_it_was_given(worker, tmp_p
         replies([worker], 1, soon())
     asked(worker, sleeps=60)
     assert not ready([worker], 0.05) and worker.exit_code(0.05) is None
-    late = Deadline.of("a nap", 0.05)
+    late = Deadline.of("a nap", 0.05, "patience")
     with pytest.raises(
         RankError, match=rf"rank 3 \(process {worker.pid}\) did not .* 0.05 s: a nap"
     ):

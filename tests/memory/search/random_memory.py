@@ -2,6 +2,7 @@
 
 import torch
 
+from msa_train.memory.search.key_table import KeyTable
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.model.attention import Pooled
@@ -43,6 +44,27 @@ def searcher_of(counts, keys, cu, cuts, form="stored", live=None, dtype=torch.fl
     )
 
 
+def table_searcher(
+    counts, keys, cu, cuts, form="stored", live=None, dtype=torch.float32, order=None, device="cpu"
+):
+    """As searcher_of; the parts' keys in one table, written in this order."""
+    table = KeyTable({LAYER: keys.shape[1]}, dtype, HEADS, form, device)
+    spans = list(zip(cuts, [*cuts[1:], len(counts)], strict=True))
+    order = range(len(spans)) if order is None else order
+    sizes = [int(cu[end] - cu[first]) for first, end in spans]
+    rows = dict(zip(order, table.place([sizes[each] for each in order]), strict=True))
+    parts = []
+    for place, (first, end) in enumerate(spans):
+        own, full = cu[first : end + 1] - cu[first], keys[cu[first] : cu[end]].to(dtype)
+        rows[place].write(LAYER, full)
+        placed = rows[place].placed(LAYER)
+        layer = LayerKeys(full, own, ROUTER, HEADS, form, device, placed)
+        parts.append(Part(first, own, {LAYER: layer}, None))
+    return LocalSearcher(
+        parts, ROUTER, torch.ones(len(counts), dtype=torch.bool) if live is None else live
+    )
+
+
 def by_loops(query, query_cu, keys, cu, k, there):
     """[(score, place)] of the best documents of each context."""
     found = []
@@ -61,7 +83,7 @@ def by_loops(query, query_cu, keys, cu, k, there):
     return found
 
 
-def questions(lengths, seed):
+def questions(lengths, seed, width=WIDTH):
     gen = torch.Generator().manual_seed(seed)
-    query = torch.randn(sum(lengths), WIDTH, generator=gen)
+    query = torch.randn(sum(lengths), width, generator=gen)
     return query, torch.tensor([0, *lengths]).cumsum(0)

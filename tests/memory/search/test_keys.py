@@ -32,7 +32,7 @@ def test_no_score_is_off_by_more_than_the_bound(form, dtype):
 
 
 def test_the_longest_key_is_found_block_by_block(monkeypatch):
-    monkeypatch.setattr("msa_train.memory.search.keys._BLOCK", 2)
+    monkeypatch.setattr("msa_train.memory.search.keys.BLOCK", 2)
     keys = torch.ones(5, WIDTH) * torch.tensor([1.0, 2, 9, 1, 3])[:, None]
     router = RouterConfig(top_k=3, similarity="dot")
     assert LayerKeys(keys, torch.arange(6), router, HEADS).norm >= 9 * WIDTH**0.5

@@ -33,7 +33,7 @@ def test_a_restricted_view_finds_and_knows_only_its_documents(places):
         a, k, _ = some.search(layer, query, torch.tensor([0, 5, 8]))
         b, other_k, _ = part.search(layer, query, torch.tensor([0, 5, 8]))
         assert torch.equal(whole.numbers[a.documents], part.numbers[b.documents])
-        assert torch.equal(k, other_k) and torch.equal(a.best_chunks, b.best_chunks)
+        assert torch.equal(k, other_k) and torch.equal(a.best_chunks(), b.best_chunks())
 
 
 def test_restrictions_add_up_and_removed_documents_stay_away(changed):
@@ -68,7 +68,7 @@ def test_what_a_search_returns_is_what_its_indices_say(gate):
         top = best.topk(model.config.router.top_k)
         assert routing.documents[context].tolist() == top.indices.tolist()
         torch.testing.assert_close(routing.values[context], top.values)
-        for document, chunk in zip(top.indices, routing.best_chunks[context], strict=True):
+        for document, chunk in zip(top.indices, routing.best_chunks()[context], strict=True):
             assert int(chunks[cu[document] : cu[document + 1]].argmax()) == int(chunk)
         index = routing.chunk_index[routing.index_cu[context] : routing.index_cu[context + 1]]
         rows = torch.cat([torch.arange(cu[d], cu[d + 1]) for d in top.indices.sort().values])
