@@ -102,8 +102,7 @@ def quantised_document_scores(
     dispatch.check_floating("quantised_document_scores", query=query)
     dispatch.check_cumulative("quantised_document_scores", "query_cu", query_cu, len(query))
     dispatch.check_cumulative("quantised_document_scores", "chunk_cu", chunk_cu, len(keys.values))
-    bank = query_cu.new_zeros(len(query_cu) - 1), query_cu.new_zeros(2)
-    bank[1][1:].fill_(len(chunk_cu) - 1)  # a list would have to be uploaded
+    bank = query_cu.new_zeros(len(query_cu) - 1), query_cu.new_tensor([0, len(chunk_cu) - 1])
     with torch.no_grad(), dispatch.without_autocast(query.device):
         query = query.float()
         head, values = keys.values.shape[1] // keys.scales.shape[1], keys.values

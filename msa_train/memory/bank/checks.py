@@ -38,8 +38,10 @@ def check_before_copying(segments: Sequence[Segment]) -> None:
 
 
 def check_keys(files: Sequence[tuple[Segment, int]]) -> None:
-    """Reads all router keys of some segments and layers, as many files at once as torch has threads:
-    one is read and digested no faster by several. Raises BankError for one that was changed."""
+    """Reads all router keys of some segments and layers, a file in each of torch's threads.
+
+    Raises BankError for one that was changed.
+    """
     for _ in _in_threads(lambda each: each[0].check_keys(each[1]), files):
         pass
 

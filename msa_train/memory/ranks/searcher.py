@@ -31,7 +31,8 @@ class DistributedSearcher:
     segments are gone.
 
     number: of the snapshot; epoch: of the workers that have it open; own: rank 0's part; holders:
-    ranks that hold some of it; workers: those of them but rank 0. shares: see Ranks. device: rank 0's.
+    ranks that hold some of it; workers: those of them but rank 0. shares: see Ranks. device: that
+    of rank 0.
     """
 
     own: LocalSearcher

@@ -39,8 +39,10 @@ _WATCH_S = 1.0
 
 @dataclass(frozen=True)
 class Deadline:
-    """What must be done within limit_s seconds, that is until `at` (time.monotonic()). setting: what
-    gives more time."""
+    """What must be done within limit_s seconds, that is until `at` (time.monotonic()).
+
+    setting: what gives more time, for errors.
+    """
 
     doing: str
     limit_s: float

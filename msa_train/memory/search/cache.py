@@ -1,4 +1,4 @@
-"""Hot documents: pooled states that were read lately, or will be soon, on the computing device.
+"""Hot documents of a CPU: pooled states that were read lately, or will be soon, in its memory.
 
 What one router layer selects, the layers above it will probably select too. So a read also orders
 the same documents of those layers, which a thread fetches while the layers between compute.
@@ -11,14 +11,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import product
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
-from msa_train.memory.bank.segment import STATES
 from msa_train.model.attention import Pooled
 
 _Key = tuple[str, int, int]  # a segment's identity, a layer, a row
@@ -34,26 +31,24 @@ class StoredDocuments(Protocol):
     layers: Sequence[int]
 
     def copies(self, layer: int, rows: list[int]) -> list[Pooled]:
-        """A copy of each document's states on the computing device."""
+        """A copy of each document's states."""
 
 
 class HotDocuments:
-    """Documents' states on `device`, within `budget` bytes; the longest unused go first.
+    """Documents' states in memory, within `budget` bytes; the longest unused go first.
 
     prefetch: fetch what is read in one layer for the layers above. hits, misses: of documents that
     were read (not of those fetched ahead). Thread-safe.
     """
 
-    def __init__(self, budget: int, device: torch.device | str = "cpu", prefetch: bool = True):
-        self._budget, self._device = budget, torch.device(device)
+    def __init__(self, budget: int, prefetch: bool = True):
+        self._budget = budget
         self._held: OrderedDict[_Key, Pooled] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes = self.hits = self.misses = 0
         # Where nothing is kept, nothing is fetched ahead.
         ahead = prefetch and budget > 0
         self.ahead = ThreadPoolExecutor(1, "prefetch") if ahead else None
-        cuda = self._device.type == "cuda"
-        self._stream = torch.cuda.Stream(self._device) if ahead and cuda else None
         self._waiting: WeakKeyDictionary[StoredDocuments, Future] = WeakKeyDictionary()
 
     def read(self, stored: StoredDocuments, layer: int, rows: Tensor) -> Pooled:
@@ -61,10 +56,6 @@ class HotDocuments:
         found = self._get(stored, layer, rows.tolist())
         if self.ahead is not None:
             self._order(stored, [each for each in stored.layers if each > layer], rows.tolist())
-        if self._stream is not None:  # it may reuse their memory once the cache drops them
-            reader = torch.cuda.current_stream(self._device)
-            for each, name in product(found, STATES):
-                getattr(each, name).record_stream(reader)
         return Pooled.joined(found)
 
     def close(self) -> None:
@@ -111,11 +102,9 @@ class HotDocuments:
             self._waiting[stored] = self.ahead.submit(self._fetch, stored, layers, rows)
 
     def _fetch(self, stored: StoredDocuments, layers: list[int], rows: list[int]) -> None:
-        """In the thread; in a copy stream of its own, so that nothing waits for it."""
-        on_cpu = self._stream is None
-        with contextlib.nullcontext() if on_cpu else torch.cuda.stream(self._stream):
-            for layer in layers:
-                self._get(stored, layer, rows, ahead=True)
+        """In the thread."""
+        for layer in layers:
+            self._get(stored, layer, rows, ahead=True)
 
 
 def _bytes(states: Pooled) -> int:

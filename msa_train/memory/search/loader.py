@@ -2,8 +2,8 @@
 
 router keys      on the computing device, in the form `keys`, in one table for all segments of a
                  bank (key_table.py); `stored` ones on a CPU: mapped
-pooled K and V   mapped from disk, or in (pinned) host memory
-hot documents    read lately, on the computing device, within a budget (cache.py)
+pooled K and V   mapped from disk, or in host memory
+hot documents    read lately, on the computing device, within a budget (cache.py, device_cache.py)
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from msa_train.memory.bank.manifest import BankForm
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
+from msa_train.memory.search.device_cache import DeviceDocuments
 from msa_train.memory.search.key_table import KeyRows, KeyTable
-from msa_train.memory.search.keys import LayerKeys
+from msa_train.memory.search.keys import LayerKeys, chunks_of
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.settings import TierSettings
 from msa_train.memory.search.view import MemoryView
@@ -83,7 +84,11 @@ class BankLoader:
     ):
         self.settings, self.device = settings, torch.device(device)
         self.share = share or Share()
-        self.hot = HotDocuments(int(settings.hot_mb * (1 << 20)), self.device, settings.prefetch)
+        budget, ahead = int(settings.hot_mb * (1 << 20)), settings.prefetch
+        on_cpu = self.device.type == "cpu"
+        self.hot = (
+            HotDocuments(budget, ahead) if on_cpu else DeviceDocuments(budget, self.device, ahead)
+        )
         self._loaded: WeakValueDictionary[tuple[str, RouterConfig], _LoadedSegment]
         self._loaded = WeakValueDictionary()  # the searchers hold them
         self._tables: WeakValueDictionary[tuple, KeyTable] = WeakValueDictionary()  # and these
@@ -109,7 +114,8 @@ class BankLoader:
             held[segment.identity].part(int(first), self.hot)
             for first, segment in zip(bank.starts, bank.segments, strict=False)
         ]
-        return LocalSearcher(parts, router, bank.live)
+        on_device = isinstance(self.hot, DeviceDocuments)
+        return LocalSearcher(parts, router, bank.live, self.hot.read if on_device else None)
 
     def _read(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, int]]:
         """Segments and layers of which this process has documents."""
@@ -183,28 +189,39 @@ class _LoadedSegment:
                 self._device,
                 None if rows is None else rows.placed(layer),
             )
-            self._pooled[layer] = self._in_host(own) if settings.states == "host" else own
+            self._pooled[layer] = _in_host(own) if settings.states == "host" else own
 
-    def part(self, place: int, hot: HotDocuments) -> Part:
+    def part(self, place: int, hot: HotDocuments | DeviceDocuments) -> Part:
         """place: of the segment's first document in the memory."""
-        return Part(place + self._first, self._chunk_cu, self._keys, partial(hot.read, self))
+        read = self if isinstance(hot, DeviceDocuments) else partial(hot.read, self)
+        return Part(place + self._first, self._chunk_cu, self._keys, read)
+
+    def counts(self, rows: Tensor) -> Tensor:
+        """[p] chunks of each document."""
+        return self._chunk_cu[rows + 1] - self._chunk_cu[rows]
+
+    def states(self, layer: int) -> Pooled:
+        """Of all chunks, in host memory or mapped."""
+        return self._pooled[layer]
+
+    def read_into(self, layer: int, rows: Tensor, out: Pooled) -> None:
+        """States of all chunks of some documents. Raises BankError for damaged ones."""
+        self._segment.check_states(layer, rows + self._first)
+        chunks, states = chunks_of(rows, self._chunk_cu), self._pooled[layer]
+        for source, target in ((states.k, out.k), (states.v, out.v), (states.key, out.key)):
+            torch.index_select(source, 0, chunks, out=target)
 
     def copies(self, layer: int, rows: list[int]) -> list[Pooled]:
         """Of one document each: what the cache drops is free, whatever else it keeps."""
         place = torch.tensor(rows)
         self._segment.check_states(layer, place + self._first)
         states, cu = self._pooled[layer], self._chunk_cu
-        found = [
-            states.map(lambda x, own=own: x[own].to(self._device, copy=True, non_blocking=True))
+        return [
+            states.map(lambda x, own=own: x[own].clone())
             for own in map(slice, cu[place].tolist(), cu[place + 1].tolist())
         ]
-        if self._device.type == "cuda":  # other streams may read them from now on
-            torch.cuda.current_stream(self._device).synchronize()
-        return found
 
-    def _in_host(self, states: Pooled) -> Pooled:
-        """Copies of K and V in memory, pinned where a device reads them."""
-        copies = [x.clone() for x in (states.k, states.v)]
-        if self._device.type == "cuda":
-            copies = [x.pin_memory() for x in copies]
-        return Pooled(*copies, states.key)
+
+def _in_host(states: Pooled) -> Pooled:
+    """Copies of K and V in memory."""
+    return Pooled(states.k.clone(), states.v.clone(), states.key)

@@ -14,6 +14,7 @@ from msa_kernels import top_documents
 from torch import Tensor
 
 from msa_train.memory.search.certified import CertifiedSearch
+from msa_train.memory.search.device_cache import HostDocuments, Wanted
 from msa_train.memory.search.device_search import DeviceSearch, DocumentRows
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.model.attention import Pooled
@@ -57,13 +58,14 @@ class Part:
     """Consecutive documents of a memory, from place `first` on.
 
     chunk_cu [n+1] from 0; keys: router layer -> LayerKeys; read(layer, rows [p] ascending) -> the
-    states of all chunks of some documents, by row in this part, on the computing device.
+    states of all chunks of some documents, by row in this part, on the computing device; or whose
+    states they are, where the searcher reads those of several parts together.
     """
 
     first: int
     chunk_cu: Tensor
     keys: Mapping[int, LayerKeys]
-    read: Callable[[int, Tensor], Pooled]
+    read: Callable[[int, Tensor], Pooled] | HostDocuments
 
     @property
     def documents(self) -> int:
@@ -73,11 +75,18 @@ class Part:
 class LocalSearcher:
     """Exact search over the parts of a memory of n documents that this process holds.
 
-    live [n] bool: documents that were not removed.
+    live [n] bool: documents that were not removed. read: states of documents of several parts
+    (None: each part reads its own).
     """
 
-    def __init__(self, parts: Sequence[Part], router: RouterConfig, live: Tensor):
-        self.parts = [part for part in parts if part.documents]
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        router: RouterConfig,
+        live: Tensor,
+        read: Callable[[int, Wanted], Pooled] | None = None,
+    ):
+        self.parts, self._read = [part for part in parts if part.documents], read
         self._router, self._live = router, live
         self._firsts = torch.tensor([part.first for part in self.parts] or [0])
         sizes = [torch.arange(part.first, part.first + part.documents) for part in self.parts]
@@ -124,7 +133,10 @@ class LocalSearcher:
 
     def states(self, layer: int, places: Tensor) -> Pooled:
         """Rows of all chunks of its documents at places [p], ascending, in their order."""
-        found = [part.read(layer, rows) for part, rows in self._divided(places)]
+        divided = self._divided(places)
+        if self._read is not None:
+            return self._read(layer, [(part.read, rows) for part, rows in divided])
+        found = [part.read(layer, rows) for part, rows in divided]
         return found[0] if len(found) == 1 else Pooled.joined(found)
 
     def certified(self, layer: int) -> CertifiedSearch | DeviceSearch:

@@ -55,4 +55,4 @@ def test_orders_to_fetch_ahead_do_not_pile_up(path, monkeypatch):
 
 def test_nothing_is_fetched_ahead_where_nothing_is_kept():
     assert HotDocuments(0).ahead is None
-    assert HotDocuments(1000, prefetch=False).ahead is None
+    assert HotDocuments(1000, False).ahead is None
