@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from msa_train.memory.bank.snapshot import BankSnapshot
+from msa_train.memory.search.in_memory import view_of
 from msa_train.memory.search.loader import BankLoader, bank_view
 from msa_train.memory.search.settings import TierSettings
 from tests.memory.ranks import banks
 from tests.memory.search.random_memory import HEADS, LAYER, questions, searcher_of, table_searcher
+from tests.memory.search.test_in_memory import encoded
+from tests.memory.tiny import tiny_documents
 from tests.pretend.cuda import counting, pretended_cuda
 
 COUNTS = [1 + place % 3 for place in range(192)]
@@ -93,3 +97,36 @@ def test_a_layer_of_a_bank_is_searched_and_read_with_one_wait(tmp_path, segments
         # What was found leaves the device; where it lies, and its states, come back.
         assert (counts.syncs, counts.copies) == (1, 3), str(counts)
         assert counts.launches <= LAUNCHES["bfloat16"] + 10, str(counts)
+
+
+def test_a_memory_without_a_bank_is_searched_where_its_states_are(cuda):
+    documents, (pooled, chunk_cu) = tiny_documents(), encoded()
+    router, question = banks.CONFIG.router, banks.questions((4, 3))
+    there = {layer: states.map(lambda x: x.to(cuda)) for layer, states in pooled.items()}
+    ours, plain = (view_of(documents, each, chunk_cu, router) for each in (there, pooled))
+    for layer in pooled:
+        routing, k, _ = ours.search(layer, *(x.to(cuda) for x in question))
+        expected, plain_k, _ = plain.search(layer, *question)
+        assert torch.equal(routing.documents.cpu(), expected.documents)
+        assert k.is_cuda and torch.equal(k.cpu(), plain_k)
+
+
+def test_a_document_that_is_added_is_all_that_is_uploaded(tmp_path, cuda):
+    """Its keys in every layer, and once for all layers where each document's keys are."""
+    bank = banks.write(tmp_path / "bank", [[1, 2, 3] * 20, [2] * 10])
+    router, layer = banks.CONFIG.router, banks.CONFIG.router_layers[0]
+    loader = BankLoader(TierSettings(prefetch=False), cuda)
+    old = bank_view(bank, router, loader)
+    for count in (2, 1):  # the first one makes the table grow
+        banks.add(bank.path, [count])
+        newer = BankSnapshot.open(bank.path, reuse=bank)
+        with counting() as counts:
+            view = bank_view(newer, router, loader)
+        assert counts.copies == len(banks.CONFIG.router_layers) + 1, str(counts)
+        bank = newer
+    assert counts.launches < 10, str(counts)
+    query, query_cu = banks.questions()
+    plain = bank_view(bank, router)
+    for opened, same in ((old, plain.restricted(torch.arange(72) < 70)), (view, plain)):
+        found = opened.search(layer, query.to(cuda), query_cu.to(cuda))[0].documents
+        assert torch.equal(found.cpu(), same.search(layer, query, query_cu)[0].documents)

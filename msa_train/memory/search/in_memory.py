@@ -36,7 +36,8 @@ def view_of(
     router: RouterConfig,
     places: Tensor | None = None,
 ) -> MemoryView:
-    """A view of encoded documents, ascending by number: all of them, or those at `places`.
+    """A view of encoded documents, ascending by number: all of them, or those at `places`; searched
+    where the states are.
 
     places [n'] ascending. K and V are not copied; router keys are, unless the documents at `places`
     are consecutive.
@@ -49,11 +50,12 @@ def view_of(
     keys = {}
     for layer, states in pooled.items():
         key_heads = states.key.shape[1] // (router.head_dim or head_dim)
-        keys[layer] = LayerKeys(states.key[rows], cu, router, key_heads)
+        full = states.key[rows]
+        keys[layer] = LayerKeys(full, cu, router, key_heads, device=full.device)
 
     def read(layer: int, documents: Tensor) -> Pooled:
         chunks, states = chunks_of(places[documents], chunk_cu), pooled[layer]
-        return states.map(lambda x: x[chunks])
+        return states.map(lambda x: x[chunks.to(x.device)])
 
     live = torch.ones(len(places), dtype=torch.bool)
     searcher = LocalSearcher([Part(0, cu, keys, read)], router, live)

@@ -202,3 +202,22 @@ def test_threads_share_the_ranks(searchers, banks):
         thread.join(60)
         assert not thread.is_alive()
     assert not wrong
+
+
+def test_what_a_living_snapshot_shares_is_not_read_again(tmp_path):
+    ranks = Ranks(1).start()
+    old = write(tmp_path / "bank", [[1, 2], [2, 2]])
+    names = [segment.entry.name for segment in old.segments]
+    assert ranks._unread(old) == names
+    searcher = ranks.searcher(old, ROUTER)
+    assert ranks._unread(old) == []
+    add(old.path, [1])
+    new = BankSnapshot.open(old.path, reuse=old)
+    assert ranks._unread(new) == [new.segments[2].entry.name]
+    ranks._epoch += 1  # its workers were started again, and have read nothing
+    assert ranks._unread(old) == names
+    ranks._epoch -= 1
+    del searcher
+    gc.collect()
+    assert ranks._unread(old) == names
+    ranks.close()
