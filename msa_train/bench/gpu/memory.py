@@ -1,14 +1,14 @@
 """Part `memory`: a memory of 100M tokens on one card, from a question to the tokens of its answer.
 
 Every document is one chunk. Router keys are random unit heads, drawn on the device, another tensor
-for each layer; pooled K and V are random, in (pinned) host memory, one layer's for all layers: what
+for each layer; pooled K and V are random, in host memory, one layer's for all layers: what
 a fetch takes does not depend on the numbers. Rows of many segments share one layer's keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -24,6 +24,8 @@ from msa_train.bench.kernels.cases import device, draw, every, unit_heads
 from msa_train.bench.runner import in_turns
 from msa_train.memory.engine.model_runner import ModelRunner
 from msa_train.memory.planner.plan import key_bytes
+from msa_train.memory.search.device_cache import DeviceDocuments
+from msa_train.memory.search.key_table import KeyTable, PlacedKeys
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.searcher import LocalSearcher, Part
 from msa_train.memory.search.settings import KeyForm
@@ -108,6 +110,30 @@ def _made(make: Callable[[], MemoryView]) -> Callable[[], MemoryView]:
     return get
 
 
+def _the(keys: Tensor) -> Tensor:
+    return keys
+
+
+class _Segment:
+    """Documents of one chunk whose states lie on the host, the same in every layer; see
+    device_cache.HostDocuments. first: its first row there."""
+
+    def __init__(self, first: int, host: Pooled, layers: Sequence[int]):
+        self.identity, self.layers = str(first), layers
+        self._first, self._host = first, host
+
+    def counts(self, rows: Tensor) -> Tensor:
+        return torch.ones_like(rows)
+
+    def states(self, layer: int) -> Pooled:
+        return self._host
+
+    def read_into(self, layer: int, rows: Tensor, out: Pooled) -> None:
+        chosen, host = rows + self._first, self._host
+        for source, target in ((host.k, out.k), (host.v, out.v), (host.key, out.key)):
+            torch.index_select(source, 0, chosen, out=target)
+
+
 class _Bed:
     """A model of the 4B geometry, and the memory that it is asked about."""
 
@@ -129,15 +155,14 @@ class _Bed:
 
     @cached_property
     def host(self) -> Pooled:
-        """K and V [C, G, D] of every layer, where a bank keeps them."""
+        """K and V [C, G, D] of every layer, where a bank keeps them, and one layer's keys."""
         shape = self._sizes.chunks, self._config.kv_heads, self._config.head_dim
         k, v = (torch.empty(shape, dtype=torch.bfloat16) for _ in "kv")
         for out in (k, v):
             for part in out.split(1 << 17):
                 part.copy_(draw(*part.shape, dtype=torch.bfloat16))
-        if self._device.type == "cuda":
-            k, v = k.pin_memory(), v.pin_memory()
-        return Pooled(k, v, k[:, :0, 0])
+        keys = self._one if self._one is not None else self.keys[self._layers[0]]
+        return Pooled(k, v, keys.cpu())
 
     @cached_property
     def view(self) -> MemoryView:
@@ -163,32 +188,52 @@ class _Bed:
         if self._one is None and segments > 1:
             self._one = self._drawn_keys()
         cuts = [chunks * n // segments for n in range(segments + 1)]
-        parts = [self._part(first, end, form) for first, end in pairwise(cuts)]
+        spans = list(pairwise(cuts))
+        placed = self._placed(spans, form)
+        parts = [self._part(*each, form) for each in zip(spans, placed, strict=True)]
         live = torch.ones(chunks, dtype=torch.bool)
-        searcher = LocalSearcher(parts, config.router, live)
+        nothing_kept = DeviceDocuments(0, self._device)
+        searcher = LocalSearcher(parts, config.router, live, nothing_kept.read)
         counts, numbers = torch.ones(chunks, dtype=torch.int64), torch.arange(chunks)
         return MemoryView(
             searcher, config.router, config.kv_heads, config.head_dim, counts, numbers, {}, live
         )
 
-    def _part(self, first: int, end: int, form: KeyForm) -> Part:
-        config, cu = self._config, torch.arange(end - first + 1)
+    def _placed(
+        self, spans: Sequence[tuple[int, int]], form: KeyForm
+    ) -> list[dict[int, PlacedKeys]]:
+        """Where each segment's keys of each layer are searched: those that are drawn, or a table of
+        rounded ones."""
+        drawn = self.keys if self._one is None else dict.fromkeys(self._layers, self._one)
+        if form == "stored":
+            return [
+                {layer: PlacedKeys(partial(_the, full), first) for layer, full in drawn.items()}
+                for first, _ in spans
+            ]
+        different = self._layers if self._one is None else self._layers[:1]
+        width, heads = drawn[different[0]].shape[1], self._config.router_key_heads
+        table = KeyTable(dict.fromkeys(different, width), torch.bfloat16, heads, form, self._device)
+        rows = table.place([end - first for first, end in spans])
+        for own, (first, end) in zip(rows, spans, strict=True):
+            for layer in different:
+                own.write(layer, drawn[layer][first:end])
+        return [
+            {layer: own.placed(layer if self._one is None else different[0]) for layer in drawn}
+            for own in rows
+        ]
 
-        def layer_keys(full: Tensor) -> LayerKeys:
-            given = full[first:end], cu, config.router, config.router_key_heads
-            return LayerKeys(*given, form, self._device)
+    def _part(self, span: tuple[int, int], placed: dict[int, PlacedKeys], form: KeyForm) -> Part:
+        config, (first, end) = self._config, span
+        cu = torch.arange(end - first + 1)
 
-        if self._one is not None:
-            keys = dict.fromkeys(self._layers, layer_keys(self._one))
-        else:
-            keys = {layer: layer_keys(full) for layer, full in self.keys.items()}
+        def layer_keys(layer: int) -> LayerKeys:
+            # Rounded keys are compared with those on the host; others are what is searched.
+            full = placed[layer].all() if form == "stored" else self.host.key
+            given = full[first:end], cu, config.router, config.router_key_heads, form
+            return LayerKeys(*given, self._device, placed[layer])
 
-        def read(layer: int, rows: Tensor) -> Pooled:
-            chosen, full = rows + first, keys[layer].full
-            k, v = (x[chosen].to(self._device) for x in (self.host.k, self.host.v))
-            return Pooled(k, v, full[rows.to(full.device)].to(self._device))
-
-        return Part(first, cu, keys, read)
+        keys = {layer: layer_keys(layer) for layer in self._layers}
+        return Part(first, cu, keys, _Segment(first, self.host, self._layers))
 
     # What is measured.
 
@@ -282,8 +327,10 @@ class _Bed:
         return Floor.of(torch.bfloat16).ms(held, flops)
 
     def _copy_rate(self) -> float:
-        """Bytes per ms of one large copy to the device."""
+        """Bytes per ms of one large copy to the device, of memory that is ready for it."""
         block = self.host.k.flatten(1)[: 1 << 17]
+        if self._device.type == "cuda":
+            block = block.pin_memory()
         times = in_turns({"copy": lambda: block.to(self._device, copy=True)}, 5)["copy"]
         return block.nbytes / min(times)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from msa_train.memory.search.key_table import SearchedKeys, rows_of
 from msa_train.memory.search.keys import LayerKeys, chunks_of, largest_of
-from msa_train.memory.search.transfer import moved
+from msa_train.model.batch import moved
 from msa_train.model.config import RouterConfig
 
 Pairs = tuple[Tensor, Tensor, Tensor]  # context (ascending), row (ascending in each), exact score

@@ -1,4 +1,4 @@
-"""Host memory that a device reads: several tensors in one copy."""
+"""Several tensors in one block of bytes, which goes to a device in one copy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,6 @@ _ALIGNED = 16  # bytes: where a tensor may begin in a block of several
 
 
 Form = tuple[torch.Size, torch.dtype]
-
-
-def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the CPU on a device: to a GPU in one pinned block, for which nobody waits."""
-    if device.type != "cuda":
-        return [x.to(device) for x in tensors]
-    forms = [(x.shape, x.dtype) for x in tensors]
-    block = block_of(forms, pin_memory=True)
-    for place, x in zip(views(block, forms), tensors, strict=True):
-        place.copy_(x)
-    # Torch keeps a pinned block until what reads it is through.
-    return views(block.to(device, non_blocking=True), forms)
 
 
 def block_of(forms: Sequence[Form], **options: Any) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Document
 from msa_train.memory.search.searcher import Searcher
-from msa_train.memory.search.transfer import moved
 from msa_train.model.attention import Pooled
+from msa_train.model.batch import moved
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
 
