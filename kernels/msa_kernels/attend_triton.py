@@ -1,8 +1,7 @@
 """Attention: selected pooled chunks are read where they lie, then the context's own tokens.
 
-One program per (tile of query rows of one context, query head), a running softmax in float32; for
-the backward pass the logarithm of each row's sum is kept. Without selected chunks this is the
-causal attention of packed sequences.
+One program per (tile of query rows of one context, query head): a running softmax in float32, the
+logarithm of whose sums backward needs. With no chunks: causal attention of packed sequences.
 
 Backward: query rows, own tokens and selected entries, each written by their owner. No two programs
 add to the same place: the gradient of an entry (one context reading one chunk) is written apart,
@@ -18,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.ragged import chunk_offsets
+from msa_kernels.dispatch import on_its_device
 from msa_kernels.scores_triton import sum_into_chunks
-from msa_kernels.tiles import shrunk, tiles
+from msa_kernels.tiles import attention_tiles
 
 
 @triton.jit
@@ -299,6 +298,29 @@ def entry_gradient(
             tl.store(d_bias + entry * kv_heads + group, d_gate, mask=present)
 
 
+PLACED = 128  # tiles of a program of the next kernel
+
+
+@triton.jit(do_not_specialize=["contexts", "tiles", "size", "steps"])
+def place_tiles(
+    cu, context_out, row_out, contexts, tiles, size, steps, N: tl.constexpr
+):  # fmt: skip
+    """Context and first row of each tile. Those of context c begin at tile cu[c] // size + c, which
+    needs no sum over contexts; it may leave its last one unused."""
+    tile = (tl.program_id(0) * N + tl.arange(0, N)).to(tl.int64)
+    context, beyond = tl.zeros([N], dtype=tl.int64), tl.zeros([N], dtype=tl.int64) + contexts
+    for _ in range(steps):  # the last context whose tiles begin here or before
+        middle = (context + beyond) // 2
+        here = tl.load(cu + middle) // size + middle <= tile
+        context, beyond = tl.where(here, middle, context), tl.where(here, beyond, middle)
+    begin = tl.load(cu + context)
+    row = begin + (tile - (begin // size + context)) * size
+    used = row < tl.load(cu + context + 1)
+    tl.store(context_out + tile, tl.where(used, context, contexts), mask=tile < tiles)
+    tl.store(row_out + tile, row, mask=tile < tiles)
+
+
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, pooled_k: Tensor, pooled_v: Tensor, index: Tensor,
     bias: Tensor | None, memory_from: Tensor, cus: tuple[Tensor, Tensor, Tensor], scale: float,
@@ -318,18 +340,21 @@ def forward(
     return out, lse
 
 
+@on_its_device
 def backward(
     grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pooled_k: Tensor,
     pooled_v: Tensor, index: Tensor, bias: Tensor | None, memory_from: Tensor,
     cus: tuple[Tensor, Tensor, Tensor], scale: float,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of q, k, v, pooled_k, pooled_v and bias."""
-    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     heads, kv_heads, width = q.shape[1], k.shape[1], q.shape[2]
     contexts, padded = len(cus[0]) - 1, _padded_width(q)
-    options = _tile_options("attend_backward", q, padded)
+    options, key_options = (
+        _tile_options(kind, q, padded) for kind in ("query_gradient", "key_gradient")
+    )
     sizes = (contexts, heads, kv_heads, width, scale)
-    shape = {"D": padded, **options}
+    key_shape = {"D": padded, **key_options}
     delta = torch.empty_like(lse)
     given = (grad, lse, delta)
     if q.numel():
@@ -339,24 +364,24 @@ def backward(
         context, row = _row_tiles(cus[0], options["M"], len(q))
         query_gradient[(len(row), heads)](
             q, k, v, pooled_k, pooled_v, index, bias, memory_from, *cus, context, row,
-            *given, dq, *sizes, BIAS=bias is not None, **shape,
+            *given, dq, *sizes, BIAS=bias is not None, D=padded, **options,
         )  # fmt: skip
     if k.numel():
-        context, row = _row_tiles(cus[1], options["N"], len(k))
+        context, row = _row_tiles(cus[1], key_options["N"], len(k))
         token_gradient[(len(row), kv_heads)](
-            q, k, v, cus[0], cus[1], context, row, *given, dk, dv, *sizes, **shape
+            q, k, v, cus[0], cus[1], context, row, *given, dk, dv, *sizes, **key_shape
         )
-    ek, ev = (pooled_k.new_zeros(len(index), *k.shape[1:], dtype=torch.float32) for _ in range(2))
-    d_gate = lse.new_zeros(len(index), kv_heads)
+    ek, ev = (pooled_k.new_empty(len(index), *k.shape[1:], dtype=torch.float32) for _ in range(2))
+    d_gate = lse.new_empty(len(index), kv_heads)
     if ek.numel():
-        context, row = _row_tiles(cus[2], options["N"], len(index))
+        context, row = _row_tiles(cus[2], key_options["N"], len(index))
         entry_gradient[(len(row), kv_heads)](
             q, pooled_k, pooled_v, index, bias, memory_from, cus[0], cus[2], context, row,
-            *given, ek, ev, d_gate, *sizes, BIAS=bias is not None, **shape,
+            *given, ek, ev, d_gate, *sizes, BIAS=bias is not None, **key_shape,
         )  # fmt: skip
-    own = torch.arange(len(index), device=index.device)
+    own, by_chunk = torch.arange(len(index), device=index.device), tuple(index.sort(stable=True))
     d_pooled_k, d_pooled_v = (
-        sum_into_chunks(x.flatten(1), own, None, index, like.flatten(1)).view_as(like)
+        sum_into_chunks(x.flatten(1), own, None, by_chunk, like.flatten(1)).view_as(like)
         for x, like in ((ek, pooled_k), (ev, pooled_v))
     )
     d_bias = None if bias is None else d_gate.sum(1).to(bias.dtype)
@@ -366,18 +391,20 @@ def backward(
 def _row_tiles(cu: Tensor, size: int, rows: int) -> tuple[Tensor, Tensor]:
     """Context and first row of each tile of `size` rows, of `rows` in sequences by cu [m+1].
 
-    As many tiles as there could be, so that nothing waits for the device; those past the last have
-    context m.
+    As many tiles as there could be, so that nothing waits for the device; unused ones have context
+    m.
     """
-    tile_cu = chunk_offsets(cu, size)
-    tile = torch.arange(rows // size + len(cu) - 1, device=cu.device)
-    context = torch.searchsorted(tile_cu[1:], tile, right=True)
-    own = context.clamp(max=len(cu) - 2)
-    return context, cu[own] + (tile - tile_cu[own]) * size
+    contexts = len(cu) - 1
+    tiles = rows // size + contexts
+    context, row = (torch.empty(tiles, dtype=torch.int64, device=cu.device) for _ in range(2))
+    place_tiles[(triton.cdiv(tiles, PLACED),)](
+        cu, context, row, contexts, tiles, size, contexts.bit_length(), N=PLACED
+    )
+    return context, row
 
 
 def _tile_options(kind: str, q: Tensor, width: int) -> dict[str, int]:
-    return shrunk(tiles(kind, q.device), width, q.element_size())
+    return attention_tiles(kind, q.device, width, q.element_size())
 
 
 def _padded_width(q: Tensor) -> int:

@@ -80,6 +80,20 @@ def operator(name: str, learns: bool = True) -> Callable[[Callable], torch._ops.
     return register
 
 
+def on_its_device(launcher: Callable) -> Callable:
+    """Makes the device of a launcher's first tensor the current one while it runs: Triton starts
+    kernels on the current device, wherever their tensors lie."""
+
+    @functools.wraps(launcher)
+    def launch(first: Tensor, *rest):
+        if not first.is_cuda:
+            return launcher(first, *rest)
+        with torch.cuda.device(first.device):
+            return launcher(first, *rest)
+
+    return launch
+
+
 def choose(operation: str, device: torch.device, dtype: torch.dtype) -> BackendChoice:
     """The backend for `operation` on tensors of this device and dtype."""
     if operation not in TRITON_OPERATIONS:

@@ -17,6 +17,7 @@ from msa_kernels.errors import KernelError
 from msa_kernels.scores import SCRATCH_MB, TiledKeys, document_scores_in_torch
 
 FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+_FP8_CAPABILITY = (8, 9)  # Ada, Hopper and later
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,20 @@ class QuantisedKeys:
 
     def dequantised(self, rows: slice = slice(None)) -> Tensor:
         """[C, V] float32."""
-        wide = self.values[rows].float().unflatten(1, (self.scales.shape[1], -1))
-        return (wide * self.scales[rows, :, None]).flatten(1)
+        return _widened(self.values[rows], self.scales[rows])
+
+
+def _widened(values: Tensor, scales: Tensor) -> Tensor:
+    """[C, V] float32."""
+    wide = values.float().unflatten(1, (scales.shape[1], -1))
+    return (wide * scales[..., None]).flatten(1)
 
 
 @dispatch.operator("quantise", learns=False)
 def _quantise(keys: Tensor, heads: int, form: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The fields of QuantisedKeys."""
     dtype, largest = FORMATS[form]
-    if dispatch.takes_triton("quantise", keys) and _triton_has(keys.device, dtype):
+    if dispatch.takes_triton("quantise", keys):
         from msa_kernels import quantised_triton
 
         given = keys.contiguous(), heads, dtype, largest
@@ -67,24 +73,59 @@ def _(keys, heads, form):
     return keys.new_empty(keys.shape, dtype=FORMATS[form][0]), scales, *new
 
 
-def _triton_has(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton knows the dtype there: fp8 e4m3 begins with Ada and Hopper."""
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9)
-    return not (old and dtype == torch.float8_e4m3fn)
+def _check_card(operation: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuses fp8 on a card that does not compute with it: the torch path there would be slower
+    than bfloat16 keys by an order of magnitude."""
+    if dtype != torch.float8_e4m3fn or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        raise KernelError(
+            f"{operation}: keys are fp8 on {device}, whose compute capability is "
+            f"{'.'.join(map(str, capability))}; fp8 begins with "
+            f"{'.'.join(map(str, _FP8_CAPABILITY))}: use int8"
+        )
 
 
 def quantise(keys: Tensor, heads: int, form: str) -> QuantisedKeys:
     """Router keys [C, V] of `heads` heads in 8 bits: form "int8" or "fp8" (e4m3).
 
-    Each head of a chunk is divided by its largest value. Raises KernelError for another form, and
-    for a width that is no multiple of heads.
+    Each head of a chunk is divided by its largest value. Raises KernelError for another form, for a
+    width that is no multiple of heads, and for fp8 on a card that does not compute with it.
     """
     dispatch.check_floating("quantise", keys=keys)
     if form not in FORMATS:
         raise KernelError(f"quantise: form is {form!r}; give {' or '.join(FORMATS)}")
     if keys.dim() != 2 or heads < 1 or keys.shape[1] % heads:
         raise KernelError(f"quantise: keys {tuple(keys.shape)} do not divide into {heads} heads")
+    _check_card("quantise", keys.device, FORMATS[form][0])
     return QuantisedKeys(*_quantise(keys, heads, form))
+
+
+@dispatch.operator("quantised_document_scores", learns=False)
+def _scores(
+    query: Tensor, query_cu: Tensor, values: Tensor, scales: Tensor, chunk_cu: Tensor, budget: float
+) -> Tensor:  # fmt: skip
+    """[m, n] of one bank. query [N, V] float32; budget: bytes."""
+    bank = query_cu.new_zeros(len(query_cu) - 1), _one_bank(chunk_cu)
+    whole_tiles = values.shape[1] // scales.shape[1] % 16 == 0  # of a head
+    if dispatch.takes_triton("document_scores", query) and whole_tiles:
+        from msa_kernels import scores_triton
+
+        given = query.contiguous(), query_cu, values.contiguous(), scales.contiguous()
+        return scores_triton.document_scores(*given, chunk_cu, *bank, False)[0]
+    tiled = TiledKeys(lambda rows: _widened(values[rows], scales[rows]), torch.float32, copies=True)
+    return document_scores_in_torch(query, query_cu, tiled, chunk_cu, *bank, budget, False)[0]
+
+
+def _one_bank(chunk_cu: Tensor) -> Tensor:
+    """[0, n]: made where it is, for a copy of a list would wait for the device."""
+    return torch.arange(2, device=chunk_cu.device) * (len(chunk_cu) - 1)
+
+
+@torch.library.register_fake(_scores)
+def _(query, query_cu, values, scales, chunk_cu, budget):
+    return query.new_empty(query_cu.shape[0] - 1, chunk_cu.shape[0] - 1)
 
 
 def quantised_document_scores(
@@ -102,16 +143,7 @@ def quantised_document_scores(
     dispatch.check_floating("quantised_document_scores", query=query)
     dispatch.check_cumulative("quantised_document_scores", "query_cu", query_cu, len(query))
     dispatch.check_cumulative("quantised_document_scores", "chunk_cu", chunk_cu, len(keys.values))
-    bank = query_cu.new_zeros(len(query_cu) - 1), query_cu.new_tensor([0, len(chunk_cu) - 1])
+    _check_card("quantised_document_scores", keys.values.device, keys.values.dtype)
+    given = query_cu, keys.values, keys.scales, chunk_cu, scratch_mb * (1 << 20)
     with torch.no_grad(), dispatch.without_autocast(query.device):
-        query = query.float()
-        head, values = keys.values.shape[1] // keys.scales.shape[1], keys.values
-        fits = _triton_has(values.device, values.dtype) and head % 16 == 0  # whole tiles of a head
-        if dispatch.takes_triton("document_scores", query) and fits:
-            from msa_kernels import scores_triton
-
-            given = query.contiguous(), query_cu, keys.values.contiguous(), keys.scales.contiguous()
-            return scores_triton.document_scores(*given, chunk_cu, *bank, False)[0]
-        tiled = TiledKeys(keys.dequantised, torch.float32, copies=True)
-        budget = scratch_mb * (1 << 20)
-        return document_scores_in_torch(query, query_cu, tiled, chunk_cu, *bank, budget, False)[0]
+        return _scores(query.float(), *given)

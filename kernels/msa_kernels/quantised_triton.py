@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msa_kernels.dispatch import on_its_device
+
 CHUNKS = 32  # of a tile
 
 
@@ -37,6 +39,7 @@ def quantise_heads(
     tl.store(lengths + own, tl.sum(key * key, 1), mask=real)
 
 
+@on_its_device
 def quantise(
     keys: Tensor, heads: int, dtype: torch.dtype, largest: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -361,7 +361,8 @@ def _scatter(
         source = query.contiguous()
         given = keys.contiguous(), chunks, grad, rows
         d_query = scores_triton.sum_into_rows(*given, span, query_cu, source)
-        return d_query, scores_triton.sum_into_chunks(source, rows, grad, chunks, keys)
+        by_chunk = tuple(chunks.sort(stable=True))
+        return d_query, scores_triton.sum_into_chunks(source, rows, grad, by_chunk, keys)
     there = rows >= 0
     grad, rows, chunks = grad[there], rows[there], chunks[there]
     d_query = _weighted_sums(keys, chunks, grad, rows, len(query))

@@ -1,5 +1,6 @@
 """Scores: the tiled path against the reference, and what must hold of any scores."""
 
+import itertools
 import math
 
 import pytest
@@ -158,6 +159,35 @@ def test_half_precision_keys_are_scored_in_float32(dtype):
     scores = document_scores(query, query_cu, keys.to(dtype), *rest)
     expected = document_scores(query, query_cu, keys.to(dtype).float(), *rest)
     assert scores.dtype == torch.float32 and torch.equal(scores, expected)
+
+
+@pytest.mark.parametrize("tokens", [(9,), (1,) * 6, (3,)], ids=["many", "few each", "few"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_queries_meet_narrow_keys_within_the_certified_bound(dtype, tokens):
+    """Of any length: two narrow parts of a short query vector must not underflow."""
+    width, chunk_cu, query_cu = 24, cu([2, 1, 3]), cu(tokens)
+    keys = torch.randn(6, width).to(dtype)
+    lengths = keys.double().norm(dim=1)
+    powers = torch.tensor([-90, -60, -24, -13, -2, 0, 9, 40, 90])[: sum(tokens)]
+    query = torch.randn(sum(tokens), width) * torch.exp2(powers.float())[:, None]
+    query[0, 1:] *= 1e-6  # small beside the largest value of its row
+    bank = torch.zeros(len(tokens), dtype=torch.int64), cu([3])
+    found = document_scores(query, query_cu, keys, chunk_cu, *bank)
+    entries = torch.arange(6).repeat(len(tokens)), cu([6] * len(tokens))
+    of_chunks = chunk_scores(query, query_cu, keys, *entries).view(-1, 6)
+    for context, (first, end) in enumerate(itertools.pairwise(query_cu.tolist())):
+        rows = range(first, end)
+        bound = (width + 128) * 2.0**-23 * max(float(query[r].double().norm()) for r in rows)
+        exact = [max(brute_product(query[r], key) for r in rows) for key in keys]
+        for chunk in range(6):
+            assert abs(float(of_chunks[context, chunk]) - exact[chunk]) <= bound * lengths[chunk]
+        for document, (low, high) in enumerate(itertools.pairwise(chunk_cu.tolist())):
+            off = abs(float(found[context, document]) - max(exact[low:high]))
+            assert off <= bound * max(lengths[low:high])
+
+
+def brute_product(a, b):
+    return math.fsum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
 
 
 def test_autocast_does_not_lower_the_precision_of_scores():

@@ -372,6 +372,7 @@ def _patches() -> list:
         "Event": _Stream,
         "current_stream": _Stream,
         "default_stream": _Stream,
+        "is_current_stream_capturing": lambda: False,
         "stream": lambda _stream: contextlib.nullcontext(),
         "device": lambda _device: contextlib.nullcontext(),
         "device_of": lambda _tensor: contextlib.nullcontext(),

@@ -1,0 +1,142 @@
+"""Every way in which the Triton kernels are launched: dtypes and shapes that differ once compiled.
+
+Tensors are small: a kernel is compiled for dtypes, head widths and which arguments there are, never
+for a length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from msa_kernels import attend_triton, norm_rope_triton, pool_triton, scores_triton
+from msa_kernels import quantised_triton as quantised
+from msa_kernels.ragged import cumulative
+from torch import Tensor
+
+from msa_train.bench.kernels.cases import HEAD_DIM, HEADS, KV_HEADS, WIDTH
+
+NAMES = {
+    torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16",
+    torch.int8: "int8", torch.float8_e4m3fn: "fp8",
+}  # fmt: skip
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+NARROW = FLOATS[:2]
+FP8_SINCE = 89  # compute capability
+TOKENS, CHUNKS = 48, 64
+QUESTIONS = {"16": 16, "32": 32, "64": 64}  # question tokens that take another tile each
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Calls of launchers, `run()`; since: least compute capability that takes it."""
+
+    name: str
+    run: Callable[[], object]
+    since: int = 80
+
+
+def launches() -> Iterator[Launch]:
+    """All of them, by their names in the table."""
+    yield from _scores()
+    yield from _attention()
+    for dtype in FLOATS:
+        name = NAMES[dtype]
+        yield Launch(f"scatter {name}", partial(_scatter, dtype))
+        yield Launch(f"chunk mean {name}", partial(_pool, dtype))
+        yield Launch(f"norm_rope {name}", partial(_norm_rope, dtype))
+        yield Launch(f"quantise {name} to int8", partial(_quantise, dtype, torch.int8, 127.0))
+        fp8 = partial(_quantise, dtype, torch.float8_e4m3fn, 448.0)
+        yield Launch(f"quantise {name} to fp8", fp8, FP8_SINCE)
+
+
+def _cu(*lengths: int) -> Tensor:
+    return cumulative(torch.tensor(lengths))
+
+
+def _scores() -> Iterator[Launch]:
+    pairs = [(dtype, dtype) for dtype in FLOATS] + [(torch.float32, dtype) for dtype in NARROW]
+    for question, tokens in QUESTIONS.items():
+        for query, keys in pairs:
+            name = f"{question} tokens, {NAMES[query]}, {NAMES[keys]} keys"
+            for learns in (False, True):
+                yield Launch(
+                    f"documents{' to learn from' if learns else ''}, {name}",
+                    partial(_documents, query, keys, tokens, learns),
+                )
+            yield Launch(f"chunks, {name}", partial(_chunks, query, keys, tokens))
+        for keys in (torch.int8, torch.float8_e4m3fn):
+            yield Launch(
+                f"documents, {question} tokens, float32, {NAMES[keys]} keys",
+                partial(_documents, torch.float32, keys, tokens, False),
+                FP8_SINCE if keys.is_floating_point else 80,
+            )
+
+
+def _documents(query: torch.dtype, keys: torch.dtype, tokens: int, learns: bool) -> None:
+    scales = torch.ones(CHUNKS, KV_HEADS) if keys.itemsize == 1 else None
+    scores_triton.document_scores(
+        torch.zeros(tokens, WIDTH, dtype=query), _cu(tokens), torch.zeros(CHUNKS, WIDTH).to(keys),
+        scales, _cu(*[4] * (CHUNKS // 4)), torch.tensor([0]), _cu(CHUNKS // 4), learns,
+    )  # fmt: skip
+
+
+def _chunks(query: torch.dtype, keys: torch.dtype, tokens: int) -> None:
+    scores_triton.chunk_scores(
+        torch.zeros(tokens, WIDTH, dtype=query), _cu(tokens),
+        torch.zeros(CHUNKS, WIDTH, dtype=keys), torch.arange(16), _cu(16),
+    )  # fmt: skip
+
+
+def _attention() -> Iterator[Launch]:
+    for dtype in FLOATS:
+        for width in (64, HEAD_DIM, 256):
+            name = f"{NAMES[dtype]}, heads of {width}"
+            yield Launch(f"attend {name}", partial(_attend, dtype, width, False))
+            yield Launch(f"attend {name}, gate", partial(_attend, dtype, width, True))
+    for width in (32, 80):  # another power of two, and a width that is none
+        name = f"attend bfloat16, heads of {width}, gate"
+        yield Launch(name, partial(_attend, torch.bfloat16, width, True))
+    for dtype in FLOATS:
+        for pooled in FLOATS:
+            if pooled != dtype:
+                name = f"attend {NAMES[dtype]} to {NAMES[pooled]} chunks, gate"
+                yield Launch(name, partial(_attend, dtype, HEAD_DIM, True, pooled))
+
+
+def _attend(dtype: torch.dtype, width: int, gate: bool, pooled: torch.dtype | None = None) -> None:
+    """Forward and backward of one context."""
+    q = torch.zeros(TOKENS, HEADS, width, dtype=dtype)
+    k = torch.zeros(TOKENS, KV_HEADS, width, dtype=dtype)
+    chunks = torch.zeros(CHUNKS, KV_HEADS, width, dtype=pooled or dtype)
+    memory = chunks, chunks, torch.arange(16), torch.zeros(16) if gate else None
+    rest = torch.tensor([3]), (_cu(TOKENS), _cu(TOKENS), _cu(16)), width**-0.5
+    out, lse = attend_triton.forward(q, k, k, *memory, *rest)
+    attend_triton.backward(out, out, lse, q, k, k, *memory, *rest)
+
+
+def _scatter(dtype: torch.dtype) -> None:
+    """Backward of scores, and of the chunks that attention read."""
+    query, keys = (torch.zeros(count, WIDTH, dtype=dtype) for count in (TOKENS, CHUNKS))
+    grad, rows, span = torch.zeros(16), torch.arange(16), (torch.tensor([0]), torch.tensor([16]))
+    scores_triton.sum_into_rows(keys, rows, grad, rows, span, _cu(TOKENS), query)
+    scores_triton.sum_into_chunks(query, rows, grad, tuple(rows.sort()), keys)
+
+
+def _pool(dtype: torch.dtype) -> None:
+    x, token_cu = torch.zeros(TOKENS, WIDTH, dtype=dtype), _cu(16, 32)
+    pool_triton.chunk_mean_backward(pool_triton.chunk_mean(x, token_cu), token_cu, len(x))
+
+
+def _norm_rope(dtype: torch.dtype) -> None:
+    q, k = (torch.zeros(TOKENS, heads, HEAD_DIM, dtype=dtype) for heads in (HEADS, KV_HEADS))
+    weight, table = torch.ones(HEAD_DIM, dtype=dtype), torch.zeros(TOKENS, HEAD_DIM // 2)
+    rest = weight, weight, table, table, 1e-6
+    norm_rope_triton.backward(*norm_rope_triton.forward(q, k, *rest), q, k, *rest)
+
+
+def _quantise(dtype: torch.dtype, form: torch.dtype, largest: float) -> None:
+    keys = torch.zeros(CHUNKS, WIDTH, dtype=dtype)
+    quantised.quantise(keys, KV_HEADS, form, largest)
