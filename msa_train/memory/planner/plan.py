@@ -30,7 +30,10 @@ RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, graphs' launches 
 # Bytes per context and document while a layer is searched: scores, bounds, a mask; maxima on a GPU.
 _SEARCH_BYTES, _PACKED_BYTES = 4 + 8 + 1, 8
 _DOCUMENT_BYTES = 64  # of a document in a process: numbers, token and chunk counts, offsets
-_BOUND_BYTES = 8  # chunk_cu, for every layer
+_BOUND_BYTES = 8  # chunk_cu of a document
+# On a GPU, once for all layers: the same, its first and last chunk, a mask (DocumentRows).
+_TABLE_BYTES = 8 + 16 + 1
+_EXACT_BYTES = 256 << 20  # that exact scores are computed with there
 # Bytes per logit while tokens are drawn from them: five columns of float64 (sampling.py).
 _DRAWING_BYTES = 5 * 8
 _MOST_CARDS = 64  # that would_fit tries
@@ -257,17 +260,18 @@ def _computing(
     keys = key_bytes(config, chunks, documents, form)
     name = f"router keys, {form}" + (", mapped from disk" if mapped else "")
     yield Item(name, place, layers * keys, keys, needed=not mapped, held="memory")
-    bounds = _BOUND_BYTES * (documents + 1)
-    bounds *= layers if machine.cards else 1
+    bounds = _bounds(config, documents, bool(machine.cards))
     yield Item("chunk bounds of documents", place, bounds, held="memory")
     weights = parameters(config) * compute
     yield Item(f"weights, {serving.compute}", place, weights, held="model")
     yield from _slots(config, bank, place, serving)
     winners = serving.slots * chunks_read(config, bank) * row
-    yield Item("hot documents", place, round(serving.hot_mb * (1 << 20)))
+    hot = round(serving.hot_mb * (1 << 20))  # a GPU takes it whole with the first question
+    yield Item("hot documents", place, hot, held="memory" if machine.cards else None)
     yield Item("prefetch, one layer of all slots", place, winners * 3 * stored)
     scores = _SEARCH_BYTES + (_PACKED_BYTES if machine.cards else 0)
-    yield Item("scores while searching", place, serving.slots * documents * scores)
+    exact = _EXACT_BYTES if machine.cards else 0
+    yield Item("scores while searching", place, serving.slots * documents * scores + exact)
     tokens = max(serving.prefill_tokens, serving.slot_tokens)
     held = tokens * config.layers * 2 * row * compute + winners * 2 * reading * stored
     yield Item(f"K/V of a prefill, {tokens:,} tokens, and chunks it reads", place, held)
@@ -278,6 +282,15 @@ def _computing(
     if machine.cards:
         yield Item("decode graphs, one pool", place, _graph_pool(config, bank, serving))
         yield Item("reserve: context, workspaces, graphs' launches", place, RESERVE)
+
+
+def _bounds(config: ModelConfig, documents: int, on_gpu: bool) -> int:
+    """Bytes that say which chunks are a document's. A GPU has them once for all layers, but for a
+    scoring that is no single dot product."""
+    each = _TABLE_BYTES if on_gpu else _BOUND_BYTES
+    if on_gpu and not config.router.scoring.certifiable:
+        each += _BOUND_BYTES * len(config.router_layers)
+    return each * (documents + 1)
 
 
 def chunks_read(config: ModelConfig, bank: BankSize) -> int:
@@ -325,8 +338,7 @@ def _stored(
     yield Item("processes", "host", ranks * PROCESS)
     yield Item("document tables", "host", ranks * bank.documents * _DOCUMENT_BYTES)
     if serving.states == "host":
-        pinned = ", pinned" if machine.cards else ""
-        yield Item(f"pooled K and V{pinned}", "host", reading * states, states)
+        yield Item("pooled K and V", "host", reading * states, states)
     yield Item(f"bank: router keys, {bank.dtype}", "disk", layers * keys, keys)
     yield Item(f"bank: pooled K and V, {bank.dtype}", "disk", reading * states, states)
     checks = bank.documents * (4 * layers + 16)

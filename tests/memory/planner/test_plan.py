@@ -13,6 +13,7 @@ from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.memory.engine.model_runner import ModelRunner
 from msa_train.memory.engine.scheduler import PREFILL_TOKENS
+from msa_train.memory.planner import plan as plan_module
 from msa_train.memory.planner.hardware import CARDS, Card, Machine, parse_bytes, parse_cards
 from msa_train.memory.planner.plan import (
     BankSize,
@@ -22,6 +23,9 @@ from msa_train.memory.planner.plan import (
     parameters,
     plan,
 )  # fmt: skip
+from msa_train.memory.search import device_search
+from msa_train.memory.search.device_search import DocumentRows
+from msa_train.memory.search.keys import LayerKeys
 from msa_train.model.config import PRESETS
 from msa_train.model.decoder import MSADecoder
 from tests.batches import tiny_config
@@ -202,6 +206,16 @@ def test_impossible_settings_are_refused():
 
 def test_a_prefill_is_planned_as_the_scheduler_does_it():
     assert Serving().prefill_tokens == PREFILL_TOKENS
+
+
+def test_a_search_on_a_gpu_is_planned_as_it_is_done():
+    assert device_search._BYTES == plan_module._EXACT_BYTES
+    documents = 3
+    parts = [LayerKeys(torch.zeros(5, 8), torch.tensor([0, 2, 4, 5]), tiny_config().router, 1)]
+    table = DocumentRows(parts, torch.device("cpu"))
+    gone = table.mask(torch.zeros(documents, dtype=torch.bool))
+    held = table.cu.nbytes + table.spans.nbytes + gone.nbytes
+    assert plan_module._bounds(tiny_config(), documents, True) - held == 25 - 8  # of one more row
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
