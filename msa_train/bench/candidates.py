@@ -21,8 +21,8 @@ from msa_train.errors import ConfigError
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.engine.engine import BATCH_CONTEXTS
 from msa_train.memory.engine.model_runner import prefill_pieces
-from msa_train.memory.search.loader import bank_view
-from msa_train.memory.search.settings import KeyForm
+from msa_train.memory.search.loader import BankLoader, bank_view
+from msa_train.memory.search.settings import KeyForm, TierSettings
 from msa_train.model.config import ModelConfig
 from msa_train.model.decoder import MSADecoder
 
@@ -41,8 +41,8 @@ def certified_candidates(
     config = model.config
     if not config.router.scoring.certifiable:
         raise ConfigError("model.router: its scores are no single dot product, 8-bit keys need one")
-    memory = bank_view(bank, config.router)
-    searches = list(_searches(bank, config))
+    memory = bank_view(bank, config.router, BankLoader(TierSettings(), model.device))
+    searches = list(_searches(bank, config, model.device))
     for start in range(0, len(asked), BATCH_CONTEXTS):
         pieces = [prompt_pieces(text) for text in asked[start : start + BATCH_CONTEXTS]]
         readings = prefill_pieces(model, tokenizer, memory, pieces).selected
@@ -52,9 +52,9 @@ def certified_candidates(
     return [search.row() for search in searches]
 
 
-def _searches(bank: BankSnapshot, config: ModelConfig) -> Iterator[_Searches]:
+def _searches(bank: BankSnapshot, config: ModelConfig, device: torch.device) -> Iterator[_Searches]:
     for layer in config.router_layers:
-        trained = bank.router_keys(layer).float()
+        trained = bank.router_keys(layer).to(device).float()
         for kind, keys in (
             ("trained", trained),
             ("random", _turned(trained, config.router_key_heads)),
@@ -89,13 +89,15 @@ class _Searches:
         context, _ = self._searcher.certified(LAYER).candidates(query, query_cu, k)
         self._candidates.append(torch.bincount(context, minlength=contexts))
         found = self._searcher.best(LAYER, query, query_cu, k)
-        self._same &= torch.equal(found.places, self._best_in_full_precision(query, query_cu, k))
+        truth = self._best_in_full_precision(query, query_cu, k)
+        self._same &= torch.equal(found.places.cpu(), truth.cpu())
 
     def _best_in_full_precision(self, query: Tensor, query_cu: Tensor, k: int) -> Tensor:
         """[m, k] the best of all documents, each scored in float64 by its full keys."""
         bank = query_cu.new_zeros(len(query_cu) - 1)
         whole = query_cu.new_tensor([0, len(self._chunk_cu) - 1])
-        given = query.double(), query_cu, self._full.double(), self._chunk_cu, bank, whole
+        chunk_cu = self._chunk_cu.to(query.device)
+        given = query.double(), query_cu, self._full.double(), chunk_cu, bank, whole
         return top_documents(document_scores(*given).float(), k)[1]
 
     def row(self) -> dict[str, Any]:
@@ -119,5 +121,5 @@ def _turned(rows: Tensor, heads: int) -> Tensor:
     """[T, V] with every head in a random direction, as long as it was."""
     parts = rows.unflatten(1, (heads, -1))
     random = torch.Generator().manual_seed(len(rows))
-    drawn = torch.randn(parts.shape, generator=random)
+    drawn = torch.randn(parts.shape, generator=random).to(parts.device)
     return (F.normalize(drawn, dim=2) * parts.norm(dim=2, keepdim=True)).flatten(1)

@@ -72,9 +72,9 @@ def multiply(
     The numbers do not matter: rows of `wide` (None: as many random ones as keys) stand for all."""
     chunks = sum(len(x) for x in keys)
     if wide is None:
-        wide = torch.empty(chunks, query.shape[1]).normal_()
+        wide = torch.empty(chunks, query.shape[1], device=query.device).normal_()
     rows = len(wide)
-    out, turned = torch.empty(rows, len(query)), query.float().T.contiguous()
+    out, turned = wide.new_empty(rows, len(query)), query.float().T.contiguous()
 
     def run() -> None:
         for start in range(0, chunks, rows):

@@ -74,8 +74,10 @@ def register(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=(),
         metavar="PART",
-        help="of scale, real, layer_4b, append, faiss, dense_ttft (default: all)",
+        help="of scale, pooled, real, layer_4b, append, faiss, dense_ttft (default: all); layer_4b "
+        "and faiss have no model, and compute on the CPU",
     )
+    add_placement(memory)
 
     serve = _benchmark(benchmarks, "serve", "a server under clients that ask at once", _serve)
     serve.add_argument("--export", type=Path, help="folder of a model, for which one is started")
@@ -226,7 +228,8 @@ def _candidates(options: argparse.Namespace) -> Any:
 def _memory(options: argparse.Namespace) -> Any:
     from msa_train.bench.memory.parts import measure
 
-    return measure(options.export, options.corpus, options.quick, options.parts)
+    given = options.export, options.corpus, options.quick, options.parts
+    return measure(*given, placement(options))
 
 
 def _serve(options: argparse.Namespace) -> Any:

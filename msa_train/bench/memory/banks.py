@@ -120,8 +120,11 @@ def _opened(load: Load, path: Path, sizes: Sizes) -> dict[str, Any]:
     search = searching(view, queries)
     search()
     held = process_gb()  # before the floor's matrices
-    keys = [segment.pooled[layer].key for segment in bank.segments for layer in queries]
-    one = [segment.pooled[next(iter(queries))].key for segment in bank.segments]
+    of_layers = {
+        layer: [segment.pooled[layer].key.to(model.device) for segment in bank.segments]
+        for layer in queries
+    }
+    keys, one = [x for each in of_layers.values() for x in each], of_layers[next(iter(queries))]
     query, _ = next(iter(queries.values()))
     sides = {"search": search, "read": read_all(keys), "gemm": multiply(one, query)}
     times = in_turns(sides, sizes.repeats)

@@ -24,7 +24,7 @@ from msa_train.bench.memory.banks import Load
 from msa_train.bench.memory.sizes import FULL, QUICK, Sizes
 from msa_train.bench.train import MODEL
 from msa_train.errors import ConfigError
-from msa_train.interop.export import load_export
+from msa_train.interop.export import COMPUTE, ON_CPU, Placement, load_export
 from msa_train.model.decoder import MSADecoder
 from msa_train.model.weights import initial_reader, weight_shapes
 
@@ -37,20 +37,23 @@ def measure(
     corpus: Path | None = None,
     quick: bool = False,
     parts: Sequence[str] = (),
+    placed: Placement = ON_CPU,
 ) -> dict[str, Any]:
     """The parts (none: all) with an exported model; without one, the quickstart's geometry with
     random weights, and a tokenizer trained on the spot.
 
-    corpus: folder of JSON lines (None: pydocs). quick: tiny sizes. Raises ConfigError for an
-    unknown part.
+    corpus: folder of JSON lines (None: pydocs). quick: tiny sizes. placed: where the model computes
+    and searches; the parts without one are the CPU's. Raises ConfigError for an unknown part.
     """
     chosen = known_parts(parts or PARTS)
     if export is not None:
         load_export(export)  # what is wrong with it is said at once
-        load = partial(_exported, export)
+        load = partial(_exported, export, placed)
     else:
-        load = partial(_untrained, None if set(chosen) <= _WITHOUT_MODEL else _new_tokenizer())
+        tokenizer = None if set(chosen) <= _WITHOUT_MODEL else _new_tokenizer()
+        load = partial(_untrained, tokenizer, placed)
     found = measure_parts(load, QUICK if quick else FULL, corpus, chosen)
+    found["machine"]["device"] = placed.device
     return {**found, "model": str(export) if export else "random weights"}
 
 
@@ -89,15 +92,18 @@ def measure_parts(
     return found
 
 
-def _exported(export: Path) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
-    loaded = load_export(export)
+def _exported(export: Path, placed: Placement) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
+    loaded = load_export(export, placed)
     return loaded.model, loaded.tokenizer, loaded.fingerprint
 
 
-def _untrained(tokenizer: Tokenizer | None) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
+def _untrained(
+    tokenizer: Tokenizer | None, placed: Placement
+) -> tuple[MSADecoder, Tokenizer, dict[str, str]]:
     read = initial_reader(MODEL, seed=0)
     weights = {name: read(name) for name in weight_shapes(MODEL)}
     model = MSADecoder(MODEL).load_published(weights)
+    model = model.to(placed.device, COMPUTE[placed.compute])
     return model.eval().requires_grad_(False), tokenizer, {"weights": "untrained"}
 
 

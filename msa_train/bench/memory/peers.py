@@ -124,9 +124,9 @@ def _first_token(load: Load, path: Path, tokens: int, sizes: Sizes) -> dict[str,
 @torch.inference_mode()
 def _dense_first_token(load: Load, tokens: int) -> dict[str, Any]:
     model, tokenizer, _ = load()
-    given = torch.randint(tokenizer.vocab_size, (tokens,))
-    dense(model, given[: min(tokens, 256)])
-    took, _ = seconds(lambda: dense(model, given))
+    given = torch.randint(tokenizer.vocab_size, (tokens,)).to(model.device)
+    dense(model, given[: min(tokens, 256)]).cpu()
+    took, _ = seconds(lambda: dense(model, given).cpu())  # which waits for a GPU
     return {"dense_s": round(took, 3), "dense_rss_gb": process_gb()["peak"]}
 
 

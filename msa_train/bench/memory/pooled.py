@@ -68,8 +68,11 @@ def _searched(load: Load, path: Path, form: KeyForm, sizes: Sizes) -> dict[str, 
     live = LiveBank(path, model, fingerprint, TierSettings(keys=form))
     queries = layer_queries(model, tokenizer, live.view, read_questions(path)[0].question)
     parts = live.view.searcher.parts
-    full = [segment.pooled[layer].key for segment in live.bank.segments for layer in queries]
-    one = [segment.pooled[next(iter(queries))].key for segment in live.bank.segments]
+    of_layers = {
+        layer: [segment.pooled[layer].key.to(model.device) for segment in live.bank.segments]
+        for layer in queries
+    }
+    full, one = [x for each in of_layers.values() for x in each], of_layers[next(iter(queries))]
     query, _ = next(iter(queries.values()))
     sides = {
         "search": searching(live.view, queries),

@@ -8,6 +8,7 @@ from msa_train.bench.memory import banks, parts, peers, pooled
 from msa_train.bench.memory.sizes import QUICK
 from msa_train.bench.train import MODEL
 from msa_train.errors import ConfigError
+from msa_train.interop.export import ON_CPU
 from tests.bench.memory.tiny_sizes import SIZES, load
 
 
@@ -72,7 +73,8 @@ def test_parts_come_in_their_order_and_unknown_ones_are_named():
 def test_without_an_export_random_weights_are_measured():
     found = parts.measure(quick=True, parts=["faiss"])
     assert found["model"] == "random weights" and found["machine"]["threads"] >= 1
+    assert found["machine"]["device"] == "cpu"
     assert found["faiss"]["vectors"] == QUICK.vectors and found["faiss"]["same_documents"]
-    model, tokenizer, fingerprint = parts._untrained(None)
+    model, tokenizer, fingerprint = parts._untrained(None, ON_CPU)
     assert model.config == MODEL and tokenizer is None and fingerprint["weights"] == "untrained"
     assert not any(weight.requires_grad for weight in model.parameters())
