@@ -23,26 +23,28 @@ from msa_train.bench.kernels.cases import device
 from msa_train.bench.runner import in_turns, process_bytes
 from msa_train.memory.planner.hardware import named_as
 from msa_train.model.batch import IGNORE, MemoryBatch
-from msa_train.model.config import ModelConfig
+from msa_train.model.config import ModelConfig, Recompute
+from msa_train.model.ops import uses_liger
 from msa_train.model.weights import weight_shapes
 
-RECOMPUTE = {"": False, ", recomputing": True}  # how a row says it -> TrainingConfig.recompute
+RECOMPUTE: dict[Recompute, str] = {  # how rows say it; what fits first
+    "layer": "recomputing layers", "attention": "recomputing attention",
+    "none": "keeping everything",
+}  # fmt: skip
 _TOP = 12  # of a profile
 
 
 def planned(sizes: BatterySizes, geometry: str) -> list[tuple[str, str]]:
     found = []
-    for tokens in reversed(sizes.trained):
-        for how in RECOMPUTE:
-            what = _name(tokens, how)
-            found += [(f"{what}: whole step", "TFLOP/s"), (f"{what}: peak memory", "GB")]
-    tokens = sizes.trained[0]
-    found.append((f"{_name(tokens, '')}: without DeepSpeed and optimizer", "TFLOP/s"))
-    return [*found, (f"{_name(tokens, '')}: profile of a step", "ms")]
+    for what, _, _ in _steps(sizes):
+        found += [(f"{what}: whole step", "TFLOP/s"), (f"{what}: peak memory", "GB")]
+    what, _, _ = _steps(sizes)[-1]
+    found.append((f"{what}: without DeepSpeed and optimizer", "TFLOP/s"))
+    return [*found, (f"{what}: profile of a step", "ms")]
 
 
 def rows(sizes: BatterySizes, geometry: str) -> Iterator[Row]:
-    """Steps of each size, with activations kept and computed again; then what they are made of."""
+    """Steps of the largest bank, recomputing more or less; a small one, and what it is made of."""
     from msa_train.parallel import groups
 
     torch.manual_seed(0)
@@ -50,19 +52,19 @@ def rows(sizes: BatterySizes, geometry: str) -> Iterator[Row]:
     config = sizes.geometry(geometry)
     if geometry == "4B":
         config = replace(config, layers=sizes.layers)
-    for tokens in reversed(sizes.trained):
-        for how, recompute in RECOMPUTE.items():
-            what, bench = _name(tokens, how), _Step(config, tokens, recompute, sizes)
-            yield measured(f"{what}: whole step", "TFLOP/s", bench.rate)
-            yield measured(f"{what}: peak memory", "GB", bench.memory)
-    bench = _Step(config, sizes.trained[0], False, sizes)
-    what = _name(sizes.trained[0], "")
+    for what, tokens, recompute in _steps(sizes):
+        bench = _Step(config, tokens, recompute, sizes)
+        yield measured(f"{what}: whole step", "TFLOP/s", bench.rate)
+        yield measured(f"{what}: peak memory", "GB", bench.memory)
     yield measured(f"{what}: without DeepSpeed and optimizer", "TFLOP/s", bench.bare_rate)
     yield measured(f"{what}: profile of a step", "ms", bench.profiled)
 
 
-def _name(tokens: int, how: str) -> str:
-    return f"{tokens:,} memory tokens{how}"
+def _steps(sizes: BatterySizes) -> list[tuple[str, int, Recompute]]:
+    """(what a row says, memory tokens, what is recomputed)."""
+    small, large = min(sizes.trained), max(sizes.trained)
+    chosen: list[tuple[int, Recompute]] = [*((large, how) for how in RECOMPUTE), (small, "none")]
+    return [(f"{tokens:,} memory tokens, {RECOMPUTE[how]}", tokens, how) for tokens, how in chosen]
 
 
 def step_flops(config: ModelConfig, batch: MemoryBatch) -> float:
@@ -102,7 +104,7 @@ def random_batch(config: ModelConfig, tokens: int, contexts: int, each: int) -> 
 class _Step:
     """One step of one model, measured in a few ways."""
 
-    def __init__(self, config: ModelConfig, tokens: int, recompute: Any, sizes: BatterySizes):
+    def __init__(self, config: ModelConfig, tokens: int, recompute: Recompute, sizes: BatterySizes):
         from msa_train.config import TrainingConfig
 
         self._config, self._sizes = config, sizes
@@ -128,8 +130,18 @@ class _Step:
         """Of the step that was timed."""
         if self._peak is None:
             raise RuntimeError("the step itself failed")
-        states = state_bytes(self._config)
-        return Measured(self._peak / 1e9, states / 1e9, "floor: weights, gradients, optimizer")
+        kept = self._predicted()
+        return Measured(self._peak / 1e9, kept / 1e9, "beside states and activations as estimated")
+
+    def _predicted(self) -> int:
+        from msa_train.training.activations import Activations
+
+        batch, itemsize = self._batch, self._dtype.itemsize
+        fused = uses_liger(torch.empty(0, device=self._device, dtype=self._dtype))
+        kept = Activations(self._config, itemsize, fused).kept(
+            self._settings.recompute, len(batch.doc_tokens), len(batch.tokens)
+        )
+        return state_bytes(self._config) + kept
 
     def bare_rate(self) -> Measured:
         """Forward and backward of the plain module."""

@@ -18,9 +18,13 @@ def alone(megatron, monkeypatch):
 def test_a_step_is_measured_in_every_way(alone, monkeypatch):
     found, planned = toy_rows("train-0.6b", monkeypatch)
     assert found.keys() == planned.keys()
-    profile = found["96 memory tokens: profile of a step"]
+    profile = found["96 memory tokens, keeping everything: profile of a step"]
     assert 0 < len(profile.detail) <= training._TOP
-    assert found["192 memory tokens: peak memory"].note.startswith("floor: weights")
+    least, most = (
+        found[f"192 memory tokens, {how}: peak memory"].floor
+        for how in ("recomputing layers", "keeping everything")
+    )
+    assert training.state_bytes(TOY.small) / 1e9 < least < most
 
 
 def test_its_products_are_those_of_the_model(megatron):
