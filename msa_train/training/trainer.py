@@ -208,6 +208,8 @@ class Trainer:
         own_labels = sum(batch.label_count for batch in batches)
         own_contexts = sum(batch.routed_context_count for batch in batches)
         own = [own_labels, own_contexts, bool(self.stopping)]
+        if self.group.size() == 1:  # nobody to ask, and no device to wait for
+            return float(own_labels), float(own_contexts), own[2]
         counts = torch.tensor(own, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(counts, group=self.group)
         labels, contexts, stopping = counts.tolist()
