@@ -84,7 +84,7 @@ def test_what_was_allocated_is_what_was_planned(tmp_path, compute, caplog):
 def test_ranks_compute_on_cards_of_their_own():
     with (
         pytest.raises(ConfigError, match="--device cuda:1 --ranks 2: rank r computes on card r"),
-        search_ranks(2, TierSettings(), 60.0, "cuda:1"),
+        search_ranks(2, TierSettings(), 60.0, 300.0, "cuda:1"),
     ):
         pass
 
