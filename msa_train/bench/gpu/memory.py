@@ -232,7 +232,10 @@ class _Bed:
             given = full[first:end], cu, config.router, config.router_key_heads, form
             return LayerKeys(*given, self._device, placed[layer])
 
-        keys = {layer: layer_keys(layer) for layer in self._layers}
+        if self._one is None:
+            keys = {layer: layer_keys(layer) for layer in self._layers}
+        else:
+            keys = dict.fromkeys(self._layers, layer_keys(self._layers[0]))
         return Part(first, cu, keys, _Segment(first, self.host, self._layers))
 
     # What is measured.
