@@ -1,0 +1,34 @@
+"""The battery's parts on a device that is pretended: no tensor of the host where a kernel runs.
+
+Times are not taken; steps that are captured are left out, and so is what differentiates through
+torch's own attention.
+"""
+
+import pytest
+import torch
+
+from msa_train.bench import runner
+from msa_train.bench.floor import Floor
+from msa_train.bench.gpu.parts import PARTS, Work
+from msa_train.bench.gpu.sizes import TOY
+from tests.pretend.cuda import pretended_cuda
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Of which the battery asks a little more than the models do."""
+    with pretended_cuda():
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr("gc.collect", lambda: 0)  # after each row there, and slow here
+        monkeypatch.setattr(Floor, "measured", lambda dtype: Floor(1e6, 1e6))
+        monkeypatch.setattr(runner, "_event_ms", lambda run: (run(), 1.0)[1])
+        yield
+
+
+@pytest.mark.parametrize("name", ["route", "encode", "memory"])
+def test_a_part_mixes_no_devices(name, card):
+    rows = list(PARTS[name].run(Work(TOY, 60.0)))
+    assert len(rows) == len(PARTS[name].planned(TOY))
+    failed = {row.what: row.failed for row in rows if row.failed}
+    assert {what for what in failed if not what.startswith("decoding")} == set(), failed
