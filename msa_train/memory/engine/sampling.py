@@ -68,7 +68,8 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw | None]) -> list[int]:
     On a GPU all rows at once, and one copy of what was chosen to the host. A second one where the
     `_LIKELIEST` tokens of a row, which are looked at first, hold less than its top_p.
     """
-    found = logits.argmax(1)
+    greedy = any(draw is None for draw in draws)
+    found = logits.argmax(1) if greedy else logits.new_zeros(len(draws), dtype=torch.int64)
     whole = [row for row, draw in enumerate(draws) if draw and draw.top_p == 1]
     part = [row for row, draw in enumerate(draws) if draw and draw.top_p < 1]
     lacking = torch.zeros_like(found) if part else None
