@@ -18,7 +18,6 @@ from tests.pretend.cuda import pretended_cuda
 def card(monkeypatch):
     """Of which the battery asks a little more than the models do."""
     with pretended_cuda():
-        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr("gc.collect", lambda: 0)  # after each row there, and slow here
         monkeypatch.setattr(Floor, "measured", lambda dtype: Floor(1e6, 1e6))
