@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+Form = tuple[torch.Size, torch.dtype]
 
 _ALIGNED = 16  # bytes: where a tensor may begin in a block of several
 
@@ -38,19 +41,31 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors of any shapes and dtypes on `device`; from the CPU to a GPU by one copy."""
     if device.type != "cuda" or any(x.device.type != "cpu" for x in tensors):
         return [x.to(device) for x in tensors]
-    sizes = [-(-x.nbytes // _ALIGNED) * _ALIGNED for x in tensors]
-    *starts, total = accumulate(sizes, initial=0)
-    block = torch.empty(total, dtype=torch.uint8, pin_memory=True)
-
-    def placed(where: Tensor) -> list[Tensor]:
-        return [
-            where[start : start + x.nbytes].view(x.dtype).view(x.shape)
-            for start, x in zip(starts, tensors, strict=True)
-        ]
-
-    for place, x in zip(placed(block), tensors, strict=True):
+    forms = [(x.shape, x.dtype) for x in tensors]
+    block = block_of(forms, pin_memory=True)
+    for place, x in zip(views(block, forms), tensors, strict=True):
         place.copy_(x)
-    return placed(block.to(device, non_blocking=True))
+    return views(block.to(device, non_blocking=True), forms)
+
+
+def block_of(forms: Sequence[Form], **options: Any) -> Tensor:
+    """[bytes] uint8 with room for tensors of these shapes and dtypes; options: of torch.empty."""
+    return torch.empty(_starts(forms)[-1], dtype=torch.uint8, **options)
+
+
+def views(block: Tensor, forms: Sequence[Form]) -> list[Tensor]:
+    """The tensors of a block, without a copy."""
+    sized = zip(forms, _starts(forms), strict=False)
+    return [
+        block[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+        for (shape, dtype), start in sized
+    ]
+
+
+def _starts(forms: Sequence[Form]) -> list[int]:
+    """Where each begins, and the bytes of all."""
+    sizes = (-(-shape.numel() * dtype.itemsize // _ALIGNED) * _ALIGNED for shape, dtype in forms)
+    return list(accumulate(sizes, initial=0))
 
 
 class Download:

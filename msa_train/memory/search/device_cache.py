@@ -20,8 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msa_train.memory.search.transfer import block_of, views
 from msa_train.model.attention import Pooled
+from msa_train.model.transfer import block_of, views
 
 _Key = tuple[str, int, int]  # a segment's identity, a layer, a row
 
