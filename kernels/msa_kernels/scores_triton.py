@@ -344,6 +344,7 @@ def sum_hits(
             entry = (first + tl.arange(0, ENTRIES)).to(tl.int64)
             present = entry < stop
             target = tl.load(targets + entry, mask=present, other=-1)
+            present = target >= 0  # one that takes no part names no source, and 0 times junk is NaN
             weight = tl.load(weights + entry, mask=present, other=0.0).to(tl.float32)
             at = tl.load(sources + entry, mask=present, other=0)
             hit = tl.where(target[None, :] == row[:, None], weight[None, :], 0.0)

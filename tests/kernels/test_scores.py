@@ -190,6 +190,22 @@ def brute_product(a, b):
     return math.fsum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
 
 
+def test_a_gradient_reads_nothing_that_has_no_part_in_it():
+    """Documents without chunks and of other banks name no row: NaN lies in front of the keys."""
+    query, keys = torch.randn(4, 8), torch.full((11, 8), math.nan)
+    keys[1:-1] = torch.randn(9, 8)
+    keys = keys[1:-1].requires_grad_()
+    layout = cu([3, 0, 4, 2]), torch.tensor([0, 1, 0]), cu([2, 2])
+    inputs = [query.requires_grad_(), keys]
+    expected, actual = (
+        score(query, cu([1, 2, 1]), keys, *layout)
+        for score in (reference.document_scores, document_scores)
+    )
+    weight = torch.randn(expected.shape)
+    for a, b in zip(*(gradients(x, inputs, weight) for x in (actual, expected)), strict=True):
+        assert error_ratio(a, b) < 1e-6
+
+
 def test_autocast_does_not_lower_the_precision_of_scores():
     case = one_bank([3, 1, 4])
     expected = document_scores(*case)

@@ -148,6 +148,24 @@ def _scores(tokens: tuple[int, ...], dtype: torch.dtype, where: torch.device) ->
     return compared(*_either(make, where), inputs, dtype, where)
 
 
+def _among_junk(where: torch.device) -> float:
+    """Query and keys with NaN around them in memory, and documents that no context can find: what
+    has no part in a gradient is not read for it."""
+    tokens, chunks = _cu((1, 2, 1), where), _cu([3, 0, 4, 2], where)
+    banks = torch.tensor([0, 1, 0], device=where), _cu([2, 2], where)
+    inputs = [_drawn(4, 256), _drawn(9, 256)]
+    given = [F.pad(x, (0, 0, 1, 1), value=torch.nan).to(where)[1:-1] for x in inputs]
+    wide = [x.double().requires_grad_() for x in inputs]
+    query, keys = (x.requires_grad_() for x in given)
+    found = document_scores(query, tokens, keys, chunks, *banks)
+    layout = (x.cpu() for x in (chunks, *banks))
+    true = reference.document_scores(wide[0], tokens.cpu(), wide[1], *layout)
+    known = true.isfinite()
+    one = torch.autograd.grad(found[known.to(where)].sum(), given)
+    pairs = zip(one, torch.autograd.grad(true[known].sum(), wide), strict=True)
+    return max(error_ratio(found, true), *(error_ratio(a, b) for a, b in pairs))
+
+
 def _selected(dtype: torch.dtype, where: torch.device) -> float:
     def make(true: bool, there: torch.device) -> Run:
         function = reference.chunk_scores if true else chunk_scores
@@ -323,6 +341,7 @@ def _checks() -> dict[str, Check]:
         for scale in (1 / 32, 1e-5):
             name = f"document_scores, {str(dtype)[6:]} keys and a float32 query x {scale:.0e}"
             found[name] = Check(1e-4, partial(_split, dtype, 20, scale))
+    found["document_scores, with NaN around its arguments"] = Check(1e-5, _among_junk)
     for form in ("int8", "fp8"):
         for tokens in (1, 40):
             # A query in two narrow parts has 16 bits.
