@@ -7,6 +7,7 @@
 # make gpu         measure everything on this machine's GPU in 25 minutes; needs no setup (docs/gpu.md)
 # make gpu-toy     the same code at toy size on the CPU, to see that it runs
 # make test        the tests, two at once (two cores, about 11 minutes)
+# make test-kernels-compile   every Triton kernel for sm_80 and sm_90, against the table of docs/kernels.md (25 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
 # make test-faults-server     kill -9 of a server under clients that add, ask, trickle and read slowly
@@ -21,7 +22,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup setup-gpu browser quickstart backbone dense real gpu gpu-toy test test-slow test-faults test-faults-training test-faults-memory test-faults-server lint clean
+.PHONY: setup setup-gpu browser quickstart backbone dense real gpu gpu-toy test test-slow test-kernels-compile test-faults test-faults-training test-faults-memory test-faults-server lint clean
 
 setup: $(STAMP)
 
@@ -128,6 +129,9 @@ test: setup browser
 
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
+
+test-kernels-compile: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/bench/kernels/test_compiled.py
 
 test-faults: test-faults-training test-faults-memory test-faults-server
 

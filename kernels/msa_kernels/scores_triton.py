@@ -398,7 +398,7 @@ def _launch_vectors(query, query_cu, keys, scales, banks, bits: int, with_index:
 
 def _launch_rows(query, query_cu, keys, scales, banks, bits: int, with_index: bool) -> None:
     head, parts = _head(keys, scales), _narrow_parts(query, keys)
-    options = _score_options(keys, parts, len(query), head)
+    options = _score_options(keys, parts, len(query), head, True)
     tiles = triton.cdiv(len(query), options["T"]) * triton.cdiv(len(keys), options["C"])
     row_maxima[(tiles,)](
         *parts, query_cu, _contexts_of_rows(query, query_cu), keys, scales, *banks,
@@ -420,9 +420,11 @@ def _head(keys: Tensor, scales: Tensor | None) -> int:
     return 0 if scales is None else keys.shape[1] // scales.shape[1]
 
 
-def _score_options(keys: Tensor, parts: tuple, rows: int, head: int) -> dict[str, int]:
+def _score_options(
+    keys: Tensor, parts: tuple, rows: int, head: int, each_row: bool = False
+) -> dict[str, int]:
     split = parts[1] is not None
-    return {**score_tiles(keys, parts[0], 1 + split, rows, head), "SPLIT": split}
+    return {**score_tiles(keys, parts[0], 1 + split, rows, head, each_row), "SPLIT": split}
 
 
 def _contexts_of_rows(query: Tensor, query_cu: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ SCORES = {
         4: ((16, 64, 32, 4), (32, 64, 32, 4), (64, 64, 32, 4)),
     },
     "ampere": {
-        1: ((16, 128, 64, 4), (32, 128, 64, 4), (64, 128, 64, 4)),
-        2: ((16, 128, 64, 4), (32, 128, 64, 4), (64, 128, 64, 4)),
+        1: ((16, 128, 64, 4), (32, 128, 64, 4), (64, 128, 32, 4)),
+        2: ((16, 128, 64, 4), (32, 128, 64, 4), (64, 128, 32, 4)),
         4: ((16, 64, 32, 4), (32, 64, 32, 4), (64, 64, 32, 4)),
     },
     "consumer": {
@@ -38,6 +38,7 @@ SCORES = {
 # Shared memory of a block, in KB, where two are to fit.
 _BLOCK_SHARED = {"hopper": 113, "ampere": 81, "consumer": 49, "interpreter": 1}
 _MOST_STAGES = 5
+_MOST_EACH = 32  # query rows at once, where every score of a tile is written
 VECTORS = {"C": 16, "V": 256, "num_warps": 4}  # a tile of keys that is multiplied with few vectors
 _INTERPRETED_VECTORS = {"C": 16, "V": 16, "num_warps": 4}
 
@@ -60,6 +61,8 @@ TILES = {
         "key_gradient": ({"M": 32, "N": 32}, 4, 2),
     },
 }
+# The same for rows of up to 64 values, where the others spill.
+NARROW = {"ampere": {"key_gradient": ({"M": 32, "N": 32}, 8, 2)}}
 # float32, whose products do not run on tensor cores and fill the registers: on every card, for rows
 # of up to 128 and of up to 256 values.
 FLOAT32 = {
@@ -89,15 +92,21 @@ def generation(device: torch.device) -> str:
     return "hopper" if found.major >= 9 else "ampere"
 
 
-def score_tiles(keys: Tensor, query: Tensor, parts: int, rows: int, head: int) -> dict[str, int]:
+def score_tiles(
+    keys: Tensor, query: Tensor, parts: int, rows: int, head: int, each_row: bool = False
+) -> dict[str, int]:
     """Launch options of scores: T, C, V, warps, and as many stages as leave room for two blocks.
 
     query in the dtype that is multiplied, in `parts` parts; rows: how many a context has, more or
-    less. head: values that share a scale (0: there are no scales), of which V is a part.
+    less. head: values that share a scale (0: there are no scales), of which V is a part. each_row:
+    every score of a tile is written, as a number of 64 bits, which more registers have to hold.
     """
     name = generation(keys.device)
     listed = SCORES[name][keys.element_size()]
+    rows = min(rows, _MOST_EACH) if each_row else rows
     side, chunks, values, warps = next((each for each in listed if each[0] >= rows), listed[-1])
+    if each_row:
+        chunks, warps = min(chunks, 128), 4
     values = min(values, _values(keys.shape[1], head))
     stage = values * (chunks * keys.element_size() + parts * side * query.element_size())
     stages = max(1, min(_MOST_STAGES, (_BLOCK_SHARED[name] << 10) // stage))
@@ -126,6 +135,8 @@ def attention_tiles(kind: str, device: torch.device, width: int, itemsize: int) 
     if name == "interpreter":
         return {**_LEAST, "num_warps": 4, "num_stages": 1}
     listed = FLOAT32[256 if wide else 128] if itemsize == 4 else TILES[name]
+    if itemsize == 2 and width <= 64:
+        listed = listed | NARROW.get(name, {})
     sizes, warps, stages = listed[kind]
     halvings = max(0, (width - 1).bit_length() - (8 if itemsize == 4 else 7))
     if itemsize == 4 and wide and name == "consumer":

@@ -25,6 +25,19 @@ def register(commands: argparse._SubParsersAction) -> None:
     kernels.add_argument(
         "--repeats", type=int, default=7, metavar="N", help="timed runs of each side (default 7)"
     )
+    kernels.add_argument(
+        "--compile",
+        nargs="+",
+        metavar="CARD",
+        help="time nothing; compile every Triton kernel for these, of sm_80, sm_89, sm_90",
+    )
+    kernels.add_argument(
+        "--launches",
+        nargs="+",
+        default=(),
+        metavar="TEXT",
+        help="with --compile: those launches alone whose name has one of these in it",
+    )
 
     for name, meaning, measure in (
         ("layouts", "what a training layout learns for its compute", _layouts),
@@ -184,6 +197,10 @@ def _rows(result: Any) -> Iterator[dict[str, Any]]:
 
 
 def _kernels(options: argparse.Namespace) -> Any:
+    if options.compile:
+        from msa_train.bench.kernels import compiled
+
+        return compiled.measure(options.compile, options.launches)
     from msa_train.bench.kernels.suites import measure
 
     return measure(options.suites, options.repeats)

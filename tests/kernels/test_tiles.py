@@ -56,6 +56,13 @@ def test_two_blocks_of_scores_fit_where_two_stages_do(monkeypatch, name, keys):
         assert found["num_stages"] * found["V"] * side <= shared
 
 
+def test_where_every_score_is_written_tiles_are_smaller(monkeypatch):
+    on_card(monkeypatch, "hopper")
+    keys, query = torch.empty(9, 1024).bfloat16(), torch.empty(99, 1024).bfloat16()
+    found = tiles.score_tiles(keys, query, 1, 99, 0, each_row=True)
+    assert (found["T"], found["C"], found["num_warps"]) == (32, 128, 4)
+
+
 def test_tiles_are_no_wider_than_rows_and_heads():
     keys, query = torch.empty(9, 24), torch.empty(9, 24)
     assert tiles.score_tiles(keys, query, 1, 9, 0)["V"] == 16
@@ -71,6 +78,7 @@ def test_tiles_are_no_wider_than_rows_and_heads():
         ("hopper", "attend", 256, 2, (64, 32)),
         ("hopper", "query_gradient", 128, 2, (64, 64)),
         ("hopper", "key_gradient", 128, 2, (32, 64)),
+        ("ampere", "key_gradient", 64, 2, (32, 32)),
         ("ampere", "key_gradient", 256, 4, (16, 32)),
         ("consumer", "key_gradient", 256, 4, (16, 16)),
         ("hopper", "attend", 512, 4, (16, 16)),

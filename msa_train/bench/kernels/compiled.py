@@ -36,10 +36,14 @@ def measure(cards: Sequence[str], chosen: Sequence[str] = ()) -> list[dict[str, 
     cards: "sm_80" and the like; chosen: names of launches that contain one of these (none: all).
     registers of a thread; spilled: bytes of it that lie in memory instead; shared: bytes of a
     block; blocks that a multiprocessor holds. In as many processes as there are cores. Raises
-    ConfigError for a card that is not among CARDS.
+    ConfigError for a card that is not among CARDS, and where Triton interprets.
     """
+    from msa_kernels.dispatch import interpreting
+
     from msa_train.bench.kernels.launches import launches
 
+    if interpreting():
+        raise ConfigError("compile: TRITON_INTERPRET is 1, and nothing is compiled; unset it")
     known = {f"sm_{number}": number for number in CARDS}
     for card in cards:
         if card not in known:
@@ -72,6 +76,36 @@ def compiled(capability: int, name: str) -> list[dict[str, Any]]:
         for kernel in kernels
     ]
     return [row for place, row in enumerate(rows) if row not in rows[:place]]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line per kernel for the launches of default paths, and one for all others; of
+    each card the most registers / bytes spilled / KB shared, and the fewest blocks."""
+    from msa_train.bench.kernels.launches import is_default
+
+    there = {row["card"] for row in rows}
+    cards = [f"sm_{number}" for number in CARDS if f"sm_{number}" in there]
+    lines: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in sorted(rows, key=lambda row: row["kernel"]):
+        use = "default" if is_default(row["launch"]) else "other"
+        own = lines.setdefault((row["kernel"], use), {card: [] for card in cards})
+        own[row["card"]].append(row)
+    body = [
+        [f"`{kernel}`", use, *(_cell(own[card]) for card in cards)]
+        for (kernel, use), own in sorted(lines.items())
+    ]
+    head = ["kernel", "paths", *cards]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
+
+
+def _cell(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:  # such a card does not take it
+        return ""
+    registers, spilled, shared = (
+        max(row[name] for row in rows) for name in ("registers", "spilled", "shared")
+    )
+    blocks = min(row["blocks"] for row in rows)
+    return f"{registers} / {spilled} / {-(-shared // 1024)} x {blocks}"
 
 
 @contextmanager

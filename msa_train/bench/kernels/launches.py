@@ -6,6 +6,7 @@ for a length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,9 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 NARROW = FLOATS[:2]
 FP8_SINCE = 89  # compute capability
 TOKENS, CHUNKS = 48, 64
-QUESTIONS = {"16": 16, "32": 32, "64": 64}  # question tokens that take another tile each
+_IN_FLOAT32 = re.compile(r"(attend|scatter|chunk mean|norm_rope|quantise) float32")
+QUESTIONS = (16, 32, 64)  # question tokens: each takes another tile
+FEW = scores_triton.FEW_ROWS
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class Launch:
     name: str
     run: Callable[[], object]
     since: int = 80
+
+
+def is_default(name: str) -> bool:
+    """Whether training or serving launches it unless told otherwise: half precision, heads of 128
+    values and fewer, keys in any form but float32."""
+    unusual = "heads of 256" in name or "float32 keys" in name
+    return not unusual and _IN_FLOAT32.match(name) is None
 
 
 def launches() -> Iterator[Launch]:
@@ -58,28 +68,30 @@ def _cu(*lengths: int) -> Tensor:
 
 def _scores() -> Iterator[Launch]:
     pairs = [(dtype, dtype) for dtype in FLOATS] + [(torch.float32, dtype) for dtype in NARROW]
-    for question, tokens in QUESTIONS.items():
-        for query, keys in pairs:
-            name = f"{question} tokens, {NAMES[query]}, {NAMES[keys]} keys"
-            for learns in (False, True):
-                yield Launch(
-                    f"documents{' to learn from' if learns else ''}, {name}",
-                    partial(_documents, query, keys, tokens, learns),
-                )
-            yield Launch(f"chunks, {name}", partial(_chunks, query, keys, tokens))
-        for keys in (torch.int8, torch.float8_e4m3fn):
-            yield Launch(
-                f"documents, {question} tokens, float32, {NAMES[keys]} keys",
-                partial(_documents, torch.float32, keys, tokens, False),
-                FP8_SINCE if keys.is_floating_point else 80,
-            )
+    eight = [(torch.float32, dtype) for dtype in (torch.int8, torch.float8_e4m3fn)]
+    shapes = [(1, tokens) for tokens in QUESTIONS] + [(1, 1), (1, FEW), (16, 1), (32, 1)]
+    for query, keys in pairs + eight:
+        since = FP8_SINCE if keys == torch.float8_e4m3fn else 80
+        for contexts, tokens in shapes:
+            name = f"{contexts} x {tokens} rows of {NAMES[query]}, {NAMES[keys]} keys"
+            given = query, keys, contexts, tokens
+            yield Launch(f"documents: {name}", partial(_documents, *given, False), since)
+            if keys.itemsize > 1:  # 8-bit keys learn nothing
+                yield Launch(f"documents, learning: {name}", partial(_documents, *given, True))
+    for query, keys in pairs:
+        for tokens in QUESTIONS:
+            name = f"chunks: 1 x {tokens} rows of {NAMES[query]}, {NAMES[keys]} keys"
+            yield Launch(name, partial(_chunks, query, keys, tokens))
 
 
-def _documents(query: torch.dtype, keys: torch.dtype, tokens: int, learns: bool) -> None:
+def _documents(
+    query: torch.dtype, keys: torch.dtype, contexts: int, tokens: int, learns: bool
+) -> None:
     scales = torch.ones(CHUNKS, KV_HEADS) if keys.itemsize == 1 else None
     scores_triton.document_scores(
-        torch.zeros(tokens, WIDTH, dtype=query), _cu(tokens), torch.zeros(CHUNKS, WIDTH).to(keys),
-        scales, _cu(*[4] * (CHUNKS // 4)), torch.tensor([0]), _cu(CHUNKS // 4), learns,
+        torch.zeros(contexts * tokens, WIDTH, dtype=query), _cu(*[tokens] * contexts),
+        torch.zeros(CHUNKS, WIDTH).to(keys), scales, _cu(*[4] * (CHUNKS // 4)),
+        torch.zeros(contexts, dtype=torch.int64), _cu(CHUNKS // 4), learns,
     )  # fmt: skip
 
 
@@ -93,9 +105,10 @@ def _chunks(query: torch.dtype, keys: torch.dtype, tokens: int) -> None:
 def _attention() -> Iterator[Launch]:
     for dtype in FLOATS:
         for width in (64, HEAD_DIM, 256):
-            name = f"{NAMES[dtype]}, heads of {width}"
-            yield Launch(f"attend {name}", partial(_attend, dtype, width, False))
-            yield Launch(f"attend {name}, gate", partial(_attend, dtype, width, True))
+            name = f"attend {NAMES[dtype]}, heads of {width}, gate"
+            yield Launch(name, partial(_attend, dtype, width, True))
+        name = f"attend {NAMES[dtype]}, heads of {HEAD_DIM}"
+        yield Launch(name, partial(_attend, dtype, HEAD_DIM, False))
     for width in (32, 80):  # another power of two, and a width that is none
         name = f"attend bfloat16, heads of {width}, gate"
         yield Launch(name, partial(_attend, torch.bfloat16, width, True))
