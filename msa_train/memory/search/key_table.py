@@ -129,15 +129,16 @@ class KeyTable:
         self._free = _joined([*self._free, *back])
 
     def _grow(self, count: int) -> tuple[int, int]:
-        before, self.rows = self.rows, self.rows + count
+        before, after = self.rows, self.rows + count
         for layer in self._widths:
-            larger = self._empty(layer, self.rows)
-            _copy(self._keys[layer], rows_of(larger, slice(before)))
+            larger, known = self._empty(layer, after), slice(before)
+            _copy(rows_of(self._keys[layer], known), rows_of(larger, known))
             self._keys[layer] = larger
             if before and self.device.type == "cuda":
                 with torch.cuda.device(self.device):
                     torch.cuda.empty_cache()  # or the smaller tensors would stay, layer by layer
-        return before, self.rows
+        self.rows = after  # last: where memory runs out, some layers have rows that none knows
+        return before, after
 
     def _empty(self, layer: int, rows: int) -> SearchedKeys:
         width = self._widths[layer]

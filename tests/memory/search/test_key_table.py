@@ -60,6 +60,24 @@ def test_growing_keeps_what_is_there_in_every_layer():
     assert all(map(torch.equal, before, after))
 
 
+def test_where_memory_runs_out_rows_stay_and_the_next_ones_fit(monkeypatch):
+    held, (keys, _) = table(), memory([3, 1, 2], 0)
+    [rows] = held.place([6])
+    rows.write(3, keys)
+
+    def empty(layer, count, made=held._empty):
+        if layer == 5:
+            raise torch.OutOfMemoryError
+        return made(layer, count)
+
+    with monkeypatch.context() as scarce, pytest.raises(torch.OutOfMemoryError):
+        scarce.setattr(held, "_empty", empty)
+        held.place([100])
+    [more] = held.place([50])
+    assert more.first == 6 and {len(held.keys(layer)) for layer in LAYERS} == {held.rows}
+    assert torch.equal(rows.placed(3).own(6), keys)
+
+
 def test_rows_that_nobody_holds_are_given_again():
     held = table()
     first, second, third = held.place([10, 20, 30])
