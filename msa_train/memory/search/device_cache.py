@@ -70,21 +70,26 @@ class _Table:
 
         with torch.inference_mode(False):
             self.states = like.map(empty)
-        self.rows, self.free = rows, list(range(rows))
+        self.free = list(range(rows))
         self.held: OrderedDict[_Key, list[int]] = OrderedDict()
 
     def take(self, chunks: int, keep: Collection[_Key]) -> list[int] | None:
         """Rows for so many chunks, those of documents longest unused if need be, but never of those
         to keep; None where there are not enough."""
-        if chunks > self.rows:
-            return None
-        for key in [key for key in self.held if key not in keep]:
-            if len(self.free) >= chunks:
+        lacking, unused = chunks - len(self.free), []
+        for key, rows in self.held.items():
+            if lacking <= 0:
                 break
-            self.free += self.held.pop(key)
-        if len(self.free) < chunks:
+            if key not in keep:
+                unused.append(key)
+                lacking -= len(rows)
+        if lacking > 0:
             return None
-        taken, self.free = self.free[:chunks], self.free[chunks:]
+        for key in unused:
+            self.free += self.held.pop(key)
+        left = len(self.free) - chunks
+        taken = self.free[left:]
+        del self.free[left:]  # of the end: there may be millions
         return taken
 
     def read(self, index: Tensor) -> Pooled:

@@ -92,6 +92,14 @@ def test_the_longest_unused_go_first():
     assert [row for _, row in stored.reads] == [0, 3, 6, 9]
 
 
+def test_what_has_no_room_beside_what_is_read_drops_nothing():
+    stored, hot = Stored("a", 12, 0), DeviceDocuments(3 * ROW, "cpu", False)
+    right(hot, 2, [(stored, torch.tensor([0]))])
+    right(hot, 2, [(stored, torch.tensor([1, 2]))])  # 5 chunks
+    right(hot, 2, [(stored, torch.tensor([0]))])
+    assert [row for _, row in stored.reads] == [0, 1, 2]
+
+
 def test_winners_are_fetched_ahead_for_the_layers_above():
     stored, hot = Stored("a", 9, 0), DeviceDocuments(100 * ROW, "cpu")
     wanted = [(stored, torch.tensor([0, 5]))]
