@@ -19,8 +19,8 @@ from torch import Tensor
 
 from msa_train.memory.search.key_table import SearchedKeys, rows_of
 from msa_train.memory.search.keys import LayerKeys, chunks_of, largest_of
-from msa_train.model.batch import moved
 from msa_train.model.config import RouterConfig
+from msa_train.model.transfer import moved
 
 Pairs = tuple[Tensor, Tensor, Tensor]  # context (ascending), row (ascending in each), exact score
 
@@ -159,15 +159,10 @@ class DeviceSearch:
 
     def exact(self, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor) -> Tensor:
         """[P] float32 scores, on the CPU, of pairs of a context (ascending) and a document."""
-        found = torch.full(row.shape, -math.inf)
-        if not len(query):
-            return found
+        if not len(query) or not len(row):
+            return torch.full(row.shape, -math.inf)
         query = query.to(self._documents.device).double()
-        vectors, empty = self._documents.padded(query, query_cu)
-        one = self._held(vectors, 1) // len(vectors)
-        for pairs in torch.arange(len(row)).split(max(1, _BYTES // one)):
-            found[pairs] = self._exact_of(vectors, empty, context[pairs], row[pairs])
-        return found
+        return self._exact_in_parts(*self._documents.padded(query, query_cu), context, row)
 
     # Which documents are in doubt.
 
@@ -260,6 +255,21 @@ class DeviceSearch:
             chunk = torch.minimum(first + documents.place, last).flatten(1)
         products = vectors @ self._keys()[chunk].double().mT  # [m, T, c * longest]
         return products.unflatten(2, (at.shape[1], -1)).amax((1, 3))
+
+    def _exact_in_parts(
+        self, vectors: Tensor, empty: Tensor | None, context: Tensor, row: Tensor
+    ) -> Tensor:
+        """As _exact_of, in halves of the pairs where all of them would take too much: a context has
+        as much room as the one with the most."""
+        first, most = int(context[0]), int(torch.bincount(context).max())
+        contexts = slice(first, int(context[-1]) + 1)
+        vectors, empty = vectors[contexts], None if empty is None else empty[contexts]
+        context = context - first
+        if len(row) == 1 or self._held(vectors, most) <= _BYTES:
+            return self._exact_of(vectors, empty, context, row)
+        half = len(row) // 2
+        halves = (context[:half], row[:half]), (context[half:], row[half:])
+        return torch.cat([self._exact_in_parts(vectors, empty, *each) for each in halves])
 
     def _exact_of(
         self, vectors: Tensor, empty: Tensor | None, context: Tensor, row: Tensor

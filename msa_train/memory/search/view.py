@@ -15,9 +15,9 @@ from data_pipeline.bm25 import BM25
 from data_pipeline.schema import Document
 from msa_train.memory.search.searcher import Searcher
 from msa_train.model.attention import Pooled
-from msa_train.model.batch import moved
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
+from msa_train.model.transfer import moved
 
 if TYPE_CHECKING:  # a view of random states needs no Arrow
     from msa_train.memory.bank.snapshot import BankSnapshot

@@ -25,7 +25,7 @@ def same(found, expected):
     assert torch.equal(found.scores, expected.scores)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=20),
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
@@ -87,6 +87,27 @@ def test_exact_scores_do_not_depend_on_how_much_is_held_at_once(form, monkeypatc
     monkeypatch.setattr(device_search, "_BYTES", 1)
     monkeypatch.setattr(device_search, "_FEW_VECTORS", 0)
     same(table_searcher(*given).best(LAYER, query, query_cu, 5), expected)
+
+
+@pytest.mark.parametrize("form", ["stored", "int8"])
+def test_a_context_with_many_pairs_takes_no_room_for_the_others(form, monkeypatch):
+    counts, held, products = [2] * 200, 1 << 17, DeviceSearch._exact_of
+    keys, cu = memory(counts, 0)
+    query, query_cu = questions([2] * 16, 1)
+    search = table_searcher(counts, keys, cu, [0], form, torch.ones(200, dtype=torch.bool))
+    search, sizes = search.certified(LAYER), []
+
+    def counted(self, vectors, empty, context, row):
+        sizes.append(len(vectors) * int(torch.bincount(context).max()))
+        return products(self, vectors, empty, context, row)
+
+    context = torch.tensor([0] * 200 + list(range(1, 16)))
+    row = torch.tensor([*range(200), *[7] * 15])
+    expected = search.exact(query, query_cu, context, row)
+    monkeypatch.setattr(DeviceSearch, "_exact_of", counted)
+    monkeypatch.setattr(device_search, "_BYTES", held)
+    assert torch.equal(search.exact(query, query_cu, context, row), expected)
+    assert 1 < len(sizes) < 20 and max(sizes) * 2 * 12 * keys.shape[1] <= held
 
 
 @pytest.mark.parametrize("form", KEY_FORMS)
