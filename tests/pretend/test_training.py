@@ -1,10 +1,7 @@
 """A training step on a GPU: its numbers are the CPU's, and the host rarely waits for the device."""
 
-from unittest import mock
-
 import pytest
 import torch
-from megatron.core.transformer import transformer_block
 
 from msa_train.model import megatron as megatron_module
 from msa_train.model.batch import PackedDocuments
@@ -39,9 +36,7 @@ class Alone:
 
 @pytest.fixture
 def cuda():
-    # Megatron detaches views by assigning their data, which is C++ that asks the storage.
-    viewless = mock.patch.object(transformer_block, "make_viewless_tensor", lambda inp, **_: inp)
-    with viewless, torch.autograd.set_multithreading_enabled(False), pretended_cuda() as device:
+    with torch.autograd.set_multithreading_enabled(False), pretended_cuda() as device:
         yield device
 
 

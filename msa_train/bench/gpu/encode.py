@@ -12,8 +12,9 @@ from msa_train.bench.floor import Floor, encode_flops
 from msa_train.bench.gpu.models import random_decoder
 from msa_train.bench.gpu.results import Measured, Row, measured
 from msa_train.bench.gpu.sizes import GEOMETRIES, BatterySizes
-from msa_train.bench.kernels.cases import device, every
+from msa_train.bench.kernels.cases import device
 from msa_train.bench.runner import in_turns
+from msa_train.memory.bank.encode import begun
 from msa_train.model.config import ModelConfig
 
 _UNIT = "tokens/s"
@@ -46,12 +47,8 @@ def _rate(config: ModelConfig, tokens: int, sizes: BatterySizes) -> Measured:
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     model = random_decoder(config, where, dtype)
     lengths = [sizes.document_tokens] * (tokens // sizes.document_tokens)
-    given, cu = torch.randint(config.vocab_size, (sum(lengths),)), every(len(lengths), lengths[0])
-
-    def encode() -> None:
-        for states in model.encode(given.to(where), cu).values():
-            states.map(lambda x: x.to("cpu"))
-
-    ms = median(in_turns({"encode": encode}, sizes.repeats)["encode"])
+    given = torch.randint(config.vocab_size, (len(lengths), lengths[0])).tolist()
+    times = in_turns({"encode": lambda: begun(model, [], given, dtype)()}, sizes.repeats)
+    ms = median(times["encode"])
     floor = encode_flops(config, lengths) / Floor.of(dtype).flops_per_ms
     return Measured(sum(lengths) / ms * 1e3, sum(lengths) / floor * 1e3, f"{ms:.1f} ms")

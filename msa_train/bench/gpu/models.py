@@ -27,13 +27,7 @@ def random_reader(config: ModelConfig, device: torch.device, dtype: torch.dtype)
 @torch.no_grad()
 def random_decoder(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> MSADecoder:
     """In evaluation mode; weights are made in `dtype` on `device` and were nowhere else."""
-    read, before = random_reader(config, device, dtype), torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = MSADecoder(config)
-    finally:
-        torch.set_default_dtype(before)
+    read, model = random_reader(config, device, dtype), MSADecoder.empty(config, device, dtype)
     for name, weight in model.named_parameters():
         weight.copy_(read(name))
     return model.eval().requires_grad_(False)

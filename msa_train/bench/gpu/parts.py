@@ -62,13 +62,13 @@ PARTS: dict[str, BatteryPart] = {
     "train-4b": BatteryPart(
         "A training step: layers of the 4B geometry",
         4,
-        lambda sizes: training.planned(sizes, "4B"),
+        training.planned,
         lambda work: training.rows(work.sizes, "4B"),
     ),
     "train-0.6b": BatteryPart(
         "A training step: the whole 0.6B geometry",
         4,
-        lambda sizes: training.planned(sizes, "0.6B"),
+        training.planned,
         lambda work: training.rows(work.sizes, "0.6B"),
     ),
     "attention": BatteryPart(

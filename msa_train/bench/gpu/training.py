@@ -34,7 +34,7 @@ RECOMPUTE: dict[Recompute, str] = {  # how rows say it; what fits first
 _TOP = 12  # of a profile
 
 
-def planned(sizes: BatterySizes, geometry: str) -> list[tuple[str, str]]:
+def planned(sizes: BatterySizes) -> list[tuple[str, str]]:
     found = []
     for what, _, _ in _steps(sizes):
         found += [(f"{what}: whole step", "TFLOP/s"), (f"{what}: peak memory", "GB")]
@@ -118,11 +118,10 @@ class _Step:
 
     def rate(self) -> Measured:
         """Forward, backward and optimizer under DeepSpeed, on one rank."""
-        step = self._stepper()
-        if self._device.type == "cuda":
+        step, cuda = self._stepper(), self._device.type == "cuda"
+        if cuda:
             torch.cuda.reset_peak_memory_stats()
         found = self._rate(step)
-        cuda = self._device.type == "cuda"
         self._peak = torch.cuda.max_memory_allocated() if cuda else process_bytes()["peak"]
         return found
 

@@ -52,18 +52,15 @@ def encode_documents(
     """
     budget = usual_budget(model.device) if token_budget is None else token_budget
     batches = document_batches(tokenizer, documents, budget)
-    begun = in_threads(lambda batch: _begin(model, *batch, dtype), batches, model.device)
-    waiting = None
-    for each in begun:
-        if model.device.type != "cuda":
-            yield each()
-            continue
-        # A GPU has its next batch to do while the host waits for the last one, and writes it.
-        if waiting is not None:
-            yield waiting()
-        waiting = each
-    if waiting is not None:
-        yield waiting()
+    coming = in_threads(lambda batch: begun(model, *batch, dtype), batches, model.device)
+    # A GPU has its next batch to do while the host waits for the last one, and writes it.
+    behind = 1 if model.device.type == "cuda" else 0
+    waiting: deque[Callable[[], EncodedBatch]] = deque()
+    for each in coming:
+        waiting.append(each)
+        if len(waiting) > behind:
+            yield waiting.popleft()()
+    yield from (each() for each in waiting)
 
 
 def usual_budget(device: torch.device) -> int:
@@ -122,10 +119,10 @@ def document_batches(
 
 
 @torch.inference_mode()
-def _begin(
+def begun(
     model: MSADecoder, documents: list[Document], tokens: list[list[int]], dtype: torch.dtype
 ) -> Callable[[], EncodedBatch]:
-    """What waits for the states of a batch, and gives them."""
+    """What waits for the states of a batch whose encoding has begun, and gives them."""
     lengths = torch.tensor([len(ids) for ids in tokens])
     doc_cu = cumulative(lengths)
     size = model.config.router.chunk_size
