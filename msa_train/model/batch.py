@@ -48,10 +48,8 @@ class MemoryBatch:
 
     def to(self, device: torch.device | str) -> MemoryBatch:
         """The same on a device; what is known of it on the host stays known there."""
-        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
-        there = moved([getattr(self, name) for name in names], torch.device(device))
         source = self if self.source is None else self.source
-        return replace(self, **dict(zip(names, there, strict=True)), source=source)
+        return replace(self, **_tensors_on(torch.device(device), self), source=source)
 
     @property
     def on_host(self) -> MemoryBatch:
@@ -130,9 +128,7 @@ class StreamLayout:
         ).to(device)
 
     def to(self, device: torch.device) -> StreamLayout:
-        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
-        there = moved([getattr(self, name) for name in names], device)
-        return replace(self, **dict(zip(names, there, strict=True)))
+        return replace(self, **_tensors_on(device, self))
 
 
 @dataclass(frozen=True)
@@ -173,6 +169,13 @@ class PackedDocuments:
             asking=none,
             keep_documents=False,
         ).to(self.tokens.device)
+
+
+def _tensors_on(device: torch.device, given: MemoryBatch | StreamLayout) -> dict[str, Tensor]:
+    """Its tensors there, by name."""
+    tensors = {f.name: getattr(given, f.name) for f in fields(given)}
+    tensors = {name: x for name, x in tensors.items() if isinstance(x, Tensor)}
+    return dict(zip(tensors, moved(list(tensors.values()), device), strict=True))
 
 
 def positions_within(cu: Tensor, total: int | None = None) -> Tensor:
