@@ -119,6 +119,7 @@ def _draw(
         reached = shares.cumsum(1)
         before = reached - shares
         kept = (before < top_p).sum(1, keepdim=True)
+        kept.clamp_(min=1)  # of NaN none would be, and a GPU that is asked for place -1 is lost
         token = tokens.gather(1, _passed(reached, kept - 1, number))
         if most < logits.shape[1]:
             # Which of those that are as likely as the last one came along is chance.

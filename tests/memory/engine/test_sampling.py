@@ -49,6 +49,12 @@ def test_top_p_keeps_the_likeliest_and_no_more():
     assert shares(Sampling(1.0, 1e-9))[1] == 1  # the likeliest alone, the first of equals
 
 
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_logits_that_are_no_numbers_give_a_token_of_the_vocabulary(top_p):
+    draw = Draws(Sampling(1.0, top_p)).next()
+    assert 0 <= choose_tokens(torch.full((1, 5), torch.nan), [draw])[0] < 5
+
+
 def test_a_seed_draws_the_same_again():
     def draw(seed):
         draws = Draws(Sampling(1.0, 0.9, seed))
