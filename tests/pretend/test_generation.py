@@ -41,18 +41,23 @@ def model(cuda):
     return on_device(copy.deepcopy(tiny_model()))
 
 
-def memory_of(model):
+@pytest.fixture(scope="module")
+def batch():
+    [batch] = encode_documents(tiny_model(), tiny_tokenizer(), tiny_documents())
+    return batch
+
+
+@pytest.fixture
+def memory(batch, model):
     """Of the plainest kind, on the model's device: what a search costs is not counted here."""
-    plain = list(encode_documents(tiny_model(), tiny_tokenizer(), tiny_documents()))
-    [batch] = plain
     cu = chunk_offsets(torch.tensor([0, *batch.tokens.tolist()]).cumsum(0), 4)
     pooled = {n: states.map(lambda x: x.to(model.device)) for n, states in batch.pooled.items()}
     return PooledMemory(pooled, cu.to(model.device), model.config.router)
 
 
 @pytest.fixture
-def prefill(model, prompts):
-    return prefill_pieces(model, tiny_tokenizer(), memory_of(model), prompts)
+def prefill(prompts, memory, model):
+    return prefill_pieces(model, tiny_tokenizer(), memory, prompts)
 
 
 @pytest.fixture
@@ -173,11 +178,11 @@ def test_batches_are_encoded_while_the_one_before_is_fetched(model):
     assert counts.syncs == len(found), counts
 
 
-def test_a_prefill_waits_once(model, prompts):
+def test_a_prefill_waits_once(prompts, memory, model):
     """For which of its tokens ask, however many contexts and layers there are; the rest is the
     memory's, whose search is done beforehand here."""
     for asked in (prompts[:1], prompts):
-        searched = Searched(memory_of(model))
+        searched = Searched(memory)
         expected = prefill_pieces(model, tiny_tokenizer(), searched, asked)
         searched.done = True
         with counting() as counts:

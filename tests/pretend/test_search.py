@@ -37,7 +37,7 @@ def asked(lengths, device="cpu"):
     return query.to(device), query_cu.to(device)
 
 
-@pytest.mark.parametrize(("segments", "contexts"), [(1, 1), (1, 32), (96, 1), (96, 32)])
+@pytest.mark.parametrize(("segments", "contexts"), [(1, 32), (96, 1)])
 @pytest.mark.parametrize(("form", "waits"), [("stored", 1), ("bfloat16", 1), ("int8", 2)])
 def test_a_layer_costs_the_same_for_any_number_of_segments(cuda, segments, contexts, form, waits):
     full, cu = keys()
@@ -69,7 +69,7 @@ def test_a_rounds_first_layer_waits_no_more_than_the_others(cuda):
     assert counts.syncs == 1 and counts.launches <= LAUNCHES + ROUND, str(counts)
 
 
-@pytest.mark.parametrize(("segments", "hot_mb"), [(1, 0), (96, 1)])
+@pytest.mark.parametrize(("segments", "hot_mb"), [(1, 0), (12, 1)])
 def test_a_layer_of_a_bank_is_searched_and_read_with_one_wait(tmp_path, segments, hot_mb):
     """Of a round, all but its first layer: scores, then K and V of what was found, in one copy."""
     counts = [[1 + (place + segment) % 3 for place in range(96 // segments)]
