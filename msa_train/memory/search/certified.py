@@ -22,11 +22,10 @@ import torch
 from msa_kernels import BlockScores, cumulative, prepared_scores
 from torch import Tensor
 
-from msa_train.memory.search.keys import LayerKeys, chunks_of
+from msa_train.memory.search.keys import LayerKeys, chunks_of, lost_in_sums
 from msa_train.model.config import RouterConfig
 from msa_train.model.scoring import Scoring
 
-_SUMS = 128  # roundings in a float32 sum, beyond one per product
 _BYTES = 32 << 20  # of float64 keys that are scored at once
 
 
@@ -125,8 +124,7 @@ class _Bound:
         """norm: no key is longer."""
         lengths = (query.float().flatten(1).norm(dim=1) * (1 + 1e-5)).tolist()
         longest = [max(lengths[a:b], default=0.0) for a, b in pairwise(query_cu.tolist())]
-        sums = (query.shape[1] + _SUMS) * 2.0**-23 * norm
-        return cls(longest, error, sums)
+        return cls(longest, error, lost_in_sums(query.shape[1], norm))
 
     def of_blocks(self, context: int, blocks: Tensor) -> Tensor | float:
         """For the documents of some blocks [c, s], or one number for all."""

@@ -18,13 +18,12 @@ from msa_kernels import QuantisedKeys, cumulative, quantised_document_scores
 from torch import Tensor
 
 from msa_train.memory.search.key_table import SearchedKeys, rows_of
-from msa_train.memory.search.keys import LayerKeys, chunks_of, largest_of
+from msa_train.memory.search.keys import LayerKeys, chunks_of, largest_of, lost_in_sums
 from msa_train.model.config import RouterConfig
 from msa_train.model.transfer import moved
 
 Pairs = tuple[Tensor, Tensor, Tensor]  # context (ascending), row (ascending in each), exact score
 
-_SUMS = 128  # roundings in a float32 sum, beyond one per product
 # Documents that are looked at for each of the k best: 8 bits leave some 20 to 50 in doubt for 16
 # (docs/memory.md), exact products one or two more than 16.
 _WHOLE_LISTED, _LISTED = 2, 16
@@ -236,7 +235,7 @@ class DeviceSearch:
     def _bound(self, lengths: Tensor, error: Tensor | float) -> Tensor:
         """How far rough scores may be from exact ones, as far as `error` knows documents: [m, 1],
         or [m, ...]. lengths [m, T] of query vectors."""
-        sums = (self._parts[0].full.shape[1] + _SUMS) * 2.0**-23 * self._norm
+        sums = lost_in_sums(self._parts[0].full.shape[1], self._norm)
         return lengths.amax(1, keepdim=True) * (1 + 1e-5) * (error + sums)
 
     # Exact scores.

@@ -19,6 +19,8 @@ from msa_train.memory.search.key_table import BLOCK, FLOATS, PlacedKeys, Searche
 from msa_train.memory.search.settings import KeyForm
 from msa_train.model.config import RouterConfig
 
+_SUMS = 128  # roundings in a float32 sum, beyond one per product
+
 
 class LayerKeys:
     """Keys of n documents; `full` [C, V] are those of the bank, on whatever device.
@@ -103,6 +105,12 @@ class LayerKeys:
     @property
     def _searched(self) -> SearchedKeys:
         return self.placed.own(len(self.full))
+
+
+def lost_in_sums(width: int, norm: float) -> float:
+    """How far a float32 sum of `width` products may be off, per length of the query. norm: no key
+    is longer."""
+    return (width + _SUMS) * 2.0**-23 * norm
 
 
 def largest_of(errors: Tensor, chunk_cu: Tensor) -> Tensor:

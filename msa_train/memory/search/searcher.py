@@ -170,11 +170,8 @@ class LocalSearcher:
 
 def _table_rows(parts: Sequence[Part]) -> DocumentRows | None:
     """Where the documents' keys lie on a device, the same in all layers; None on a CPU."""
-    for layer in parts[0].keys if parts else ():
-        keys = [part.keys[layer] for part in parts]
-        if keys[0].in_table:
-            return DocumentRows(keys, keys[0].device)
-    return None
+    keys = [next(iter(part.keys.values())) for part in parts]
+    return DocumentRows(keys, keys[0].device) if keys and keys[0].in_table else None
 
 
 def _best_pairs(context: Tensor, places: Tensor, scores: Tensor, contexts: int, k: int) -> Found:
