@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from msa_train.commands.output import add_json, print_json
+from msa_train.errors import NoDeviceError
 
 PACKAGES = {  # distribution -> (extra that installs it, what it is for)
     "torch": ("", "everything"),
@@ -54,8 +55,7 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         _print(report)
     if options.need_gpu and not report["gpus"]:
-        print(f"no GPU: {report['no_gpu']}", file=sys.stderr)
-        return MISSING
+        raise NoDeviceError(f"no GPU: {report['no_gpu']}")
     missing = any(p["missing"] and p["required"] for p in report["packages"])
     return MISSING if missing else 0
 

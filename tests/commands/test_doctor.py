@@ -8,6 +8,7 @@ import torch
 
 from msa_train.cli import main
 from msa_train.commands import doctor
+from msa_train.errors import NoDeviceError
 
 
 def test_doctor_prints_json_alone(capsys):
@@ -50,5 +51,5 @@ def test_a_gpu_that_torch_does_not_see_is_explained(monkeypatch, capsys, cuda, s
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     assert main(["doctor"]) == 0
     assert said in capsys.readouterr().out
-    assert main(["doctor", "--need-gpu"]) == doctor.MISSING
+    assert main(["doctor", "--need-gpu"]) == NoDeviceError.exit_code
     assert said in capsys.readouterr().err
