@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,14 +164,19 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _gpu(options: argparse.Namespace) -> int:
-    """1 where something could not be measured, which is named."""
-    from msa_train.bench.gpu.battery import Sitting, failures, measure
+    """1 where something could not be measured, which is named; at toy size not for what is left
+    out on a CPU."""
+    from data_pipeline.errors import DataError
+    from msa_train.bench.gpu.battery import Sitting, complete, failures, measure
     from msa_train.bench.gpu.page import write_page
     from msa_train.bench.gpu.results import Results
     from msa_train.errors import ConfigError
 
     if options.render and options.page is None:
         raise ConfigError("--render without --page: give the file to write")
+    if options.render and not options.json.exists():
+        raise DataError(f"--render: {options.json} is missing; give the file that was measured")
+    _can_be_written(options.json, options.page)
     results = Results.read(options.json)
     if not options.render:
         given = options.parts, options.minutes, options.toy, options.again, options.backbone
@@ -183,7 +190,20 @@ def _gpu(options: argparse.Namespace) -> int:
     lines = failures(results)
     for line in lines:
         print(f"not measured: {line}", file=sys.stderr)
-    return 1 if lines and not options.render else 0
+    return 0 if options.render or complete(results) else 1
+
+
+def _can_be_written(measured: Path, page: Path | None) -> None:
+    """Before minutes of a GPU are spent. Raises ConfigError, FileError."""
+    from msa_train.errors import ConfigError, FileError
+
+    if page is not None and page.resolve() == measured.resolve():
+        raise ConfigError(f"--page {page} is --json too: give two files")
+    for file in (measured, *([page] if page else ())):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        code = errno.EISDIR if file.is_dir() else errno.EACCES
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            raise FileError.of(OSError(code, os.strerror(code), str(file)))
 
 
 def _rows(result: Any) -> Iterator[dict[str, Any]]:

@@ -110,6 +110,19 @@ def test_a_gpu_that_is_not_there_is_one_line_with_what_to_do(monkeypatch, tmp_pa
     assert captured.out == "" and captured.err.count("\n") == 1 and "--toy" in captured.err
 
 
+def test_files_of_the_battery_are_looked_at_before_a_gpu_is(tmp_path, capsys):
+    """Not after its 25 minutes."""
+    out, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    given = "gpu", "--render", "--json", str(out), "--page", str(page)
+    assert code_of(*given) == 3 and not page.exists()
+    assert f"{out} is missing" in capsys.readouterr().err
+    assert code_of("gpu", "--json", str(out), "--page", str(out)) == 2
+    assert "--page" in capsys.readouterr().err
+    page.mkdir()
+    assert code_of("gpu", "--toy", "--json", str(out), "--page", str(page)) == 11
+    assert f"{page}: " in capsys.readouterr().err and not out.exists()
+
+
 def test_parts_of_the_battery_run_at_toy_size_and_are_not_shown(monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     out, page = tmp_path / "gpu.json", tmp_path / "gpu.md"

@@ -30,8 +30,9 @@ _LEFT_OUT = "left out: it is not installed, or cannot run here (standard error s
 
 @dataclass(frozen=True)
 class Sitting:
-    """parts: by name (none: all). minutes: for all of them together. toy: small sizes on the CPU.
-    again: measure parts that are there already. backbone: folder of a model to train on."""
+    """parts: by name (none: all, `backbone` where there is one). minutes: for all of them together.
+    toy: small sizes on the CPU. again: measure parts that are there already. backbone: folder of a
+    model to train on."""
 
     parts: Sequence[str] = ()
     minutes: float = 25.0
@@ -41,10 +42,15 @@ class Sitting:
 
     def __post_init__(self) -> None:
         known_parts(self.parts)
-        if self.minutes <= 0:
+        if not self.minutes > 0:  # nor not a number
             raise ConfigError(f"minutes is {self.minutes}: give more than 0")
         if self.backbone is not None and not self.backbone.is_dir():
             raise ConfigError(f"backbone is {self.backbone}: there is no such folder")
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        """The parts where none are named."""
+        return tuple(name for name in PARTS if name != "backbone" or self.backbone is not None)
 
 
 def measure(sitting: Sitting, out: Path) -> Results:
@@ -68,7 +74,7 @@ def measure(sitting: Sitting, out: Path) -> Results:
         )
     place, end = in_process(Provenance.here), time.monotonic() + 60 * sitting.minutes
     results = replace(before, toy=sitting.toy)
-    for name in known_parts(sitting.parts or tuple(PARTS)):
+    for name in known_parts(sitting.parts or sitting.usual):
         kept = results.parts.get(name)
         if kept and not sitting.again and kept.kept_on(place.card, sitting.toy):
             log(f"gpu: {name} was measured on this card, and is kept (--again measures anew)")
@@ -137,3 +143,12 @@ def failures(results: Results) -> list[str]:
             lines.append(f"{name}: {part.state}")
         lines += [f"{name}: {row.what}: {row.failed}" for row in part.rows if row.failed]
     return lines
+
+
+def complete(results: Results) -> bool:
+    """Whether all was measured that can be: at toy size, but for what a CPU leaves out."""
+    may_fail = {"", _LEFT_OUT} if results.toy else {""}
+    return all(
+        part.state == DONE and all(row.failed in may_fail for row in part.rows)
+        for part in results.parts.values()
+    )

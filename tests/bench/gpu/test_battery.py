@@ -1,6 +1,7 @@
 """Parts of the battery: each costs only itself, and what it measured stays."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from msa_train.bench.gpu import battery
 from msa_train.bench.gpu.battery import Sitting
 from msa_train.bench.gpu.parts import PARTS
-from msa_train.bench.gpu.results import DONE, Provenance, Results, Row
+from msa_train.bench.gpu.results import DONE, PartResult, Provenance, Results, Row
 from msa_train.errors import ConfigError, NoDeviceError
 
 HERE = Provenance("A card", "1", "2", "3")
@@ -100,8 +101,9 @@ def test_what_cannot_be_is_refused(monkeypatch, tmp_path):
     with pytest.raises(NoDeviceError, match=r"no GPU here: .*--toy"):
         battery.measure(Sitting(), out)
     assert not out.exists() and NoDeviceError.exit_code == 12
-    with pytest.raises(ConfigError, match="minutes is 0"):
-        Sitting(minutes=0)
+    for minutes in (0, math.nan):
+        with pytest.raises(ConfigError, match=f"minutes is {minutes}"):
+            Sitting(minutes=minutes)
     with pytest.raises(ConfigError, match="'tea'"):
         Sitting(("tea",))
     with pytest.raises(ConfigError, match="there is no such folder"):
@@ -112,12 +114,27 @@ def test_what_cannot_be_is_refused(monkeypatch, tmp_path):
         battery.measure(Sitting(toy=True), out)
 
 
+def test_a_backbone_is_trained_where_there_is_one(tmp_path):
+    assert "backbone" not in Sitting().usual and "route" in Sitting().usual
+    assert Sitting(backbone=tmp_path).usual == tuple(PARTS)
+
+
+def test_what_a_cpu_leaves_out_is_no_failure_at_toy_size():
+    row = Row("flash-attn", "ms", failed=battery._LEFT_OUT)
+    for toy in (True, False):
+        left_out = Results(toy, {"attention": PartResult(DONE, 1.0, (row,))})
+        assert battery.complete(left_out) == toy and battery.failures(left_out)
+        broken = left_out.with_part("route", PartResult("RankError: late", 1.0, ()))
+        assert not battery.complete(broken)
+        broken = left_out.with_part("route", PartResult(DONE, 1.0, (Row("a", "ms", failed="b"),)))
+        assert not battery.complete(broken)
+
+
 @pytest.mark.slow
 def test_everything_runs_at_toy_size(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = battery.measure(Sitting(minutes=60, toy=True), tmp_path / "gpu.json")
     states = {name: part.state for name, part in found.parts.items()}
-    assert states.pop("backbone").startswith("ConfigError: no backbone was given")
     assert set(states.values()) == {DONE} and len(states) == len(PARTS) - 1
     failed = {row.failed for part in found.parts.values() for row in part.rows if row.failed}
-    assert failed <= {battery._LEFT_OUT}
+    assert failed <= {battery._LEFT_OUT} and battery.complete(found)
