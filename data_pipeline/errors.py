@@ -13,8 +13,9 @@ class DataError(ValueError):
 def check_least(
     least: float, settings: object, prefix: str, *names: str, error: type[ValueError] = DataError
 ) -> None:
-    """Refuses the first of these fields that is below `least`; None is not given, so it passes."""
+    """Refuses the first of these fields that is below `least`, or not a number; None is not given, so
+    it passes."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             raise error(f"{prefix}{name} is {value}: give {least} or more")

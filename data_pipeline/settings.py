@@ -155,7 +155,7 @@ class StageData:
         check_least(0, self, "stages[].data.", "document_tokens")
         check_least(1, self, "stages[].data.", "memory_tokens")
         for name, weight in (self.weights or {}).items():
-            if weight < 0:
+            if not weight >= 0:
                 raise DataError(f"stages[].data.weights.{name} is {weight}: give 0 or more")
 
 

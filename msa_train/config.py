@@ -138,7 +138,7 @@ class TrainingConfig:
                 f"training.gradient_cache_tokens is {self.gradient_cache_tokens}: give 1 or more, "
                 "or null"
             )
-        if self.clip <= 0:
+        if not self.clip > 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed's optimizer there starts with a hidden step: the first update is wrong.

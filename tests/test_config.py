@@ -65,6 +65,8 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.precision", "bf16", "--training.zero_stage", "0"], "training.zero_stage"),
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.clip", "0"], "training.clip"),
+        (["--training.clip", ".nan"], "training.clip"),
+        (["--stages", "[{name: a, steps: 1, lr: .nan}]"], "lr"),
         (["--stages", "[]"], "stages"),
         (["--stages", "[{name: a, steps: 1, lr: 1, data: {weights: {b: 1}}}]"], "'b'"),
         (["--stages", "[{name: a, steps: 1}]"], "lr"),

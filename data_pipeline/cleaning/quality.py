@@ -63,7 +63,7 @@ class QualityRules:
                 raise DataError(f"{field.name} is {value}: give 1 or more words")
             if field.name in _SHARES and not 0 <= value <= 1:
                 raise DataError(f"{field.name} is {value}: give a share from 0 to 1")
-        if self.max_symbols < 0:
+        if not self.max_symbols >= 0:
             raise DataError(f"max_symbols is {self.max_symbols}: give 0 or more symbols a word")
         for low, high in (("min_words", "max_words"), ("min_word_length", "max_word_length")):
             if getattr(self, low) > getattr(self, high):

@@ -137,7 +137,7 @@ def check_tasks(tasks: Mapping[str, float], known: Sequence[str], setting: str) 
     for task, share in tasks.items():
         if task not in known:
             raise DataError(f"{setting} names {task!r}: give {', '.join(known)}")
-        if share < 0:
+        if not share >= 0:
             raise DataError(f"{setting}.{task} is {share}: give 0 or more")
 
 

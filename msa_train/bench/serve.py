@@ -61,7 +61,7 @@ def measure(
     """
     if (url is None) == (export is None or bank is None):
         raise ConfigError("bench serve: give --url, or --export and --bank")
-    if clients < 1 or seconds <= 0:
+    if clients < 1 or not seconds > 0:
         raise ConfigError(f"bench serve: {clients} clients, {seconds} seconds: give more than 0")
     if silent < 0:
         raise ConfigError(f"bench serve: {silent} silent connections: give 0 or more")

@@ -15,3 +15,5 @@ def test_the_first_setting_below_the_least_is_refused_by_name():
         check_least(1, settings, "run.", "rounds", "tokens", "steps", "rate")
     with pytest.raises(ConfigError, match=r"rate is -0\.5: give 0 or more"):
         check_least(0, settings, "", "rate", error=ConfigError)
+    with pytest.raises(DataError, match="rate is nan: give 0 or more"):
+        check_least(0, SimpleNamespace(rate=float("nan")), "", "rate")
