@@ -13,8 +13,7 @@ class DataError(ValueError):
 def check_least(
     least: float, settings: object, prefix: str, *names: str, error: type[ValueError] = DataError
 ) -> None:
-    """Refuses the first of these fields that is below `least`, or not a number; None is not given, so
-    it passes."""
+    """Refuses the first of these fields that is below `least` or not a number; None passes."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and not value >= least:

@@ -35,6 +35,7 @@ def test_errors_are_counted_by_what_they_say(tmp_path):
         ({}, "--url, or --export and --bank"),
         ({"url": "http://127.0.0.1:9", "clients": 0}, "0 clients"),
         ({"url": "http://127.0.0.1:9", "silent": -1}, "-1 silent"),
+        ({"url": "http://127.0.0.1:9", "seconds": float("nan")}, "nan seconds"),
         ({"url": "http://127.0.0.1:9"}, "does not answer"),
         ({"url": "ftp://x"}, "http://HOST:PORT"),
     ],

@@ -40,6 +40,7 @@ def corpus(config=None, **data):
         (lambda: StageData(document_tokens=-1), "document_tokens is -1"),
         (lambda: StageData(memory_tokens=0), "memory_tokens is 0"),
         (lambda: StageData(weights={"niah": -1.0}), r"weights\.niah is -1"),
+        (lambda: StageData(weights={"niah": float("nan")}), r"weights\.niah is nan"),
         (lambda: BankConfig(weight=-1), "weight of a bank .* is -1"),
         (lambda: BankConfig(documents=0), "documents of a bank .* is 0"),
         (lambda: ContextConfig(retrieve=-1), "retrieve is -1"),

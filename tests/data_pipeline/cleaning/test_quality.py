@@ -97,6 +97,7 @@ def test_the_answer_can_be_asked_for(folder, answers, stays):
         ({"min_letters": 1.5}, "min_letters is 1.5"),
         ({"max_repeated_words": float("nan")}, "max_repeated_words is nan"),
         ({"max_symbols": -1}, "max_symbols is -1"),
+        ({"max_symbols": float("nan")}, "max_symbols is nan"),
         ({"min_word_length": 5, "max_word_length": 4}, "min_word_length is 5"),
     ],
 )
