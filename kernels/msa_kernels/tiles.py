@@ -57,12 +57,12 @@ TILES = {
     },
     "consumer": {
         "attend": ({"M": 64, "N": 32}, 4, 2),
-        "query_gradient": ({"M": 32, "N": 32}, 4, 2),
+        "query_gradient": ({"M": 32, "N": 32}, 8, 2),
         "key_gradient": ({"M": 32, "N": 32}, 4, 2),
     },
 }
 # The same for rows of up to 64 values, where the others spill.
-NARROW = {"ampere": {"key_gradient": ({"M": 32, "N": 32}, 8, 2)}}
+NARROW = {name: {"key_gradient": ({"M": 32, "N": 32}, 8, 2)} for name in ("ampere", "consumer")}
 # float32, whose products do not run on tensor cores and fill the registers: on every card, for rows
 # of up to 128 and of up to 256 values.
 FLOAT32 = {

@@ -50,6 +50,10 @@ def test_all_kernels_take_what_the_table_says():
     assert not beyond(rows)
 
 
+def test_every_card_is_in_the_table():
+    assert {card for *_, card in committed()} == {f"sm_{number}" for number in compiled.CARDS}
+
+
 def test_every_block_fits_on_its_card():
     for (*_, card), row in committed().items():
         assert row["shared"] <= compiled.SHARED_BYTES[int(card[3:])]
@@ -61,11 +65,11 @@ def test_kernels_of_default_paths_spill_nothing():
     assert not [key for key in spilling if is_default(key[0])]
 
 
-def test_two_blocks_of_half_precision_scores_share_a_multiprocessor():
+def test_two_blocks_of_scores_share_a_multiprocessor():
     """One reads keys while the other reduces what it has read."""
-    for (launch, kernel, card), row in committed().items():
-        if kernel == "document_maxima" and card == "sm_90" and "learning" not in launch:
-            assert row["blocks"] >= 2, (launch, row)
+    for (_, kernel, _), row in committed().items():
+        if kernel == "document_maxima":
+            assert row["blocks"] >= 2, row
 
 
 def test_the_page_shows_the_table():
