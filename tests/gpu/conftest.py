@@ -11,7 +11,7 @@ import torch
 def device():
     named = os.environ.get("MSA_GPU_TESTS_ON", "cuda")
     if named == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip("needs a CUDA device, which tests see under `pytest -m gpu` alone")
     return torch.device(named)
 
 
