@@ -105,7 +105,7 @@ def _print(found: Plan) -> None:
             table.add_row(name, _verdict(found, place), "", gb(found.need(place)), style="bold")
             table.add_section()
     console.print(table)
-    for line in (*found.notes, _floor_line(found)):
+    for line in (*found.notes, _start_line(found), _floor_line(found)):
         console.print(line)
     if not found.fits:
         console.print(would_fit(found) or "No setting would fit: take a smaller memory.")
@@ -116,6 +116,14 @@ def _verdict(found: Plan, place: str) -> str:
     if have is None:
         return "needed"
     return f"needed of {gb(have)}: {'DOES NOT FIT' if place in found.lacking else 'fits'}"
+
+
+def _start_line(found: Plan) -> str:
+    start = found.start
+    return (
+        f"At the start {gb(start.bytes)} of router keys are compared with their checksums: "
+        f"{start.core_seconds:,.1f} s of one core, divided by the threads of all ranks"
+    )
 
 
 def _floor_line(found: Plan) -> str:

@@ -36,6 +36,7 @@ _TABLE_BYTES = 8 + 16 + 1
 _EXACT_BYTES = 256 << 20  # that exact scores are computed with there
 # Bytes per logit while tokens are drawn from them: five columns of float64 (sampling.py).
 _DRAWING_BYTES = 5 * 8
+_DIGEST = 1.2e9  # bytes a second that a thread compares with a checksum (SHA-256, on a Xeon core)
 _MOST_CARDS = 64  # that would_fit tries
 STORED = ("float32", "bfloat16", "float16")
 
@@ -146,6 +147,15 @@ class SearchFloor:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a server reads before it answers: bytes of router keys, compared with their checksums in
+    so many seconds of one core; all threads of all ranks divide them."""
+
+    bytes: int
+    core_seconds: float
+
+
+@dataclass(frozen=True)
 class Plan:
     config: ModelConfig
     bank: BankSize
@@ -167,6 +177,11 @@ class Plan:
         if place == "device":
             return min((card.bytes for card in self.machine.cards), default=None)
         return self.machine.host if place == "host" else None
+
+    @property
+    def start(self) -> Start:
+        keys = _stored_keys(self.config, self.bank)
+        return Start(keys, keys / _DIGEST)
 
     @property
     def lacking(self) -> tuple[Place, ...]:
@@ -216,6 +231,7 @@ class Plan:
             "fits": self.fits,
             "would_fit": None if self.fits else would_fit(self),
             "notes": self.notes,
+            "start": asdict(self.start),
             "floor": asdict(self.floor) if self.floor else None,
         }
 
@@ -332,17 +348,23 @@ def _stored(
     config: ModelConfig, bank: BankSize, machine: Machine, serving: Serving
 ) -> Iterator[Item]:
     """What lies in host memory beside, and on the disk."""
-    ranks, layers = max(1, len(machine.cards)), len(config.router_layers)
-    reading, size = len(config.reading_layers), bank.chunks * KEY_BYTES[bank.dtype]
-    states, keys = 2 * config.sizes["keys"] * size, config.sizes["router_keys"] * size
+    ranks, reading = max(1, len(machine.cards)), len(config.reading_layers)
+    layers, keys = len(config.router_layers), _stored_keys(config, bank)
+    states = 2 * config.sizes["keys"] * bank.chunks * KEY_BYTES[bank.dtype]
     yield Item("processes", "host", ranks * PROCESS)
     yield Item("document tables", "host", ranks * bank.documents * _DOCUMENT_BYTES)
     if serving.states == "host":
         yield Item("pooled K and V", "host", reading * states, states)
-    yield Item(f"bank: router keys, {bank.dtype}", "disk", layers * keys, keys)
+    yield Item(f"bank: router keys, {bank.dtype}", "disk", keys, keys // layers)
     yield Item(f"bank: pooled K and V, {bank.dtype}", "disk", reading * states, states)
     checks = bank.documents * (4 * layers + 16)
     yield Item("bank: checksums and ids (texts not counted)", "disk", checks)
+
+
+def _stored_keys(config: ModelConfig, bank: BankSize) -> int:
+    """Bytes of the router keys of all layers in a bank."""
+    width = len(config.router_layers) * config.sizes["router_keys"]
+    return width * bank.chunks * KEY_BYTES[bank.dtype]
 
 
 def _floor(

@@ -145,6 +145,13 @@ def test_the_floor_is_reading_until_there_are_many_question_tokens():
     assert planned("none").floor is None
 
 
+def test_a_start_reads_the_keys_of_the_bank_whatever_is_searched():
+    for keys in ("bfloat16", "int8"):
+        start = planned("2xA800-80GB", keys=keys).start
+        assert start.bytes == 57_600_000_000
+        assert start.core_seconds == pytest.approx(48)
+
+
 def test_lengths_of_documents_make_chunks():
     passages = BankSize.of_tokens(100_000_000, 64, document_tokens=80)
     assert passages.documents == 1_250_000
