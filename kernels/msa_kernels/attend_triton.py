@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from msa_kernels.dispatch import on_its_device
-from msa_kernels.scores_triton import sum_into_chunks
+from msa_kernels.sums_triton import sum_into_chunks
 from msa_kernels.tiles import attention_tiles
 
 

@@ -355,14 +355,14 @@ def _scatter(
     grad, rows, chunks [E], a row or chunk of -1 takes no part; context c owns begin[c]..end[c]-1.
     """
     if dispatch.takes_triton("document_scores", query, keys):
-        from msa_kernels import scores_triton
+        from msa_kernels import sums_triton
 
         span = begin.contiguous(), end.contiguous()
         source = query.contiguous()
         given = keys.contiguous(), chunks, grad, rows
-        d_query = scores_triton.sum_into_rows(*given, span, query_cu, source)
+        d_query = sums_triton.sum_into_rows(*given, span, query_cu, source)
         by_chunk = tuple(chunks.sort(stable=True))
-        return d_query, scores_triton.sum_into_chunks(source, rows, grad, by_chunk, keys)
+        return d_query, sums_triton.sum_into_chunks(source, rows, grad, by_chunk, keys)
     there = rows >= 0
     grad, rows, chunks = grad[there], rows[there], chunks[there]
     d_query = _weighted_sums(keys, chunks, grad, rows, len(query))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from msa_kernels import attend_triton, norm_rope_triton, pool_triton, scores_triton
+from msa_kernels import attend_triton, norm_rope_triton, pool_triton, scores_triton, sums_triton
 from msa_kernels import quantised_triton as quantised
 from msa_kernels.ragged import cumulative
 from torch import Tensor
@@ -134,8 +134,8 @@ def _scatter(dtype: torch.dtype) -> None:
     """Backward of scores, and of the chunks that attention read."""
     query, keys = (torch.zeros(count, WIDTH, dtype=dtype) for count in (TOKENS, CHUNKS))
     grad, rows, span = torch.zeros(16), torch.arange(16), (torch.tensor([0]), torch.tensor([16]))
-    scores_triton.sum_into_rows(keys, rows, grad, rows, span, _cu(TOKENS), query)
-    scores_triton.sum_into_chunks(query, rows, grad, tuple(rows.sort()), keys)
+    sums_triton.sum_into_rows(keys, rows, grad, rows, span, _cu(TOKENS), query)
+    sums_triton.sum_into_chunks(query, rows, grad, tuple(rows.sort()), keys)
 
 
 def _pool(dtype: torch.dtype) -> None:
