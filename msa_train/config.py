@@ -76,6 +76,9 @@ class TrainingConfig:
     starting point's tokenizer.
     batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
     rank reads its share one by one.
+    tensor_parallel: ranks that share every layer's heads, feed-forward and vocabulary.
+    document_parallel: data-parallel ranks that share a sample: each encodes a part of its documents
+    and asks a part of its contexts, and only pooled states go between them.
     device: what the ranks compute on: cuda (a GPU each, over NCCL), cpu (over gloo, where a machine
     has fewer GPUs than ranks, or none), or auto: cuda where torch sees a GPU.
     recompute: what is computed once more in the backward pass instead of kept: none, attention (a
@@ -100,6 +103,7 @@ class TrainingConfig:
     start_from: str | None = None
     batch_samples: int = 2
     tensor_parallel: int = 1
+    document_parallel: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -123,8 +127,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_least(
             1, self, "training.",
-            "batch_samples", "tensor_parallel", "log_every", "checkpoint_every",
-            "keep_checkpoints", "held_out_samples", "skipped_steps_limit", "timeout_s",
+            "batch_samples", "tensor_parallel", "document_parallel", "log_every",
+            "checkpoint_every", "keep_checkpoints", "held_out_samples", "skipped_steps_limit",
+            "timeout_s",
             error=ConfigError,
         )  # fmt: skip
         from_zero = ("held_out_every", "weight_decay", "cache_gb")

@@ -21,12 +21,22 @@ IGNORE = -100  # label of a token that is not written by the model
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which adjacent documents of a batch a rank encodes, and with which contexts it asks."""
+
+    documents: slice
+    contexts: slice
+
+
+@dataclass(frozen=True)
 class MemoryBatch:
     """b banks of documents, each serving some of m contexts; contexts do not see one another.
 
     Documents of a bank stand in ascending document number: equal scores go to the lower number.
     `labels[t]` is the token that follows t (already shifted), IGNORE where the model is not asked.
     `memory_from[c]`: how many leading tokens of context c are template head: they never see memory.
+    `own`: what is this rank's, where ranks share a batch (None: all): doc_tokens are those of its
+    documents, and no other contexts are here.
     """
 
     doc_tokens: Tensor  # [Nd]
@@ -44,6 +54,7 @@ class MemoryBatch:
     positives: Tensor  # [m, n] bool
     masked: Tensor  # [m, n] bool: neither positive nor negative
     doc_labels: Tensor | None = None  # [Nd]; given, the documents' final states are computed too
+    own: Share | None = None
     source: MemoryBatch | None = field(default=None, repr=False)  # that this is a copy of, by `to`
 
     def to(self, device: torch.device | str) -> MemoryBatch:
@@ -57,6 +68,50 @@ class MemoryBatch:
         if self.doc_tokens.device.type == "cpu":
             return self
         return self.to("cpu") if self.source is None else self.source
+
+    @property
+    def documents(self) -> PackedDocuments:
+        """Those that are encoded here."""
+        doc_cu = self.on_host.doc_cu
+        cu = doc_cu if self.own is None else _part(doc_cu, self.own.documents)
+        return PackedDocuments(self.doc_tokens, cu)
+
+    def share(self, rank: int, ranks: int) -> MemoryBatch:
+        """What one of `ranks` ranks does of it: about equally many tokens of documents, perhaps
+        none, and of contexts. A rank without contexts has one that asks and says nothing.
+
+        Sizes and masks of all documents stay, since its contexts read all. On the host.
+        """
+        assert self.doc_labels is None, "final states of documents stay where they are encoded"
+        own = Share(
+            *(slice(*even_parts(cu, ranks)[rank:][:2]) for cu in (self.doc_cu, self.ctx_cu))
+        )
+        documents = own.documents
+        tokens = self.doc_tokens[self.doc_cu[documents.start] : self.doc_cu[documents.stop]]
+        return replace(self._asking(own.contexts), doc_tokens=tokens, own=own)
+
+    def _asking(self, contexts: slice) -> MemoryBatch:
+        """With some adjacent contexts alone."""
+        if contexts.start == contexts.stop:
+            return self._asking_nothing()
+        rows = slice(int(self.ctx_cu[contexts.start]), int(self.ctx_cu[contexts.stop]))
+        of_tokens = ("tokens", "positions", "is_query", "labels")
+        of_contexts = ("ctx_bank", "memory_from", "positives", "masked")
+        return replace(
+            self,
+            ctx_cu=_part(self.ctx_cu, contexts),
+            **{name: getattr(self, name)[rows] for name in of_tokens},
+            **{name: getattr(self, name)[contexts] for name in of_contexts},
+        )
+
+    def _asking_nothing(self) -> MemoryBatch:
+        """With one context, of one token without label or question: no rank runs on no tokens."""
+        zero, none = self.ctx_cu.new_zeros(1), self.positives.new_zeros(1, len(self.doc_cu) - 1)
+        return replace(
+            self, tokens=zero, ctx_cu=torch.tensor([0, 1]), ctx_bank=zero, positions=zero,
+            is_query=zero.bool(), memory_from=zero + 1, labels=zero + IGNORE, positives=none,
+            masked=none,
+        )  # fmt: skip
 
     @property
     def label_count(self) -> int:
@@ -138,18 +193,24 @@ class PackedDocuments:
     tokens: Tensor  # [Nd]
     cu: Tensor  # [n+1] on the host, wherever the tokens are
 
-    def groups(self, limit: int) -> list[PackedDocuments]:
-        """In order, each as many documents as have at most `limit` tokens (or one, longer)."""
+    def nothing(self) -> PackedDocuments:
+        """A document of one token, for a rank that has none and must encode when others do."""
+        return PackedDocuments(self.tokens.new_zeros(1), torch.tensor([0, 1]))
+
+    def groups(self, limit: int | None) -> list[PackedDocuments]:
+        """In order, each as many documents as have at most `limit` tokens (or one, longer); None:
+        one group of all. None of no documents."""
         ends, first, groups = self.cu.tolist(), 0, []
+        limit = ends[-1] if limit is None else limit
         while first < len(ends) - 1:
             last = max(bisect_right(ends, ends[first] + limit) - 1, first + 1)
             groups.append(self._part(first, last))
             first = last
-        return groups or [self]
+        return groups
 
     def _part(self, first: int, last: int) -> PackedDocuments:
-        cu = self.cu[first : last + 1]
-        return PackedDocuments(self.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0])
+        tokens = self.tokens[int(self.cu[first]) : int(self.cu[last])]
+        return PackedDocuments(tokens, _part(self.cu, slice(first, last)))
 
     def layout(self, chunk_size: int) -> StreamLayout:
         """On the tokens' device."""
@@ -176,6 +237,20 @@ def _tensors_on(device: torch.device, given: MemoryBatch | StreamLayout) -> dict
     tensors = {f.name: getattr(given, f.name) for f in fields(given)}
     tensors = {name: x for name, x in tensors.items() if isinstance(x, Tensor)}
     return dict(zip(tensors, moved(list(tensors.values()), device), strict=True))
+
+
+def even_parts(cu: Tensor, parts: int) -> list[int]:
+    """[parts+1] Where adjacent parts of packed sequences begin and end: at the bounds of sequences
+    next to the multiples of total / parts."""
+    aims = torch.arange(1, parts, dtype=torch.float64) * (int(cu[-1]) / parts)
+    between = (cu[1:] + cu[:-1]).double() / 2  # nearer to the end of a sequence from its middle on
+    return [0, *torch.searchsorted(between, aims).tolist(), len(cu) - 1]
+
+
+def _part(cu: Tensor, sequences: slice) -> Tensor:
+    """Cumulative lengths of adjacent packed sequences."""
+    cu = cu[sequences.start : sequences.stop + 1]
+    return cu - cu[0]
 
 
 def positions_within(cu: Tensor, total: int | None = None) -> Tensor:

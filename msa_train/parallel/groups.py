@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from msa_train.errors import ConfigError, MSAError, RankError
+from msa_train.errors import MSAError, RankError
 from msa_train.parallel.cpu import check_gpus, gpus, prepare_megatron
+from msa_train.parallel.slots import replicas_of
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class DeepSpeedGroups:
     get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
 
 
-def start(tensor_parallel: int, timeout_s: float) -> None:
+def start(tensor_parallel: int, timeout_s: float, document_parallel: int = 1) -> None:
     """Join the process group that the launcher's environment names, and make Megatron's groups.
 
     Without a launcher this is a single rank, on the GPU LOCAL_RANK. Raises ConfigError when the
@@ -49,11 +50,7 @@ def start(tensor_parallel: int, timeout_s: float) -> None:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))
     world = int(os.environ["WORLD_SIZE"])
-    if world % tensor_parallel:
-        raise ConfigError(
-            f"training.tensor_parallel is {tensor_parallel}, but {world} ranks were started: "
-            f"start a multiple of {tensor_parallel}"
-        )
+    replicas_of(world, tensor_parallel, document_parallel)
     if gpus():
         check_gpus(local + 1, f"rank {local}")
         torch.cuda.set_device(local)  # before anything is made: it would lie on the first

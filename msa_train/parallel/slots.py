@@ -1,4 +1,5 @@
-"""Which ranks a launch has where a hostfile or --include names them, as DeepSpeed reads both."""
+"""Which ranks a launch has, where a hostfile or --include names them as DeepSpeed reads both, and
+how they are divided."""
 
 from __future__ import annotations
 
@@ -33,6 +34,20 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
 def ranks_here(most: int) -> int:
     """How many ranks a run of one machine gets: `most`, or one on each GPU where there are less."""
     return min(most, gpus() or most)
+
+
+def replicas_of(ranks: int, tensor: int, documents: int) -> int:
+    """How many groups of `ranks` ranks read different samples, at so many tensor-parallel ranks a
+    model and document-parallel ranks a sample. Raises ConfigError where they cannot be divided."""
+    size = tensor * documents
+    if ranks % size:
+        sizes = f"training.tensor_parallel ({tensor})"
+        if documents > 1:
+            sizes += f" times training.document_parallel ({documents})"
+        raise ConfigError(
+            f"{ranks} ranks, which {sizes} does not divide: start a multiple of {size}"
+        )
+    return ranks // size
 
 
 def _shown(given: dict[str, int]) -> str:

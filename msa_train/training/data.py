@@ -54,13 +54,16 @@ def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     return tokenizer
 
 
-def samples_per_rank(config: Config, ranks: int) -> int:
-    """Samples of a step that each of `ranks` data-parallel ranks reads."""
-    share, rest = divmod(config.training.batch_samples, ranks)
+def samples_per_group(config: Config, groups: int) -> int:
+    """Samples of a step that each of `groups` groups of data-parallel ranks reads, which are single
+    ranks without document parallelism."""
+    share, rest = divmod(config.training.batch_samples, groups)
     if rest:
+        size = config.training.document_parallel
+        who = "data-parallel ranks" if size == 1 else f"groups of {size} ranks each"
         raise ConfigError(
-            f"training.batch_samples is {config.training.batch_samples}, which {ranks} data-"
-            "parallel ranks cannot share: give a multiple"
+            f"training.batch_samples is {config.training.batch_samples}, which {groups} {who} "
+            "cannot share: give a multiple"
         )
     return share
 

@@ -4,18 +4,23 @@ Documents depend on nothing but themselves (SPEC section 1): encode them without
 group; let the contexts read the pooled states, and backpropagate the loss to those; then encode
 every group once more, with a graph, and backpropagate the states' gradients through it. The
 gradients are those of the plain step; the price is a second encoding of the documents.
+
+The same where ranks share a batch (document parallelism): each encodes its own documents, and the
+pooled states and their gradients go between the ranks on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from msa_kernels import chunk_offsets
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch, PackedDocuments
+from msa_train.model.batch import MemoryBatch, even_parts
 from msa_train.model.losses import Losses
+from msa_train.parallel.documents import DocumentGroup
 from msa_train.training.engine import Engine
 
 Weigh = Callable[[Losses], Tensor]
@@ -24,44 +29,77 @@ Weigh = Callable[[Losses], Tensor]
 @dataclass(frozen=True)
 class GradientCache:
     """group_tokens: document tokens encoded at once with a graph (None: all of a batch at once, the
-    plain step)."""
+    plain step). documents: the ranks that share a batch."""
 
     engine: Engine
     group_tokens: int | None
+    documents: DocumentGroup = field(default_factory=DocumentGroup)
 
     def backward(self, batch: MemoryBatch, weigh: Weigh) -> Losses:
-        """Add the gradients of weigh(losses of the batch); returns the losses."""
+        """Add the gradients of weigh(losses of the batch); returns the losses.
+
+        batch: this rank's share of one, where ranks share.
+        """
+        groups = batch.documents.groups(self.group_tokens)
         rounds = 1
         if self.group_tokens is not None:
-            documents = PackedDocuments(batch.doc_tokens, batch.on_host.doc_cu)
-            groups = documents.groups(self.group_tokens)
-            # Every forward and backward may be a collective: all ranks do equally many, and those
-            # with fewer groups repeat one without effect.
-            rounds = self.engine.max_over_ranks(len(groups))
-        if rounds == 1:
+            # Every forward and backward may be a collective: all ranks do equally many.
+            rounds = max(1, self.engine.max_over_ranks(len(groups)))
+        if rounds == 1 and self.documents.size == 1:
             losses = self.engine(batch)
             self.engine.backward(weigh(losses))
             return losses
-        spare = [groups[-1]] * (rounds - len(groups))
-        with torch.no_grad():
-            parts = [self.engine(group) for group in (*groups, *spare)][: len(groups)]
-        memory = tuple(torch.cat(states).requires_grad_() for states in zip(*parts, strict=True))
+        spare = [batch.documents.nothing()] * (rounds - len(groups))
+        groups = [*groups, *spare]
+        # One group is encoded once: its graph is kept until its states have their gradients.
+        with torch.set_grad_enabled(rounds == 1):
+            encoded = [self.engine(group) for group in groups]
+        memory = self._whole(encoded, batch)
         losses = self.engine(batch, memory)
         self.engine.backward(weigh(losses))
+        gradients = self._own_gradients(memory, batch, len(spare))
         first = 0
-        for group, states in zip(groups, parts, strict=True):
+        for group, states in zip(groups, encoded, strict=True):
             last = first + len(states[0])
-            own = [None if state.grad is None else state.grad[first:last] for state in memory]
-            self._backward_through(group, own)
+            states = states if rounds == 1 else self.engine(group)
+            self._backward_through(states, [each[first:last] for each in gradients])
             first = last
-        for group in spare:
-            self._backward_through(group, [None] * len(memory))
         return losses
 
-    def _backward_through(self, group: PackedDocuments, gradients: list[Tensor | None]) -> None:
-        """Encode a group with a graph and backpropagate the gradients of its pooled states (None:
-        zeros) through it."""
-        loss = torch.zeros((), device=group.tokens.device)
-        for state, gradient in zip(self.engine(group), gradients, strict=True):
-            loss = loss + (state * (0.0 if gradient is None else gradient)).sum()
+    def losses(self, batch: MemoryBatch) -> Losses:
+        """Of a batch, or of this rank's share of one, without gradients."""
+        with torch.no_grad():
+            if self.documents.size == 1:
+                return self.engine(batch)
+            groups = batch.documents.groups(None) or [batch.documents.nothing()]
+            return self.engine(batch, self._whole([self.engine(each) for each in groups], batch))
+
+    def _whole(self, encoded: list[tuple[Tensor, ...]], batch: MemoryBatch) -> tuple[Tensor, ...]:
+        """The pooled states of the whole batch, of groups of this rank's documents and of what the
+        other ranks have encoded; they take gradients."""
+        counts = self._chunks(batch)
+        joined = (torch.cat(states).detach() for states in zip(*encoded, strict=True))
+        own = [states[: counts[self.documents.rank]] for states in joined]  # nothing of spare ones
+        return tuple(each.requires_grad_() for each in self.documents.gather(own, counts))
+
+    def _own_gradients(
+        self, memory: tuple[Tensor, ...], batch: MemoryBatch, spare: int
+    ) -> list[Tensor]:
+        """Of this rank's documents, from the contexts of all ranks that share the batch; then zeros
+        for spare ones."""
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in memory]
+        own = self.documents.scatter(gradients, self._chunks(batch))
+        return [torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in own]
+
+    def _chunks(self, batch: MemoryBatch) -> list[int]:
+        """Pooled rows of every rank that shares the batch."""
+        doc_cu = batch.on_host.doc_cu
+        chunk_cu = chunk_offsets(doc_cu, self.engine.model.model.router.chunk_size)
+        return chunk_cu[even_parts(doc_cu, self.documents.size)].diff().tolist()
+
+    def _backward_through(self, states: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Backpropagate the gradients of pooled states through what they were encoded by."""
+        loss = torch.zeros((), device=states[0].device)
+        for state, gradient in zip(states, gradients, strict=True):
+            loss = loss + (state * gradient).sum()
         self.engine.backward(loss, scaled=True)

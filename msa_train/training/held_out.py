@@ -18,9 +18,10 @@ from msa_train.errors import ConfigError
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.transfer import moved
+from msa_train.parallel.documents import DocumentGroup
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.training.data import Collate
-from msa_train.training.engine import Engine
+from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import Numbers, recall_sums
 
 # Of the table of sample retrievals: what each router layer found for a question.
@@ -31,27 +32,35 @@ _SUMS = ("lm", "labels", "router", "routed", "recall@1", "recall@k")
 
 
 class HeldOutEvaluation:
-    """Held-out samples, shared by the data-parallel ranks.
+    """Held-out samples, shared by the data-parallel ranks, or by groups of them (documents).
 
     Numbers are means per source: `held_out/SOURCE/lm` over labelled tokens, `router` and recalls
     over routed contexts (and router layers). Plain texts are a source of their own,
     `held_out/SOURCE_text`, with their perplexity.
     """
 
-    def __init__(self, reader: ShardReader, collate: Collate, layers: Sequence[int]):
+    def __init__(
+        self,
+        reader: ShardReader,
+        collate: Collate,
+        layers: Sequence[int],
+        documents: DocumentGroup,
+    ):
         parts = [part for i in range(len(reader)) for part in _parts(reader[i])]
         self.names = sorted({part.source for part in parts})
         # Plain texts cost little: behind all others, so that each rank gets as many of either.
         parts.sort(key=lambda part: part.contexts[0].kind == "text")
         self._layers, self._collate = layers, collate
-        ranks = DeepSpeedGroups.get_data_parallel_world_size()
-        self._own = parts[DeepSpeedGroups.get_data_parallel_rank() :: ranks]
+        self._documents = documents
+        self._own = parts[documents.replica :: documents.replicas]
         # Every forward may be a collective: ranks with fewer samples repeat one, uncounted.
-        self._idle = -(-len(parts) // ranks) - len(self._own)
+        self._idle = -(-len(parts) // documents.replicas) - len(self._own)
         self._spare = parts[0]
 
     @classmethod
-    def of_run(cls, config: Config, collate: Collate) -> HeldOutEvaluation | None:
+    def of_run(
+        cls, config: Config, collate: Collate, documents: DocumentGroup
+    ) -> HeldOutEvaluation | None:
         """Of the run's held-out samples; None where the settings ask for none."""
         if not config.training.held_out_every:
             return None
@@ -65,29 +74,32 @@ class HeldOutEvaluation:
                 f"{config.held_out_shards} was built from other settings: build it again (msa data "
                 "build)"
             )
-        return cls(reader, collate, config.model.router_layers)
+        return cls(reader, collate, config.model.router_layers, documents)
 
-    def evaluate(self, engine: Engine) -> tuple[Numbers, list[list]]:
+    def evaluate(self, gradients: GradientCache) -> tuple[Numbers, list[list]]:
         """The numbers, and rows of COLUMNS for a few questions of this rank.
 
         Every rank must call.
         """
         examples: dict[str, list[list]] = {}
-        sums = torch.zeros(len(self.names), len(_SUMS), dtype=torch.float64, device=engine.device)
-        with torch.no_grad():
-            for part in self._own:
-                batch = self._collate([part]).to(engine.device)
-                losses = engine(batch)
-                sums[self.names.index(part.source)] += self._measure(batch, losses)
-                if part.source not in examples:
-                    examples[part.source] = self._examples(part, losses)
-            for _ in range(self._idle):
-                engine(self._collate([self._spare]).to(engine.device))
+        device = gradients.engine.device
+        sums = torch.zeros(len(self.names), len(_SUMS), dtype=torch.float64, device=device)
+        for part in self._own:
+            batch, losses = self._losses(part, gradients)
+            sums[self.names.index(part.source)] += self._measure(batch, losses)
+            if part.source not in examples:
+                examples[part.source] = self._examples(part, batch, losses)
+        for _ in range(self._idle):
+            self._losses(self._spare, gradients)
         dist.all_reduce(sums, group=DeepSpeedGroups.get_data_parallel_group())
         numbers: Numbers = {}
         for name, row in zip(self.names, sums.tolist(), strict=True):
             numbers |= _means(f"held_out/{name}", dict(zip(_SUMS, row, strict=True)))
         return numbers, [row for rows in examples.values() for row in rows]
+
+    def _losses(self, part: Sample, gradients: GradientCache) -> tuple[MemoryBatch, Losses]:
+        batch = self._documents.share(self._collate([part])).to(gradients.engine.device)
+        return batch, gradients.losses(batch)
 
     def _measure(self, batch: MemoryBatch, losses: Losses) -> Tensor:
         """[_SUMS], without waiting for the device."""
@@ -100,9 +112,10 @@ class HeldOutEvaluation:
         lm, router = losses.lm.double(), losses.router.double()
         return torch.stack([lm, counts[0], router, counts[1], *found])
 
-    def _examples(self, part: Sample, losses: Losses) -> list[list]:
-        """Rows of COLUMNS for the first questions of a part."""
-        asked = [i for i, context in enumerate(part.contexts) if context.positives]
+    def _examples(self, part: Sample, batch: MemoryBatch, losses: Losses) -> list[list]:
+        """Rows of COLUMNS for the first questions of a part that this rank asks."""
+        contexts = part.contexts if batch.own is None else part.contexts[batch.own.contexts]
+        asked = [i for i, context in enumerate(contexts) if context.positives]
         rows: list[list] = []
         for i in asked[:_EXAMPLES]:
             found = {}
@@ -114,8 +127,7 @@ class HeldOutEvaluation:
                     for place, score in list(best)[:_EXAMPLE_DOCUMENTS]
                     if place >= 0
                 ]
-            context = part.contexts[i]
-            rows += retrieval_rows(context.question, context.positives, found)
+            rows += retrieval_rows(contexts[i].question, contexts[i].positives, found)
         return rows
 
 

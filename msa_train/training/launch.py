@@ -18,8 +18,8 @@ from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
 from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, means_cpu
-from msa_train.parallel.slots import slots_of
-from msa_train.training.data import samples_per_rank
+from msa_train.parallel.slots import replicas_of, slots_of
+from msa_train.training.data import samples_per_group
 from msa_train.training.initial_weights import check_start
 from msa_train.training.launchers import STARTED_BY
 from msa_train.training.saying import say
@@ -50,13 +50,9 @@ def launch(
     ranks = sum(hosts)
     if hostfile is None and not cpu:
         check_gpus(ranks, "--ranks")
-    parallel = config.training.tensor_parallel
-    if ranks % parallel:
-        raise ConfigError(
-            f"{ranks} ranks are asked for, which training.tensor_parallel ({parallel}) does not "
-            "divide: give a multiple"
-        )
-    samples_per_rank(config, ranks // parallel)  # refused now, not by ranks that have started
+    training = config.training  # refused now, not by ranks that have started
+    replicas = replicas_of(ranks, training.tensor_parallel, training.document_parallel)
+    samples_per_group(config, replicas)
     if not resume:
         check_start(config)
     # At level critical it says nothing about ranks that ended: they have said why themselves.

@@ -26,11 +26,12 @@ from msa_train.model.megatron import MSAModel
 from msa_train.model.ops import uses_liger
 from msa_train.parallel import groups
 from msa_train.parallel.cpu import choose_device
+from msa_train.parallel.documents import DocumentGroup
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint, launchers
 from msa_train.training.activations import advice
-from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
+from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_group
 from msa_train.training.engine import Engine
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import COLUMNS, HeldOutEvaluation, forgetting
@@ -54,20 +55,20 @@ class Trainer:
         self.schedule = Schedule(config.stages, reader.manifest.steps)
         self.tokenizer = checked_tokenizer(config, reader)
         self.collate = Collate(self.tokenizer, config.model.router)
-        ranks = DeepSpeedGroups.get_data_parallel_world_size()
-        self.samples = samples_per_rank(config, ranks)
+        documents = DocumentGroup.of(self.settings.document_parallel)
+        self.samples = samples_per_group(config, documents.replicas)
         self.loader = ShardLoader(
             reader,
             seed=config.seed,
-            rank=DeepSpeedGroups.get_data_parallel_rank(),
-            world_size=ranks,
-            transform=lambda sample: self.collate([sample]),
+            rank=documents.replica,
+            world_size=documents.replicas,
+            transform=lambda sample: documents.share(self.collate([sample])),
         )
-        self.held_out = HeldOutEvaluation.of_run(config, self.collate)
+        self.held_out = HeldOutEvaluation.of_run(config, self.collate, documents)
         model = MSAModel(config.model, recompute=self.settings.recompute)
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings, {stage.trains for stage in config.stages})
-        self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens)
+        self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens, documents)
         self.skipped = self.skipped_in_a_row = 0
         self.held_out_start: Numbers = {}
         self.step, wandb_id = self._start(resume)
@@ -138,7 +139,7 @@ class Trainer:
         return bool(every) and (step % every == 0 or step == self.schedule.total)
 
     def _evaluate_held_out(self) -> None:
-        numbers, examples = self.held_out.evaluate(self.engine)
+        numbers, examples = self.held_out.evaluate(self.gradients)
         if not self.step:
             self.held_out_start = numbers
         self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
@@ -272,7 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
         choose_device(config.training.device)
-        groups.start(config.training.tensor_parallel, config.training.timeout_s)
+        groups.start(
+            config.training.tensor_parallel,
+            config.training.timeout_s,
+            config.training.document_parallel,
+        )
         lock = OutputLock(config.path)
         try:
             code = _train(config, resume)

@@ -40,6 +40,18 @@ def trained(shards, tmp_path_factory):
                 }
                 for stage in STAGES
             },
+            **{
+                f"documents{stage}": {
+                    "training__zero_stage": stage,
+                    "training__document_parallel": 2,
+                }
+                for stage in STAGES
+            },
+            "documents-cached3": {
+                "training__zero_stage": 3,
+                "training__document_parallel": 2,
+                "training__gradient_cache_tokens": 90,
+            },
             "diverged": {
                 "training__skipped_steps_limit": 2,
                 "training__checkpoint_every": 1,
@@ -75,8 +87,9 @@ def exported(trained, tmp_path_factory):
     return root
 
 
-LAYOUTS = [*(f"{kind}{stage}" for kind in ("zero", "cached") for stage in STAGES)]
-LAYOUTS += ["tensor", "tensor-cached"]
+KINDS = ("zero", "cached", "documents")
+LAYOUTS = [*(f"{kind}{stage}" for kind in KINDS for stage in STAGES)]
+LAYOUTS += ["documents-cached3", "tensor", "tensor-cached"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

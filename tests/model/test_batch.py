@@ -7,10 +7,11 @@ from msa_train.model.batch import (
     PackedDocuments,
     StreamLayout,
     context_positions,
+    even_parts,
     positions_within,
     query_rows,
 )
-from tests.batches import random_batch, tiny_config
+from tests.batches import CONTEXTS, RAGGED, random_batch, tiny_config
 
 
 def test_positions_count_from_each_start_and_leave_room_for_the_memory():
@@ -55,4 +56,36 @@ def test_documents_are_grouped_in_order_by_tokens():
     layout = documents.layout(4)
     assert layout.chunk_cu.tolist() == [0, 2, 3, 5] and len(layout.query_index) == 0
     nothing = PackedDocuments(torch.arange(0), torch.tensor([0]))
-    assert nothing.groups(6) == [nothing]
+    assert nothing.groups(6) == nothing.groups(None) == []
+    assert [len(group.tokens) for group in documents.groups(None)] == [12]
+
+
+def test_parts_are_as_even_as_their_bounds_allow():
+    """By trying all bounds: each is the one next to its share of the tokens."""
+    gen = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        lengths = torch.randint(
+            1, 40, (int(torch.randint(1, 12, (), generator=gen)),), generator=gen
+        )
+        cu = torch.tensor([0, *lengths]).cumsum(0)
+        for parts in (1, 2, 3, 4):
+            bounds = even_parts(cu, parts)
+            assert (bounds[0], bounds[-1], len(bounds)) == (0, len(lengths), parts + 1)
+            assert sorted(bounds) == bounds
+            for number, bound in enumerate(bounds[1:-1], 1):
+                aim = int(cu[-1]) * number / parts
+                assert abs(int(cu[bound]) - aim) == min(abs(end - aim) for end in cu.tolist())
+    assert even_parts(torch.tensor([0]), 3) == [0, 0, 0, 0]
+
+
+def test_shares_are_the_whole_batch():
+    batch = random_batch(RAGGED, CONTEXTS, tiny_config())
+    for ranks in (1, 2, 3, 4, 7):
+        shares = [batch.share(rank, ranks) for rank in range(ranks)]
+        assert torch.equal(torch.cat([each.doc_tokens for each in shares]), batch.doc_tokens)
+        asking = [each for each in shares if each.own.contexts.start < each.own.contexts.stop]
+        for name in ("tokens", "positions", "labels", "positives", "ctx_bank"):
+            joined = torch.cat([getattr(each, name) for each in asking])
+            assert torch.equal(joined, getattr(batch, name)), name
+        assert sum(each.label_count for each in shares) == batch.label_count
+        assert sum(each.routed_context_count for each in shares) == batch.routed_context_count

@@ -15,7 +15,7 @@ from msa_train.config import load_config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import IGNORE
 from msa_train.model.config import RouterConfig
-from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_rank
+from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_group
 from tests.distributed.runs import settings
 
 TOP_K = 5
@@ -104,9 +104,9 @@ def test_a_tokenizer_that_the_model_does_not_know_is_refused(run, tokenizer, tmp
 
 
 def test_every_rank_reads_equally_many_samples(run):
-    assert samples_per_rank(run(), 2) == 1
+    assert samples_per_group(run(), 2) == 1
     with pytest.raises(ConfigError, match="2, which 3 data-parallel ranks cannot share"):
-        samples_per_rank(run(), 3)
+        samples_per_group(run(), 3)
 
 
 def test_documents_that_change_nothing_are_left_out(tokenizer):

@@ -16,6 +16,7 @@ class Alone:
 
     def __init__(self, module, rounds=0):
         self.module, self.rounds, self.largest, self.backwards = module, rounds, 0, 0
+        self.model = module
 
     def __call__(self, *args):
         if isinstance(args[0], PackedDocuments):

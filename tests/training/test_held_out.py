@@ -12,8 +12,9 @@ from data_pipeline.shards.contexts import retrieve_context, text_context
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.tokenizer.sentencepiece import train_sentencepiece
 from msa_train.config import load_config
-from msa_train.parallel.groups import DeepSpeedGroups
+from msa_train.parallel.documents import DocumentGroup
 from msa_train.training.data import Collate
+from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import (
     COLUMNS,
     SNIPPET,
@@ -58,8 +59,8 @@ def test_numbers_are_means_of_each_source(megatron):
             return module(batch)
 
     collate = Collate(tokenizer, config.router)
-    evaluation = HeldOutEvaluation(samples, collate, config.router_layers)
-    numbers, rows = evaluation.evaluate(Engine())
+    evaluation = HeldOutEvaluation(samples, collate, config.router_layers, DocumentGroup())
+    numbers, rows = evaluation.evaluate(GradientCache(Engine(), None))
     assert evaluation.names == ["a", "a_text", "b"]
     assert numbers["held_out/a_text/perplexity"] == pytest.approx(
         math.exp(numbers["held_out/a_text/lm"])
@@ -71,13 +72,11 @@ def test_numbers_are_means_of_each_source(megatron):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_share_plain_texts_and_questions_alike(rank, monkeypatch):
+def test_ranks_share_plain_texts_and_questions_alike(rank):
     documents = (Document(3, "the red door is open"),)
     asked = retrieve_context(Query("which door is open?", ("red",), (3,)))
     samples = [Sample(documents, (asked, text_context("the red door")), "a")] * 4
-    monkeypatch.setattr(DeepSpeedGroups, "get_data_parallel_world_size", lambda: 2)
-    monkeypatch.setattr(DeepSpeedGroups, "get_data_parallel_rank", lambda: rank)
-    evaluation = HeldOutEvaluation(samples, None, (0,))
+    evaluation = HeldOutEvaluation(samples, None, (0,), DocumentGroup(replica=rank, replicas=2))
     assert sorted(part.source for part in evaluation._own) == ["a", "a", "a_text", "a_text"]
 
 
@@ -93,7 +92,7 @@ def test_held_out_samples_lie_beside_shards_of_another_run(megatron, shards, tmp
     build_shards(config.held_out, base / "held_out", 1, tokenizer, held_out=True)
     collate = Collate(tokenizer, config.model.router)
     assert config.held_out_shards == str(base / "held_out")
-    assert HeldOutEvaluation.of_run(config, collate).names == ["niah"]
+    assert HeldOutEvaluation.of_run(config, collate, DocumentGroup()).names == ["niah"]
     (tmp_path / "run" / "held_out").mkdir(parents=True)
     assert config.held_out_shards == str(tmp_path / "run" / "held_out"), "its own come first"
     far = replace(config.training, shards="s3://bucket/base/shards/")
