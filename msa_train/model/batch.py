@@ -21,7 +21,7 @@ IGNORE = -100  # label of a token that is not written by the model
 
 
 @dataclass(frozen=True)
-class Share:
+class OwnPart:
     """Which adjacent documents of a batch a rank encodes, and with which contexts it asks."""
 
     documents: slice
@@ -54,7 +54,7 @@ class MemoryBatch:
     positives: Tensor  # [m, n] bool
     masked: Tensor  # [m, n] bool: neither positive nor negative
     doc_labels: Tensor | None = None  # [Nd]; given, the documents' final states are computed too
-    own: Share | None = None
+    own: OwnPart | None = None
     source: MemoryBatch | None = field(default=None, repr=False)  # that this is a copy of, by `to`
 
     def to(self, device: torch.device | str) -> MemoryBatch:
@@ -82,8 +82,10 @@ class MemoryBatch:
 
         Sizes and masks of all documents stay, since its contexts read all. On the host.
         """
+        if ranks == 1:
+            return self
         assert self.doc_labels is None, "final states of documents stay where they are encoded"
-        own = Share(
+        own = OwnPart(
             *(slice(*even_parts(cu, ranks)[rank:][:2]) for cu in (self.doc_cu, self.ctx_cu))
         )
         documents = own.documents

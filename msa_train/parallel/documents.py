@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch
 from msa_train.parallel.groups import DeepSpeedGroups
 
 
@@ -47,10 +46,6 @@ class DocumentGroup:
                 made = dist.new_group(list(members))
                 own = made if members == tuple(mine) else own
         return cls(size, rank, replica, ranks // size, own)
-
-    def share(self, batch: MemoryBatch) -> MemoryBatch:
-        """What this rank does of a batch of the group."""
-        return batch if self.size == 1 else batch.share(self.rank, self.size)
 
     def gather(self, states: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         """Each of `states` [own count, ...] as [sum of counts, ...] of all ranks in order; without

@@ -68,6 +68,12 @@ class Engine:
     def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
 
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether there may be another forward and backward pass between a forward and its backward
+        pass: ZeRO-3 then loses gradients of the embedding."""
+        return self._engine.zero_optimization_stage() < 3
+
     def backward(self, loss: Tensor, scaled: bool = False) -> None:
         """Add the gradients of this rank's share of a global loss; any number of times in a step.
 

@@ -52,7 +52,8 @@ class GradientCache:
         spare = [batch.documents.nothing()] * (rounds - len(groups))
         groups = [*groups, *spare]
         # One group is encoded once: its graph is kept until its states have their gradients.
-        with torch.set_grad_enabled(rounds == 1):
+        once = rounds == 1 and self.engine.keeps_graphs
+        with torch.set_grad_enabled(once):
             encoded = [self.engine(group) for group in groups]
         memory = self._whole(encoded, batch)
         losses = self.engine(batch, memory)
@@ -61,7 +62,7 @@ class GradientCache:
         first = 0
         for group, states in zip(groups, encoded, strict=True):
             last = first + len(states[0])
-            states = states if rounds == 1 else self.engine(group)
+            states = states if once else self.engine(group)
             self._backward_through(states, [each[first:last] for each in gradients])
             first = last
         return losses

@@ -98,7 +98,8 @@ class HeldOutEvaluation:
         return numbers, [row for rows in examples.values() for row in rows]
 
     def _losses(self, part: Sample, gradients: GradientCache) -> tuple[MemoryBatch, Losses]:
-        batch = self._documents.share(self._collate([part])).to(gradients.engine.device)
+        own = self._documents
+        batch = self._collate([part]).share(own.rank, own.size).to(gradients.engine.device)
         return batch, gradients.losses(batch)
 
     def _measure(self, batch: MemoryBatch, losses: Losses) -> Tensor:

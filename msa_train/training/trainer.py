@@ -62,7 +62,7 @@ class Trainer:
             seed=config.seed,
             rank=documents.replica,
             world_size=documents.replicas,
-            transform=lambda sample: documents.share(self.collate([sample])),
+            transform=lambda sample: self.collate([sample]).share(documents.rank, documents.size),
         )
         self.held_out = HeldOutEvaluation.of_run(config, self.collate, documents)
         model = MSAModel(config.model, recompute=self.settings.recompute)

@@ -14,6 +14,8 @@ CONTEXTS = [(0, 9), (1, 6), (0, 4), (2, 11), (0, 1)]
 class Alone:
     """An engine of one rank that counts; `rounds`: what the busiest of all ranks needs."""
 
+    keeps_graphs = True
+
     def __init__(self, module, rounds=0):
         self.module, self.rounds, self.largest, self.backwards = module, rounds, 0, 0
         self.model = module

@@ -106,14 +106,16 @@ def test_settings_are_checked_before_anything_is_started(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "parallel", "said"),
+    ("ranks", "parallel", "documents", "said"),
     [
-        (3, 1, "training.batch_samples is 2, which 3 data-parallel"),
-        (3, 2, "3 ranks are asked for, which training.tensor_parallel"),
+        (3, 1, 1, "training.batch_samples is 2, which 3 data-parallel ranks cannot share"),
+        (3, 2, 1, r"3 ranks, which training.tensor_parallel \(2\) does not divide"),
+        (6, 1, 2, "training.batch_samples is 2, which 3 groups of 2 ranks each cannot share"),
+        (6, 2, 2, r"\(2\) times training.document_parallel \(2\) does not .* multiple of 4"),
     ],
 )
 def test_ranks_that_cannot_share_a_step_are_refused_before_they_start(
-    start, shards, tmp_path, monkeypatch, ranks, parallel, said
+    start, shards, tmp_path, monkeypatch, ranks, parallel, documents, said
 ):
     monkeypatch.setattr(launching.subprocess, "Popen", None)
     arguments = settings(
@@ -121,6 +123,7 @@ def test_ranks_that_cannot_share_a_step_are_refused_before_they_start(
         training__shards=shards,
         training__batch_samples=2,
         training__tensor_parallel=parallel,
+        training__document_parallel=documents,
     )
     with pytest.raises(ConfigError, match=said):
         launching.launch(arguments, ranks, False)

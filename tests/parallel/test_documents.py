@@ -56,7 +56,7 @@ def _step(
     for seed in seeds:
         batch = random_batch(banks, contexts, config, seed)
         batch.positives[list(without)] = False
-        batch = documents.share(batch)
+        batch = batch.share(documents.rank, documents.size)
         losses = cache.backward(batch, lambda losses: 0.7 * losses.lm + 0.3 * losses.router)
         sums += torch.stack([losses.lm, losses.router]).detach().double()
         asks = documents.size == 1 or batch.own.contexts.start < batch.own.contexts.stop
@@ -68,6 +68,8 @@ def _step(
 
 class Summing:
     """What the engine does for a step, but without a mean: gradients are summed over the ranks."""
+
+    keeps_graphs = True
 
     def __init__(self, module, group):
         self.module = self.model = module
