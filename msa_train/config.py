@@ -79,6 +79,8 @@ class TrainingConfig:
     tensor_parallel: ranks that share every layer's heads, feed-forward and vocabulary.
     document_parallel: data-parallel ranks that share a sample: each encodes a part of its documents
     and asks a part of its contexts, and only pooled states go between them.
+    pooled_states: those of a sample are gathered on each of these ranks; or stay where they were
+    made (sharded), are scored there, and only what is found goes between the ranks.
     device: what the ranks compute on: cuda (a GPU each, over NCCL), cpu (over gloo, where a machine
     has fewer GPUs than ranks, or none), or auto: cuda where torch sees a GPU.
     recompute: what is computed once more in the backward pass instead of kept: none, attention (a
@@ -104,6 +106,7 @@ class TrainingConfig:
     batch_samples: int = 2
     tensor_parallel: int = 1
     document_parallel: int = 1
+    pooled_states: Literal["gathered", "sharded"] = "gathered"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -142,6 +145,11 @@ class TrainingConfig:
             raise ConfigError(
                 f"training.gradient_cache_tokens is {self.gradient_cache_tokens}: give 1 or more, "
                 "or null"
+            )
+        if self.pooled_states == "sharded" and self.document_parallel == 1:
+            raise ConfigError(
+                "training.pooled_states is sharded with training.document_parallel 1: there is one "
+                "rank to keep them; give 2 or more, or gathered"
             )
         if not self.clip > 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
@@ -220,6 +228,12 @@ class Config:
             )
         for stage in self.stages:
             self._check_router_learns(stage)
+            if stage.queue_documents and self.training.pooled_states == "sharded":
+                raise ConfigError(
+                    f"stages[{stage.name}].queue_documents is {stage.queue_documents} with "
+                    "training.pooled_states sharded: the queue needs the router keys of all "
+                    "documents on every rank; give 0, or pooled_states gathered"
+                )
         for stage in range(len(self.stages)):
             contexts = self.corpus.contexts(stage)
             if contexts.answer_text and contexts.answers != self.model.answers:

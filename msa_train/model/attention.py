@@ -8,7 +8,7 @@ from them is here, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from msa_kernels import chunk_mean, context_attention, document_attention
@@ -17,6 +17,7 @@ from torch import Tensor
 from msa_train.model.batch import StreamLayout
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing, route
+from msa_train.model.sharded import ShardedBank
 
 
 @dataclass(frozen=True)
@@ -197,18 +198,43 @@ def self_attention(x: Projections, cu: Tensor) -> Tensor:
 
 
 def context_layer(
-    h: Tensor, x: Projections, layout: StreamLayout, router: Router, pooled: Pooled
+    h: Tensor,
+    x: Projections,
+    layout: StreamLayout,
+    router: Router,
+    pooled: Pooled,
+    sharded: ShardedBank | None = None,
 ) -> tuple[Tensor, Routing]:
     """Contexts [Na] of a router layer search pooled documents and attend to the best.
 
-    Returns the attended states [Na, H, D] and the routing.
+    sharded: where the documents of all ranks lie, if `pooled` are this rank's alone. Returns the
+    attended states [Na, H, D] and the routing.
     """
     query = router_query(h, x, layout.query_index, layout.query_cu, router, layout.asking)
-    routing = route(
-        *query, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router.settings
-    )
-    selected = SelectedChunks.of(routing, pooled.k, pooled.v, router)
+    if sharded is None:
+        routing = route(
+            *query, pooled.key, layout.chunk_cu, layout.ctx_bank, layout.bank_cu, router.settings
+        )
+        selected = SelectedChunks.of(routing, pooled.k, pooled.v, router)
+    else:
+        routing = sharded.route(*query, pooled.key, router.settings)
+        selected = _fetched(routing, pooled, router, sharded)
     return context_with_memory(x, layout.ctx_cu, layout.memory_from, selected), routing
+
+
+def _fetched(
+    routing: Routing, pooled: Pooled, router: Router, sharded: ShardedBank
+) -> SelectedChunks:
+    """What was found in all ranks' pooled states, of which `pooled` are this rank's."""
+    if not router.reads:
+        return SelectedChunks(routing, pooled.k, pooled.v, None, read=False)
+    states = [pooled.k, pooled.v] + [pooled.key] * (router.gate is not None)
+    places, (k, v, *keys) = sharded.fetch(routing.chunk_index, states)
+    found = replace(routing, chunk_index=places)
+    if keys:
+        given = found.query, found.query_cu, *keys, places, found.index_cu
+        found = replace(found, chunk_scores=router.settings.scoring.chunk_scores(*given))
+    return SelectedChunks.of(found, k, v, router)
 
 
 def router_layer(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 
 import torch
 from msa_kernels import chunk_offsets
@@ -22,10 +23,14 @@ IGNORE = -100  # label of a token that is not written by the model
 
 @dataclass(frozen=True)
 class OwnPart:
-    """Which adjacent documents of a batch a rank encodes, and with which contexts it asks."""
+    """Which adjacent documents of a batch a rank encodes, and with which contexts it asks.
+
+    asked: of every rank in order the banks of its contexts [m], and their query tokens [m].
+    """
 
     documents: slice
     contexts: slice
+    asked: tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,14 @@ class MemoryBatch:
         if ranks == 1:
             return self
         assert self.doc_labels is None, "final states of documents stay where they are encoded"
-        own = OwnPart(
-            *(slice(*even_parts(cu, ranks)[rank:][:2]) for cu in (self.doc_cu, self.ctx_cu))
-        )
-        documents = own.documents
+        bounds = even_parts(self.ctx_cu, ranks)
+        contexts = [slice(*pair) for pair in pairwise(bounds)]
+        parts = [self._asking(each) for each in contexts]
+        asked = tuple((p.ctx_bank, query_rows(p.is_query, p.ctx_cu)[1].diff()) for p in parts)
+        documents = slice(*even_parts(self.doc_cu, ranks)[rank:][:2])
         tokens = self.doc_tokens[self.doc_cu[documents.start] : self.doc_cu[documents.stop]]
-        return replace(self._asking(own.contexts), doc_tokens=tokens, own=own)
+        own = OwnPart(documents, contexts[rank], asked)
+        return replace(parts[rank], doc_tokens=tokens, own=own)
 
     def _asking(self, contexts: slice) -> MemoryBatch:
         """With some adjacent contexts alone."""

@@ -58,8 +58,10 @@ from msa_train.model.ops import (
     uses_liger,
 )
 from msa_train.model.router import Routing
+from msa_train.model.sharded import ShardedBank
 from msa_train.model.transfer import moved
 from msa_train.model.weights import Read, megatron_shard, weight_maps
+from msa_train.parallel.documents import DocumentGroup
 
 
 @dataclass
@@ -69,7 +71,7 @@ class TwoStreams(PackedSeqParams):
     What the router layers do: read documents of the stream ("both"), read `pooled` documents that
     are not in it ("read"), or only pool a stream of documents ("encode"). `pooled` and `routings`
     hold what they pooled and chose. reader_alone: nothing below the layer after the last router
-    layer is trained, so gradients go no further.
+    layer is trained, so gradients go no further. sharded: `pooled` are this rank's documents alone.
     """
 
     layout: StreamLayout = None
@@ -77,6 +79,7 @@ class TwoStreams(PackedSeqParams):
     sin: Tensor = None
     work: Literal["both", "read", "encode"] = "both"
     reader_alone: bool = False
+    sharded: ShardedBank | None = None
     pooled: dict[int, Pooled] = field(default_factory=dict)
     routings: dict[int, Routing] = field(default_factory=dict)  # filled by the router layers
 
@@ -159,7 +162,7 @@ class MemoryAttention(SelfAttention):
                 # to the last step's unless every parameter takes part in the first one.
                 none = router.group.gather(router.keys(h[:0]).flatten(1)).to(pooled.key.dtype)
                 pooled = replace(pooled, key=torch.cat([pooled.key, none]))
-            attended, routing = context_layer(h, x, layout, router, pooled)
+            attended, routing = context_layer(h, x, layout, router, pooled, streams.sharded)
         else:
             attended, routing, pooled = router_layer(h, x, layout, router, contexts_only=last)
             streams.pooled.setdefault(number, pooled)
@@ -295,6 +298,7 @@ class MSAModel(MegatronModule):
         self.model = model
         self.queue = KeyQueue(model.loss_layers)
         self.reader_alone = False  # what follows the last router layer is all that trains
+        self.shards: DocumentGroup | None = None  # ranks that keep pooled states of a batch apart
         self.embedding = VocabParallelEmbedding(
             model.vocab_size, model.hidden, init_method=config.init_method, config=config
         )
@@ -331,7 +335,8 @@ class MSAModel(MegatronModule):
     def forward(
         self, batch: MemoryBatch | PackedDocuments, memory: tuple[Tensor, ...] | None = None
     ) -> Losses | tuple[Tensor, ...]:
-        """Losses of a batch; with `memory` its documents are not encoded, but read from there.
+        """Losses of a batch; with `memory` its documents are not encoded, but read from there (with
+        `shards`: those of this rank).
 
         Of documents alone: what `encode` gives (everything goes through `forward`, because ZeRO-3
         fetches parameters there, and looks for tensors in what it takes and returns).
@@ -346,6 +351,8 @@ class MSAModel(MegatronModule):
             states = (Pooled(*memory[i : i + 3]) for i in range(0, len(memory), 3))
             pooled = dict(zip(self.model.router_layers, states, strict=True))
             streams = self._streams(layout, "read", pooled)
+            if self.shards is not None:
+                streams.sharded = ShardedBank.of(batch, self.model.router, self.shards)
             hidden = self._run(batch.tokens, streams)
         labels, pairs = batch.all_labels, batch.on_host.positives.nonzero(as_tuple=True)
         labelled, *pairs = moved([batch.labelled_rows, *pairs], hidden.device)

@@ -77,6 +77,10 @@ class Scoring(ABC):
         """
         return states, query_cu
 
+    def vectors_of(self, tokens: Tensor) -> Tensor:
+        """[m] How many vectors score for contexts of so many query tokens [m]."""
+        return tokens
+
     def query_vectors(
         self, rq: Tensor, query_cu: Tensor, kv_heads: int, total_heads: int
     ) -> tuple[Tensor, Tensor]:
@@ -203,6 +207,9 @@ class PooledQuery(DotProduct):
     published = False
     reductions = (("mean", "pooled", "max"),)
 
+    def vectors_of(self, tokens: Tensor) -> Tensor:
+        return (tokens > 0).long()
+
     def pool_tokens(
         self, states: Tensor, query_cu: Tensor, asking: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -211,13 +218,13 @@ class PooledQuery(DotProduct):
         from msa_kernels.ragged import cumulative, segment_ids
 
         counts = query_cu.diff()
-        asks = counts > 0
+        vectors = self.vectors_of(counts)
         if asking is None:
-            asking = asks.nonzero().squeeze(1)
+            asking = vectors.nonzero().squeeze(1)
         wide = states.float() if states.dtype.itemsize < 4 else states
         sums = wide.new_zeros(len(counts), states.shape[1])
         sums = sums.index_add(0, segment_ids(query_cu, len(states)), wide)[asking]
-        return (sums / counts[asking, None]).to(states.dtype), cumulative(asks.long())
+        return (sums / counts[asking, None]).to(states.dtype), cumulative(vectors)
 
 
 @register

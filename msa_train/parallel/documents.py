@@ -3,6 +3,7 @@
 A document's states depend on its own tokens alone (SPEC section 1), and contexts need no more of
 them than the pooled states, about one row in 64 tokens. So those alone go between the ranks: whole
 banks are gathered before the contexts read them, and their gradients are summed and scattered back.
+Or they stay where they are, and what contexts find goes between (msa_train.model.sharded).
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ class DocumentGroup:
             own = own[: counts[self.rank]]
             found |= zip(places, _parted(own, [gradients[i] for i in places]), strict=True)
         return [found[i] for i in range(len(gradients))]
+
+    def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        """Rows for every rank in order, `send` many -> those from every rank in order, `receive`
+        many; without a graph."""
+        found = rows.new_empty(sum(receive), *rows.shape[1:])
+        counts = list(receive), list(send)
+        dist.all_to_all_single(found, rows.contiguous(), *counts, group=self.group)
+        return found
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:

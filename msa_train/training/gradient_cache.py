@@ -77,11 +77,12 @@ class GradientCache:
 
     def _whole(self, encoded: list[tuple[Tensor, ...]], batch: MemoryBatch) -> tuple[Tensor, ...]:
         """The pooled states of the whole batch, of groups of this rank's documents and of what the
-        other ranks have encoded; they take gradients."""
+        other ranks have encoded (sharded: this rank's alone); they take gradients."""
         counts = self._chunks(batch)
         joined = (torch.cat(states).detach() for states in zip(*encoded, strict=True))
         own = [states[: counts[self.documents.rank]] for states in joined]  # nothing of spare ones
-        return tuple(each.requires_grad_() for each in self.documents.gather(own, counts))
+        whole = own if self._sharded else self.documents.gather(own, counts)
+        return tuple(each.requires_grad_() for each in whole)
 
     def _own_gradients(
         self, memory: tuple[Tensor, ...], batch: MemoryBatch, spare: int
@@ -89,8 +90,15 @@ class GradientCache:
         """Of this rank's documents, from the contexts of all ranks that share the batch; then zeros
         for spare ones."""
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in memory]
-        own = self.documents.scatter(gradients, self._chunks(batch))
+        own = gradients
+        if not self._sharded:
+            own = self.documents.scatter(gradients, self._chunks(batch))
         return [torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in own]
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether pooled states stay on the rank that encoded their documents."""
+        return self.engine.model.shards is not None
 
     def _chunks(self, batch: MemoryBatch) -> list[int]:
         """Pooled rows of every rank that shares the batch."""

@@ -66,6 +66,7 @@ class Trainer:
         )
         self.held_out = HeldOutEvaluation.of_run(config, self.collate, documents)
         model = MSAModel(config.model, recompute=self.settings.recompute)
+        model.shards = documents if self.settings.pooled_states == "sharded" else None
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings, {stage.trains for stage in config.stages})
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens, documents)

@@ -52,6 +52,14 @@ def trained(shards, tmp_path_factory):
                 "training__document_parallel": 2,
                 "training__gradient_cache_tokens": 90,
             },
+            **{
+                f"sharded{stage}": {
+                    "training__zero_stage": stage,
+                    "training__document_parallel": 2,
+                    "training__pooled_states": "sharded",
+                }
+                for stage in (2, 3)
+            },
             "diverged": {
                 "training__skipped_steps_limit": 2,
                 "training__checkpoint_every": 1,
@@ -89,7 +97,7 @@ def exported(trained, tmp_path_factory):
 
 KINDS = ("zero", "cached", "documents")
 LAYOUTS = [*(f"{kind}{stage}" for kind in KINDS for stage in STAGES)]
-LAYOUTS += ["documents-cached3", "tensor", "tensor-cached"]
+LAYOUTS += ["documents-cached3", "sharded2", "sharded3", "tensor", "tensor-cached"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -24,18 +24,18 @@ RUNS = {
 }
 
 
-def all_steps(tensor_parallel: int, size: int, runs: list[dict]) -> list:
+def all_steps(tensor_parallel: int, size: int, runs: list[dict], sharded: bool) -> list:
     """On each rank: losses and gradients of each run, whose batches `size` ranks share."""
     from msa_train.parallel import groups
     from msa_train.parallel.documents import DocumentGroup
 
     groups.start(tensor_parallel, 60, size)
     documents = DocumentGroup.of(size)
-    return [_step(documents, **run) for run in runs]
+    return [_step(documents, sharded, **run) for run in runs]
 
 
 def _step(
-    documents, banks=RAGGED, contexts=CONTEXTS, group_tokens=None, seeds=(0,), router=None,
+    documents, sharded, banks=RAGGED, contexts=CONTEXTS, group_tokens=None, seeds=(0,), router=None,
     recompute="none", queue=0, without=(),
 ):  # fmt: skip
     from msa_train.model.megatron import MSAModel
@@ -48,6 +48,7 @@ def _step(
     module.load_published(initial_reader(config, 0))
     module = module.double()
     module.queue.limit = queue
+    module.shards = documents if sharded else None
     sum_over_tensor_ranks(module.partial_gradient_parameters())
     engine = Summing(module, documents.group)
     cache = GradientCache(engine, group_tokens, documents)
@@ -99,21 +100,33 @@ class Summing:
 
 @pytest.fixture(scope="module")
 def found():
-    """(tensor-parallel, document-parallel) -> results of all ranks, of every run."""
-    runs = list(RUNS.values())
-    layouts = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)]
-    return {each: run_ranks(each[0] * each[1], all_steps, *each, runs) for each in layouts}
+    """(tensor-parallel, document-parallel, sharded or not) -> results of all ranks, by run."""
+    runs = {name: run for name, run in RUNS.items() if "queue" not in run}
+    layouts = {(1, 1): RUNS, (1, 2): RUNS, (1, 4): RUNS, (2, 1): RUNS, (2, 2): RUNS}
+    layouts |= {(1, 2, "sharded"): runs, (1, 4, "sharded"): runs, (2, 2, "sharded"): runs}
+    found = {}
+    for (tensor, size, *sharded), chosen in layouts.items():
+        ranks = run_ranks(
+            tensor * size, all_steps, tensor, size, list(chosen.values()), bool(sharded)
+        )
+        found[tensor, size, *sharded] = [dict(zip(chosen, each, strict=True)) for each in ranks]
+    return found
 
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize(
-    ("alone", "shared"), [((1, 1), (1, 2)), ((1, 1), (1, 4)), ((2, 1), (2, 2))], ids=str
+    "shared",
+    [(1, 2), (1, 4), (2, 2), (1, 2, "sharded"), (1, 4, "sharded"), (2, 2, "sharded")],
+    ids=lambda shared: "-".join(map(str, shared)),
 )
-def test_loss_and_gradients_are_those_of_one_rank(found, alone, shared, name):
-    place, tensor = list(RUNS).index(name), alone[0]
+def test_loss_and_gradients_are_those_of_one_rank(found, shared, name):
+    tensor = shared[0]
     for number, ranks in enumerate(found[shared]):
-        sums, gradients, _, queue = ranks[place]
-        expected, wanted, _, whole = found[alone][number % tensor][place]
+        if name not in ranks:  # sharded states have no queue
+            assert RUNS[name]["queue"]
+            continue
+        sums, gradients, _, queue = ranks[name]
+        expected, wanted, _, whole = found[tensor, 1][number % tensor][name]
         assert sums[0] == pytest.approx(expected[0], rel=1e-6)  # Megatron's sum is of float32
         assert sums[1] == pytest.approx(expected[1], rel=1e-12)
         assert gradients.keys() == wanted.keys()
@@ -129,10 +142,9 @@ def test_loss_and_gradients_are_those_of_one_rank(found, alone, shared, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_token_is_computed_on_one_rank(found, name):
-    place = list(RUNS).index(name)
-    (_, _, [*whole], _) = found[1, 1][0][place]
+    (_, _, [*whole], _) = found[1, 1][0][name]
     for size in (2, 4):
-        shares = torch.tensor([ranks[place][2] for ranks in found[1, size]])
+        shares = torch.tensor([ranks[name][2] for ranks in found[1, size]])
         assert shares.sum(0).tolist() == whole
         if name == "ragged":
             assert (shares[:, 0, 0] <= whole[0][0] / size + 13).all(), "one document over at most"
