@@ -66,8 +66,14 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.pooled_states", "sharded"], "training.pooled_states"),
         (
-            ["--training.pooled_states", "sharded", "--training.document_parallel", "2"]
-            + ["--stages", "[{name: a, steps: 1, lr: 1, queue_documents: 4}]"],
+            [
+                "--training.pooled_states",
+                "sharded",
+                "--training.document_parallel",
+                "2",
+                "--stages",
+                "[{name: a, steps: 1, lr: 1, queue_documents: 4}]",
+            ],
             "queue_documents",
         ),
         (["--training.clip", "0"], "training.clip"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from msa_kernels import chunk_mean, context_attention, document_attention
@@ -17,7 +18,9 @@ from torch import Tensor
 from msa_train.model.batch import StreamLayout
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing, route
-from msa_train.model.sharded import ShardedBank
+
+if TYPE_CHECKING:  # training's; serving does not load process groups
+    from msa_train.model.sharded import ShardedBank
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,8 @@ class PerHead(Scoring):
     ) -> Tensor:  # fmt: skip
         import torch
 
+        if len(chunk_cu) == 1:  # no scores, of which the queries have no gradient, but in the graph
+            return query.float().sum() * query.new_zeros(len(ctx_bank), 0, dtype=torch.float32)
         keys = keys.unflatten(1, (-1, query.shape[-1]))
         keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], 1)
         rows = []
