@@ -3,14 +3,16 @@
 However many segments a memory has, a search launches the same: one product for the scores of all
 documents, and the documents that may be among the best leave the device in one copy, the only time
 that the host waits. Where the keys that are searched are the stored ones, if in another dtype,
-exact scores are computed beside them and come along; rounded keys take a second copy, because the
-stored ones lie on the host.
+exact scores are computed beside them and come along. For rounded keys the query comes along: the
+stored ones lie on the host, which scores the few documents in doubt itself. Only where that is too
+much work do their keys go to the device, and the host waits again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ Pairs = tuple[Tensor, Tensor, Tensor]  # context (ascending), row (ascending in 
 # (docs/memory.md), exact products one or two more than 16.
 _WHOLE_LISTED, _LISTED = 2, 16
 _BYTES = 256 << 20  # of keys and products in float64 that are held at once
+# Products of two numbers that the host forms for a layer, not to wait a second time: 32 chunks of
+# each of 32 questions by one vector of 1,024 values.
+_ON_HOST = 1 << 20
 _FEW_VECTORS = 1 << 13  # that are rather repeated for all contexts than counted for each
 _SLACK = 1e-6  # float32 roundings of a bound, of its size
 
@@ -81,17 +86,20 @@ class DocumentRows:
             return query[None], None
         kept = self._vectors
         if kept is None or kept[0] is not query_cu or kept[1] != len(query):
-            self._vectors = kept = query_cu, len(query), *self._vector_rows(len(query), query_cu)
+            rows = _vector_rows(len(query), query_cu, self.device)
+            self._vectors = kept = query_cu, len(query), *rows
         return query[kept[2]], kept[3]
 
-    def _vector_rows(self, vectors: int, query_cu: Tensor) -> tuple[Tensor, Tensor]:
-        contexts = len(query_cu) - 1
-        look = query_cu.device.type == "cpu" or vectors * contexts > _FEW_VECTORS
-        longest = int(query_cu.diff().max()) if look else vectors
-        cu = query_cu.to(self.device)
-        place = torch.arange(max(1, longest), device=self.device)
-        rows = torch.minimum(cu[:-1, None] + place, cu[1:, None] - 1)
-        return rows.clamp(min=0), cu[1:] == cu[:-1]
+
+def _vector_rows(vectors: int, query_cu: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which vectors each context has, and which contexts have none: see DocumentRows.padded."""
+    contexts = len(query_cu) - 1
+    look = query_cu.device.type == "cpu" or vectors * contexts > _FEW_VECTORS
+    longest = int(query_cu.diff().max()) if look else vectors
+    cu = query_cu.to(device)
+    place = torch.arange(max(1, longest), device=device)
+    rows = torch.minimum(cu[:-1, None] + place, cu[1:, None] - 1)
+    return rows.clamp(min=0), cu[1:] == cu[:-1]
 
 
 def _in_table_order(parts: Sequence[LayerKeys]) -> tuple[Tensor, Tensor]:
@@ -120,7 +128,6 @@ class DeviceSearch:
         self._parts, self._documents, self._scoring = parts, documents, router.scoring
         self._norm = max(part.norm for part in parts)
         self._whole = all(part.whole for part in parts)
-        self._starts = np.cumsum([0, *(part.documents for part in parts)])
         self._bank = documents.cu.new_zeros(0)
         keys = self._keys()
         self._error = (
@@ -138,8 +145,9 @@ class DeviceSearch:
             return nothing, nothing, torch.zeros(0)
         query = query.to(self._documents.device)
         rough = self._rough(query, query_cu, gone)
-        vectors, _ = self._documents.padded(query.double(), query_cu)
-        listed = self._shortlist(rough, vectors, k)
+        wide = query.double()
+        vectors, _ = self._documents.padded(wide, query_cu)
+        listed = self._shortlist(rough, vectors, k, wide, query_cu)
         if listed is None:  # more are in doubt than a list has room for
             context, row = self._in_doubt(rough, vectors, k)
             return context, row, self.exact(query, query_cu, context, row)
@@ -184,10 +192,11 @@ class DeviceSearch:
         return rows_of(self._parts[0].placed.all(), slice(self._documents.chunks))
 
     def _shortlist(
-        self, rough: Tensor, vectors: Tensor, k: int
+        self, rough: Tensor, vectors: Tensor, k: int, query: Tensor, query_cu: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """(context, row) of all that may be among their context's k best, and their exact scores
-        where the keys are at hand; None where more may be than a list has room for.
+        where the keys are at hand, or on the host and few; None where more documents may be than a
+        list has room for.
 
         A list has the documents whose upper bounds are highest. If the last one's does not reach
         the k-th best lower bound, no document outside does.
@@ -203,24 +212,38 @@ class DeviceSearch:
             parts = [lengths, upper, at]
         if at_hand := self._whole and self._held(vectors, count) <= _BYTES:
             parts.append(self._exact_in_table(vectors, at))
-        found = torch.cat(parts, 1).cpu()  # in float64, which holds every place
-        lengths, upper, at, *more = found.split([part.shape[1] for part in parts], 1)
+        # Few, or the documents in doubt would be more than the host scores anyway.
+        if along := not self._whole and query.numel() * _LISTED <= _ON_HOST:
+            parts += [query, query_cu] if query_cu.device == query.device else [query]
+        lengths, upper, at, *more = _brought(parts)
         exact = more.pop() if at_hand else None
-        scores, error = more or (upper, float(error))
-        bound = self._bound(lengths, error)
-        least = (scores - bound).topk(k, 1).values[:, -1:]
-        if count < self._documents.count:
-            # Beyond the list only what sums lose is not in the upper bound, and its own rounding.
-            beyond = upper[:, -1:] + self._bound(lengths, error if not more else 0.0)
-            last = upper[:, -1:]
-            if bool(((last > -math.inf) & (beyond + _SLACK * last.abs() >= least)).any()):
-                return None
-        near = (scores + bound >= least) & (scores > -math.inf)
+        if along:
+            query_cu = more.pop().long() if query_cu.device == query.device else query_cu
+            query = more.pop()
+        near = self._near(lengths, upper, *(more or (upper, float(error))), k)
+        if near is None:
+            return None
         context, column = near.nonzero().unbind(1)
         row = self._documents.row[at[context, column].long()]
         order = _ascending(context, row)
-        exact = None if exact is None else exact[context, column][order].float()
-        return context[order], row[order], exact
+        context, column, row = context[order], column[order], row[order]
+        if exact is not None:
+            return context, row, exact[context, column].float()
+        return context, row, self._exact_on_host(query, query_cu, context, row) if along else None
+
+    def _near(
+        self, lengths: Tensor, upper: Tensor, scores: Tensor, error: Tensor | float, k: int
+    ) -> Tensor | None:
+        """[m, c] bool: which of the listed may be among the k best; None where others may be."""
+        bound = self._bound(lengths, error)
+        least = (scores - bound).topk(k, 1).values[:, -1:]
+        if upper.shape[1] < self._documents.count:
+            # Beyond the list only what sums lose is not in the upper bound, and its own rounding.
+            last, left_out = upper[:, -1:], 0.0 if isinstance(error, Tensor) else error
+            beyond = last + self._bound(lengths, left_out)
+            if bool(((last > -math.inf) & (beyond + _SLACK * last.abs() >= least)).any()):
+                return None
+        return (scores + bound >= least) & (scores > -math.inf)
 
     def _in_doubt(self, rough: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(context, row) of every document whose upper bound reaches the k-th best lower bound."""
@@ -255,6 +278,22 @@ class DeviceSearch:
         products = vectors @ self._keys()[chunk].double().mT  # [m, T, c * longest]
         return products.unflatten(2, (at.shape[1], -1)).amax((1, 3))
 
+    def _exact_on_host(
+        self, query: Tensor, query_cu: Tensor, context: Tensor, row: Tensor
+    ) -> Tensor | None:
+        """As exact, all of it on the CPU; None for too many products.
+
+        No pair is of a context without vectors: nothing of it is in doubt.
+        """
+        vectors, _ = _vector_rows(len(query), query_cu, query.device)
+        at, cu = self._documents.at[row], self._documents.chunk_cu
+        chunks = torch.bincount(context, cu[at + 1] - cu[at], minlength=1)  # of each context
+        if vectors.numel() * query.shape[1] * int(chunks.max()) > _ON_HOST:
+            return None
+        if not len(row):
+            return torch.zeros(0)
+        return self._exact_in_parts(query[vectors], None, context, row)
+
     def _exact_in_parts(
         self, vectors: Tensor, empty: Tensor | None, context: Tensor, row: Tensor
     ) -> Tensor:
@@ -273,7 +312,8 @@ class DeviceSearch:
     def _exact_of(
         self, vectors: Tensor, empty: Tensor | None, context: Tensor, row: Tensor
     ) -> Tensor:
-        """[P] float32, on the CPU; the keys come from the host where those here are rounded."""
+        """[P] float32, on the CPU; by the stored keys of the host where those here are rounded, on
+        whatever device the vectors are."""
         at, cu = self._documents.at[row], self._documents.chunk_cu
         counts = cu[at + 1] - cu[at]
         chunks = chunks_of(at, cu)
@@ -292,7 +332,7 @@ class DeviceSearch:
         else:
             stored = self._parts[0].full
             keys = torch.zeros(shape[0] * shape[1], stored.shape[1], dtype=stored.dtype)
-            self._read_stored(keys, entry, row)
+            self._read_stored(keys, entry, chunks)
             keys = moved([keys], vectors.device)[0].unflatten(0, shape)
         products = (vectors @ keys.double().mT).amax(1)
         if empty is not None:
@@ -304,16 +344,25 @@ class DeviceSearch:
             found[present] = np.maximum.reduceat(scores, starts)
         return torch.from_numpy(found)
 
-    def _read_stored(self, out: Tensor, entry: Tensor, row: Tensor) -> None:
-        """Stored keys of documents, chunk by chunk, into rows `entry` of `out`."""
-        part = np.searchsorted(self._starts, row.numpy(), "right") - 1
-        sizes = torch.cat([keys.chunk_cu.diff() for keys in self._parts])[row]
-        of_chunk = np.repeat(part, sizes.numpy())
-        for each in np.unique(part).tolist():
-            keys = self._parts[each]
-            own = row[torch.from_numpy(part == each)] - int(self._starts[each])
-            rows = keys.full[chunks_of(own, keys.chunk_cu)]
-            out[entry[torch.from_numpy(of_chunk == each)]] = rows.cpu()
+    def _read_stored(self, out: Tensor, entry: Tensor, chunks: Tensor) -> None:
+        """Stored keys of chunks, by their rows in the table, into rows `entry` of `out`."""
+        ordered, order = chunks.sort()
+        parts = sorted(self._parts, key=lambda part: part.placed.first)
+        firsts = torch.tensor([part.placed.first for part in parts])
+        ends = torch.searchsorted(ordered, firsts).tolist()
+        found = [
+            part.full[ordered[low:high] - part.placed.first].cpu()
+            for part, (low, high) in zip(parts, pairwise([*ends, len(ordered)]), strict=True)
+            if low < high
+        ]
+        out[entry[order]] = torch.cat(found)
+
+
+def _brought(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors on the CPU by one copy, in float64, which holds every place."""
+    joined = torch.cat([part.flatten() for part in parts]).cpu()
+    sizes = [part.numel() for part in parts]
+    return [x.view(part.shape) for x, part in zip(joined.split(sizes), parts, strict=True)]
 
 
 def _known(errors: Tensor, documents: DocumentRows) -> Tensor:

@@ -84,6 +84,8 @@ def test_exact_scores_do_not_depend_on_how_much_is_held_at_once(form, monkeypatc
     given = counts, keys, cu, [0, 60, 61], form, live
     expected = searcher_of(*given).best(LAYER, query, query_cu, 5)
     same(table_searcher(*given).best(LAYER, query, query_cu, 5), expected)
+    monkeypatch.setattr(device_search, "_ON_HOST", 0)  # the device, for rounded keys too
+    same(table_searcher(*given).best(LAYER, query, query_cu, 5), expected)
     monkeypatch.setattr(device_search, "_BYTES", 1)
     monkeypatch.setattr(device_search, "_FEW_VECTORS", 0)
     same(table_searcher(*given).best(LAYER, query, query_cu, 5), expected)
@@ -108,6 +110,31 @@ def test_a_context_with_many_pairs_takes_no_room_for_the_others(form, monkeypatc
     monkeypatch.setattr(device_search, "_BYTES", held)
     assert torch.equal(search.exact(query, query_cu, context, row), expected)
     assert 1 < len(sizes) < 20 and max(sizes) * 2 * 12 * keys.shape[1] <= held
+
+
+@pytest.mark.parametrize(
+    ("products", "taken"), [(1536, [True]), (1535, [False]), (640, [False]), (639, [])]
+)
+def test_the_host_forms_no_more_products_than_it_should(products, taken, monkeypatch):
+    """Of two contexts with 3 and 2 (as good as 3) vectors of 8 values, 32 chunks of each in doubt;
+    the 5 vectors come along where there might be 16. Else the device scores them."""
+    counts, found, on_host = [2] * 16, [], DeviceSearch._exact_on_host
+    keys, cu = memory(counts, 0)
+    query, query_cu = questions([3, 2], 1)
+    given = counts, keys, cu, [0, 5], "int8", torch.ones(16, dtype=torch.bool)
+    search = table_searcher(*given).certified(LAYER)
+
+    def recorded(self, *given):
+        scores = on_host(self, *given)
+        found.append(scores is not None)
+        return scores
+
+    monkeypatch.setattr(DeviceSearch, "_exact_on_host", recorded)
+    monkeypatch.setattr(device_search, "_ON_HOST", products)
+    context, row, scores = search.best_pairs(query, query_cu, 16)  # all documents
+    assert found == taken and len(row) == 32
+    plain = searcher_of(*given).certified(LAYER)
+    assert torch.equal(scores, plain.exact(query, query_cu, context, row))
 
 
 @pytest.mark.parametrize("form", KEY_FORMS)
