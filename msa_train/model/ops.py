@@ -11,6 +11,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 from msa_kernels import norm_rope
+from msa_kernels.dispatch import on_its_device
 from torch import Tensor, nn
 
 from msa_train.model.rope import RopeScaling
@@ -38,12 +39,28 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if uses_liger(x):
-            from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-            return LigerRMSNormFunction.apply(x, self.weight, self.eps, 0.0, "gemma", False)
+            return _fused_norm(x, self.weight, self.eps)
         if x.dtype in (torch.float16, torch.bfloat16):
             return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+# Liger starts its kernels on the current device, wherever their tensors lie. (Its backward runs in
+# autograd's thread, whose current device is theirs.)
+
+
+@on_its_device
+def _fused_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "gemma", False)
+
+
+@on_its_device
+def _fused_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return LigerSiLUMulFunction.apply(gate, up)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -68,11 +85,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, the two of equal shape."""
-    if not uses_liger(gate):
-        return F.silu(gate) * up
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    return LigerSiLUMulFunction.apply(gate, up)
+    return _fused_swiglu(gate, up) if uses_liger(gate) else F.silu(gate) * up
 
 
 def rotary_tables(
@@ -114,6 +127,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+@on_its_device
 def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Sum of cross entropies of hidden [T, d] times an undivided weight [vocabulary, d], by Liger.
 
