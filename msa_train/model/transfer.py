@@ -6,7 +6,7 @@ From pinned memory it takes its place in the device's queue, and the host goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -68,27 +68,64 @@ def _starts(forms: Sequence[Form]) -> list[int]:
     return list(accumulate(sizes, initial=0))
 
 
-class Download:
-    """Tensors of a device on their way to the host, in the dtype that is wanted there. The host may
-    give the device more to do before it waits for them."""
+class Downloads:
+    """Tensors that leave `device` for the host, beside what the device is given to do next.
 
-    def __init__(self, tensors: Sequence[Tensor], dtype: torch.dtype):
-        self._shapes = [x.shape for x in tensors]
-        device = tensors[0].device
-        if device.type != "cuda":
-            self._there, self._copied = [x.to("cpu", dtype) for x in tensors], None
-            return
+    They are copied in a stream of their own, into pinned buffers that are used again: two of them,
+    where the host waits for each download when it has begun the next one. A CPU has neither.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._unused: list[Tensor] = []
+
+    def begin(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Download:
+        """Of tensors that the current stream has been given to compute, to be `dtype` there."""
+        if self._stream is None:
+            return Download([x.to("cpu", dtype) for x in tensors])
         joined = torch.cat([x.to(dtype).flatten() for x in tensors])
-        self._block = torch.empty(joined.shape, dtype=dtype, pin_memory=True)
-        self._block.copy_(joined, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(device))
+        buffer = self._buffer(joined.nbytes)
+        block = buffer[: joined.nbytes].view(dtype)
+        self._stream.wait_stream(torch.cuda.current_stream(joined.device))
+        with torch.cuda.stream(self._stream):
+            block.copy_(joined, non_blocking=True)
+        joined.record_stream(self._stream)  # or what is computed next could be given its memory
+        copied = self._stream.record_event()
+
+        def arrive() -> Tensor:
+            copied.synchronize()
+            there = block.clone()
+            self._unused.append(buffer)
+            return there
+
+        return Download([x.shape for x in tensors], arrive)
+
+    def _buffer(self, size: int) -> Tensor:
+        """[bytes] uint8, of which at least `size`."""
+        while self._unused:
+            if (buffer := self._unused.pop()).nbytes >= size:
+                return buffer
+        # As much as torch's allocator of pinned memory takes for it: few are soon outgrown.
+        with torch.inference_mode(False):
+            return torch.empty(1 << (size - 1).bit_length(), dtype=torch.uint8, pin_memory=True)
+
+
+class Download:
+    """Tensors on their way to the host, which may give the device more to do before it waits.
+
+    given: the tensors, or, with `arrive`, the shapes of those that lie side by side in what it
+    waits for and returns.
+    """
+
+    def __init__(
+        self, given: list[Tensor] | list[torch.Size], arrive: Callable[[], Tensor] | None = None
+    ):
+        self._given, self._arrive = given, arrive
 
     def result(self) -> list[Tensor]:
         """Waits for these alone."""
-        if self._copied is not None:
-            self._copied.synchronize()
-            # Out of pinned memory, which the next ones take over.
-            parts = self._block.clone().split([shape.numel() for shape in self._shapes])
-            self._there = [x.view(n) for x, n in zip(parts, self._shapes, strict=True)]
-        return self._there
+        if self._arrive is not None:
+            parts = self._arrive().split([shape.numel() for shape in self._given])
+            self._given = [x.view(n) for x, n in zip(parts, self._given, strict=True)]
+            self._arrive = None
+        return self._given

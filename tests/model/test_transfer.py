@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from msa_train.model.transfer import Download, block_of, pinned, sent, uploaded, views
+from msa_train.model.transfer import Downloads, block_of, pinned, sent, uploaded, views
 
 CPU = torch.device("cpu")
 TENSORS = [
@@ -28,7 +28,7 @@ def test_a_cpu_copies_nothing():
 
 def test_states_arrive_in_their_shapes_and_the_dtype_that_is_asked_for():
     states = [torch.randn(2, 3, 4), torch.randn(0, 2), torch.randn(5)]
-    found = Download(states, torch.float16).result()
+    found = Downloads(CPU).begin(states, torch.float16).result()
     assert all(torch.equal(x, y.half()) for x, y in zip(found, states, strict=True))
 
 

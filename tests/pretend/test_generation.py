@@ -15,7 +15,7 @@ from msa_train.memory.engine.model_runner import ModelRunner, prefill_pieces
 from msa_train.memory.engine.sampling import Draws, Sampling, choose_tokens
 from msa_train.model.cuda_graphs import DecodeGraphs
 from msa_train.model.decoder import PooledMemory
-from msa_train.model.transfer import Download, sent, uploaded
+from msa_train.model.transfer import Downloads, sent, uploaded
 from tests.memory.building import encode_in_memory
 from tests.memory.tiny import tiny_documents, tiny_model, tiny_tokenizer
 from tests.pretend.cuda import counting, on_device, pretended_cuda
@@ -72,7 +72,7 @@ def test_arrays_are_sent_and_states_fetched_without_a_wait(cuda):
     with counting() as counts:
         one, two = uploaded([[1, 2], range(3)], cuda)
         x = sent(torch.ones(3), cuda)
-        coming = Download([x, one], torch.float16)
+        coming = Downloads(cuda).begin([x, one], torch.float16)
     assert (counts.syncs, counts.copies) == (0, 3), counts
     with counting() as counts:
         there = coming.result()
@@ -176,6 +176,38 @@ def test_batches_are_encoded_while_the_one_before_is_fetched(model):
                 torch.testing.assert_close(mine, getattr(states, name), rtol=1e-3, atol=1e-3)
     assert counts.copies == 2 * len(found), counts
     assert counts.syncs == len(found), counts
+    log = list(enumerate(counts.log))
+    begun = [at for at, x in log if x.kind == "copy" and "to the host" in x.what]
+    waited = [at for at, x in log if x.kind == "sync"]
+    # All of a batch, its copy being the last of it, is launched before the one before is waited
+    # for. Its kernels wait for no copy, which has a stream of its own; the copy waits for them.
+    assert all(later < wait for later, wait in zip(begun[1:], waited, strict=False))
+    assert all(wait < later for wait, later in zip(waited, begun[2:], strict=False))
+    [copying] = {counts.log[at].stream for at in begun}
+    [computing] = {x.stream for _, x in log if x.kind == "launch"}
+    assert copying is not computing
+    assert {x.stream for _, x in log if x.kind in ("wait", "sync")} == {copying}
+    # And no batch is given the memory of states that are still being copied.
+    assert [x.stream for _, x in log if x.kind == "keep"] == [copying] * len(found)
+
+
+def test_what_is_fetched_lies_in_two_buffers(cuda, monkeypatch):
+    """However many there are; each download has its own numbers, and may be asked for again."""
+    made, empty = [], torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, **given: made.append(given) or empty(*size, **given)
+    )
+    downloads, coming, found = Downloads(cuda), [], []
+    for number in range(5):
+        coming.append(downloads.begin([torch.full((3,), number, device=cuda)], torch.float32))
+        if number:
+            found += coming[number - 1].result()
+    found += coming[4].result()
+    assert [x.tolist() for x in found] == [[number] * 3 for number in range(5)]
+    assert coming[0].result()[0] is found[0]
+    assert sum(bool(given.get("pin_memory")) for given in made) == 2
+    larger = downloads.begin([torch.ones(99, device=cuda)], torch.float32)
+    assert torch.equal(larger.result()[0], torch.ones(99))
 
 
 def test_a_prefill_waits_once(prompts, memory, model):

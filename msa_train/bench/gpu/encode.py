@@ -16,6 +16,7 @@ from msa_train.bench.kernels.cases import device
 from msa_train.bench.runner import in_turns
 from msa_train.memory.bank.encode import begun
 from msa_train.model.config import ModelConfig
+from msa_train.model.transfer import Downloads
 
 _UNIT = "tokens/s"
 
@@ -48,7 +49,8 @@ def _rate(config: ModelConfig, tokens: int, sizes: BatterySizes) -> Measured:
     model = random_decoder(config, where, dtype)
     lengths = [sizes.document_tokens] * (tokens // sizes.document_tokens)
     given = torch.randint(config.vocab_size, (len(lengths), lengths[0])).tolist()
-    times = in_turns({"encode": lambda: begun(model, [], given, dtype)()}, sizes.repeats)
+    downloads = Downloads(where)
+    times = in_turns({"encode": lambda: begun(model, [], given, dtype, downloads)()}, sizes.repeats)
     ms = median(times["encode"])
     floor = encode_flops(config, lengths) / Floor.of(dtype).flops_per_ms
     return Measured(sum(lengths) / ms * 1e3, sum(lengths) / floor * 1e3, f"{ms:.1f} ms")

@@ -26,7 +26,7 @@ from msa_train.memory.bank.manifest import SegmentEntry
 from msa_train.memory.bank.segment import STATES, EncodedBatch, Target
 from msa_train.model.attention import Pooled
 from msa_train.model.decoder import MSADecoder
-from msa_train.model.transfer import Download, uploaded
+from msa_train.model.transfer import Downloads, uploaded
 
 # Measured with the quickstart model: 2,048 to 4,096 tokens fit in the cache of a core; 16,384 take
 # a third longer. A GPU wants more, to be busy (unmeasured).
@@ -52,8 +52,9 @@ def encode_documents(
     """
     budget = usual_budget(model.device) if token_budget is None else token_budget
     batches = document_batches(tokenizer, documents, budget)
-    coming = in_threads(lambda batch: begun(model, *batch, dtype), batches, model.device)
-    # A GPU has its next batch to do while the host waits for the last one, and writes it.
+    downloads = Downloads(model.device)
+    coming = in_threads(lambda batch: begun(model, *batch, dtype, downloads), batches, model.device)
+    # A GPU has its next batch to do while the last one is copied, waited for and written.
     behind = 1 if model.device.type == "cuda" else 0
     waiting: deque[Callable[[], EncodedBatch]] = deque()
     for each in coming:
@@ -120,7 +121,11 @@ def document_batches(
 
 @torch.inference_mode()
 def begun(
-    model: MSADecoder, documents: list[Document], tokens: list[list[int]], dtype: torch.dtype
+    model: MSADecoder,
+    documents: list[Document],
+    tokens: list[list[int]],
+    dtype: torch.dtype,
+    downloads: Downloads,
 ) -> Callable[[], EncodedBatch]:
     """What waits for the states of a batch whose encoding has begun, and gives them."""
     lengths = torch.tensor([len(ids) for ids in tokens])
@@ -130,7 +135,7 @@ def begun(
     given = [[i for ids in tokens for i in ids], doc_cu.numpy(), token_cu.numpy()]
     found = model.encode(*uploaded(given, model.device))
     kinds = [getattr(states, kind) for states in found.values() for kind in STATES]
-    coming = Download(kinds, dtype)
+    coming = downloads.begin(kinds, dtype)
 
     def result() -> EncodedBatch:
         there = iter(coming.result())
