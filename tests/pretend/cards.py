@@ -79,7 +79,7 @@ class Cards:
     def work(
         self,
         stream: Stream,
-        what: str,
+        what: Callable[[], str],
         reads: Iterable[Tensor] = (),
         writes: Iterable[Tensor] = (),
         fresh: Iterable[Tensor] = (),
@@ -104,9 +104,11 @@ class Cards:
             self._read.pop(memory, None)
         return number
 
-    def _after(self, stream: Stream, what: str, other: tuple | None, does: str) -> None:
+    def _after(
+        self, stream: Stream, what: Callable[[], str], other: tuple | None, does: str
+    ) -> None:
         if other is not None and not stream.comes_after(*other):
-            raise OrderError(f"{what} in {stream}: not after {other[0]} {does} the same memory")
+            raise OrderError(f"{what()} in {stream}: not after {other[0]} {does} the same memory")
 
     def waited(self, work: dict[Stream, int], what: str, card: int, stream=None) -> None:
         """The host has waited for some work."""
@@ -120,12 +122,12 @@ class Cards:
         for memory in _memories([x]):
             self.arriving[memory] = stream, number, x
 
-    def look(self, tensors: Iterable[Tensor], what: str) -> None:
+    def look(self, tensors: Iterable[Tensor], what: Callable[[], str]) -> None:
         """The host reads, or writes, tensors of its own."""
         for memory in _memories(tensors) & self.arriving.keys():
             stream, number, _ = self.arriving[memory]
             if self.host.get(stream, 0) < number:
-                raise OrderError(f"{what}: the copy from {stream} has not been waited for")
+                raise OrderError(f"{what()}: the copy from {stream} has not been waited for")
             del self.arriving[memory]
 
     def synchronize(self, device=None) -> None:
@@ -240,7 +242,7 @@ class Graph:
             raise WrongCardError(f"a graph of cuda:{self.card} is replayed in {stream}")
         self.cards.note("launch", "a graph", card=stream.card, stream=stream)
         held = [x for each in self._steps for x in each[3] if isinstance(x, Tensor)]
-        self.cards.work(stream, "a graph", writes=held)
+        self.cards.work(stream, lambda: "a graph", writes=held)
         with _disable_current_modes():
             for compute, args, kwargs, results in self._steps:
                 found = tree_flatten(compute(*args, **kwargs))[0]

@@ -207,7 +207,7 @@ def _run(func, args: tuple, kwargs: dict):
     _refuse_two_cards(func, name, pretended)
     plain = [x for x in given if not isinstance(x, Pretended)]
     if plain and not func.is_view:
-        _cards.look(plain, f"{func} at {_site()}")
+        _cards.look(plain, lambda: f"{func} at {_site()}")
     if func.namespace == "msa_kernels" and pretended:
         _refuse_mixed(func, plain, card)
         with _Everything():  # the real launches; their results are not computed
@@ -283,7 +283,7 @@ def _take_place(func, name: str, args: tuple, kwargs: dict, found, card: int | N
     fresh = [x for x in results if x.untyped_storage().data_ptr() not in known]
     # What leaves a card does so in that card's stream.
     at = given[-1].card if given and (card is None or name in ("_to_copy", "copy_")) else card
-    stream, what = _cards.stream(at), f"{func} at {_site()}"
+    stream, what = _cards.stream(at), lambda: f"{func} at {_site()}"
     if name in FREE:
         reads = []  # the host's part alone
     number = _cards.work(stream, what, reads, writes, fresh if card is not None else ())
@@ -416,7 +416,7 @@ def launched(what: str, tensors: list[torch.Tensor]) -> None:
     _refuse_mixed(what, [x for x in tensors if not _on_device(x)], card)
     if wrong := {str(x.device) for x in tensors if x.card != card}:
         raise WrongCardError(f"{what} at {_site()} is launched on cuda:{card}: tensors of {wrong}")
-    _cards.work(_cards.stream(), f"{what} at {_site()}", [x.held for x in tensors])
+    _cards.work(_cards.stream(), lambda: f"{what} at {_site()}", [x.held for x in tensors])
     _note("launch", what, card=card)
 
 
@@ -442,7 +442,7 @@ def _patches() -> list:
 
     def tolist(self):
         if not isinstance(self, Pretended):
-            _cards.look([self], f"tolist at {_site()}")
+            _cards.look([self], lambda: f"tolist at {_site()}")
             return to_list(self)
         _note("copy", "to the host", card=self.card)
         _wait("tolist", self.card)
@@ -467,7 +467,7 @@ def _patches() -> list:
         _note("launch", name, card=q.card)
         kwargs = {**options, "attn_mask": held[3] if len(held) > 3 else None}
         found = fused(*held[:3], **kwargs)
-        _cards.work(stream, name, held, fresh=[found])
+        _cards.work(stream, lambda: name, held, fresh=[found])
         if _cards.thread.capturing is not None:
             _cards.thread.capturing.add(fused, tuple(held[:3]), kwargs, found)
         return Pretended(found, q.card)
