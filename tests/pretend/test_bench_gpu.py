@@ -11,9 +11,10 @@ import torch
 
 from msa_train.bench import runner
 from msa_train.bench.floor import Floor
+from msa_train.bench.gpu import memory
 from msa_train.bench.gpu.parts import PARTS, Work
 from msa_train.bench.gpu.sizes import TOY
-from tests.pretend.cuda import pretended_cuda
+from tests.pretend.cuda import counting, pretended_cuda
 
 
 @pytest.fixture
@@ -34,3 +35,12 @@ def test_a_part_mixes_no_devices(name, card):
     assert len(rows) == len(PARTS[name].planned(sizes))
     failed = {row.what: row.failed for row in rows if row.failed}
     assert {what for what in failed if not what.startswith("decoding")} == set(), failed
+
+
+def test_states_are_fetched_in_one_copy_a_layer_for_which_nobody_waits(card):
+    bed = memory._Bed(TOY)
+    view = bed.view_of(5)
+    for layer, places in zip(bed._layers, bed._drawn_places(3), strict=True):
+        with counting() as counts:
+            view.searcher.states(layer, places)
+        assert (counts.launches, counts.copies, counts.syncs) == (0, 1, 0), counts

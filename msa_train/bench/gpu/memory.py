@@ -2,17 +2,20 @@
 
 Every document is one chunk. Router keys are random unit heads, drawn on the device, another tensor
 for each layer; pooled K and V are random, in host memory, one layer's for all layers: what
-a fetch takes does not depend on the numbers. Rows of many segments share one layer's keys.
+a fetch takes does not depend on the numbers. Rows of many segments share one layer's keys. Nothing
+is kept on the card between two questions, nor fetched ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
+from random import sample
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +25,11 @@ from msa_train.bench.gpu.results import Measured, Row, measured
 from msa_train.bench.gpu.sizes import BatterySizes
 from msa_train.bench.kernels.cases import device, draw, every, unit_heads
 from msa_train.bench.runner import in_turns
+from msa_train.errors import BankError
+from msa_train.memory.bank.state_checks import StateChecks, raw_bytes, rows_crc
 from msa_train.memory.engine.model_runner import ModelRunner
 from msa_train.memory.planner.plan import key_bytes
-from msa_train.memory.search.device_cache import DeviceDocuments
+from msa_train.memory.search.device_cache import DeviceDocuments, gather
 from msa_train.memory.search.key_table import KeyTable, PlacedKeys
 from msa_train.memory.search.keys import LayerKeys
 from msa_train.memory.search.searcher import LocalSearcher, Part
@@ -33,7 +38,9 @@ from msa_train.memory.search.view import MemoryView
 from msa_train.model.attention import Pooled
 from msa_train.model.batch import context_positions
 from msa_train.model.kv_cache import Prefill
+from msa_train.model.transfer import pinned
 
+_DRAWN = 1 << 17  # documents' K and V that are drawn: the others have the same
 HEAD, TAIL = 4, 8  # tokens of a context before and after its question
 _KEYS = ("router keys on the card, beside the planner's", "GB")
 
@@ -116,11 +123,11 @@ def _the(keys: Tensor) -> Tensor:
 
 class _Segment:
     """Documents of one chunk whose states lie on the host, the same in every layer; see
-    device_cache.HostDocuments. first: its first row there."""
+    device_cache.HostDocuments. first: its first row there; checks: of each layer, of all rows."""
 
-    def __init__(self, first: int, host: Pooled, layers: Sequence[int]):
-        self.identity, self.layers = str(first), layers
-        self._first, self._host = first, host
+    def __init__(self, first: int, host: Pooled, checks: Mapping[int, StateChecks]):
+        self.identity, self.layers = str(first), list(checks)
+        self._first, self._host, self._checks = first, host, checks
 
     def counts(self, rows: Tensor) -> Tensor:
         return torch.ones_like(rows)
@@ -129,9 +136,10 @@ class _Segment:
         return self._host
 
     def read_into(self, layer: int, rows: Tensor, out: Pooled) -> None:
-        chosen, host = rows + self._first, self._host
-        for source, target in ((host.k, out.k), (host.v, out.v), (host.key, out.key)):
-            torch.index_select(source, 0, chosen, out=target)
+        chosen = rows + self._first
+        if self._checks[layer].changed(chosen) is not None:
+            raise BankError("states in host memory are not what was drawn")
+        gather(self._host, chosen, out)
 
 
 class _Bed:
@@ -159,10 +167,20 @@ class _Bed:
         shape = self._sizes.chunks, self._config.kv_heads, self._config.head_dim
         k, v = (torch.empty(shape, dtype=torch.bfloat16) for _ in "kv")
         for out in (k, v):
-            for part in out.split(1 << 17):
-                part.copy_(draw(*part.shape, dtype=torch.bfloat16))
+            drawn = draw(min(_DRAWN, len(out)), *shape[1:], dtype=torch.bfloat16).cpu()
+            for part in out.split(_DRAWN):
+                part.copy_(drawn[: len(part)])
         keys = self._one if self._one is not None else self.keys[self._layers[0]]
         return Pooled(k, v, keys.cpu())
+
+    @cached_property
+    def checks(self) -> dict[int, StateChecks]:
+        """Of each layer, as a bank has them: a document is compared when it is first read."""
+        k, v, chunks = self.host.k, self.host.v, self._sizes.chunks
+        bounds = np.arange(min(_DRAWN, chunks) + 1) * k[:1].nbytes
+        crc = np.resize(rows_crc(raw_bytes(k), raw_bytes(v), bounds), chunks)
+        each = torch.arange(chunks + 1)
+        return {layer: StateChecks(self.host, each, crc) for layer in self._layers}
 
     @cached_property
     def view(self) -> MemoryView:
@@ -236,7 +254,7 @@ class _Bed:
             keys = {layer: layer_keys(layer) for layer in self._layers}
         else:
             keys = dict.fromkeys(self._layers, layer_keys(self._layers[0]))
-        return Part(first, cu, keys, _Segment(first, self.host, self._layers))
+        return Part(first, cu, keys, _Segment(first, self.host, self.checks))
 
     # What is measured.
 
@@ -268,17 +286,37 @@ class _Bed:
         return Measured(self._ms(run), self._search_floor(m, self.view) * len(self._layers))
 
     def fetch(self, m: int) -> Measured:
-        """Of other documents in every run, as in every layer."""
-        top = min(m * self._config.router.top_k, self._sizes.chunks)
+        """Of other documents in every layer and run, which are compared with their checksums; then
+        of the same. The floor copies as many bytes a layer from pinned memory."""
+        turns = iter([self._drawn_places(m) for _ in range(self._sizes.repeats + 1)])
+        states, held, now = self.view.searcher.states, self.host, {}
+        count = min(m * self._config.router.top_k, self._sizes.chunks)
+        size = count * (held.k[0].nbytes + held.v[0].nbytes + held.key[0].nbytes)
+        block = pinned(torch.ones(size, dtype=torch.uint8), self._device)
 
-        def run() -> None:
-            for layer in self._layers:
-                places = torch.randint(self._sizes.chunks, (top,)).unique()
-                self.view.searcher.states(layer, places)
+        def fresh() -> None:
+            now.update(zip(self._layers, next(turns), strict=True))
+            again()
 
-        row = self.host.k[0].nbytes + self.host.v[0].nbytes
-        size = len(self._layers) * top * row
-        return Measured(self._ms(run), size / self._copy_rate(), f"{size / 1e6:.1f} MB")
+        def again() -> None:
+            for layer, places in now.items():
+                states(layer, places)
+
+        def copy() -> None:
+            for _ in self._layers:
+                block.to(self._device, non_blocking=True, copy=True)
+
+        sides = {"fresh": fresh, "again": again, "copy": copy}
+        times = in_turns(sides, self._sizes.repeats)
+        note = f"{len(self._layers) * size / 1e6:.1f} MB, router keys with them; "
+        note += f"{median(times['again']):.2f} ms of documents that were read before"
+        return Measured(median(times["fresh"]), min(times["copy"]), note)
+
+    def _drawn_places(self, m: int) -> list[Tensor]:
+        """[p] ascending, for each layer."""
+        count = min(m * self._config.router.top_k, self._sizes.chunks)
+        drawn = (sample(range(self._sizes.chunks), count) for _ in self._layers)
+        return [torch.tensor(sorted(each)) for each in drawn]
 
     def first_token(self, m: int, view: MemoryView | None = None) -> Measured:
         view = view or self.view
@@ -328,14 +366,6 @@ class _Bed:
         rows = m * self._sizes.question_tokens
         flops = 2.0 * rows * self._sizes.chunks * self._config.sizes["router_keys"]
         return Floor.of(torch.bfloat16).ms(held, flops)
-
-    def _copy_rate(self) -> float:
-        """Bytes per ms of one large copy to the device, of memory that is ready for it."""
-        block = self.host.k.flatten(1)[: 1 << 17]
-        if self._device.type == "cuda":
-            block = block.pin_memory()
-        times = in_turns({"copy": lambda: block.to(self._device, copy=True)}, 5)["copy"]
-        return block.nbytes / min(times)
 
     def _contexts(self, m: int) -> tuple[Tensor, ...]:
         """tokens, ctx_cu, positions, is_query and memory_from of m questions."""

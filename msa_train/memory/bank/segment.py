@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +33,7 @@ from msa_train.memory.bank.documents import (
     counts_crc,
 )
 from msa_train.memory.bank.manifest import BankForm, SegmentEntry, StoredFile
+from msa_train.memory.bank.state_checks import StateChecks, raw_bytes, rows_crc
 from msa_train.model.attention import Pooled
 
 IDS = "ids.u64"
@@ -147,19 +146,8 @@ class SegmentWriter:
         return raw_bytes(states)
 
 
-def raw_bytes(states: Tensor) -> memoryview:
-    return memoryview(states.contiguous().flatten().view(torch.uint8).numpy())
-
-
 def state_file(layer: int, kind: str) -> str:
     return f"layer-{layer}.{kind}"
-
-
-def rows_crc(k: memoryview, v: memoryview, bounds: np.ndarray) -> np.ndarray:
-    """[n] checksum of each document's bytes of k and v, which lie between `bounds` [n+1]."""
-    places = bounds.tolist()
-    found = [zlib.crc32(v[a:b], zlib.crc32(k[a:b])) for a, b in pairwise(places)]
-    return np.array(found, dtype="<u4")
 
 
 class Segment:
@@ -180,7 +168,7 @@ class Segment:
         except (OSError, RuntimeError, ValueError) as error:  # as numpy and torch fail to map
             raise BankError(f"{self.folder} cannot be read: {error}") from error
         self._documents_checked = False
-        self._checked: dict[int, np.ndarray] = {}  # layer -> [n] documents already compared
+        self._checks: dict[int, StateChecks] = {}
 
     def _open(self) -> None:
         for name, expected in self.entry.files.items():
@@ -245,29 +233,23 @@ class Segment:
 
         Raises BankError for a document whose states were changed.
         """
-        known = self._checked.setdefault(layer, np.zeros(self.entry.documents, dtype=bool))
-        fresh = rows.numpy()[~known[rows.numpy()]]
-        if not len(fresh):
-            return
-        expected = self._crc[layer]
-        states, cu = self.pooled[layer], self.chunk_cu
-        bounds = zip(cu[fresh].tolist(), cu[fresh + 1].tolist(), strict=True)
-        for row, (first, end) in zip(fresh.tolist(), bounds, strict=True):
-            k, v = (raw_bytes(x[first:end]) for x in (states.k, states.v))
-            if zlib.crc32(v, zlib.crc32(k)) != expected[row]:
-                number = self.documents.numbers[row]
-                raise BankError(
-                    f"{self.folder}: K or V of document {number} in layer {layer} was changed: "
-                    "restore the segment, or build again"
-                )
-        known[fresh] = True
+        row = self._state_checks(layer).changed(rows)
+        if row is not None:
+            number = self.documents.numbers[row]
+            raise BankError(
+                f"{self.folder}: K or V of document {number} in layer {layer} was changed: "
+                "restore the segment, or build again"
+            )
 
     def changed_states(self, layer: int) -> list[int]:
         """Numbers of all documents whose K or V differ from their checksums."""
-        k, v = (raw_bytes(x) for x in (self.pooled[layer].k, self.pooled[layer].v))
-        bounds = self.chunk_cu.numpy() * self.form.bytes(layer)["k"]
-        changed = rows_crc(k, v, bounds) != self._crc[layer]
-        return self.documents.numbers[changed].tolist()
+        return self.documents.numbers[self._state_checks(layer).all_changed()].tolist()
+
+    def _state_checks(self, layer: int) -> StateChecks:
+        if layer not in self._checks:
+            given = self.pooled[layer], self.chunk_cu, self._crc[layer]
+            self._checks[layer] = StateChecks(*given)
+        return self._checks[layer]
 
     def _map(self, layer: int) -> Pooled:
         dtype, states = self.form.torch_dtype, {}

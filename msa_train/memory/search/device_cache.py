@@ -48,6 +48,12 @@ class HostDocuments(Protocol):
 Wanted = Sequence[tuple[HostDocuments, Tensor]]  # documents and their rows, ascending
 
 
+def gather(states: Pooled, chunks: Tensor, out: Pooled) -> None:
+    """Some chunks [p] of states in host memory, into `out`."""
+    for source, target in ((states.k, out.k), (states.v, out.v), (states.key, out.key)):
+        torch.index_select(source, 0, chunks, out=target)
+
+
 @dataclass(frozen=True)
 class _Document:
     """A wanted document: whose it is, its row, how many chunks it has, and its key."""

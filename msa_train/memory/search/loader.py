@@ -23,7 +23,7 @@ from msa_train.memory.bank.manifest import BankForm
 from msa_train.memory.bank.segment import Segment
 from msa_train.memory.bank.snapshot import BankSnapshot
 from msa_train.memory.search.cache import HotDocuments
-from msa_train.memory.search.device_cache import DeviceDocuments
+from msa_train.memory.search.device_cache import DeviceDocuments, gather
 from msa_train.memory.search.key_table import KeyRows, KeyTable
 from msa_train.memory.search.keys import LayerKeys, chunks_of
 from msa_train.memory.search.searcher import LocalSearcher, Part
@@ -207,9 +207,7 @@ class _LoadedSegment:
     def read_into(self, layer: int, rows: Tensor, out: Pooled) -> None:
         """States of all chunks of some documents. Raises BankError for damaged ones."""
         self._segment.check_states(layer, rows + self._first)
-        chunks, states = chunks_of(rows, self._chunk_cu), self._pooled[layer]
-        for source, target in ((states.k, out.k), (states.v, out.v), (states.key, out.key)):
-            torch.index_select(source, 0, chunks, out=target)
+        gather(self._pooled[layer], chunks_of(rows, self._chunk_cu), out)
 
     def copies(self, layer: int, rows: list[int]) -> list[Pooled]:
         """Of one document each: what the cache drops is free, whatever else it keeps."""

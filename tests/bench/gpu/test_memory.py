@@ -5,6 +5,7 @@ import torch
 
 from msa_train.bench.gpu import memory
 from msa_train.bench.gpu.sizes import TOY
+from msa_train.errors import BankError
 from tests.bench.gpu.toy import toy_rows
 
 
@@ -45,3 +46,15 @@ def test_layers_have_keys_of_their_own_until_they_share_them():
     assert bed._one is held
     first = view.searcher.parts[0].keys
     assert first[bed._layers[0]] is first[bed._layers[1]]
+
+
+def test_what_is_fetched_is_compared_with_its_checksum_as_a_bank_does():
+    bed = memory._Bed(TOY)
+    layer, places = bed._layers[0], torch.tensor([3, 70, 1998])
+    found = bed.view.searcher.states(layer, places)
+    for name in ("k", "v", "key"):
+        assert torch.equal(getattr(found, name), getattr(bed.host, name)[places])
+    bed.host.v[[3, 71], 1, 2] += 1
+    bed.view.searcher.states(layer, places)  # known
+    with pytest.raises(BankError, match="not what was drawn"):
+        bed.view.searcher.states(layer, places + 1)
