@@ -30,9 +30,9 @@ _LEFT_OUT = "left out: it is not installed, or cannot run here (standard error s
 
 @dataclass(frozen=True)
 class Sitting:
-    """parts: by name (none: all, `backbone` where there is one). minutes: for all of them together.
-    toy: small sizes on the CPU. again: measure parts that are there already. backbone: folder of a
-    model to train on."""
+    """parts: by name (none: all, `backbone` where there is one, or a toy). minutes: for all of them
+    together. toy: small sizes on the CPU. again: measure parts that are there already. backbone:
+    folder of a model to train on."""
 
     parts: Sequence[str] = ()
     minutes: float = 25.0
@@ -49,8 +49,9 @@ class Sitting:
 
     @property
     def usual(self) -> tuple[str, ...]:
-        """The parts where none are named."""
-        return tuple(name for name in PARTS if name != "backbone" or self.backbone is not None)
+        """The parts where none are named: a toy has a backbone of its own."""
+        there = self.toy or self.backbone is not None
+        return tuple(name for name in PARTS if name != "backbone" or there)
 
 
 def measure(sitting: Sitting, out: Path) -> Results:

@@ -84,7 +84,7 @@ PARTS: dict[str, BatteryPart] = {
         "Continual training of a real backbone",
         60,
         continual.planned,
-        lambda work: continual.rows(work.backbone, work.seconds),
+        lambda work: continual.rows(work.sizes, work.backbone, work.seconds),
     ),
 }  # fmt: skip
 
