@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from msa_train.config import TrainingConfig
 from msa_train.model import megatron as megatron_module
 from msa_train.model.batch import PackedDocuments
 from msa_train.model.transfer import moved
+from msa_train.training.engine import _optimizer
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import StepMetrics
 from tests.batches import CONTEXTS, OWN_ROUTER, RAGGED, random_batch, tiny_config
@@ -107,3 +109,16 @@ def test_the_fused_product_is_given_whole_tensors(megatron, cuda, monkeypatch):
     monkeypatch.setattr(megatron_module, "swiglu", swiglu)
     module(random_batch(RAGGED, CONTEXTS, config).to(cuda))
     assert halves == [(True, True)] * config.layers
+
+
+def test_the_optimizer_changes_a_group_of_weights_in_one_launch(megatron, cuda):
+    module = on_device(megatron(tiny_config(**OWN_ROUTER)))
+    optimizer = _optimizer(module, TrainingConfig(), reader_apart=True)
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()  # makes its state
+    with counting() as counts:
+        optimizer.step()
+    # Besides, the count of steps goes up.
+    assert (counts.launches, counts.syncs, counts.copies) == (2 * len(optimizer.param_groups), 0, 0)
+    assert "_fused_adamw_" in str(counts)

@@ -23,6 +23,7 @@ def observe() -> dict:
     model = MSAModel(config)
     model.load_published(initial_reader(config, 0))
     engine = Engine(model, TrainingConfig(weight_decay=0.0), {"all", "reader"})
+    found = {"fp32 optimizer": steps_with(engine)}
     batch = random_batch([[4, 9, 1]], [(0, 9), (0, 6)], config)
 
     def step(scale: float, trains: str = "all") -> dict[str, bool]:
@@ -35,7 +36,7 @@ def observe() -> dict:
         after = dict(engine.full_weights())
         return {name: not torch.equal(before[name], after[name]) for name in before}
 
-    found = {"router": step(1.0, "router"), "norm": engine.gradient_norm()}
+    found |= {"router": step(1.0, "router"), "norm": engine.gradient_norm()}
     found["parts"] = {name: part_of(name, model) for name in found["router"]}
     found["reader"] = step(1.0, "reader")
     found["broken"], found["skipped"] = step(math.nan), engine.skipped
@@ -47,6 +48,7 @@ def observe() -> dict:
         model.load_published(initial_reader(config, 0))
         begun = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         engine = Engine(model, TrainingConfig(precision="bf16"), {part})
+        found["bf16 optimizer"] = steps_with(engine)
         step(1.0, part)
         found[f"{part} alone"] = {
             part_of(name, model)
@@ -56,6 +58,13 @@ def observe() -> dict:
         learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
         found[f"{part} graph"] = {part_of(name, model) for name in learns}
     return found
+
+
+def steps_with(engine) -> tuple[str, set[bool]]:
+    """What DeepSpeed steps with: the class, and whether each group is one fused kernel."""
+    inner = engine._engine.optimizer.optimizer
+    kind = type(inner)
+    return f"{kind.__module__}.{kind.__name__}", {group["fused"] for group in inner.param_groups}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,11 @@ def test_the_reader_is_what_no_document_goes_through(found):
 def test_a_step_that_is_not_finite_changes_nothing(found):
     assert found["skipped"] and not any(found["broken"].values())
     assert found["whole"] and sum(found["all"].values()) > sum(found["router"].values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_deepspeed_steps_with_torchs_fused_adamw(found, precision):
+    assert found[f"{precision} optimizer"] == ("torch.optim.adamw.AdamW", {True})
 
 
 def test_weights_are_told_in_full_precision(found):

@@ -260,7 +260,7 @@ class _Continual:
             each["steps"] = self._amounts.steps
         return [
             "--config", str(CONFIG), "--output", str(self._run),
-            "--model", json.dumps(to_plain(model)),
+            "--model", json.dumps(to_plain(model)), "--data.contexts.answers", model.answers,
             "--training.start_from", str(self._fitted), "--data.tokenizer.path", str(self._fitted),
             "--data.datasets", json.dumps(datasets), "--stages", json.dumps(stages),
         ]  # fmt: skip

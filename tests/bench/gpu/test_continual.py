@@ -84,6 +84,7 @@ def test_its_steps_are_commands_of_msa(tmp_path, monkeypatch):
     kept = yaml.safe_load(continual.CONFIG.read_text())["stages"]
     assert stages == [{**each, "steps": continual._FULL.steps} for each in kept]
     assert json.loads(settings[settings.index("--model") + 1])["layers"] == 7
+    assert settings[settings.index("--data.contexts.answers") + 1] == "protocol"
 
 
 def test_asking_takes_a_share_of_the_time_and_keeps_as_much_for_asking_again(tmp_path, monkeypatch):
