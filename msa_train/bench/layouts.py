@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msa_train.bench.runner import in_process, log
-from msa_train.bench.train import ASKED, DOCUMENT, MODEL, bank_batch, single_rank_engine
+from msa_train.bench.train import ASKED, DOCUMENT, MODEL, bank_batch, quickstart_engine
 from msa_train.model.batch import IGNORE, MemoryBatch
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.metrics import found_positives
@@ -52,7 +52,7 @@ def _row(
     layout: TrainingLayout, questions: int, budget_s: float, test_banks: int, device: str
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    engine = single_rank_engine(device)
+    engine = quickstart_engine(device)
     gradients, steps, began = GradientCache(engine, None), 0, time.perf_counter()
     while time.perf_counter() - began < budget_s:
         shared = layout == "shared"

@@ -94,14 +94,14 @@ def _batches(mode: Mode, memory_tokens: int, questions: int) -> Iterator[MemoryB
     """The micro-batches of one step."""
     if mode == "dense":
         # Documents and question as one sequence without a memory.
-        yield from (_batch(0, 1, memory_tokens + CONTEXT) for _ in range(questions))
+        yield from (bank_of(0, 1, memory_tokens + CONTEXT) for _ in range(questions))
     elif mode == "published":
-        yield from (_batch(memory_tokens, 1) for _ in range(questions))
+        yield from (bank_of(memory_tokens, 1) for _ in range(questions))
     else:
-        yield _batch(memory_tokens, questions)
+        yield bank_of(memory_tokens, questions)
 
 
-def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> MemoryBatch:
+def bank_of(memory_tokens: int, questions: int, context: int = CONTEXT) -> MemoryBatch:
     """One bank of documents of DOCUMENT tokens; each question has one positive."""
     documents = memory_tokens // DOCUMENT
     written = torch.randint(MODEL.vocab_size, (questions, context))
@@ -109,7 +109,7 @@ def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> Memory
     if documents:
         positives[torch.arange(questions), torch.randint(documents, (questions,))] = True
     labelled = torch.arange(context) >= context - CONTEXT + ASKED
-    return bank_batch(
+    return bankbank_of(
         torch.randint(MODEL.vocab_size, (documents, DOCUMENT)),
         torch.randint(MODEL.vocab_size, (questions, context)),
         torch.where(labelled, written, IGNORE),
@@ -117,7 +117,7 @@ def _batch(memory_tokens: int, questions: int, context: int = CONTEXT) -> Memory
     )
 
 
-def bank_batch(
+def bankbank_of(
     documents: Tensor,
     contexts: Tensor,
     labels: Tensor,
@@ -149,8 +149,8 @@ def bank_batch(
     )
 
 
-def single_rank_engine(device: str):
-    """The quickstart's model, untrained, under DeepSpeed on one rank; decides where its process
+def quickstart_engine(device: str):
+    """The quickstart's model, untrained, under DeepSpeed; decides where its process
     trains, cpu or cuda:N."""
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
@@ -161,7 +161,7 @@ def single_rank_engine(device: str):
     kind, _, number = device.partition(":")
     choose_device(kind)
     os.environ["LOCAL_RANK"] = number or "0"
-    groups.start(tensor_parallel=1, timeout_s=60)
+    groups.start(tensor_parallel=1, timeout_s=600)
     model = MSAModel(MODEL)
     model.load_published(initial_reader(MODEL, 0))
     return Engine(model, TrainingConfig(zero_stage=1))
@@ -171,7 +171,7 @@ def _stepper(mode: Mode, batches: list[MemoryBatch], device: str) -> Callable[[]
     """A step, from batches on the host to changed weights, done when it returns."""
     from msa_train.training.gradient_cache import GradientCache
 
-    engine = single_rank_engine(device)
+    engine = quickstart_engine(device)
     gradients = GradientCache(engine, GROUP if mode == "gradient_cache" else None)
 
     def step() -> None:

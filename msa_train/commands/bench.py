@@ -47,6 +47,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     ):
         add_device(_benchmark(benchmarks, name, meaning, measure))
 
+    _benchmark(benchmarks, "documents", "what document-parallel ranks save and send", _documents)
+
     encode = _benchmark(
         benchmarks, "encode", "how fast documents are encoded, and what they cost at least", _encode
     )
@@ -236,6 +238,12 @@ def _train(options: argparse.Namespace) -> Any:
     from msa_train.bench.train import measure
 
     return measure(device=device_of(options))
+
+
+def _documents(options: argparse.Namespace) -> Any:
+    from msa_train.bench.documents import measure
+
+    return measure()
 
 
 def _encode(options: argparse.Namespace) -> Any:

@@ -58,7 +58,7 @@ def launch(
     # At level critical it says nothing about ranks that ended: they have said why themselves.
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", *where,
-        "--master_port", str(_free_port()), "--log_level", "critical", "--module", MODULE,
+        "--master_port", str(free_port()), "--log_level", "critical", "--module", MODULE,
         *arguments,
     ]  # fmt: skip
     if resume:
@@ -181,7 +181,8 @@ def _environment(ranks: int, cpu: bool) -> dict[str, str]:
     return env
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of this machine, a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -42,7 +42,7 @@ class Engine:
 
 def test_batches_go_where_the_engine_is(monkeypatch):
     waits, engine = [], Engine()
-    monkeypatch.setattr(train, "single_rank_engine", lambda device: engine)
+    monkeypatch.setattr(train, "quickstart_engine", lambda device: engine)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
     row = train._row("plain", 128, 2, 0.0, "cuda:0")
