@@ -36,7 +36,8 @@ class Workers:
 
     prepare: one picklable function per process, called in it. threads: of torch in each.
     timeout_s: of an answer (None: TIMEOUT_S). Raises RankError where a process dies or takes
-    longer, and what a process raises. What a process started ends with it.
+    longer, and what a process raises. What a process started ends with it. On the GPU that is the
+    current one here.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Workers:
             self._names = [f"{name} {number} of {len(prepare)}" for number in range(len(prepare))]
         for each in prepare:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, each, threads), daemon=True)
+            given = theirs, each, threads, _card()
+            process = context.Process(target=_work, args=given, daemon=True)
             process.start()
             theirs.close()
             self._ends.append(ours)
@@ -98,10 +100,14 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return workers.ask()[0]
 
 
-def _work(end: Connection, prepare: Callable[[], Callable[..., Any]], threads: int) -> None:
+def _work(
+    end: Connection, prepare: Callable[[], Callable[..., Any]], threads: int, card: int
+) -> None:
     os.setpgrp()  # ends with all that it starts
     os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     torch.set_num_threads(threads)
+    if card:
+        torch.cuda.set_device(card)
     try:
         run = prepare()
         while (arguments := _asked(end)) is not None:
@@ -227,6 +233,11 @@ def log(text: str) -> None:
 
 def _on_cuda() -> bool:
     return torch.cuda.is_available()
+
+
+def _card() -> int:
+    """Number of the current GPU; 0 where none was chosen."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 
 
 def _synchronize() -> None:

@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msa_train.commands.output import RETRIEVALS, add_json, print_json
 from msa_train.commands.placement import add_device, add_placement, device_of, placement
+
+if TYPE_CHECKING:
+    from msa_train.interop.export import Placement
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -228,16 +231,31 @@ def _kernels(options: argparse.Namespace) -> Any:
     return measure(options.suites, options.repeats)
 
 
+def _device(options: argparse.Namespace) -> str:
+    """Where it is measured; a GPU becomes the current one, whose events and memory are read."""
+    import torch
+
+    device = device_of(options)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _placement(options: argparse.Namespace) -> Placement:
+    _device(options)
+    return placement(options)
+
+
 def _layouts(options: argparse.Namespace) -> Any:
     from msa_train.bench.layouts import measure
 
-    return measure(device=device_of(options))
+    return measure(device=_device(options))
 
 
 def _train(options: argparse.Namespace) -> Any:
     from msa_train.bench.train import measure
 
-    return measure(device=device_of(options))
+    return measure(device=_device(options))
 
 
 def _documents(options: argparse.Namespace) -> Any:
@@ -249,7 +267,7 @@ def _documents(options: argparse.Namespace) -> Any:
 def _encode(options: argparse.Namespace) -> Any:
     from msa_train.bench.encode import measure
 
-    return [measure(options.export, options.corpus, placement(options))]
+    return [measure(options.export, options.corpus, _placement(options))]
 
 
 def _split(options: argparse.Namespace) -> Any:
@@ -264,7 +282,7 @@ def _candidates(options: argparse.Namespace) -> Any:
     from msa_train.interop.export import load_export
     from msa_train.memory.bank.snapshot import BankSnapshot
 
-    loaded = load_export(options.export, placement(options))
+    loaded = load_export(options.export, _placement(options))
     bank = BankSnapshot.open(options.bank, loaded.fingerprint)
     asked = [question.question for _, question in read_questions(options.questions)]
     return certified_candidates(loaded.model, loaded.tokenizer, bank, asked)
@@ -274,7 +292,7 @@ def _memory(options: argparse.Namespace) -> Any:
     from msa_train.bench.memory.parts import measure
 
     given = options.export, options.corpus, options.quick, options.parts
-    return measure(*given, placement(options))
+    return measure(*given, _placement(options))
 
 
 def _serve(options: argparse.Namespace) -> Any:

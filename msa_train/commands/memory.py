@@ -121,6 +121,11 @@ def _inputs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if not options.rank_timeout > 0:
         raise ConfigError(f"--rank-timeout is {options.rank_timeout}: give seconds, more than 0")
     placed = placement(options)
+    if options.ranks > 1 and placed.device not in ("cpu", "cuda:0"):
+        raise ConfigError(
+            f"--device {options.device} with --ranks {options.ranks}: ranks take the GPUs in their "
+            "order from the first; give cuda, or set CUDA_VISIBLE_DEVICES"
+        )
     # Where ranks encode, they have the weights, and this process their shapes.
     here = placed if options.ranks == 1 else replace(placed, device="meta")
     loaded = load_export(options.export, here)

@@ -290,6 +290,7 @@ def patches(cards: Cards) -> list:
     )  # fmt: skip
     cuda = {
         "is_available": lambda: True,
+        "is_initialized": lambda: True,
         "device_count": lambda: CARDS,
         "current_device": lambda: cards.thread.card,
         "set_device": set_device,

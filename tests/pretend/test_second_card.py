@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from msa_kernels import chunk_mean, quantise, quantised_document_scores
 
+from msa_train.bench import runner
 from msa_train.cli import main
+from msa_train.commands import bench
 from msa_train.model import ops
 from tests.memory.tiny import tiny_documents, tiny_export
 from tests.pretend.cards import WrongCardError
@@ -105,3 +107,22 @@ def test_a_memory_is_built_and_asked_on_the_second_card(tmp_path, capsys):
     done = {"launch", "alloc", "copy", "sync", "record", "wait", "capture", "captured"}
     assert done <= counts.kinds()
     assert any("a graph" in each.what for each in counts.log if each.kind == "launch")
+
+
+def test_a_benchmark_measures_the_card_that_it_was_given(second):
+    """Its events and peak memory are the current card's; its processes are told which that is."""
+    for given, device, card in (("cuda:1", "cuda:1", 1), ("cuda", "cuda:0", 0), ("cpu", "cpu", 0)):
+        assert bench._device(SimpleNamespace(device=given)) == device
+        assert torch.cuda.current_device() == runner._card() == card
+
+
+def test_ranks_that_encode_take_no_card_by_number(second, tmp_path, capsys):
+    build = [
+        "memory",
+        "build",
+        str(tmp_path / "bank"),
+        str(tiny_export(tmp_path / "export")),
+        "pydocs",
+    ]
+    assert main([*build, "--ranks", "2", "--device", "cuda:1"]) == 2
+    assert "--device cuda:1 with --ranks 2" in capsys.readouterr().err
