@@ -9,7 +9,7 @@ from pathlib import Path
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, print_json
 from msa_train.commands.placement import usual_compute
-from msa_train.memory.planner.hardware import Card, Machine, parse_bytes, parse_cards, parse_count
+from msa_train.hardware import Card, Machine, parse_bytes, parse_cards, parse_count
 from msa_train.memory.planner.plan import BankSize, Plan, Serving, gb, plan, would_fit
 from msa_train.model.config import ModelConfig
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from msa_train import hardware
 from msa_train.errors import BankError, ConfigError
 from msa_train.memory.bank.manifest import MANIFEST, BankManifest
 from msa_train.memory.engine.engine_thread import EngineThread
 from msa_train.memory.engine.events import Failed
 from msa_train.memory.engine.interleave import InterleaveLimits, Mode, Request
 from msa_train.memory.engine.scheduler import PREFILL_TOKENS, Scheduler
-from msa_train.memory.planner import hardware, plan
+from msa_train.memory.planner import plan
 from msa_train.memory.ranks import Ranks
 from msa_train.memory.search.hybrid import WordIndexes
 from msa_train.memory.search.live import LiveBank

@@ -21,6 +21,7 @@ ALLOWED = {
     "msa_train": set(),
     "msa_train.errors": set(),
     "msa_train.checkpoint_folders": _BASE,
+    "msa_train.hardware": _BASE,
     "msa_train.parallel": {"msa_train.errors"},
     "msa_train.model": {"msa_kernels", "msa_train.parallel", "msa_train.errors"},
     "msa_train.stages": _BASE,
@@ -30,18 +31,19 @@ ALLOWED = {
     "msa_train.training": _BASE
     | {
         "msa_kernels", "msa_train.model", "msa_train.parallel", "msa_train.config",
-        "msa_train.stages", "msa_train.checkpoint_folders",
+        "msa_train.stages", "msa_train.checkpoint_folders", "msa_train.hardware",
     },
     "msa_train.memory": set(),
     "msa_train.memory.bank": _BANK,
     "msa_train.memory.search": _SEARCH,
     "msa_train.memory.engine": _ENGINE,
     "msa_train.memory.ranks": _SEARCH,
-    "msa_train.memory.planner": _SEARCH,
+    "msa_train.memory.planner": _SEARCH | {"msa_train.hardware"},
     "msa_train.router": _SEARCH | {"msa_train.interop"},
     "msa_train.evaluation": _ENGINE
     | {"msa_train.config", "msa_train.interop", "msa_train.router"},
-    "msa_train.serving": _ENGINE | {"msa_train.memory.planner", "msa_train.memory.ranks"},
+    "msa_train.serving": _ENGINE 
+    | {"msa_train.hardware", "msa_train.memory.planner", "msa_train.memory.ranks"},
 }  # fmt: skip
 WIRING = ("msa_train.cli", "msa_train.commands", "msa_train.bench")  # these may import all others
 

@@ -19,12 +19,12 @@ from tests.serving.running import state_of, tiny_bank
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch, capsys):
-    from msa_train.memory.planner.hardware import Machine
+    from msa_train.hardware import Machine
 
     loaded = LoadedModel(tiny_model(), tiny_tokenizer(), FINGERPRINT)
     monkeypatch.setattr("msa_train.interop.export.load_export", lambda folder, placed: loaded)
     monkeypatch.setattr(
-        "msa_train.memory.planner.hardware.this_machine",
+        "msa_train.hardware.this_machine",
         lambda devices=(): Machine((), 100 * 10**6),
     )
     bank = tiny_bank(tmp_path / "bank")

@@ -21,7 +21,7 @@ from msa_train.bench.gpu.results import Measured, Row, measured, rounded
 from msa_train.bench.gpu.sizes import BatterySizes
 from msa_train.bench.kernels.cases import device
 from msa_train.bench.runner import in_turns, process_bytes
-from msa_train.memory.planner.hardware import named_as
+from msa_train.hardware import named_as
 from msa_train.model.batch import IGNORE, MemoryBatch
 from msa_train.model.config import ModelConfig, Recompute
 from msa_train.model.ops import uses_liger

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_pipeline.errors import check_least
 from msa_train.errors import ConfigError
-from msa_train.memory.planner.hardware import Machine
+from msa_train.hardware import RESERVE, Machine, gb
 from msa_train.memory.search.settings import TierSettings, flag
 from msa_train.model.config import ModelConfig
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Place = Literal["device", "host", "disk"]
 KEY_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
 PROCESS = 600 * 10**6  # of a serving process beside its model (measured on a CPU: 0.5 GB)
-RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, graphs' launches (unmeasured)
 # Bytes per context and document while a layer is searched: scores, bounds, a mask; maxima on a GPU.
 _SEARCH_BYTES, _PACKED_BYTES = 4 + 8 + 1, 8
 _DOCUMENT_BYTES = 64  # of a document in a process: numbers, token and chunk counts, offsets
@@ -394,14 +393,6 @@ def parameters(config: ModelConfig) -> int:
     from msa_train.model.weights import weight_shapes
 
     return sum(math.prod(shape) for shape in weight_shapes(config).values())
-
-
-def gb(size: float) -> str:
-    """Bytes as a person reads them, in powers of ten."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:,.{1 if size >= 100 * factor else 2}f} {unit}"
-    return f"{size:,.0f} B"
 
 
 def would_fit(found: Plan) -> str | None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from msa_train.errors import ConfigError
+from msa_train.hardware import CARDS, Card, Machine, parse_bytes, parse_cards
 from msa_train.memory.bank.build import bank_form
 from msa_train.memory.bank.encode import encode_documents
 from msa_train.memory.bank.manifest import BankManifest
@@ -14,7 +15,6 @@ from msa_train.memory.bank.writer import BankWriter, create_bank
 from msa_train.memory.engine.model_runner import ModelRunner
 from msa_train.memory.engine.scheduler import PREFILL_TOKENS
 from msa_train.memory.planner import plan as plan_module
-from msa_train.memory.planner.hardware import CARDS, Card, Machine, parse_bytes, parse_cards
 from msa_train.memory.planner.plan import (
     BankSize,
     Serving,

@@ -3,12 +3,14 @@
 import pytest
 
 from msa_train.errors import ConfigError
-from msa_train.memory.planner.hardware import (
+from msa_train.hardware import (
     CARDS,
     available_memory,
+    gb,
     named_as,
     parse_bytes,
     parse_cards,
+    parse_cluster,
     parse_count,
     this_machine,
 )
@@ -65,3 +67,40 @@ def test_this_machine_is_within_its_limits(tmp_path):
     assert available_memory(tmp_path / "meminfo", tmp_path) == 50 * 1024
     with pytest.raises(ConfigError, match="cuda:77"):
         this_machine(["cuda:77"])
+
+
+def test_machines_of_equal_cards_and_what_joins_them():
+    two = parse_cluster("16xH100-80GB")
+    assert (two.nodes, two.per_node, two.link, two.network) == (2, 8, 450e9, 50e9)
+    # within a machine, over the network cards of all members there, and over one of them
+    assert two.bandwidth(8, 1) == 450e9
+    assert two.bandwidth(16, 1) == 400e9 and two.bandwidth(2, 8) == 50e9
+    assert parse_cluster("4xA800-80GB").per_node == 4
+    own = parse_cluster("8x48GB@864GB/s@362TFLOPS", 4, link=30e9, network=5e9)
+    assert own.nodes == 2 and own.bandwidth(8, 1) == 20e9
+    for text, given, said in (
+        ("12xH100-80GB", {}, "no whole number of machines of 8"),
+        ("none", {}, "cards whose peak is known"),
+        ("8x48GB@864GB/s", {}, "cards whose peak is known"),
+        ("16xL40S-48GB", {}, "give --network"),
+        ("2x48GB@864GB/s@362TFLOPS", {}, "give --link"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            parse_cluster(text, **given)
+
+
+def test_a_card_is_as_fast_as_its_maker_prints():
+    assert all(card.link for card in CARDS.values())
+    assert {name for name, card in CARDS.items() if card.network} == {
+        "a100-40gb", "a100-80gb", "a800-80gb", "h100-80gb", "h800-80gb", "h200-141gb",
+    }  # fmt: skip
+
+
+def test_bytes_and_counts_as_a_person_reads_and_writes_them():
+    assert [gb(size) for size in (17, 2.5e3, 999e9, 4e12)] == [
+        "17 B",
+        "2.50 kB",
+        "999.0 GB",
+        "4.00 TB",
+    ]
+    assert parse_count("158.95B", "tokens") == 158_950_000_000 == parse_count("158.95G", "tokens")

@@ -1,4 +1,5 @@
-"""What computes: memory and speed of GPUs as their makers print them, and this machine.
+"""What computes: memory and speed of GPUs and of what joins them, as their makers print them, and
+this machine.
 
 Sizes and rates are read as a person types them ("512GiB", "864GB/s").
 """
@@ -16,13 +17,16 @@ from msa_train.errors import ConfigError
 @dataclass(frozen=True)
 class Card:
     """bytes: of its memory. bandwidth: bytes per second (0: unknown). flops: dense bfloat16
-    operations per second (0: unknown). source: where the numbers are from."""
+    operations per second (0: unknown). link, network: bytes per second that it sends to another
+    card of its machine, and to other machines (0: unknown). source: where the numbers are from."""
 
     name: str
     bytes: int
     bandwidth: float = 0.0
     flops: float = 0.0
     source: str = ""
+    link: float = 0.0
+    network: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,30 +39,85 @@ class Machine:
     host_bandwidth: float = 0.0
 
 
-def _card(name: str, gb: int, gb_per_s: float, tflops: float, source: str) -> Card:
-    return Card(name, gb * 10**9, gb_per_s * 1e9, tflops * 1e12, source)
+@dataclass(frozen=True)
+class Cluster:
+    """Equal cards in machines of `per_node` each; link, network: as of a Card.
+
+    Raises ConfigError for cards that are no whole number of machines.
+    """
+
+    card: Card
+    cards: int
+    per_node: int
+    link: float
+    network: float
+
+    def __post_init__(self) -> None:
+        if self.per_node < 1 or self.cards % self.per_node:
+            raise ConfigError(
+                f"gpus asks for {self.cards} cards, which are no whole number of machines of "
+                f"{self.per_node} (per-node): change one of them"
+            )
+
+    @property
+    def nodes(self) -> int:
+        return self.cards // self.per_node
+
+    def bandwidth(self, ranks: int, stride: int) -> float:
+        """Bytes per second that a ring of every stride-th rank, `ranks` of them, moves past each.
+
+        Where it leaves the machine, the rings of a collective go through the network cards of all
+        of its members there. 0: unknown.
+        """
+        if ranks * stride <= self.per_node:
+            return self.link
+        leaving = max(1, self.per_node // stride) * self.network
+        return min(self.link, leaving) if self.link else leaving
 
 
-# Data sheets print the sparse rate beside or instead of the dense one, which is half of it.
+def _card(
+    name: str, gb: int, gb_per_s: float, tflops: float, source: str, link: float, network: float = 0
+) -> Card:
+    rates = (gb_per_s * 1e9, tflops * 1e12, source, link * 1e9, network * 1e9)
+    return Card(name, gb * 10**9, *rates)
+
+
+# Data sheets print the sparse rate beside or instead of the dense one, which is half of it, and
+# both directions of NVLink or PCIe in one number: here is one direction, in GB/s. The network of a
+# card is its share of its maker's own machine: DGX A100 8 x 200 Gbit/s, DGX H100 and H200 8 x 400
+# Gbit/s (their data sheets; those for China are taken to be alike). Others stand in any machine.
+_PCIE_4, _PCIE_5 = 32, 64  # x16
 CARDS = {
     card.name.lower(): card
     for card in (
-        _card("A100-40GB", 40, 1555, 312, "NVIDIA A100 Tensor Core GPU data sheet (SXM)"),
-        _card("A100-80GB", 80, 2039, 312, "NVIDIA A100 Tensor Core GPU data sheet (SXM)"),
-        _card("A100-PCIe-80GB", 80, 1935, 312, "NVIDIA A100 Tensor Core GPU data sheet (PCIe)"),
-        _card("A800-80GB", 80, 2039, 312, "NVIDIA A800 data sheet (SXM)"),
-        _card("A800-PCIe-80GB", 80, 1935, 312, "NVIDIA A800 data sheet (PCIe)"),
-        _card("A40-48GB", 48, 696, 149.7, "NVIDIA A40 data sheet"),
-        _card("H100-80GB", 80, 3350, 989, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
-        _card("H100-PCIe-80GB", 80, 2000, 756, "NVIDIA H100 Tensor Core GPU data sheet (PCIe)"),
-        _card("H800-80GB", 80, 3350, 989, "NVIDIA H800 data sheet (SXM)"),
-        _card("H200-141GB", 141, 4800, 989, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
-        _card("L40S-48GB", 48, 864, 362, "NVIDIA L40S data sheet"),
-        _card("L4-24GB", 24, 300, 121, "NVIDIA L4 data sheet"),
-        _card("RTX-3090-24GB", 24, 936, 71, "NVIDIA GA102 white paper, appendix A"),
-        _card("RTX-4090-24GB", 24, 1008, 165.2, "NVIDIA Ada architecture white paper, appendix A"),
+        _card("A100-40GB", 40, 1555, 312, "NVIDIA A100 Tensor Core GPU data sheet (SXM)", 300, 25),
+        _card("A100-80GB", 80, 2039, 312, "NVIDIA A100 Tensor Core GPU data sheet (SXM)", 300, 25),
+        _card(
+            "A100-PCIe-80GB", 80, 1935, 312, "NVIDIA A100 Tensor Core GPU data sheet (PCIe)",
+            _PCIE_4,
+        ),
+        _card("A800-80GB", 80, 2039, 312, "NVIDIA A800 data sheet (SXM)", 200, 25),
+        _card("A800-PCIe-80GB", 80, 1935, 312, "NVIDIA A800 data sheet (PCIe)", _PCIE_4),
+        _card("A40-48GB", 48, 696, 149.7, "NVIDIA A40 data sheet", _PCIE_4),
+        _card("H100-80GB", 80, 3350, 989, "NVIDIA H100 Tensor Core GPU data sheet (SXM)", 450, 50),
+        _card(
+            "H100-PCIe-80GB", 80, 2000, 756, "NVIDIA H100 Tensor Core GPU data sheet (PCIe)",
+            _PCIE_5,
+        ),
+        _card("H800-80GB", 80, 3350, 989, "NVIDIA H800 data sheet (SXM)", 200, 50),
+        _card(
+            "H200-141GB", 141, 4800, 989, "NVIDIA H200 Tensor Core GPU data sheet (SXM)", 450, 50
+        ),
+        _card("L40S-48GB", 48, 864, 362, "NVIDIA L40S data sheet", _PCIE_4),
+        _card("L4-24GB", 24, 300, 121, "NVIDIA L4 data sheet", _PCIE_4),
+        _card("RTX-3090-24GB", 24, 936, 71, "NVIDIA GA102 white paper, appendix A", _PCIE_4),
+        _card(
+            "RTX-4090-24GB", 24, 1008, 165.2, "NVIDIA Ada architecture white paper, appendix A",
+            _PCIE_4,
+        ),
     )
-}
+}  # fmt: skip
+RESERVE = 2 * 10**9  # a GPU's context, libraries' workspaces, graphs' launches (unmeasured)
 
 _MEMINFO, _STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 _GROUP = Path("/sys/fs/cgroup")
@@ -68,15 +127,25 @@ _GROUP_FILES = (  # limit, use, statistics: version 2 of control groups, and ver
 )
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+_PER_NODE = 8
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?|)(B?)", re.IGNORECASE)
 
 
 def parse_count(text: str, setting: str) -> int:
-    """ "100M" -> 100,000,000. Raises ConfigError naming the setting."""
+    """ "100M" -> 100,000,000; a billion is B or G. Raises ConfigError naming the setting."""
     found = _NUMBER.fullmatch(text.strip())
-    if not found or found[3] or found[2].lower().endswith("i") or float(found[1]) <= 0:
+    unit = found and found[2].upper()
+    if not found or (unit and (found[3] or unit.endswith("I"))) or float(found[1]) <= 0:
         raise ConfigError(f"{setting} is {text!r}: give a number above 0 such as 100M or 1562500")
-    return round(float(found[1]) * _UNITS[found[2].upper()])
+    return round(float(found[1]) * (_UNITS["G"] if found[3] else _UNITS[unit]))
+
+
+def gb(size: float) -> str:
+    """Bytes as a person reads them, in powers of ten."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:,.{1 if size >= 100 * factor else 2}f} {unit}"
+    return f"{size:,.0f} B"
 
 
 def parse_bytes(text: str, setting: str) -> int:
@@ -97,6 +166,35 @@ def parse_cards(text: str) -> tuple[Card, ...]:
     if count < 1:
         raise ConfigError(f"gpus is {text!r}: give none, or 1 card or more")
     return (CARDS.get(name.lower()) or _described(name, text),) * count
+
+
+def parse_cluster(
+    text: str, per_node: int | None = None, link: float | None = None, network: float | None = None
+) -> Cluster:
+    """ "64xH100-80GB" in machines of per_node (None: of 8, or all in one where there are fewer).
+
+    link, network: instead of those of the table. Raises ConfigError for no card, for one whose peak
+    is unknown, and where a bandwidth is that the cards need.
+    """
+    cards = parse_cards(text)
+    if not cards or not cards[0].flops:
+        raise ConfigError(
+            f"gpus is {text!r}: give cards whose peak is known, such as 64xH100-80GB or "
+            "8x48GB@864GB/s@362TFLOPS"
+        )
+    each = per_node or min(len(cards), _PER_NODE)
+    card = cards[0]
+    found = Cluster(
+        card, len(cards), each,
+        card.link if link is None else link, card.network if network is None else network,
+    )  # fmt: skip
+    for name, needed in (("link", each > 1), ("network", found.nodes > 1)):
+        if needed and not getattr(found, name) > 0:
+            raise ConfigError(
+                f"gpus is {text!r}, and what a {card.name} sends over the {name} is not known: "
+                f"give --{name}, such as --{name} 25GB/s"
+            )
+    return found
 
 
 def named_as(device: str) -> Card | None:
