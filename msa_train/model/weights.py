@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from msa_train.model.architecture import EMBEDDING, FINAL_NORM, HEAD, WeightMap
 from msa_train.model.config import ModelConfig
 
 Read = Callable[[str], Tensor]  # published name -> full weight
+Part = Literal["router", "reader", "encoder"]
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 def layer_weights(config: ModelConfig, layer: int) -> list[WeightMap]:
@@ -57,6 +60,20 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for each in weight_maps(config)
         for name, shape in each.published.items()
     }
+
+
+def part_of(name: str, config: ModelConfig) -> Part:
+    """What a weight, by Megatron's name, belongs to.
+
+    router: its projections and its gate. encoder: what documents' states, and questions' up to the
+    last router layer, depend on. reader: everything above.
+    """
+    if ".router_" in name:
+        return "router"
+    found = _LAYER.search(name)
+    if found is not None:
+        return "encoder" if int(found[1]) <= config.last_router_layer else "reader"
+    return "encoder" if name.startswith("embedding") else "reader"
 
 
 def initial_weight(name: str, config: ModelConfig, seed: int) -> Tensor:

@@ -18,11 +18,14 @@ class Activations:
 
     itemsize: bytes of a number: 2 in bf16, 4 in fp32. fused: with Liger's norm and gated product;
     without them a norm keeps its input in float32, and silu(gate) is kept beside its product.
+    tensor: tensor-parallel ranks, each of which keeps its heads and its part of the feed-forward
+    layer, and all of the states between.
     """
 
     model: ModelConfig
     itemsize: int = 2
     fused: bool = False
+    tensor: int = 1
 
     @property
     def _norm(self) -> int:
@@ -39,12 +42,13 @@ class Activations:
         model = self.model
         queries, keys = model.sizes["queries"], model.sizes["keys"]
         wide = 4 * (2 * model.heads + model.kv_heads)
-        return self._norm + self.itemsize * (5 * queries + 3 * keys) + wide
+        return self._norm + (self.itemsize * (5 * queries + 3 * keys) + wide) // self.tensor
 
     @property
     def feed_forward(self) -> int:
         """Of a layer's second norm, gate, up and their product."""
-        return self._norm + self.itemsize * self.model.ffn * (3 if self.fused else 4)
+        kept = self.itemsize * self.model.ffn * (3 if self.fused else 4)
+        return self._norm + kept // self.tensor
 
     def kept(self, recompute: Recompute, documents: int, contexts: int = 0) -> int:
         """Bytes of a pass over so many tokens, at its largest: what is recomputed is there for one

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,16 +16,13 @@ from torch import Tensor
 from msa_train.config import TrainingConfig
 from msa_train.errors import CheckpointError
 from msa_train.model.megatron import MSAModel
+from msa_train.model.weights import Part, part_of
 from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 from msa_train.stages import Trains, trained_alone
+from msa_train.training.planner.memory import reduce_bucket
 
-Part = Literal["router", "reader", "encoder"]
-# Elements that are reduced at once, beside the gradients, at least those of the largest weight.
-# DeepSpeed's ten times as many would be the whole of a small model once more.
-BUCKET = 50_000_000
 _OWN = ("betas", "weight_decay")  # settings of a group that DeepSpeed takes from a checkpoint
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 class Engine:
@@ -47,7 +43,7 @@ class Engine:
         self._kept: dict[str, Tensor] = {}  # in full precision, which DeepSpeed's narrow copy lacks
         alone = trained_alone(trains)
         for name, parameter in model.named_parameters():
-            part = part_of(name, model)
+            part = part_of(name, model.model)
             if alone not in (None, part):
                 self._kept[name] = parameter.detach().to("cpu", torch.float32, copy=True)
                 parameter.requires_grad_(False)
@@ -56,7 +52,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=_optimizer(model, config, "reader" in trains),
-            config=_settings(config, max(BUCKET, *(p.numel() for p in model.parameters()))),
+            config=_settings(config, reduce_bucket(p.numel() for p in model.parameters())),
             mpu=DeepSpeedGroups,
             dist_init_required=False,
         )
@@ -174,27 +170,13 @@ def _optimizer(
         together = [("encoder",), ("reader",), ("router",)]
     groups = []
     for parts in together:
-        weights = [p for name, p in model.named_parameters() if part_of(name, model) in parts]
+        weights = [p for name, p in model.named_parameters() if part_of(name, model.model) in parts]
         for decay, dims in ((config.weight_decay, (2,)), (0.0, (0, 1))):
             chosen = [p for p in weights if p.dim() in dims and p.requires_grad]
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "parts": parts})
     kind = _GuardedAdamW if config.zero_stage == 0 else torch.optim.AdamW
     return kind(groups, lr=0.0, betas=config.betas, fused=True)
-
-
-def part_of(name: str, model: MSAModel) -> Part:
-    """What a weight, by Megatron's name, belongs to.
-
-    router: its projections and its gate. encoder: what documents' states, and questions' up to the
-    last router layer, depend on. reader: everything above.
-    """
-    if ".router_" in name:
-        return "router"
-    found = _LAYER.search(name)
-    if found is not None:
-        return "encoder" if int(found[1]) <= model.model.last_router_layer else "reader"
-    return "encoder" if name.startswith("embedding") else "reader"
 
 
 class _GuardedAdamW(torch.optim.AdamW):

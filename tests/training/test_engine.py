@@ -13,9 +13,9 @@ def observe() -> dict:
     """What an engine of a tiny model does; in a process of its own."""
     from msa_train.config import TrainingConfig
     from msa_train.model.megatron import MSAModel
-    from msa_train.model.weights import initial_reader
+    from msa_train.model.weights import initial_reader, part_of
     from msa_train.parallel import groups
-    from msa_train.training.engine import Engine, part_of
+    from msa_train.training.engine import Engine
     from tests.batches import OWN_ROUTER, random_batch, tiny_config
 
     groups.start(tensor_parallel=1, timeout_s=60)
@@ -37,7 +37,7 @@ def observe() -> dict:
         return {name: not torch.equal(before[name], after[name]) for name in before}
 
     found |= {"router": step(1.0, "router"), "norm": engine.gradient_norm()}
-    found["parts"] = {name: part_of(name, model) for name in found["router"]}
+    found["parts"] = {name: part_of(name, config) for name in found["router"]}
     found["reader"] = step(1.0, "reader")
     found["broken"], found["skipped"] = step(math.nan), engine.skipped
     found["all"], found["whole"] = step(1.0), not engine.skipped
@@ -51,12 +51,12 @@ def observe() -> dict:
         found["bf16 optimizer"] = steps_with(engine)
         step(1.0, part)
         found[f"{part} alone"] = {
-            part_of(name, model)
+            part_of(name, config)
             for name, weight in engine.full_weights()
             if not torch.equal(weight, begun[name])
         }
         learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
-        found[f"{part} graph"] = {part_of(name, model) for name in learns}
+        found[f"{part} graph"] = {part_of(name, config) for name in learns}
     return found
 
 

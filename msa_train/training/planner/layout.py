@@ -1,0 +1,127 @@
+"""How a run is spread over ranks, which ways there are, and what refuses one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal, get_args
+
+from msa_train.config import Config
+from msa_train.errors import ConfigError
+from msa_train.hardware import Cluster
+from msa_train.model.config import Recompute
+
+Offload = Literal["none", "optimizer", "parameters"]
+_CACHES = (16_384, 65_536, 262_144)  # document tokens of a group of the gradient cache that are tried
+
+
+@dataclass(frozen=True)
+class Layout:
+    """tensor: ranks that share each layer. documents: data-parallel ranks that share each sample.
+    replicas: such groups, each of which reads its own samples. cache: document tokens of a group of
+    the gradient cache (None: without one). offload: of the optimizer's states, or of the weights
+    too, to host memory.
+    """
+
+    tensor: int = 1
+    documents: int = 1
+    replicas: int = 1
+    zero: int = 1
+    recompute: Recompute = "none"
+    cache: int | None = None
+    offload: Offload = "none"
+
+    @property
+    def data(self) -> int:
+        """Ranks that ZeRO divides states over."""
+        return self.documents * self.replicas
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.data
+
+    @classmethod
+    def of(cls, config: Config, ranks: int, documents: int | None = None) -> Layout:
+        """That of the settings on so many ranks. documents: instead of the settings' own, if any.
+
+        Raises ConfigError for ranks that cannot be divided so.
+        """
+        training = config.training
+        shared = documents or getattr(training, "document_parallel", 1)
+        replicas, rest = divmod(ranks, training.tensor_parallel * shared)
+        if rest or not replicas:
+            raise ConfigError(
+                f"training.tensor_parallel is {training.tensor_parallel} and documents are shared "
+                f"by {shared}: {ranks} ranks cannot be divided so; give a multiple of "
+                f"{training.tensor_parallel * shared} cards"
+            )
+        return cls(
+            training.tensor_parallel, shared, replicas, training.zero_stage, training.recompute,
+            training.gradient_cache_tokens, offload_of(config),
+        )  # fmt: skip
+
+    def words(self) -> str:
+        """As a row of a table names it."""
+        cache = "no cache" if self.cache is None else f"cache {self.cache:,}"
+        parts = [f"TP {self.tensor}", f"documents {self.documents}", f"ZeRO-{self.zero}"]
+        parts += [f"recompute {self.recompute}", cache]
+        return ", ".join(parts + ([f"offload {self.offload}"] if self.offload != "none" else []))
+
+
+def offload_of(config: Config) -> Offload:
+    """What training.deepspeed sends to host memory, where a version has that section."""
+    section: Any = getattr(config.training, "deepspeed", None) or {}
+    zero = section.get("zero_optimization", {})
+    for key, meaning in (("offload_param", "parameters"), ("offload_optimizer", "optimizer")):
+        if (zero.get(key) or {}).get("device", "none") != "none":
+            return meaning
+    return "none"
+
+
+def samples_of(config: Config, layout: Layout) -> int:
+    """Samples of a step that each group of ranks reads. Raises ConfigError where some are left."""
+    samples, rest = divmod(config.training.batch_samples, layout.replicas)
+    if rest or not samples:
+        raise ConfigError(
+            f"training.batch_samples is {config.training.batch_samples}, which {layout.replicas} "
+            "groups of ranks cannot share"
+        )
+    return samples
+
+
+def refusal(config: Config, layout: Layout) -> str | None:
+    """Why so many tensor-parallel ranks and replicas cannot train this run, as its settings say it
+    when they are made; None where they can."""
+    try:
+        if layout.tensor != config.training.tensor_parallel:
+            tensor = replace(config.training, tensor_parallel=layout.tensor)
+            replace(config, training=tensor)
+        samples_of(config, layout)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layout]:
+    """Every layout of these cards: tensor parallel within a machine, documents over any ranks.
+
+    bank_tokens: of the longest bank; groups of the gradient cache are shorter than a rank's share.
+    """
+    offload, own = offload_of(config), config.training.gradient_cache_tokens
+    tensors = _divisors(cluster.per_node)
+    zeros = range(0 if config.training.precision == "fp32" else 1, 4)
+    for tensor in tensors:
+        data = cluster.cards // tensor
+        for documents in _divisors(data):
+            share = bank_tokens / documents
+            caches = [None, *sorted({each for each in (*_CACHES, own) if each and each < share})]
+            for zero, recompute, cache in product(zeros, get_args(Recompute), caches):
+                replicas = data // documents
+                yield Layout(tensor, documents, replicas, zero, recompute, cache, offload)
+
+
+def _divisors(count: int) -> Sequence[int]:
+    """Powers of two that divide it, and itself."""
+    found = {1 << shift for shift in range(count.bit_length()) if not count % (1 << shift)}
+    return sorted(found | {count})

@@ -1,0 +1,241 @@
+"""Bytes of a rank, part by part, as DeepSpeed and the model's layers allocate them.
+
+N weights of a rank, of which it owns N / n where ZeRO divides them over n data-parallel ranks
+(Rajbhandari et al. 2020, section 5); what is held at once beside that is DeepSpeed 0.19's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from msa_train.model.config import ModelConfig
+from msa_train.training.activations import Activations
+from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.sizes import SampleSize
+from msa_train.training.planner.weights import Weight
+
+Phase = Literal["held", "backward", "update"]
+# Elements that are reduced at once, beside the gradients, at least those of the largest weight.
+# DeepSpeed's ten times as many would be the whole of a small model once more.
+BUCKET = 50_000_000
+# DeepSpeed's own where a run does not say otherwise: elements of ZeRO-3 that are live at once, that
+# are gathered ahead, of a weight that stays whole; elements that stage 0 reduces at once.
+LIVE, AHEAD, WHOLE, _PLAIN_BUCKET = 10**9, 5 * 10**7, 10**5, 5 * 10**8
+# Bytes of a context and document in a router layer that takes the loss: score, its two places
+# (kernels/msa_kernels/scores.py), and what the loss keeps of the scores.
+_SCORE = 4 + 16 + 12
+_SCRATCH = 64 << 20  # of scores that are being computed, at most
+
+
+@dataclass(frozen=True)
+class RankBytes:
+    """A part of what a rank allocates. phase: held all the time, or while gradients are computed,
+    or while the weights change. host: in host memory instead of the device's."""
+
+    what: str
+    phase: Phase
+    bytes: int
+    host: bool = False
+
+
+def reduce_bucket(numels: Iterable[int]) -> int:
+    """Elements of DeepSpeed's reduce bucket for weights of these sizes."""
+    return max(BUCKET, *numels)
+
+
+def needed(found: Sequence[RankBytes], host: bool = False) -> int:
+    """Bytes that must be there: gradients and the update come after one another."""
+    sums: Counter[str] = Counter()
+    for each in found:
+        if each.host == host:
+            sums[each.phase] += each.bytes
+    return sums["held"] + max(sums["backward"], sums["update"])
+
+
+def rank_bytes(
+    model: ModelConfig,
+    layout: Layout,
+    weights: Sequence[Weight],
+    sample: SampleSize,
+    samples: int,
+    itemsize: int,
+    fused: bool = False,
+) -> tuple[RankBytes, ...]:
+    """weights: of a rank of this layout. sample: a whole one, of which a rank has its share;
+    samples: that it reads in a step. itemsize: 2 in bf16, 4 in fp32. fused: as in Activations."""
+    states = _States(layout, weights, itemsize, samples)
+    share = sample.share(layout.documents)
+    passing = _Passing(model, layout, share, sample, itemsize, fused)
+    found = [*states.held(), *states.backward(), *passing.kept(), *states.update()]
+    return tuple(each for each in found if each.bytes)
+
+
+@dataclass(frozen=True)
+class _States:
+    """Weights, gradients and the optimizer's states under a ZeRO stage."""
+
+    layout: Layout
+    weights: Sequence[Weight]
+    itemsize: int
+    samples: int
+
+    @property
+    def _all(self) -> int:
+        return sum(each.numel for each in self.weights)
+
+    @property
+    def _learning(self) -> int:
+        return sum(each.numel for each in self.weights if each.learns)
+
+    @property
+    def _whole(self) -> int:
+        """Elements that every rank of ZeRO-3 keeps."""
+        return sum(each.numel for each in self.weights if each.numel <= WHOLE)
+
+    @property
+    def _own(self) -> int:
+        """Elements whose states this rank has."""
+        ranks = self.layout.data if self.layout.zero else 1
+        return -(-self._learning // ranks)
+
+    @property
+    def _bucket(self) -> int:
+        """Bytes of the reduce bucket."""
+        return reduce_bucket(each.numel for each in self.weights) * self.itemsize
+
+    @property
+    def _largest_group(self) -> float:
+        """The largest group of the optimizer, as a share of what learns: groups change in turn."""
+        sizes: Counter[tuple[str, bool]] = Counter()
+        for each in self.weights:
+            if each.learns:
+                sizes[each.group] += each.numel
+        return max(sizes.values(), default=0) / max(1, self._learning)
+
+    @property
+    def _often(self) -> bool:
+        """Whether gradients of several backward passes are added up."""
+        return self.samples > 1 or self.layout.cache is not None
+
+    def held(self) -> list[RankBytes]:
+        layout, size, host = self.layout, self.itemsize, self.layout.offload != "none"
+        rows, weights = [], self._all
+        if layout.zero == 3:
+            weights = -(-self._all // layout.data)
+            rows = [
+                RankBytes("weights that stay whole", "held", self._whole * size),
+                RankBytes("gradients, own", "held", self._own * size, host),
+                RankBytes("reduce bucket", "held", self._bucket),
+            ]
+        away = layout.zero == 3 and layout.offload == "parameters"
+        first = RankBytes("weights", "held", weights * size, away)
+        masters = self._own * 4 if layout.zero else 0
+        moments = RankBytes("optimizer: two moments", "held", self._own * 8, host)
+        return [first, *rows, RankBytes("master weights", "held", masters, host), moments]
+
+    def backward(self) -> list[RankBytes]:
+        stage, size, learning = self.layout.zero, self.itemsize, self._learning
+        if stage < 2:
+            # A first backward pass frees activations about as fast as it makes gradients.
+            grown = learning if self._often else self._head
+            rows = [RankBytes("gradients", "backward", grown * size)]
+            return rows + [RankBytes("reduce bucket", "backward", self._bucket)] * bool(stage)
+        if stage == 2:
+            times = 1 + self._often
+            own = RankBytes("gradients, own", "backward", times * self._own * size)
+            kept = 0 if self.layout.offload != "none" else own.bytes
+            return [
+                RankBytes(own.what, own.phase, kept),
+                RankBytes("reduce bucket, and its copy", "backward", 2 * self._bucket),
+            ]
+        apart = self._all - self._whole
+        live, ahead = min(LIVE, apart) * size, min(AHEAD, apart) * size
+        return [
+            RankBytes("weights gathered", "backward", live),
+            RankBytes("weights gathered ahead", "backward", ahead),
+        ]
+
+    def update(self) -> list[RankBytes]:
+        stage, size, own = self.layout.zero, self.itemsize, self._own
+        if self.layout.offload != "none":
+            wide = RankBytes("gradients in float32", "held", own * 4, host=True)
+            return [wide] if stage else []
+        if stage == 0:
+            copy = min(self._learning, _PLAIN_BUCKET) * size
+            whole = RankBytes("gradients", "update", self._learning * size)
+            return [whole, RankBytes("gradients being reduced", "update", copy)]
+        group = round(own * self._largest_group)
+        flat = RankBytes("gradients made one", "update", group * size)
+        wide = RankBytes("gradients in float32", "update", group * 4 if size < 4 else 0)
+        if stage == 3:
+            return [flat, wide]
+        parts = RankBytes("gradients, own", "update", own * size)
+        if stage == 2:
+            return [parts, flat, wide]
+        reducing = self._learning * size + self._bucket * 2
+        if reducing > flat.bytes + wide.bytes:
+            return [RankBytes("gradients, and being reduced", "update", reducing), parts]
+        return [parts, flat, wide]
+
+    @property
+    def _head(self) -> int:
+        """The first gradient that a backward pass makes."""
+        ends = ("embedding", "output")
+        return max((w.numel for w in self.weights if w.part in ends and w.learns), default=0)
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """What the streams keep for the backward pass. own: the rank's share of a sample, whose bank
+    is that of `sample`."""
+
+    model: ModelConfig
+    layout: Layout
+    own: SampleSize
+    sample: SampleSize
+    itemsize: int
+    fused: bool
+
+    def kept(self) -> list[RankBytes]:
+        layout, own, model = self.layout, self.own, self.model
+        kept = Activations(model, self.itemsize, self.fused, layout.tensor)
+        cached = layout.cache is not None and layout.cache < own.document_tokens
+        documents = layout.cache if cached else own.document_tokens
+        streams = {
+            "documents": kept.kept(layout.recompute, documents),
+            "contexts": kept.kept(layout.recompute, 0, own.context_tokens),
+        }
+        if cached:  # contexts are done before the documents are encoded once more
+            largest = max(streams, key=streams.__getitem__)
+            streams = {largest: streams[largest]}
+        rows = [(f"activations of {name}", size) for name, size in streams.items()]
+        layers = len(model.loss_layers)
+        scores = own.contexts * self.sample.documents * _SCORE * layers
+        scratch = min(_SCRATCH, 3 * 4 * own.query_tokens * self.sample.chunks(self._chunk))
+        rows += [
+            ("pooled states and their gradients", self._pooled(cached)),
+            ("router scores", scores + scratch),
+            ("logits", self._logits()),
+        ]
+        return [RankBytes(what, "backward", size) for what, size in rows]
+
+    @property
+    def _chunk(self) -> int:
+        return self.model.router.chunk_size
+
+    def _pooled(self, cached: bool) -> int:
+        """Of the whole bank, on every rank that shares it."""
+        chunks = self.sample.chunks(self._chunk) * self._chunk
+        whole = Activations(self.model, self.itemsize).pooled(chunks)
+        # Without the cache gradients are there for a layer at a time.
+        return whole if cached else whole // 2
+
+    def _logits(self) -> int:
+        """Of tokens that are written: narrow, in float32, and their probabilities."""
+        if self.fused and self.layout.tensor == 1:
+            return self.model.vocab_size * self.model.hidden * 4  # the head's gradient alone
+        vocabulary = self.model.vocab_size // self.layout.tensor
+        return self.own.labels * vocabulary * (self.itemsize * (self.itemsize < 4) + 4 + 4)

@@ -1,0 +1,256 @@
+"""A run on given cards: what each rank holds, sends and computes, how long it takes, what it costs.
+
+Arithmetic alone: nothing is allocated, and no GPU has confirmed it (docs/scaling.md). `msa plan
+train` prints it, and a rank whose memory runs out prints its part beside what was allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from msa_train.config import Config
+from msa_train.errors import ConfigError
+from msa_train.hardware import RESERVE, Cluster, gb
+from msa_train.training.planner.layout import Layout, layouts, refusal, samples_of
+from msa_train.training.planner.memory import RankBytes, needed, rank_bytes
+from msa_train.training.planner.sizes import StageSize
+from msa_train.training.planner.traffic import Traffic, traffic
+from msa_train.training.planner.weights import parts, weights
+from msa_train.training.planner.work import Work, work
+
+_DAY = 86_400
+# Bytes that an update moves for an element: gradient and master weight, two moments, read and
+# written, and the narrow weight.
+_UPDATED = 4 + 8 + 16 + 2
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What no data sheet says. utilisation: share of the peak that arithmetic reaches while it
+    runs. price_per_gpu_hour: None: unknown. host_ram: bytes of each machine (None: unknown)."""
+
+    utilisation: float = 0.4
+    price_per_gpu_hour: float | None = None
+    host_ram: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utilisation <= 1:
+            raise ConfigError(f"utilisation is {self.utilisation}: give a share from 0 to 1")
+        price = self.price_per_gpu_hour
+        if price is not None and not 0 <= price < math.inf:
+            raise ConfigError(f"price-per-gpu-hour is {price}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A step of a stage on one rank. tokens: memory tokens of the step, on all ranks. computing,
+    updating, sending: seconds; of sending only what arithmetic does not hide."""
+
+    stage: StageSize
+    tokens: int
+    work: Work
+    traffic: tuple[Traffic, ...]
+    bytes: tuple[RankBytes, ...]
+    computing: float
+    updating: float
+    sending: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.computing + self.updating + self.sending
+
+    @property
+    def total(self) -> float:
+        """Seconds of the stage."""
+        return self.seconds * self.stage.steps
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    layout: Layout
+    cluster: Cluster
+    assumed: Assumed
+    parameters: dict[str, int]  # of the whole model
+    stages: tuple[StagePlan, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def longest(self) -> StagePlan:
+        """The stage that takes the most time."""
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
+    def fullest(self) -> StagePlan:
+        """The stage whose ranks hold the most."""
+        return max(self.stages, key=lambda stage: needed(stage.bytes))
+
+    @property
+    def need(self) -> int:
+        """Bytes of each card."""
+        return needed(self.fullest.bytes) + RESERVE
+
+    @property
+    def host_need(self) -> int:
+        """Bytes of each machine that are sent to its memory."""
+        return self.cluster.per_node * needed(self.fullest.bytes, host=True)
+
+    @property
+    def lacking(self) -> str | None:
+        """What is too small, as a sentence."""
+        have = self.cluster.card.bytes
+        if self.need > have:
+            return f"each card needs {gb(self.need)} and has {gb(have)}"
+        host = self.assumed.host_ram
+        if host is not None and self.host_need > host:
+            return f"each machine needs {gb(self.host_need)} of memory and has {gb(host)}"
+        return None
+
+    @property
+    def tokens(self) -> int:
+        """Memory tokens that the run reads."""
+        return sum(each.tokens * each.stage.steps for each in self.stages)
+
+    def seconds(self, tokens: int | None = None) -> float:
+        """Of the run, or of so many memory tokens in its stages' proportions."""
+        whole = sum(stage.total for stage in self.stages)
+        return whole if tokens is None else whole * tokens / self.tokens
+
+    def money(self, tokens: int | None = None) -> float | None:
+        price = self.assumed.price_per_gpu_hour
+        return None if price is None else self.seconds(tokens) / 3600 * price * self.cluster.cards
+
+    @property
+    def model_utilisation(self) -> float:
+        """Useful FLOPs of the longest stage's step, of what the cards' peak would do in its time:
+        the publications' MFU."""
+        stage = self.longest
+        return stage.work.useful / stage.seconds / self.cluster.card.flops
+
+    def to_json(self, tokens: int | None = None) -> dict[str, Any]:
+        return {
+            "layout": asdict(self.layout),
+            "cards": self.cluster.cards,
+            "nodes": self.cluster.nodes,
+            "parameters": self.parameters,
+            "fits": self.lacking is None,
+            "lacking": self.lacking,
+            "bytes": [asdict(each) for each in self.fullest.bytes],
+            "reserve": RESERVE,
+            "need": self.need,
+            "have": self.cluster.card.bytes,
+            "stages": [_stage_json(each, self.cluster) for each in self.stages],
+            "tokens": self.tokens if tokens is None else tokens,
+            "days": self.seconds(tokens) / _DAY,
+            "money": self.money(tokens),
+            "utilisation": self.assumed.utilisation,
+            "model_utilisation": self.model_utilisation,
+            "notes": list(self.notes),
+        }
+
+
+def _stage_json(found: StagePlan, cluster: Cluster) -> dict[str, Any]:
+    sent = [
+        asdict(each) | {"sent": each.sent, "seconds": each.seconds(cluster)}
+        for each in found.traffic
+    ]
+    times = {name: getattr(found, name) for name in ("computing", "updating", "sending", "seconds")}
+    return {
+        "name": found.stage.name,
+        "steps": found.stage.steps,
+        "sample": asdict(found.stage.sample),
+        "tokens_per_step": found.tokens,
+        "flops": asdict(found.work) | {"total": found.work.total},
+        "traffic": sent,
+        **times,
+    }
+
+
+def plan(
+    config: Config,
+    layout: Layout,
+    cluster: Cluster,
+    stages: Sequence[StageSize],
+    assumed: Assumed,
+    fused: bool = True,
+) -> TrainingPlan:
+    """fused: as in Activations. Raises ConfigError for samples that the ranks cannot share."""
+    samples, model = samples_of(config, layout), config.model
+    held = weights(model, layout.tensor, frozenset(stage.trains for stage in config.stages))
+    size = 2 if config.training.precision == "bf16" else 4
+    rank = model, layout, held
+    share = layout.tensor * layout.documents
+    found = []
+    for stage in stages:
+        given = *rank, stage.sample, samples, size
+        done = work(model, layout, stage.sample).times(samples / share)
+        computing = done.total / cluster.card.flops / assumed.utilisation
+        sent = traffic(*given)
+        stored = rank_bytes(*given, fused)
+        tokens = stage.sample.document_tokens * config.training.batch_samples
+        updating = sum(each.numel for each in held if each.learns) / layout.data * _UPDATED
+        updating /= cluster.card.bandwidth
+        sending = _shown(sent, cluster, computing)
+        found.append(StagePlan(stage, tokens, done, sent, stored, computing, updating, sending))
+    whole = parts(weights(model))
+    return TrainingPlan(layout, cluster, assumed, whole, tuple(found), tuple(_notes(config)))
+
+
+def _shown(sent: Sequence[Traffic], cluster: Cluster, computing: float) -> float:
+    """Seconds of traffic that a step waits for."""
+    hidden = sum(each.seconds(cluster) for each in sent if each.hidden)
+    open_ = sum(each.seconds(cluster) for each in sent if not each.hidden)
+    return open_ + max(0.0, hidden - computing)
+
+
+def _notes(config: Config) -> list[str]:
+    found = []
+    if config.training.precision == "fp32":
+        found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
+    if not hasattr(config.training, "document_parallel"):
+        found.append(
+            "training.document_parallel is no setting of this version: layouts whose documents are "
+            "shared are arithmetic only"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """plans: that fit, fastest first. refused: reason -> layouts that have it."""
+
+    plans: tuple[TrainingPlan, ...]
+    refused: dict[str, tuple[Layout, ...]]
+
+
+def ranked(
+    config: Config, cluster: Cluster, stages: Sequence[StageSize], assumed: Assumed
+) -> Ranking:
+    """Every layout of these cards."""
+    fitting: list[TrainingPlan] = []
+    refused: dict[str, list[Layout]] = {}
+    reasons: dict[tuple[int, int], str | None] = {}
+    longest = max(stage.sample.document_tokens for stage in stages)
+    for layout in layouts(config, cluster, longest):
+        divided = layout.tensor, layout.replicas
+        if divided not in reasons:
+            reasons[divided] = refusal(config, layout)
+        reason = reasons[divided]
+        if reason is None:
+            found = plan(config, layout, cluster, stages, assumed)
+            if found.lacking is None:
+                fitting.append(found)
+                continue
+            reason = _general(found)
+        refused.setdefault(reason, []).append(layout)
+    fitting.sort(key=lambda each: (each.seconds(), each.need))
+    return Ranking(tuple(fitting), {why: tuple(each) for why, each in refused.items()})
+
+
+def _general(found: TrainingPlan) -> str:
+    """The same words for all layouts that lack the same."""
+    short = "a card's" if found.need > found.cluster.card.bytes else "a machine's host"
+    return f"more than {short} memory"

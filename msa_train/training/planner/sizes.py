@@ -1,0 +1,133 @@
+"""How large a step's samples are: from a run's shards where they are built, else from its settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import ShardManifest, StageCounts
+from data_pipeline.splitting import DOCUMENT_TOKENS
+from msa_train.config import Config
+from msa_train.errors import ConfigError
+from msa_train.model.batch import MemoryBatch
+
+CONTEXT_TOKENS = 128  # of a context whose length nothing tells
+_ASKED = 32  # of them that route, and that the model writes, at most
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """A bank and its contexts. document_tokens, context_tokens: of all of them together;
+    query_tokens: of those that route; labels: tokens that the model is to write."""
+
+    document_tokens: int
+    documents: int
+    context_tokens: int
+    contexts: int
+    query_tokens: int
+    labels: int
+
+    @classmethod
+    def of_counts(cls, counts: StageCounts) -> SampleSize:
+        """The mean sample of a stage of built shards."""
+        samples = max(1, counts.samples)
+        contexts = math.ceil(counts.contexts / samples)
+        found = cls.usual(
+            round(counts.document_tokens), math.ceil(counts.documents / samples), contexts,
+            max(1, round(counts.context_tokens / max(1, contexts))),
+        )  # fmt: skip
+        return replace(found, context_tokens=round(counts.context_tokens))
+
+    @classmethod
+    def usual(cls, tokens: int, documents: int, contexts: int, context_tokens: int) -> SampleSize:
+        """Of equal contexts, of whose tokens a usual part asks and is written."""
+        asked = contexts * min(_ASKED, math.ceil(context_tokens / 2))
+        return cls(tokens, documents, contexts * context_tokens, contexts, asked, asked)
+
+    @classmethod
+    def of_batch(cls, batch: MemoryBatch) -> SampleSize:
+        host = batch.on_host
+        return cls(
+            len(host.doc_tokens), len(host.doc_cu) - 1, len(host.tokens), len(host.ctx_cu) - 1,
+            int(host.is_query.sum()), host.label_count,
+        )  # fmt: skip
+
+    def chunks(self, size: int) -> int:
+        """Of documents of equal length."""
+        each = self.document_tokens / max(1, self.documents)
+        return self.documents * math.ceil(each / size)
+
+    def share(self, ranks: int) -> SampleSize:
+        """What each of `ranks` has of it, at most."""
+        values = {name: math.ceil(value / ranks) for name, value in vars(self).items()}
+        return SampleSize(**values)
+
+
+@dataclass(frozen=True)
+class StageSize:
+    """A stage of a run: how many steps, and a sample of them."""
+
+    name: str
+    steps: int
+    sample: SampleSize
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a person says of the samples, instead of shards and settings."""
+
+    memory_tokens: int | None = None
+    document_tokens: int | None = None
+    contexts: int | None = None
+    context_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name.replace('_', '-')} is {value}: give 1 or more")
+
+
+def stage_sizes(config: Config, given: Given) -> tuple[tuple[StageSize, ...], list[str]]:
+    """Every stage, and what had to be assumed, as sentences."""
+    if given == Given() and (manifest := _manifest(config)) is not None:
+        rows = zip(config.stages, manifest.stages, manifest.steps, strict=True)
+        found = (StageSize(s.name, steps, SampleSize.of_counts(c)) for s, c, steps in rows)
+        return tuple(found), []
+    stages = tuple(_stage(config, number, given) for number in range(len(config.stages)))
+    assumed = [
+        "the shards are not built, or samples are given: documents are counted as long as the "
+        "settings allow (--document-tokens), contexts as "
+        f"{given.context_tokens or CONTEXT_TOKENS} tokens each (--context-tokens)"
+    ]
+    return stages, assumed
+
+
+def _manifest(config: Config) -> ShardManifest | None:
+    try:
+        found = ShardManifest.load(config.manifest_folder)
+    except DataError:
+        return None
+    return found if found.matches(config.corpus) else None
+
+
+def _stage(config: Config, number: int, given: Given) -> StageSize:
+    stage, corpus = config.stages[number], config.corpus
+    weights = corpus.source_weights(number)
+    total, tokens, documents, contexts = sum(weights.values()), 0.0, 0.0, 0.0
+    for name, weight in weights.items():
+        bank, (_, settings) = config.data.bank_of(name), config.data.source(name)
+        length = given.document_tokens or stage.data.document_tokens
+        length = length or getattr(settings, "document_tokens", DOCUMENT_TOKENS)
+        most = given.memory_tokens or stage.data.memory_tokens
+        count = bank.documents if most is None else math.ceil(most / length)
+        share = weight / total
+        tokens += share * min(count * length, most or math.inf)
+        documents, contexts = documents + share * count, contexts + share * bank.contexts
+    sample = SampleSize.usual(
+        round(tokens), round(documents), given.contexts or round(contexts),
+        given.context_tokens or CONTEXT_TOKENS,
+    )  # fmt: skip
+    samples = config.training.batch_samples
+    steps = stage.steps or max(1, round((stage.tokens or 0) / tokens / samples))
+    return StageSize(stage.name, steps, sample)

@@ -1,0 +1,167 @@
+"""What ranks send one another in a step, by kind: exact where DeepSpeed and Megatron are.
+
+payload: bytes of the whole tensors that a collective is given, over a step. Of those a rank sends
+2 (n - 1) / n where n ranks sum them in a ring, (n - 1) / n where they gather or scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from msa_train.hardware import Cluster
+from msa_train.model.config import ModelConfig
+from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.memory import LIVE, WHOLE
+from msa_train.training.planner.sizes import SampleSize
+from msa_train.training.planner.weights import Weight
+
+Operation = Literal["all-reduce", "all-gather", "reduce-scatter"]
+Kind = Literal["gradients", "weights", "tensor parallel", "pooled states"]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One operation of a kind, in a step. ranks: that take part; stride: between their numbers.
+    hidden: behind arithmetic, as far as there is some."""
+
+    kind: Kind
+    operation: Operation
+    payload: int
+    ranks: int
+    stride: int = 1
+    hidden: bool = False
+
+    @property
+    def sent(self) -> float:
+        """Bytes of a rank."""
+        times = 2 if self.operation == "all-reduce" else 1
+        return times * self.payload * (self.ranks - 1) / self.ranks
+
+    def seconds(self, cluster: Cluster) -> float:
+        return self.sent / cluster.bandwidth(self.ranks, self.stride) if self.sent else 0.0
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A step's passes over the model on one rank. groups: of documents in each sample (0: without
+    the gradient cache)."""
+
+    samples: int
+    groups: int
+
+    @classmethod
+    def of(cls, layout: Layout, own: SampleSize, samples: int) -> Passes:
+        """own: the rank's share of a sample."""
+        cached = layout.cache is not None and layout.cache < own.document_tokens
+        return cls(samples, -(-own.document_tokens // layout.cache) if cached else 0)
+
+
+def traffic(
+    model: ModelConfig,
+    layout: Layout,
+    weights: Sequence[Weight],
+    sample: SampleSize,
+    samples: int,
+    itemsize: int,
+) -> tuple[Traffic, ...]:
+    """Of one rank in a step. Arguments as of rank_bytes."""
+    own = sample.share(layout.documents)
+    passes = Passes.of(layout, own, samples)
+    found = [
+        *_states(layout, weights, passes, itemsize),
+        *_tensor(model, layout, own, passes, itemsize),
+        *_documents(model, layout, sample, passes, itemsize),
+    ]
+    return tuple(each for each in found if each.payload and each.ranks > 1)
+
+
+def _states(
+    layout: Layout, weights: Sequence[Weight], passes: Passes, size: int
+) -> Iterator[Traffic]:
+    """Gradients and weights, between the ranks that ZeRO divides them over."""
+    ring, stage = (layout.data, layout.tensor), layout.zero
+    learning = sum(each.numel for each in weights if each.learns)
+    # Stages 2 and 3 reduce after every backward pass, whatever it reached.
+    encoded = sum(each.numel for each in weights if each.learns and each.encodes)
+    every = passes.samples * (learning + passes.groups * encoded)
+    if stage < 3:
+        reduced = every if stage == 2 else learning
+        yield Traffic("gradients", "all-reduce", reduced * size, *ring)
+        yield Traffic("weights", "all-gather", bool(stage) * learning * size, *ring)
+        return
+    yield Traffic("gradients", "reduce-scatter", every * size, *ring, hidden=True)
+    yield Traffic("weights", "all-gather", _gathered(weights, passes) * size, *ring, hidden=True)
+
+
+def _gathered(weights: Sequence[Weight], passes: Passes) -> int:
+    """Elements that ZeRO-3 gathers in a step."""
+    apart = sum(each.numel for each in weights if each.numel > WHOLE)
+    whole = sum(each.numel for each in weights if each.numel <= WHOLE)
+    if not passes.groups:
+        # The backward pass finds those of the forward pass's end, as many as may be live on the
+        # way there and back.
+        again = max(0, apart - LIVE // 2)
+        return whole + passes.samples * (apart + again)
+    # Passes of different kinds follow one another, and what is used next is not known.
+    forwards, backwards = 2 * passes.groups + 1, passes.groups + 1
+    return whole + passes.samples * (forwards + backwards) * apart
+
+
+def _tensor(
+    model: ModelConfig, layout: Layout, own: SampleSize, passes: Passes, size: int
+) -> Iterator[Traffic]:
+    """Sums of states behind every pair of split products, and of gradients before them; vectors of
+    the routers' heads."""
+    if layout.tensor == 1:
+        return
+    again, routers = layout.recompute == "layer", len(model.router_layers)
+    tokens, last = own.document_tokens, model.last_router_layer
+    # A layer's two products each send states forward, and gradients of their input back. Behind
+    # the last router layer's keys nothing of a document is left.
+    encoding = 1 + 2 * last
+    document = encoding + again * last + 2 * last + 1
+    if passes.groups:
+        document += encoding
+    context = 1 + model.layers * (4 + again)
+    states = (tokens * document + own.context_tokens * context + own.labels) * model.hidden * size
+    chunks = own.chunks(model.router.chunk_size)
+    pooled = model.router.query_reduce == "pooled"
+    asked = own.contexts if pooled else own.query_tokens
+    if model.router.decouple:
+        states += routers * (asked + chunks) * model.hidden * size
+    states += 3 * 4 * own.labels
+    if model.shape.qk_norm:
+        reached = model.layers + passes.groups * (last + 1)
+        states += reached * 2 * model.head_dim * size
+    if model.router.gate != "none":
+        states += len(model.reading_layers) * 4 * _selected(model, own)
+    width = 4 * model.sizes["router_keys"] * routers
+    twice = 1 + (layout.recompute != "none")
+    vectors = asked * twice + chunks * (twice + bool(passes.groups))
+    yield Traffic("tensor parallel", "all-reduce", passes.samples * states, layout.tensor)
+    yield Traffic("tensor parallel", "all-gather", passes.samples * vectors * width, layout.tensor)
+
+
+def _selected(model: ModelConfig, own: SampleSize) -> int:
+    """Chunks that all contexts read in a layer."""
+    each = own.chunks(model.router.chunk_size) / max(1, own.documents)
+    return round(own.contexts * min(model.router.top_k, own.documents) * each)
+
+
+def _documents(
+    model: ModelConfig, layout: Layout, sample: SampleSize, passes: Passes, size: int
+) -> Iterator[Traffic]:
+    """Pooled keys, values and router keys of a bank: gathered for its contexts, and their gradients
+    scattered to the ranks whose documents they are of."""
+    if layout.documents == 1:
+        return
+    keys = model.sizes["router_keys"] if model.router.decouple else model.sizes["keys"]
+    row = 2 * model.sizes["keys"] * len(model.reading_layers) * size // layout.tensor
+    row += 4 * keys * len(model.router_layers)
+    payload = passes.samples * sample.chunks(model.router.chunk_size) * row
+    ring = layout.documents, layout.tensor
+    again = layout.recompute != "none" and not passes.groups
+    yield Traffic("pooled states", "all-gather", payload * (1 + again), *ring)
+    yield Traffic("pooled states", "reduce-scatter", payload, *ring)

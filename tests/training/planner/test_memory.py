@@ -1,0 +1,72 @@
+"""Bytes of a rank, against the account of torch's CPU allocator."""
+
+import pytest
+
+from msa_train.model.config import PRESETS
+from msa_train.training.planner import memory
+from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.memory import RankBytes, needed, rank_bytes, reduce_bucket
+from msa_train.training.planner.sizes import SampleSize
+from msa_train.training.planner.weights import weights
+from tests.training.planner.conftest import RUNS, names
+from tests.training.planner.observed import BUCKET, MODEL, batch, layout_of
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_rank_holds_what_torch_allocates(observed, name, monkeypatch):
+    monkeypatch.setattr(memory, "BUCKET", BUCKET)
+    tensor, (settings, samples) = RUNS[name]
+    given = MODEL, layout_of(tensor, settings), weights(MODEL, tensor)
+    size = 2 if settings.get("precision") == "bf16" else 4
+    found = rank_bytes(*given, SampleSize.of_batch(batch()), samples, size)
+    held = sum(each.bytes for each in found if each.phase == "held")
+    assert held == pytest.approx(observed(name)["held"], rel=0.1)
+    assert needed(found) == pytest.approx(observed(name)["most"], rel=0.15)
+
+
+def of(**layout):
+    chosen = Layout(**layout)
+    sample = SampleSize.usual(65_536, 1024, 32, 128)
+    found = rank_bytes(
+        PRESETS["4b"], chosen, weights(PRESETS["4b"], chosen.tensor), sample, 1, 2, True
+    )
+    return found, {each.what: each.bytes for each in found}
+
+
+def test_zero_divides_what_its_stage_says():
+    """Rajbhandari et al. 2020, figure 1: 16 bytes per weight, of which 12, 14 or all are divided."""
+    count = sum(each.numel for each in weights(PRESETS["4b"]))
+    for stage, narrow in ((1, 2), (2, 2), (3, 2 / 64)):
+        what = of(replicas=64, zero=stage)[1]
+        assert what["weights"] == pytest.approx(narrow * count, rel=1e-6)
+        assert what["master weights"] == pytest.approx(4 * count / 64, rel=1e-6)
+        assert what["optimizer: two moments"] == pytest.approx(8 * count / 64, rel=1e-6)
+    assert of(replicas=64, zero=2)[1]["gradients, own"] == pytest.approx(2 * count / 64, rel=1e-6)
+    assert of(replicas=64, zero=3)[1]["weights gathered"] == 2 * 10**9
+
+
+def test_what_saves_memory_saves_it():
+    plain = needed(of(zero=1, replicas=8)[0])
+    for saving in (
+        {"recompute": "layer"}, {"cache": 16_384}, {"documents": 8, "replicas": 1},
+        {"tensor": 2, "replicas": 4},
+    ):  # fmt: skip
+        assert needed(of(**({"zero": 1, "replicas": 8} | saving))[0]) < plain, saving
+
+
+def test_what_is_sent_away_is_on_the_host():
+    here, _ = of(zero=3, replicas=8)
+    away, _ = of(zero=3, replicas=8, offload="parameters")
+    count = sum(each.numel for each in weights(PRESETS["4b"]))
+    assert needed(here, host=True) == 0
+    assert needed(away, host=True) == pytest.approx((2 + 2 + 12 + 4) * count / 8, rel=1e-3)
+    assert needed(here) - needed(away) > 14 * count / 8
+
+
+def test_gradients_and_the_update_come_after_one_another():
+    rows = [RankBytes("a", "held", 5), RankBytes("b", "backward", 7), RankBytes("c", "update", 3)]
+    assert needed(rows) == 12 and needed([*rows, RankBytes("d", "held", 9, True)]) == 12
+
+
+def test_a_bucket_holds_the_largest_weight():
+    assert reduce_bucket([10]) == 50_000_000 and reduce_bucket([10, 7 * 10**8]) == 7 * 10**8
