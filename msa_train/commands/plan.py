@@ -1,4 +1,5 @@
-"""`msa plan memory`: where every byte of a memory would go, whether it fits, and the floor."""
+"""`msa plan memory`: where every byte of a memory would go, whether it fits, and the floor; and the
+command that `msa plan train` (plan_train.py) stands beside it in."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
+from msa_train.commands import plan_train
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, print_json
 from msa_train.commands.placement import usual_compute
@@ -15,7 +17,7 @@ from msa_train.model.config import ModelConfig
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("plan", help="what a memory needs, before anything is built")
+    parser = commands.add_parser("plan", help="what a memory or a run needs, before there is one")
     actions = parser.add_subparsers(required=True, metavar="WHAT")
     memory = actions.add_parser("memory", help="bytes of every part, what fits, least query time")
     memory.add_argument("--tokens", required=True, help="memory tokens, such as 100M")
@@ -41,6 +43,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add_json(memory)
     memory.set_defaults(run=_memory)
+    plan_train.register(actions)
 
 
 def _memory(options: argparse.Namespace) -> int:

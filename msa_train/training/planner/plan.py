@@ -32,8 +32,13 @@ class Assumed:
     """What no data sheet says. utilisation: share of the peak that arithmetic reaches while it
     runs. price_per_gpu_hour: None: unknown. host_ram: bytes of each machine (None: unknown)."""
 
-    utilisation: float = 0.4
-    price_per_gpu_hour: float | None = None
+    utilisation: float = field(
+        default=0.4,
+        metadata={"help": "share of a card's peak that arithmetic reaches: assumed, not measured"},
+    )
+    price_per_gpu_hour: float | None = field(
+        default=None, metadata={"help": "in any currency; without it no money is counted"}
+    )
     host_ram: int | None = None
 
     def __post_init__(self) -> None:

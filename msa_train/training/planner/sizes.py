@@ -1,9 +1,10 @@
-"""How large a step's samples are: from a run's shards where they are built, else from its settings."""
+"""How large a step's samples are: by a run's shards where they are built, else by its settings."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import ShardManifest, StageCounts
@@ -73,14 +74,19 @@ class StageSize:
     sample: SampleSize
 
 
+def _asked(what: str) -> Any:
+    """A flag of `msa plan train` (msa_train/commands/flags.py)."""
+    return field(default=None, metadata={"help": f"{what} (default: what shards or settings say)"})
+
+
 @dataclass(frozen=True)
 class Given:
     """What a person says of the samples, instead of shards and settings."""
 
-    memory_tokens: int | None = None
-    document_tokens: int | None = None
-    contexts: int | None = None
-    context_tokens: int | None = None
+    memory_tokens: int | None = _asked("document tokens of a bank")
+    document_tokens: int | None = _asked("of every document")
+    contexts: int | None = _asked("that ask a bank")
+    context_tokens: int | None = _asked("of every context")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -17,8 +17,10 @@ TENSOR = {
     **{name: ({"recompute": name}, 1) for name in ("none", "attention", "layer")},
     "cached": (CACHED, 1),
 }
-QUICK = {"zero1-bf16", "zero2-cached", "zero3", "layer", "cached"}
-RUNS = {**{name: (1, run) for name, run in DATA.items()}, **{n: (2, run) for n, run in TENSOR.items()}}
+QUICK = {"zero1-bf16", "zero2-cached", "cached"}
+RUNS = {name: (1, run) for name, run in DATA.items()} | {
+    name: (2, run) for name, run in TENSOR.items()
+}
 
 
 def names(of=RUNS):

@@ -3,11 +3,11 @@ torch alone."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections import Counter
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msa_train.config import TrainingConfig
@@ -22,7 +22,6 @@ DOCUMENTS, CONTEXTS = [40] * 6, [(0, 13)] * 2
 BUCKET = 300_000  # elements, that it is not most of what so small a model takes
 SCALAR = 32  # bytes: norms and counts have fewer
 CACHE = 80  # tokens of two documents
-LAST = "the last step"
 
 _OPERATIONS = {
     "allreduce_": "all-reduce",
@@ -38,11 +37,13 @@ def batch(seed: int = 0):
 
 
 class Counted(TorchDispatchMode):
-    """Bytes of the whole tensors that collectives of more than one rank are given."""
+    """payload: bytes of the whole tensors that collectives of more than one rank are given. most:
+    in use after any operation."""
 
     def __init__(self):
         super().__init__()
         self.payload: Counter[str] = Counter()
+        self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d":
@@ -50,7 +51,9 @@ class Counted(TorchDispatchMode):
             size = max((_bytes(each) for each in args), default=0)
             if name != "barrier" and size > SCALAR and not _alone(args):
                 self.payload[_OPERATIONS.get(name, name)] += size
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.most = max(self.most, in_use())
+        return result
 
 
 def _alone(args) -> bool:
@@ -67,17 +70,33 @@ def _bytes(value) -> int:
     return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def held_and_peak(events: list) -> tuple[int, int]:
-    """Bytes allocated when the last step began, and at most during it, by the account of torch's
-    CPU allocator."""
-    live = held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            most = max(most, live)
-        elif event.name() == LAST:
-            held = most = live
-    return held, most
+class _Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+        ]
+    ] + [("keepcost", ctypes.c_size_t)]
+
+
+_libc = ctypes.CDLL(None)
+_libc.mallinfo2.restype = _Heap
+
+
+def in_use() -> int:
+    """Bytes that this process has of malloc, where torch's tensors lie, by glibc's own account."""
+    heap = _libc.mallinfo2()
+    return heap.uordblks + heap.hblkhd
 
 
 def observe(tensor: int, runs: dict[str, tuple[dict, int]]) -> dict[str, dict]:
@@ -88,23 +107,27 @@ def observe(tensor: int, runs: dict[str, tuple[dict, int]]) -> dict[str, dict]:
 
     memory.BUCKET = BUCKET
     groups.start(tensor_parallel=tensor, timeout_s=120)
+    _warm_up({settings.get("precision", "fp32") for settings, _ in runs.values()})
     return {name: _run(*given) for name, given in runs.items()}
 
 
+def _warm_up(precisions: set[str]) -> None:
+    """What libraries allocate once, and keep."""
+    for precision in precisions:
+        _train(TrainingConfig(precision=precision), 1)
+
+
 def _run(training: dict, samples: int) -> dict:
-    from msa_train.model.megatron import MSAModel
-    from msa_train.model.weights import initial_reader
-    from msa_train.training.engine import Engine
-    from msa_train.training.gradient_cache import GradientCache
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        payload = _train(TrainingConfig(**training), samples)
-    held, most = held_and_peak(found.profiler.kineto_results.events())
-    return {"payload": payload, "held": held, "most": most}
+    gc.collect()
+    before = in_use()
+    payload, held, most = _train(TrainingConfig(**training), samples)
+    return {"payload": payload, "held": held - before, "most": most - before}
 
 
-def _train(settings: TrainingConfig, samples: int) -> dict[str, int]:
-    """Three steps; returns what the third sent. By then DeepSpeed knows the order of weights."""
+def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int, int]:
+    """Three steps; returns what the third sent, found in use, and had in use at most. By then
+    DeepSpeed knows the order of weights."""
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
     from msa_train.training.engine import Engine
@@ -125,9 +148,10 @@ def _train(settings: TrainingConfig, samples: int) -> dict[str, int]:
     step()
     step()
     gc.collect()
-    with record_function(LAST), Counted() as counted:
+    held = in_use()
+    with Counted() as counted:
         step()
-    return dict(counted.payload)
+    return dict(counted.payload), held, counted.most
 
 
 def layout_of(tensor: int, settings: dict):

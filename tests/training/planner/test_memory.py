@@ -34,7 +34,7 @@ def of(**layout):
 
 
 def test_zero_divides_what_its_stage_says():
-    """Rajbhandari et al. 2020, figure 1: 16 bytes per weight, of which 12, 14 or all are divided."""
+    """Rajbhandari et al. 2020, figure 1: 16 bytes per weight; 12, 14 or all are divided."""
     count = sum(each.numel for each in weights(PRESETS["4b"]))
     for stage, narrow in ((1, 2), (2, 2), (3, 2 / 64)):
         what = of(replicas=64, zero=stage)[1]

@@ -42,7 +42,7 @@ def test_products_with_weights_are_those_that_torch_counts(megatron, reduce):
 
 
 def test_documents_cost_what_encoding_them_costs():
-    """But for the last router layer's own projections, and router keys, which a floor leaves out."""
+    """But for the last router layer's projections, and router keys: a floor leaves them out."""
     model, sample = PRESETS["4b"], SampleSize.usual(64 * 512, 64, 1, 1)
     ours, floor = documents_forward(model, sample), encode_flops(model, [512] * 64)
     qkv = 2 * 64 * 512 * 2560 * (4096 + 2 * 1024)
