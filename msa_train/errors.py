@@ -120,3 +120,9 @@ class NoDeviceError(MSAError):
     """There is no GPU where one is needed; the message says what runs without."""
 
     exit_code = 12
+
+
+class FullMemoryError(MSAError):
+    """A rank's memory is full; the message says what it was planned to hold, and what it holds."""
+
+    exit_code = 13

@@ -33,6 +33,7 @@ from msa_train.training import checkpoint, launchers
 from msa_train.training.activations import advice
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_group
 from msa_train.training.engine import Engine
+from msa_train.training.full_memory import full_memory, ran_out
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import COLUMNS, HeldOutEvaluation, forgetting
 from msa_train.training.initial_weights import starting_weights
@@ -75,6 +76,7 @@ class Trainer:
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
         self.stopping = ""  # why the run is to stop
+        self.at_hand: MemoryBatch | None = None
         told = advice(config, fused=uses_liger(torch.empty(0, device=self.engine.device)))
         if told is not None and self.rank == 0:
             say(told)
@@ -163,7 +165,7 @@ class Trainer:
             return stage.lm_weight * lm + stage.router_weight * router
 
         for batch in batches:
-            batch = batch.to(self.engine.device)
+            batch = self.at_hand = batch.to(self.engine.device)
             losses = self.gradients.backward(batch, weigh)
             if metrics is not None:
                 metrics.add(batch, losses)
@@ -295,12 +297,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train(config: Config, resume: bool) -> int:
-    trainer = Trainer(config, resume)
+    trainer = None
     try:
+        trainer = Trainer(config, resume)
         code = trainer.run()
     except DivergedError as error:
         code = _explain(error)
-    trainer.close(code)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        code = _explain(full_memory(error, config, trainer and trainer.at_hand))
+    if trainer is not None:
+        trainer.close(code)
     return code
 
 

@@ -15,15 +15,15 @@ from msa_train.model.config import ModelConfig
 from msa_train.training.activations import Activations
 from msa_train.training.planner.layout import Layout
 from msa_train.training.planner.sizes import SampleSize
-from msa_train.training.planner.weights import Weight
+from msa_train.training.planner.weights import RankWeights
 
 Phase = Literal["held", "backward", "update"]
 # Elements that are reduced at once, beside the gradients, at least those of the largest weight.
 # DeepSpeed's ten times as many would be the whole of a small model once more.
 BUCKET = 50_000_000
-# DeepSpeed's own where a run does not say otherwise: elements of ZeRO-3 that are live at once, that
-# are gathered ahead, of a weight that stays whole; elements that stage 0 reduces at once.
-LIVE, AHEAD, WHOLE, _PLAIN_BUCKET = 10**9, 5 * 10**7, 10**5, 5 * 10**8
+# DeepSpeed's own where a run does not say otherwise: elements of ZeRO-3 that are live at once, and
+# that are gathered ahead; elements that stage 0 reduces at once.
+LIVE, _AHEAD, _PLAIN_BUCKET = 10**9, 5 * 10**7, 5 * 10**8
 # Bytes of a context and document in a router layer that takes the loss: score, its two places
 # (kernels/msa_kernels/scores.py), and what the loss keeps of the scores.
 _SCORE = 4 + 16 + 12
@@ -58,7 +58,7 @@ def needed(found: Sequence[RankBytes], host: bool = False) -> int:
 def rank_bytes(
     model: ModelConfig,
     layout: Layout,
-    weights: Sequence[Weight],
+    weights: RankWeights,
     sample: SampleSize,
     samples: int,
     itemsize: int,
@@ -78,42 +78,20 @@ class _States:
     """Weights, gradients and the optimizer's states under a ZeRO stage."""
 
     layout: Layout
-    weights: Sequence[Weight]
+    weights: RankWeights
     itemsize: int
     samples: int
-
-    @property
-    def _all(self) -> int:
-        return sum(each.numel for each in self.weights)
-
-    @property
-    def _learning(self) -> int:
-        return sum(each.numel for each in self.weights if each.learns)
-
-    @property
-    def _whole(self) -> int:
-        """Elements that every rank of ZeRO-3 keeps."""
-        return sum(each.numel for each in self.weights if each.numel <= WHOLE)
 
     @property
     def _own(self) -> int:
         """Elements whose states this rank has."""
         ranks = self.layout.data if self.layout.zero else 1
-        return -(-self._learning // ranks)
+        return -(-self.weights.learning // ranks)
 
     @property
     def _bucket(self) -> int:
         """Bytes of the reduce bucket."""
-        return reduce_bucket(each.numel for each in self.weights) * self.itemsize
-
-    @property
-    def _largest_group(self) -> float:
-        """The largest group of the optimizer, as a share of what learns: groups change in turn."""
-        sizes: Counter[tuple[str, bool]] = Counter()
-        for each in self.weights:
-            if each.learns:
-                sizes[each.group] += each.numel
-        return max(sizes.values(), default=0) / max(1, self._learning)
+        return reduce_bucket([self.weights.largest]) * self.itemsize
 
     @property
     def _often(self) -> bool:
@@ -122,11 +100,11 @@ class _States:
 
     def held(self) -> list[RankBytes]:
         layout, size, host = self.layout, self.itemsize, self.layout.offload != "none"
-        rows, weights = [], self._all
+        rows, weights = [], self.weights.all
         if layout.zero == 3:
-            weights = -(-self._all // layout.data)
+            weights = -(-self.weights.all // layout.data)
             rows = [
-                RankBytes("weights that stay whole", "held", self._whole * size),
+                RankBytes("weights that stay whole", "held", self.weights.whole * size),
                 RankBytes("gradients, own", "held", self._own * size, host),
                 RankBytes("reduce bucket", "held", self._bucket),
             ]
@@ -137,10 +115,10 @@ class _States:
         return [first, *rows, RankBytes("master weights", "held", masters, host), moments]
 
     def backward(self) -> list[RankBytes]:
-        stage, size, learning = self.layout.zero, self.itemsize, self._learning
+        stage, size, learning = self.layout.zero, self.itemsize, self.weights.learning
         if stage < 2:
             # A first backward pass frees activations about as fast as it makes gradients.
-            grown = learning if self._often else self._head
+            grown = learning if self._often else self.weights.head
             rows = [RankBytes("gradients", "backward", grown * size)]
             return rows + [RankBytes("reduce bucket", "backward", self._bucket)] * bool(stage)
         if stage == 2:
@@ -151,8 +129,8 @@ class _States:
                 RankBytes(own.what, own.phase, kept),
                 RankBytes("reduce bucket, and its copy", "backward", 2 * self._bucket),
             ]
-        apart = self._all - self._whole
-        live, ahead = min(LIVE, apart) * size, min(AHEAD, apart) * size
+        apart = self.weights.all - self.weights.whole
+        live, ahead = min(LIVE, apart) * size, min(_AHEAD, apart) * size
         return [
             RankBytes("weights gathered", "backward", live),
             RankBytes("weights gathered ahead", "backward", ahead),
@@ -164,10 +142,10 @@ class _States:
             wide = RankBytes("gradients in float32", "held", own * 4, host=True)
             return [wide] if stage else []
         if stage == 0:
-            copy = min(self._learning, _PLAIN_BUCKET) * size
-            whole = RankBytes("gradients", "update", self._learning * size)
+            copy = min(self.weights.learning, _PLAIN_BUCKET) * size
+            whole = RankBytes("gradients", "update", self.weights.learning * size)
             return [whole, RankBytes("gradients being reduced", "update", copy)]
-        group = round(own * self._largest_group)
+        group = round(own * self.weights.largest_group)
         flat = RankBytes("gradients made one", "update", group * size)
         wide = RankBytes("gradients in float32", "update", group * 4 if size < 4 else 0)
         if stage == 3:
@@ -175,16 +153,10 @@ class _States:
         parts = RankBytes("gradients, own", "update", own * size)
         if stage == 2:
             return [parts, flat, wide]
-        reducing = self._learning * size + self._bucket * 2
+        reducing = self.weights.learning * size + self._bucket * 2
         if reducing > flat.bytes + wide.bytes:
             return [RankBytes("gradients, and being reduced", "update", reducing), parts]
         return [parts, flat, wide]
-
-    @property
-    def _head(self) -> int:
-        """The first gradient that a backward pass makes."""
-        ends = ("embedding", "output")
-        return max((w.numel for w in self.weights if w.part in ends and w.learns), default=0)
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def plan(
         sent = traffic(*given)
         stored = rank_bytes(*given, fused)
         tokens = stage.sample.document_tokens * config.training.batch_samples
-        updating = sum(each.numel for each in held if each.learns) / layout.data * _UPDATED
+        updating = held.learning / layout.data * _UPDATED
         updating /= cluster.card.bandwidth
         sending = _shown(sent, cluster, computing)
         found.append(StagePlan(stage, tokens, done, sent, stored, computing, updating, sending))

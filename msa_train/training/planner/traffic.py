@@ -6,16 +6,16 @@ payload: bytes of the whole tensors that a collective is given, over a step. Of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from msa_train.hardware import Cluster
 from msa_train.model.config import ModelConfig
 from msa_train.training.planner.layout import Layout
-from msa_train.training.planner.memory import LIVE, WHOLE
+from msa_train.training.planner.memory import LIVE
 from msa_train.training.planner.sizes import SampleSize
-from msa_train.training.planner.weights import Weight
+from msa_train.training.planner.weights import RankWeights
 
 Operation = Literal["all-reduce", "all-gather", "reduce-scatter"]
 Kind = Literal["gradients", "weights", "tensor parallel", "pooled states"]
@@ -61,7 +61,7 @@ class Passes:
 def traffic(
     model: ModelConfig,
     layout: Layout,
-    weights: Sequence[Weight],
+    weights: RankWeights,
     sample: SampleSize,
     samples: int,
     itemsize: int,
@@ -77,15 +77,12 @@ def traffic(
     return tuple(each for each in found if each.payload and each.ranks > 1)
 
 
-def _states(
-    layout: Layout, weights: Sequence[Weight], passes: Passes, size: int
-) -> Iterator[Traffic]:
+def _states(layout: Layout, weights: RankWeights, passes: Passes, size: int) -> Iterator[Traffic]:
     """Gradients and weights, between the ranks that ZeRO divides them over."""
     ring, stage = (layout.data, layout.tensor), layout.zero
-    learning = sum(each.numel for each in weights if each.learns)
+    learning = weights.learning
     # Stages 2 and 3 reduce after every backward pass, whatever it reached.
-    encoded = sum(each.numel for each in weights if each.learns and each.encodes)
-    every = passes.samples * (learning + passes.groups * encoded)
+    every = passes.samples * (learning + passes.groups * weights.encoding)
     if stage < 3:
         reduced = every if stage == 2 else learning
         yield Traffic("gradients", "all-reduce", reduced * size, *ring)
@@ -95,10 +92,9 @@ def _states(
     yield Traffic("weights", "all-gather", _gathered(weights, passes) * size, *ring, hidden=True)
 
 
-def _gathered(weights: Sequence[Weight], passes: Passes) -> int:
+def _gathered(weights: RankWeights, passes: Passes) -> int:
     """Elements that ZeRO-3 gathers in a step."""
-    apart = sum(each.numel for each in weights if each.numel > WHOLE)
-    whole = sum(each.numel for each in weights if each.numel <= WHOLE)
+    whole, apart = weights.whole, weights.all - weights.whole
     if not passes.groups:
         # The backward pass finds those of the forward pass's end, as many as may be live on the
         # way there and back.

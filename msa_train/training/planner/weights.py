@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from msa_train.model.architecture import WeightMap
 from msa_train.model.config import ModelConfig
 from msa_train.model.weights import part_of, weight_maps
 from msa_train.stages import Trains, trained_alone
 
+# Elements of a weight that every rank of ZeRO-3 keeps, by DeepSpeed where a run says nothing.
+WHOLE = 10**5
 _NAMES = {"linear_qkv": "attention", "linear_proj": "attention", "mlp": "feed-forward"}
 
 
@@ -28,13 +31,59 @@ class Weight:
     encodes: bool
 
 
+@dataclass(frozen=True, eq=False)
+class RankWeights:
+    """All weights of a rank, and how many elements of them are what."""
+
+    each: tuple[Weight, ...]
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self.each)
+
+    @cached_property
+    def all(self) -> int:
+        return sum(each.numel for each in self)
+
+    @cached_property
+    def learning(self) -> int:
+        return sum(each.numel for each in self if each.learns)
+
+    @cached_property
+    def encoding(self) -> int:
+        """Of those that learn, what the gradient of documents' pooled states reaches."""
+        return sum(each.numel for each in self if each.learns and each.encodes)
+
+    @cached_property
+    def whole(self) -> int:
+        """That every rank of ZeRO-3 keeps."""
+        return sum(each.numel for each in self if each.numel <= WHOLE)
+
+    @cached_property
+    def largest(self) -> int:
+        return max(each.numel for each in self)
+
+    @cached_property
+    def largest_group(self) -> float:
+        """The largest group of the optimizer, as a share of what learns: groups change in turn."""
+        sizes: Counter[tuple[str, bool]] = Counter()
+        for each in self:
+            sizes[each.group] += each.numel * each.learns
+        return max(sizes.values()) / max(1, self.learning)
+
+    @cached_property
+    def head(self) -> int:
+        """Of the first gradient that a backward pass makes."""
+        ends = (each for each in self if each.part in ("embedding", "output") and each.learns)
+        return max((each.numel for each in ends), default=0)
+
+
 @functools.cache
 def weights(
     model: ModelConfig, tensor: int = 1, trains: frozenset[Trains] = frozenset({"all"})
-) -> tuple[Weight, ...]:
+) -> RankWeights:
     """Of a rank of `tensor` that share the model. trains: what the stages of a run train."""
     alone = trained_alone(trains)
-    return tuple(_weight(each, model, tensor, alone) for each in weight_maps(model))
+    return RankWeights(tuple(_weight(each, model, tensor, alone) for each in weight_maps(model)))
 
 
 def _weight(each: WeightMap, model: ModelConfig, tensor: int, alone: Trains | None) -> Weight:
@@ -50,7 +99,7 @@ def _weight(each: WeightMap, model: ModelConfig, tensor: int, alone: Trains | No
     )
 
 
-def parts(found: Collection[Weight]) -> dict[str, int]:
+def parts(found: RankWeights) -> dict[str, int]:
     """How many numbers each part has."""
     counts: Counter[str] = Counter()
     for each in found:

@@ -35,7 +35,7 @@ def of(**layout):
 
 def test_zero_divides_what_its_stage_says():
     """Rajbhandari et al. 2020, figure 1: 16 bytes per weight; 12, 14 or all are divided."""
-    count = sum(each.numel for each in weights(PRESETS["4b"]))
+    count = weights(PRESETS["4b"]).all
     for stage, narrow in ((1, 2), (2, 2), (3, 2 / 64)):
         what = of(replicas=64, zero=stage)[1]
         assert what["weights"] == pytest.approx(narrow * count, rel=1e-6)
@@ -57,7 +57,7 @@ def test_what_saves_memory_saves_it():
 def test_what_is_sent_away_is_on_the_host():
     here, _ = of(zero=3, replicas=8)
     away, _ = of(zero=3, replicas=8, offload="parameters")
-    count = sum(each.numel for each in weights(PRESETS["4b"]))
+    count = weights(PRESETS["4b"]).all
     assert needed(here, host=True) == 0
     assert needed(away, host=True) == pytest.approx((2 + 2 + 12 + 4) * count / 8, rel=1e-3)
     assert needed(here) - needed(away) > 14 * count / 8

@@ -69,7 +69,7 @@ def test_only_pooled_states_of_shared_documents_move():
 
 
 def test_a_model_larger_than_what_may_be_live_is_gathered_nearly_twice():
-    once = sum(each.numel for each in weights(PRESETS["4b"]))
+    once = weights(PRESETS["4b"]).all
     sent = found(Layout(replicas=8, zero=3), "weights")["all-gather"].payload
     assert sent == pytest.approx(2 * (2 * once - 0.5e9), rel=1e-3)
 

@@ -1,0 +1,60 @@
+"""`msa plan train`: what it prints, and its exit codes."""
+
+import json
+
+import pytest
+
+from msa_train.cli import main
+from msa_train.errors import ConfigError
+
+GIVEN = ["plan", "train", "configs/train/msa-4b.yaml", "--training.batch_samples", "64"]
+
+
+def test_a_run_is_planned_and_its_layouts_compared(capsys):
+    more = ["--tokens", "158.95B", "--price-per-gpu-hour", "2", "--layouts", "3"]
+    assert main([*GIVEN, "--gpus", "64xH100-80GB", *more]) == 0
+    shown = capsys.readouterr().out
+    for said in (
+        "4,258,397,732 parameters", "64 x H100-80GB", "in 8 machines", "activations of documents",
+        "reduce-scatter", "attention and routing are", "sft long", "158,950,000,000 memory tokens",
+        "at the given price", "layouts that fit", "more than a card's memory", "no GPU has",
+    ):  # fmt: skip
+        assert said in " ".join(shown.split()), said
+    assert main([*GIVEN, "--gpus", "64xH100-80GB", *more, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["fits"] and len(found["layouts"]) == 3 and found["impossible"] is None
+    assert found["layouts"][0]["days"] <= found["plan"]["days"] and found["assumed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "64xH100-80GB", "--training.batch_samples", "30"], "64 groups of ranks cannot"),
+        (["--gpus", "2xRTX-4090-24GB"], "DOES NOT FIT"),
+        (
+            ["--gpus", "8xH100-80GB", "--training.tensor_parallel", "8", "--documents", "2"],
+            "16 cards",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_is_said_and_others_shown(capsys, arguments, said):
+    assert main([*GIVEN, *arguments]) == ConfigError.exit_code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown and ("layouts that fit" in shown or "No layout" in shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "12xH100-80GB"], "no whole number of machines of 8"),
+        (["--gpus", "16xL40S-48GB"], "give --network"),
+        (["--gpus", "8xH100-80GB", "--utilisation", "40"], "utilisation is 40"),
+        (["--gpus", "8xH100-80GB", "--tokens", "many"], "tokens is 'many'"),
+        (["--gpus", "8xH100-80GB", "--link", "fast"], "link is 'fast'"),
+        (["--gpus", "8xH100-80GB", "--training.zero_stage", "9"], "training.zero_stage"),
+        (["--gpus", "8xH100-80GB", "--context-tokens", "0"], "context-tokens is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(capsys, arguments, said):
+    assert main([*GIVEN, *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""A run's plan: its arithmetic beside numbers worked out by hand, and its layouts' order."""
+
+from dataclasses import replace
+
+import pytest
+
+from msa_train.config import load_config
+from msa_train.errors import ConfigError
+from msa_train.hardware import parse_cluster
+from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.plan import Assumed, plan, ranked
+from msa_train.training.planner.sizes import Given, stage_sizes
+
+CONFIG = load_config(["--config", "configs/train/msa-4b.yaml", "--training.batch_samples", "64"])
+CLUSTER = parse_cluster("64xH100-80GB")
+STAGES, _ = stage_sizes(CONFIG, Given())
+
+
+def of(layout, **assumed):
+    return plan(CONFIG, layout, CLUSTER, STAGES, Assumed(**assumed))
+
+
+def test_a_step_is_as_long_as_its_arithmetic_and_what_it_waits_for():
+    found = of(Layout(replicas=64, zero=1), utilisation=0.5, price_per_gpu_hour=3.0)
+    stage = found.longest
+    assert stage.stage.name == "main" and stage.tokens == 64 * 14_000
+    documents = 6 * 14_000 * (34 * 100e6 + 0.2e9)  # about: layers below the last router layer
+    assert stage.work.documents == pytest.approx(documents, rel=0.1)
+    assert stage.computing == pytest.approx(stage.work.total / 989e12 / 0.5)
+    count = sum(found.parameters.values())
+    ring = 63 / 64 * 2 * count
+    waited = (2 * ring + ring) / 400e9  # gradients summed, weights gathered, over eight cards each
+    assert stage.sending == pytest.approx(waited, rel=1e-3)
+    assert stage.seconds == stage.computing + stage.updating + stage.sending
+    assert found.model_utilisation == pytest.approx(stage.work.useful / stage.seconds / 989e12)
+    assert found.seconds() == sum(each.total for each in found.stages)
+    assert found.money() == pytest.approx(found.seconds() / 3600 * 64 * 3)
+    assert found.seconds(2 * found.tokens) == pytest.approx(2 * found.seconds())
+
+
+def test_ranks_that_share_a_sample_do_as_much_together():
+    one, eight = of(Layout(replicas=64)), of(Layout(documents=8, replicas=8))
+    assert one.longest.work.total == pytest.approx(eight.longest.work.total, rel=1e-6)
+    assert eight.need < one.need and eight.longest.sending > one.longest.sending
+
+
+def test_gathering_hides_behind_arithmetic_and_no_further():
+    slow = replace(CLUSTER, network=0.01e9)
+    found = plan(CONFIG, Layout(replicas=64, zero=3), slow, STAGES, Assumed())
+    stage = found.longest
+    sent = sum(each.seconds(slow) for each in stage.traffic)
+    assert stage.seconds == pytest.approx(stage.updating + max(sent, stage.computing))
+    assert of(Layout(replicas=64, zero=3)).longest.sending == 0
+
+
+def test_layouts_that_fit_are_ranked_and_others_told_apart():
+    found = ranked(CONFIG, CLUSTER, STAGES, Assumed())
+    times = [each.seconds() for each in found.plans]
+    assert times == sorted(times) and all(each.lacking is None for each in found.plans)
+    assert "more than a card's memory" in found.refused
+    few = ranked(load_config(["--config", "configs/train/msa-4b.yaml"]), CLUSTER, STAGES, Assumed())
+    [said] = [reason for reason in few.refused if "cannot share" in reason]
+    assert all(each.replicas == 64 for each in few.refused[said])
+
+
+def test_what_lacks_is_said():
+    small = replace(CLUSTER, card=replace(CLUSTER.card, bytes=16 * 10**9))
+    found = plan(CONFIG, Layout(replicas=64, zero=1), small, STAGES, Assumed())
+    assert found.lacking.startswith("each card needs ") and "has 16.00 GB" in found.lacking
+    away = Layout(replicas=64, zero=3, recompute="layer", offload="optimizer")
+    host = plan(CONFIG, away, CLUSTER, STAGES, Assumed(host_ram=10**9))
+    assert host.lacking.startswith("each machine needs ")
+    assert plan(CONFIG, away, CLUSTER, STAGES, Assumed(host_ram=10**12)).lacking is None
+
+
+@pytest.mark.parametrize("value", [0, 1.5, float("nan")])
+def test_a_utilisation_is_a_share(value):
+    with pytest.raises(ConfigError, match="utilisation is"):
+        Assumed(utilisation=value)
+    with pytest.raises(ConfigError, match="price-per-gpu-hour is -1"):
+        Assumed(price_per_gpu_hour=-1)
+
+
+def test_everything_is_told_to_programs():
+    found = of(Layout(replicas=64, zero=1), price_per_gpu_hour=3.0).to_json(158_950_000_000)
+    assert found["fits"] is False and found["need"] > found["have"] and "card" in found["lacking"]
+    assert found["tokens"] == 158_950_000_000 and found["days"] > 1 and found["money"] > 0
+    assert {row["kind"] for row in found["stages"][0]["traffic"]} == {"gradients", "weights"}
+    assert found["stages"][0]["flops"]["total"] > found["stages"][0]["flops"]["recompute"]
