@@ -56,6 +56,14 @@ def test_the_published_model_keeps_megabytes_a_token():
     assert plain.kept("layer", 1000) < 0.1 * plain.kept("none", 1000)
 
 
+def test_a_tensor_parallel_rank_keeps_its_heads_and_the_states_between():
+    whole, half = Activations(PRESETS["4b"]), Activations(PRESETS["4b"], tensor=2)
+    between = 2 * 2560 * (2 + 4)  # input and output of a layer's two norms
+    for each in ("attention", "feed_forward"):
+        assert 2 * getattr(half, each) - getattr(whole, each) == between // 2
+    assert half.kept("layer", 1000) > 0.8 * whole.kept("layer", 1000)  # its input is not divided
+
+
 def test_each_saving_costs_a_forward_pass():
     model = PRESETS["4b"]
     costs = [document_cost(model, *each) for each in (("none", 0), ("layer", 0), ("none", 1))]

@@ -24,9 +24,9 @@ BUCKET = 50_000_000
 # DeepSpeed's own where a run does not say otherwise: elements of ZeRO-3 that are live at once, and
 # that are gathered ahead; elements that stage 0 reduces at once.
 LIVE, _AHEAD, _PLAIN_BUCKET = 10**9, 5 * 10**7, 5 * 10**8
-# Bytes of a context and document in a router layer that takes the loss: score, its two places
-# (kernels/msa_kernels/scores.py), and what the loss keeps of the scores.
-_SCORE = 4 + 16 + 12
+# Bytes of a context and document: a router layer's score, and the two places that its gradient goes
+# to; what the loss keeps of a layer's scores; the masks of positives and of no negatives.
+_SCORE, _PLACES, _LOSS, _MASKS = 4, 16, 8, 2
 _SCRATCH = 64 << 20  # of scores that are being computed, at most
 
 
@@ -184,12 +184,10 @@ class _Passing:
             largest = max(streams, key=streams.__getitem__)
             streams = {largest: streams[largest]}
         rows = [(f"activations of {name}", size) for name, size in streams.items()]
-        layers = len(model.loss_layers)
-        scores = own.contexts * self.sample.documents * _SCORE * layers
-        scratch = min(_SCRATCH, 3 * 4 * own.query_tokens * self.sample.chunks(self._chunk))
         rows += [
             ("pooled states and their gradients", self._pooled(cached)),
-            ("router scores", scores + scratch),
+            ("router scores", own.contexts * self.sample.documents * self._pair),
+            ("router scores being computed", self._scratch),
             ("logits", self._logits()),
         ]
         return [RankBytes(what, "backward", size) for what, size in rows]
@@ -197,6 +195,19 @@ class _Passing:
     @property
     def _chunk(self) -> int:
         return self.model.router.chunk_size
+
+    @property
+    def _pair(self) -> int:
+        """Bytes of a context and a document; places are there for a layer at a time, where they
+        are recomputed."""
+        routers, losses = len(self.model.router_layers), len(self.model.loss_layers)
+        placed = routers if self.layout.recompute == "none" else 1
+        return _SCORE * routers + _PLACES * placed + _LOSS * losses + _MASKS
+
+    @property
+    def _scratch(self) -> int:
+        scores = 3 * 4 * self.own.query_tokens * self.sample.chunks(self._chunk)
+        return min(_SCRATCH, scores)
 
     def _pooled(self, cached: bool) -> int:
         """Of the whole bank, on every rank that shares it."""

@@ -1,6 +1,7 @@
 """Bytes of a rank, against the account of torch's CPU allocator."""
 
 import pytest
+import torch
 
 from msa_train.model.config import PRESETS
 from msa_train.training.planner import memory
@@ -8,6 +9,7 @@ from msa_train.training.planner.layout import Layout
 from msa_train.training.planner.memory import RankBytes, needed, rank_bytes, reduce_bucket
 from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.weights import weights
+from tests.batches import random_batch, tiny_config
 from tests.training.planner.conftest import RUNS, names
 from tests.training.planner.observed import BUCKET, MODEL, batch, layout_of
 
@@ -22,6 +24,24 @@ def test_a_rank_holds_what_torch_allocates(observed, name, monkeypatch):
     held = sum(each.bytes for each in found if each.phase == "held")
     assert held == pytest.approx(observed(name)["held"], rel=0.1)
     assert needed(found) == pytest.approx(observed(name)["most"], rel=0.15)
+
+
+@pytest.mark.parametrize("loss", ["all", "upper_half"])
+def test_scores_are_kept_as_autograd_keeps_them(megatron, loss):
+    model = tiny_config("threshold", depth=5, layers="1,2,3", loss_layers=loss, chunk_size=16)
+    batch, kept = random_batch([[16] * 50], [(0, 4)] * 30, model), {}
+
+    def keep(tensor):
+        if tensor.shape == (30, 50):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = megatron(model)(batch)
+    assert losses.router.requires_grad
+    given = model, Layout(), weights(model), SampleSize.of_batch(batch), 1, 4
+    [scores] = (each for each in rank_bytes(*given) if each.what == "router scores")
+    assert scores.bytes == sum(storage.nbytes() for storage in kept.values())
 
 
 def of(**layout):
