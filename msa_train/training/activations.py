@@ -66,9 +66,10 @@ class Activations:
         return documents * of_document + contexts * of_context + (documents + contexts) * working
 
     def pooled(self, documents: int) -> int:
-        """Bytes of a bank's pooled states and their gradients, which the gradient cache keeps."""
+        """Bytes of a bank's pooled states and their gradients, which the gradient cache keeps; a
+        tensor-parallel rank has its heads of keys and values, and all of the router keys."""
         model, chunks = self.model, -(-documents // self.model.router.chunk_size)
-        widths = 2 * model.sizes["keys"] * len(model.reading_layers)
+        widths = 2 * model.sizes["keys"] * len(model.reading_layers) // self.tensor
         keys = model.sizes["router_keys"] if model.router.decouple else model.sizes["keys"]
         keys *= len(model.router_layers)
         return 2 * chunks * (self.itemsize * widths + 4 * keys)

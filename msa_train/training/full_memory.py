@@ -20,7 +20,7 @@ from msa_train.training.planner.sizes import Given, SampleSize, stage_sizes
 from msa_train.training.planner.weights import weights
 
 _CPU = "can't allocate memory"  # torch's words where the CPU has no more
-_GROUP = 16_384  # of the gradient cache, as a proposal
+_GROUP = 4096  # of the gradient cache, as a proposal
 
 
 def ran_out(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from msa_train.hardware import Cluster
 from msa_train.model.config import Recompute
 
 Offload = Literal["none", "optimizer", "parameters"]
-_CACHES = (16_384, 65_536, 262_144)  # tokens of a group of the gradient cache that are tried
+_CACHES = (4096, 16_384, 65_536)  # tokens of a group of the gradient cache that are tried
 
 
 @dataclass(frozen=True)

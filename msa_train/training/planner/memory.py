@@ -212,7 +212,8 @@ class _Passing:
     def _pooled(self, cached: bool) -> int:
         """Of the whole bank, on every rank that shares it."""
         chunks = self.sample.chunks(self._chunk) * self._chunk
-        whole = Activations(self.model, self.itemsize).pooled(chunks)
+        kept = Activations(self.model, self.itemsize, tensor=self.layout.tensor)
+        whole = kept.pooled(chunks)
         # Without the cache gradients are there for a layer at a time.
         return whole if cached else whole // 2
 

@@ -19,7 +19,7 @@ from msa_train.training.planner.memory import RankBytes, needed, rank_bytes
 from msa_train.training.planner.sizes import StageSize
 from msa_train.training.planner.traffic import Traffic, traffic
 from msa_train.training.planner.weights import parts, weights
-from msa_train.training.planner.work import Work, work
+from msa_train.training.planner.work import StepWork, work
 
 _DAY = 86_400
 # Bytes that an update moves for an element: gradient and master weight, two moments, read and
@@ -56,7 +56,7 @@ class StagePlan:
 
     stage: StageSize
     tokens: int
-    work: Work
+    work: StepWork
     traffic: tuple[Traffic, ...]
     bytes: tuple[RankBytes, ...]
     computing: float

@@ -89,7 +89,10 @@ def _states(layout: Layout, weights: RankWeights, passes: Passes, size: int) -> 
         yield Traffic("weights", "all-gather", bool(stage) * learning * size, *ring)
         return
     yield Traffic("gradients", "reduce-scatter", every * size, *ring, hidden=True)
-    yield Traffic("weights", "all-gather", _gathered(weights, passes) * size, *ring, hidden=True)
+    # The gradient cache's passes are of two kinds in turn: DeepSpeed does not know what comes next,
+    # and gathers nothing ahead.
+    ahead = not passes.groups
+    yield Traffic("weights", "all-gather", _gathered(weights, passes) * size, *ring, hidden=ahead)
 
 
 def _gathered(weights: RankWeights, passes: Passes) -> int:
@@ -100,7 +103,6 @@ def _gathered(weights: RankWeights, passes: Passes) -> int:
         # way there and back.
         again = max(0, apart - LIVE // 2)
         return whole + passes.samples * (apart + again)
-    # Passes of different kinds follow one another, and what is used next is not known.
     forwards, backwards = 2 * passes.groups + 1, passes.groups + 1
     return whole + passes.samples * (forwards + backwards) * apart
 

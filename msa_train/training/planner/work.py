@@ -13,7 +13,7 @@ _BACKWARD, _ATTENTION_BACKWARD = 2.0, 2.5
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """FLOPs. documents, contexts: forward and backward. recompute: once more in the backward pass.
     cache: the gradient cache's second encoding. attention: those of the above that are attention's
     own products, and scores of routers."""
@@ -33,8 +33,8 @@ class Work:
     def total(self) -> float:
         return self.useful + self.recompute + self.cache
 
-    def times(self, factor: float) -> Work:
-        return Work(*(factor * value for value in vars(self).values()))
+    def times(self, factor: float) -> StepWork:
+        return StepWork(*(factor * value for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Forward:
         return products + (1 + _ATTENTION_BACKWARD) * self.attention + self.scores
 
 
-def work(model: ModelConfig, layout: Layout, sample: SampleSize) -> Work:
+def work(model: ModelConfig, layout: Layout, sample: SampleSize) -> StepWork:
     """Of a whole sample, on all ranks that share it together."""
     documents, contexts = documents_forward(model, sample), contexts_forward(model, sample)
     own = sample.share(layout.documents)
@@ -69,7 +69,7 @@ def work(model: ModelConfig, layout: Layout, sample: SampleSize) -> Work:
     for stream, encoded_twice in ((documents, cached), (contexts, False)):
         passes = 1 + _ATTENTION_BACKWARD + twice + encoded_twice
         attention += passes * stream.attention + (1 + twice) * stream.scores
-    return Work(
+    return StepWork(
         documents.trained,
         contexts.trained,
         _again(layout, documents) + _again(layout, contexts),

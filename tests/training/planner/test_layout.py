@@ -40,8 +40,8 @@ def test_all_layouts_of_the_cards_are_tried():
     assert {each.documents for each in found if each.tensor == 1} == {1, 2, 4, 8, 16}
     assert {each.zero for each in found} == {1, 2, 3}  # DeepSpeed's stage 0 is of fp32
     assert {each.recompute for each in found} == {"none", "attention", "layer"}
-    assert {each.cache for each in found if each.documents == 1} == {None, 16_384}
-    assert {each.cache for each in found if each.documents == 4} == {None}  # shares of 16,384
+    assert {each.cache for each in found if each.documents == 1} == {None, 4096, 16_384}
+    assert {each.cache for each in found if each.documents == 4} == {None, 4096}  # of its 16,384
     wide = layouts(CONFIG, parse_cluster("6xH100-80GB"), 65_536)
     assert {each.tensor for each in wide} == {1, 2, 6}
 
