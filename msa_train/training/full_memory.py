@@ -46,9 +46,8 @@ def _planned(config: Config, batch: MemoryBatch | None) -> Iterator[str]:
     if batch is None:
         stages, _ = stage_sizes(config, Given())
         sample = max((each.sample for each in stages), key=lambda each: each.document_tokens)
-        sample = sample.share(layout.documents)
     else:
-        sample = SampleSize.of_batch(batch)
+        sample = SampleSize.of_batch(batch, layout.documents)
     yield (
         f"the sample: {sample.document_tokens:,} tokens of {sample.documents:,} documents, "
         f"{sample.context_tokens:,} of {sample.contexts:,} contexts; {layout.words()}"
@@ -63,17 +62,15 @@ def _planned(config: Config, batch: MemoryBatch | None) -> Iterator[str]:
     yield f"less would take: {lighter or 'none of the settings; more ranks, or smaller samples'}"
 
 
-def _rank(config: Config, layout: Layout, own: SampleSize) -> tuple[RankBytes, ...]:
-    """own: this rank's share of a sample."""
+def _rank(config: Config, layout: Layout, sample: SampleSize) -> tuple[RankBytes, ...]:
     fused = uses_liger(torch.empty(0, device="cuda" if gpus() else "cpu"))
     held = weights(config.model, layout.tensor, frozenset(each.trains for each in config.stages))
-    alone = replace(layout, documents=1, replicas=layout.data)
     size = 2 if config.training.precision == "bf16" else 4
     samples = samples_of(config, layout)
-    return rank_bytes(config.model, alone, held, own, samples, size, fused)
+    return rank_bytes(config.model, layout, held, sample, samples, size, fused)
 
 
-def _lighter(config: Config, layout: Layout, own: SampleSize, now: int) -> Iterator[str]:
+def _lighter(config: Config, layout: Layout, sample: SampleSize, now: int) -> Iterator[str]:
     """Settings, one at a time, that take less than now."""
     ways = {
         "training.recompute layer": {"recompute": "layer"},
@@ -81,7 +78,7 @@ def _lighter(config: Config, layout: Layout, own: SampleSize, now: int) -> Itera
         **{f"training.zero_stage {n}": {"zero": n} for n in range(layout.zero + 1, 4)},
     }
     for setting, change in ways.items():
-        size = needed(_rank(config, replace(layout, **change), own))
+        size = needed(_rank(config, replace(layout, **change), sample))
         if size < now:
             yield f"{setting} ({gb(size)})"
 

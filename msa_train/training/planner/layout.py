@@ -21,7 +21,7 @@ class Layout:
     """tensor: ranks that share each layer. documents: data-parallel ranks that share each sample.
     replicas: such groups, each of which reads its own samples. cache: document tokens of a group of
     the gradient cache (None: without one). offload: of the optimizer's states, or of the weights
-    too, to host memory.
+    too, to host memory. sharded: pooled states stay where they were made.
     """
 
     tensor: int = 1
@@ -31,6 +31,20 @@ class Layout:
     recompute: Recompute = "none"
     cache: int | None = None
     offload: Offload = "none"
+    sharded: bool = False
+
+    def groups(self, tokens: int) -> int:
+        """Groups in which a rank's `tokens` of documents are encoded apart from the contexts; 0:
+        together with them, in one pass."""
+        if self.cache is not None and self.cache < tokens:
+            return -(-tokens // self.cache)
+        return int(self.documents > 1)
+
+    def encodes_twice(self, tokens: int) -> bool:
+        """Without a graph first; one group's graph is kept, but by ZeRO-3
+        (msa_train/training/gradient_cache.py)."""
+        groups = self.groups(tokens)
+        return groups > 1 or (groups == 1 and self.zero == 3)
 
     @property
     def data(self) -> int:
@@ -48,7 +62,7 @@ class Layout:
         Raises ConfigError for ranks that cannot be divided so.
         """
         training = config.training
-        shared = documents or getattr(training, "document_parallel", 1)
+        shared = documents or training.document_parallel
         replicas, rest = divmod(ranks, training.tensor_parallel * shared)
         if rest or not replicas:
             raise ConfigError(
@@ -58,7 +72,7 @@ class Layout:
             )
         return cls(
             training.tensor_parallel, shared, replicas, training.zero_stage, training.recompute,
-            training.gradient_cache_tokens, offload_of(config),
+            training.gradient_cache_tokens, offload_of(config), shared > 1 and _shards(config),
         )  # fmt: skip
 
     def words(self) -> str:
@@ -67,6 +81,10 @@ class Layout:
         parts = [f"TP {self.tensor}", f"documents {self.documents}", f"ZeRO-{self.zero}"]
         parts += [f"recompute {self.recompute}", cache]
         return ", ".join(parts + ([f"offload {self.offload}"] if self.offload != "none" else []))
+
+
+def _shards(config: Config) -> bool:
+    return config.training.pooled_states == "sharded"
 
 
 def offload_of(config: Config) -> Offload:
@@ -118,7 +136,9 @@ def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layo
             caches = [None, *sorted({each for each in (*_CACHES, own) if each and each < share})]
             for zero, recompute, cache in product(zeros, get_args(Recompute), caches):
                 replicas = data // documents
-                yield Layout(tensor, documents, replicas, zero, recompute, cache, offload)
+                sharded = documents > 1 and _shards(config)
+                divided = tensor, documents, replicas
+                yield Layout(*divided, zero, recompute, cache, offload, sharded)
 
 
 def _divisors(count: int) -> Sequence[int]:

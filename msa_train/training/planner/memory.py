@@ -96,7 +96,8 @@ class _States:
     @property
     def _often(self) -> bool:
         """Whether gradients of several backward passes are added up."""
-        return self.samples > 1 or self.layout.cache is not None
+        layout = self.layout
+        return self.samples > 1 or layout.cache is not None or layout.documents > 1
 
     def held(self) -> list[RankBytes]:
         layout, size, host = self.layout, self.itemsize, self.layout.offload != "none"
@@ -174,18 +175,19 @@ class _Passing:
     def kept(self) -> list[RankBytes]:
         layout, own, model = self.layout, self.own, self.model
         kept = Activations(model, self.itemsize, self.fused, layout.tensor)
-        cached = layout.cache is not None and layout.cache < own.document_tokens
-        documents = layout.cache if cached else own.document_tokens
+        tokens = own.document_tokens
+        groups, twice = layout.groups(tokens), layout.encodes_twice(tokens)
+        documents = min(tokens, layout.cache or tokens)
         streams = {
             "documents": kept.kept(layout.recompute, documents),
             "contexts": kept.kept(layout.recompute, 0, own.context_tokens),
         }
-        if cached:  # contexts are done before the documents are encoded once more
+        if twice:  # contexts are done before the documents are encoded once more
             largest = max(streams, key=streams.__getitem__)
             streams = {largest: streams[largest]}
         rows = [(f"activations of {name}", size) for name, size in streams.items()]
         rows += [
-            ("pooled states and their gradients", self._pooled(cached)),
+            ("pooled states and their gradients", self._pooled(groups > 0)),
             ("router scores", own.contexts * self.sample.documents * self._pair),
             ("router scores being computed", self._scratch),
             ("logits", self._logits()),
@@ -209,13 +211,14 @@ class _Passing:
         scores = 3 * 4 * self.own.query_tokens * self.sample.chunks(self._chunk)
         return min(_SCRATCH, scores)
 
-    def _pooled(self, cached: bool) -> int:
-        """Of the whole bank, on every rank that shares it."""
+    def _pooled(self, apart: bool) -> int:
+        """Of the whole bank on every rank that shares it, or of its own documents. apart: its
+        documents are not encoded in one pass with the contexts."""
         chunks = self.sample.chunks(self._chunk) * self._chunk
         kept = Activations(self.model, self.itemsize, tensor=self.layout.tensor)
-        whole = kept.pooled(chunks)
-        # Without the cache gradients are there for a layer at a time.
-        return whole if cached else whole // 2
+        held = kept.pooled(chunks) // (self.layout.documents if self.layout.sharded else 1)
+        # In one pass gradients are there for a layer at a time.
+        return held if apart else held // 2
 
     def _logits(self) -> int:
         """Of tokens that are written: narrow, in float32, and their probabilities."""

@@ -215,11 +215,8 @@ def _notes(config: Config) -> list[str]:
     found = []
     if config.training.precision == "fp32":
         found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
-    if not hasattr(config.training, "document_parallel"):
-        found.append(
-            "training.document_parallel is no setting of this version: layouts whose documents are "
-            "shared are arithmetic only"
-        )
+    if config.training.pooled_states == "sharded":
+        found.append("training.pooled_states is sharded: what its exchanges send is not counted")
     return found
 
 

@@ -47,12 +47,11 @@ class SampleSize:
         return cls(tokens, documents, contexts * context_tokens, contexts, asked, asked)
 
     @classmethod
-    def of_batch(cls, batch: MemoryBatch) -> SampleSize:
+    def of_batch(cls, batch: MemoryBatch, ranks: int = 1) -> SampleSize:
+        """ranks: that share it; each knows all documents, and has as many contexts of its own."""
         host = batch.on_host
-        return cls(
-            len(host.doc_tokens), len(host.doc_cu) - 1, len(host.tokens), len(host.ctx_cu) - 1,
-            int(host.is_query.sum()), host.label_count,
-        )  # fmt: skip
+        own = len(host.tokens), len(host.ctx_cu) - 1, int(host.is_query.sum()), host.label_count
+        return cls(int(host.doc_cu[-1]), len(host.doc_cu) - 1, *(ranks * count for count in own))
 
     def chunks(self, size: int) -> int:
         """Of documents of equal length."""

@@ -45,17 +45,18 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Passes:
-    """A step's passes over the model on one rank. groups: of documents in each sample (0: without
-    the gradient cache)."""
+    """A step's passes over the model on one rank. groups, twice: as Layout.groups and
+    Layout.encodes_twice have them of a sample."""
 
     samples: int
     groups: int
+    twice: bool
 
     @classmethod
     def of(cls, layout: Layout, own: SampleSize, samples: int) -> Passes:
         """own: the rank's share of a sample."""
-        cached = layout.cache is not None and layout.cache < own.document_tokens
-        return cls(samples, -(-own.document_tokens // layout.cache) if cached else 0)
+        tokens = own.document_tokens
+        return cls(samples, layout.groups(tokens), layout.encodes_twice(tokens))
 
 
 def traffic(
@@ -89,7 +90,7 @@ def _states(layout: Layout, weights: RankWeights, passes: Passes, size: int) -> 
         yield Traffic("weights", "all-gather", bool(stage) * learning * size, *ring)
         return
     yield Traffic("gradients", "reduce-scatter", every * size, *ring, hidden=True)
-    # The gradient cache's passes are of two kinds in turn: DeepSpeed does not know what comes next,
+    # Passes of documents and of contexts come in turn: DeepSpeed does not know what comes next,
     # and gathers nothing ahead.
     ahead = not passes.groups
     yield Traffic("weights", "all-gather", _gathered(weights, passes) * size, *ring, hidden=ahead)
@@ -103,7 +104,7 @@ def _gathered(weights: RankWeights, passes: Passes) -> int:
         # way there and back.
         again = max(0, apart - LIVE // 2)
         return whole + passes.samples * (apart + again)
-    forwards, backwards = 2 * passes.groups + 1, passes.groups + 1
+    forwards, backwards = (1 + passes.twice) * passes.groups + 1, passes.groups + 1
     return whole + passes.samples * (forwards + backwards) * apart
 
 
@@ -120,7 +121,7 @@ def _tensor(
     # the last router layer's keys nothing of a document is left.
     encoding = 1 + 2 * last
     document = encoding + again * last + 2 * last + 1
-    if passes.groups:
+    if passes.twice:
         document += encoding
     context = 1 + model.layers * (4 + again)
     states = (tokens * document + own.context_tokens * context + own.labels) * model.hidden * size
@@ -137,7 +138,7 @@ def _tensor(
         states += len(model.reading_layers) * 4 * _selected(model, own)
     width = 4 * model.sizes["router_keys"] * routers
     twice = 1 + (layout.recompute != "none")
-    vectors = asked * twice + chunks * (twice + bool(passes.groups))
+    vectors = asked * twice + chunks * (twice + passes.twice)
     yield Traffic("tensor parallel", "all-reduce", passes.samples * states, layout.tensor)
     yield Traffic("tensor parallel", "all-gather", passes.samples * vectors * width, layout.tensor)
 
@@ -153,13 +154,12 @@ def _documents(
 ) -> Iterator[Traffic]:
     """Pooled keys, values and router keys of a bank: gathered for its contexts, and their gradients
     scattered to the ranks whose documents they are of."""
-    if layout.documents == 1:
+    if layout.documents == 1 or layout.sharded:
         return
     keys = model.sizes["router_keys"] if model.router.decouple else model.sizes["keys"]
     row = 2 * model.sizes["keys"] * len(model.reading_layers) * size // layout.tensor
     row += 4 * keys * len(model.router_layers)
     payload = passes.samples * sample.chunks(model.router.chunk_size) * row
     ring = layout.documents, layout.tensor
-    again = layout.recompute != "none" and not passes.groups
-    yield Traffic("pooled states", "all-gather", payload * (1 + again), *ring)
+    yield Traffic("pooled states", "all-gather", payload, *ring)
     yield Traffic("pooled states", "reduce-scatter", payload, *ring)

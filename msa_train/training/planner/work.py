@@ -15,8 +15,8 @@ _BACKWARD, _ATTENTION_BACKWARD = 2.0, 2.5
 @dataclass(frozen=True)
 class StepWork:
     """FLOPs. documents, contexts: forward and backward. recompute: once more in the backward pass.
-    cache: the gradient cache's second encoding. attention: those of the above that are attention's
-    own products, and scores of routers."""
+    cache: documents encoded a second time, by the gradient cache or for ZeRO-3. attention: those of
+    the above that are attention's own products, and scores of routers."""
 
     documents: float
     contexts: float
@@ -63,17 +63,16 @@ class Forward:
 def work(model: ModelConfig, layout: Layout, sample: SampleSize) -> StepWork:
     """Of a whole sample, on all ranks that share it together."""
     documents, contexts = documents_forward(model, sample), contexts_forward(model, sample)
-    own = sample.share(layout.documents)
-    cached = layout.cache is not None and layout.cache < own.document_tokens
+    again = layout.encodes_twice(sample.share(layout.documents).document_tokens)
     attention, twice = 0.0, layout.recompute != "none"
-    for stream, encoded_twice in ((documents, cached), (contexts, False)):
+    for stream, encoded_twice in ((documents, again), (contexts, False)):
         passes = 1 + _ATTENTION_BACKWARD + twice + encoded_twice
         attention += passes * stream.attention + (1 + twice) * stream.scores
     return StepWork(
         documents.trained,
         contexts.trained,
         _again(layout, documents) + _again(layout, contexts),
-        documents.total if cached else 0.0,
+        documents.total if again else 0.0,
         attention,
     )
 

@@ -62,7 +62,8 @@ def test_only_pooled_states_of_shared_documents_move():
     chunks = 65_536 // 64
     assert one["all-gather"].payload == one["reduce-scatter"].payload == chunks * 18 * 8 * 1024
     again = found(Layout(documents=8, recompute="layer"), "pooled states")
-    assert again["all-gather"].payload == 2 * one["all-gather"].payload
+    assert again["all-gather"].payload == one["all-gather"].payload  # outside of the layers
+    assert not found(Layout(documents=8, sharded=True), "pooled states")
     assert not found(Layout(replicas=8), "pooled states")
     split = found(Layout(tensor=2, documents=4), "pooled states")["all-gather"]
     assert split.payload == chunks * 18 * 6 * 1024 and (split.ranks, split.stride) == (4, 2)
@@ -76,5 +77,7 @@ def test_a_model_larger_than_what_may_be_live_is_gathered_nearly_twice():
 
 def test_groups_of_the_gradient_cache_are_of_a_ranks_own_documents():
     layout = Layout(documents=4, cache=10_000)
-    assert Passes.of(layout, BANK.share(4), 3) == Passes(3, 2)
-    assert Passes.of(layout, BANK.share(8), 3) == Passes(3, 0)  # its share is one group
+    assert Passes.of(layout, BANK.share(4), 3) == Passes(3, 2, True)
+    assert Passes.of(layout, BANK.share(8), 3) == Passes(3, 1, False)  # its share is one group
+    assert Passes.of(Layout(documents=8, zero=3), BANK.share(8), 3) == Passes(3, 1, True)
+    assert Passes.of(Layout(cache=65_536), BANK, 3) == Passes(3, 0, False)
