@@ -27,6 +27,8 @@ _OPERATIONS = {
     "allreduce_": "all-reduce",
     "_allgather_base_": "all-gather",
     "allgather_into_tensor_coalesced_": "all-gather",
+    "allgather_": "all-gather",
+    "reduce_scatter_": "reduce-scatter",
     "_reduce_scatter_base_": "reduce-scatter",
     "reduce_scatter_tensor_coalesced_": "reduce-scatter",
 }
@@ -92,14 +94,14 @@ def in_use() -> int:
     return heap.uordblks + heap.hblkhd
 
 
-def observe(tensor: int, runs: dict[str, tuple[dict, int]]) -> dict[str, dict]:
+def observe(tensor: int, runs: dict[str, tuple[dict, int]], documents: int = 1) -> dict[str, dict]:
     """On a rank: of every run (settings of training, samples of a step) what its last step sent,
     what it found allocated, and what was at most."""
     from msa_train.parallel import groups
     from msa_train.training.planner import memory
 
     memory.BUCKET = BUCKET
-    groups.start(tensor_parallel=tensor, timeout_s=120)
+    groups.start(tensor, 120, documents)
     _warm_up({settings.get("precision", "fp32") for settings, _ in runs.values()})
     return {name: _run(*given) for name, given in runs.items()}
 
@@ -123,14 +125,16 @@ def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int,
     DeepSpeed knows the order of weights."""
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
+    from msa_train.parallel.documents import DocumentGroup
     from msa_train.training.engine import Engine
     from msa_train.training.gradient_cache import GradientCache
 
     model = MSAModel(MODEL, recompute=settings.recompute)
     model.load_published(initial_reader(MODEL, 0))
     engine = Engine(model, settings)
-    gradients = GradientCache(engine, settings.gradient_cache_tokens)
-    batches = [batch(seed) for seed in range(samples)]
+    group = DocumentGroup.of(settings.document_parallel)
+    gradients = GradientCache(engine, settings.gradient_cache_tokens, group)
+    batches = [batch(seed).share(group.rank, group.size) for seed in range(samples)]
 
     def step() -> None:
         for each in batches:

@@ -1,5 +1,7 @@
 """Payloads of collectives, against those that torch counts; their time on given machines."""
 
+from collections import Counter
+
 import pytest
 
 from msa_train.hardware import parse_cluster
@@ -8,8 +10,9 @@ from msa_train.training.planner.layout import Layout
 from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.traffic import Passes, Traffic, traffic
 from msa_train.training.planner.weights import weights
+from tests.distributed.ranks import run_ranks
 from tests.training.planner.conftest import RUNS, names
-from tests.training.planner.observed import MODEL, SCALAR, batch, layout_of
+from tests.training.planner.observed import CACHE, MODEL, SCALAR, batch, layout_of, observe
 
 BANK = SampleSize.usual(65_536, 1024, 32, 128)
 
@@ -38,6 +41,27 @@ def test_zero_3_gathers_for_every_pass_of_the_gradient_cache(observed):
     ours, counted = payloads("zero3-cached"), observed("zero3-cached")["payload"]
     assert abs(ours["reduce-scatter"] - counted["reduce-scatter"]) <= SCALAR
     assert ours["all-gather"] == pytest.approx(counted["all-gather"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_documents_send_what_torch_counts():
+    runs = {
+        (stage, cache): {
+            "document_parallel": 2,
+            "zero_stage": stage,
+            "gradient_cache_tokens": cache,
+        }
+        for stage in (1, 2)
+        for cache in (None, CACHE)
+    }
+    given = {key: (settings, 1) for key, settings in runs.items()}
+    for (stage, cache), seen in run_ranks(2, observe, 1, given, 2)[0].items():
+        layout, ours = Layout(documents=2, zero=stage, cache=cache), Counter()
+        for each in traffic(MODEL, layout, weights(MODEL), SampleSize.of_batch(batch()), 1, 4):
+            ours[each.operation] += each.payload
+        assert ours.keys() == seen["payload"].keys()
+        for operation, payload in seen["payload"].items():
+            assert abs(ours[operation] - payload) <= SCALAR, (stage, cache, operation)
 
 
 def found(layout, kind, sample=BANK, samples=1):
