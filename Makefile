@@ -7,6 +7,7 @@
 # make gpu         measure everything on this machine's GPU in 25 minutes; needs no setup (docs/gpu.md)
 # make gpu-toy     the same code at toy size on the CPU, to see that it runs
 # make test        the tests, two at once (two cores, about 11 minutes)
+# make test-distributed       several ranks in every layout, and what they continue as (30 minutes)
 # make test-kernels-compile   every Triton kernel for sm_80, sm_89 and sm_90, against the table of docs/kernels.md (10 to 25 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
@@ -22,7 +23,7 @@ TEST_WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup setup-gpu browser quickstart backbone dense real gpu gpu-toy test test-slow test-kernels-compile test-faults test-faults-training test-faults-memory test-faults-server lint clean
+.PHONY: setup setup-gpu browser quickstart backbone dense real gpu gpu-toy test test-slow test-distributed test-kernels-compile test-faults test-faults-training test-faults-memory test-faults-server lint clean
 
 setup: $(STAMP)
 
@@ -129,6 +130,9 @@ test: setup browser
 
 test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
+
+test-distributed: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/distributed
 
 test-kernels-compile: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/bench/kernels/test_compiled.py

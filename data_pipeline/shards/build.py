@@ -37,7 +37,7 @@ from data_pipeline.shards.manifest import (
     shard_name,
 )
 from data_pipeline.shards.sampling import SampleBuilder, preparations
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
 _TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
@@ -89,6 +89,39 @@ def build_shards(
         files.sync_tree(partial)
         files.rename(partial, out)
     return manifest
+
+
+def rebuild_shards(
+    corpus: TrainingCorpus, out_dir: Path | str, workers: int | None = None, held_out: bool = False
+) -> ShardManifest:
+    """Build a corpus in place of the shards in out_dir, by their tokenizer.
+
+    Those stay as they are until the new ones are whole. Raises as build_shards.
+    """
+    out = Path(out_dir).resolve()
+    fresh, old = _fresh(out), out.with_name(f".{out.name}.replaced")
+    if fresh.exists() and not ShardManifest.load(fresh).matches(corpus):
+        files.remove(fresh)
+    if not fresh.exists():
+        tokenizer = load_tokenizer(out / TOKENIZER_FOLDER)
+        build_shards(corpus, fresh, workers, tokenizer, held_out)
+    if old.exists():
+        files.remove(old)
+    files.rename(out, old)
+    finish_exchange(out)
+    files.remove(old)
+    return ShardManifest.load(out)
+
+
+def finish_exchange(out_dir: Path | str) -> None:
+    """Put rebuilt shards in their place where a death came between the two names."""
+    out = Path(out_dir).resolve()
+    if not out.exists() and _fresh(out).exists():
+        files.rename(_fresh(out), out)
+
+
+def _fresh(out: Path) -> Path:
+    return out.with_name(f".{out.name}.next")
 
 
 @dataclass(frozen=True)

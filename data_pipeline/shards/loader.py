@@ -2,7 +2,8 @@
 
 Stages come in sequence; inside a stage the samples are permuted. Rank r of W takes every W-th
 sample of the one global order, so any number of ranks reads the same samples in the same steps,
-and the whole state is one integer: how many samples all ranks together have consumed.
+and the whole state is how many samples all ranks together have consumed, and how many each stage
+had: a stage that has grown since reads what came later after what it had.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from data_pipeline.schema import Sample
 from data_pipeline.shards.reader import ShardReader
 
 T = TypeVar("T")
+LoaderState = dict[str, Any]
 
 
 class GlobalOrder:
     """The order in which all ranks together read: place in it -> sample.
 
-    samples, epochs: of each stage, which is read `epochs` times, each time in another order.
+    parts: how many samples of each stage came when; each part is permuted by itself, after those
+    before it. epochs: of each stage, which is read `epochs` times, each time in another order.
     """
 
-    def __init__(self, samples: Sequence[int], epochs: Sequence[int], seed: int):
-        self._samples, self._seed = tuple(samples), seed
-        self._firsts = (0, *accumulate(samples))
-        reads = (count * times for count, times in zip(samples, epochs, strict=True))
+    def __init__(self, parts: Sequence[Sequence[int]], epochs: Sequence[int], seed: int):
+        self._parts, self._seed = parts, seed
+        self._samples = tuple(map(sum, parts))
+        self._firsts = (0, *accumulate(self._samples))
+        reads = (count * times for count, times in zip(self._samples, epochs, strict=True))
         self._ends = tuple(accumulate(reads))
         self._now, self._order = (-1, -1), np.empty(0, dtype=np.int64)
 
@@ -46,10 +50,16 @@ class GlobalOrder:
         begin = self._ends[stage - 1] if stage else 0
         epoch, at = divmod(place - begin, self._samples[stage])
         if (stage, epoch) != self._now:
-            rng = np.random.default_rng((self._seed, stage, epoch))
-            self._now = stage, epoch
-            self._order = self._firsts[stage] + rng.permutation(self._samples[stage])
+            self._now, self._order = (stage, epoch), self._permuted(stage, epoch)
         return int(self._order[at])
+
+    def _permuted(self, stage: int, epoch: int) -> np.ndarray:
+        first, found = self._firsts[stage], []
+        for part, samples in enumerate(self._parts[stage]):
+            rng = np.random.default_rng((self._seed, stage, epoch, *[part] * bool(part)))
+            found.append(first + rng.permutation(samples))
+            first += samples
+        return np.concatenate(found)
 
 
 class ShardLoader(Generic[T]):
@@ -78,9 +88,8 @@ class ShardLoader(Generic[T]):
         if prefetch < 1:
             raise DataError(f"prefetch is {prefetch}: give 1 or more")
         self.reader = reader
-        stages = reader.manifest.stages
-        samples, epochs = [s.samples for s in stages], [s.epochs for s in stages]
-        self._order = GlobalOrder(samples, epochs, seed)
+        self._seed = seed
+        self._follow([[stage.samples] for stage in reader.manifest.stages])
         self._rank, self._world_size = rank, world_size
         self._transform, self._prefetch = transform, prefetch
         self._consumed = 0
@@ -100,17 +109,41 @@ class ShardLoader(Generic[T]):
         self._consumed += self._world_size
         return item
 
-    def state_dict(self) -> dict[str, int]:
-        """Samples consumed by all ranks together since the beginning."""
-        return {"consumed": self._consumed}
+    def state_dict(self) -> LoaderState:
+        """Samples consumed by all ranks together since the beginning, and those of each stage."""
+        return {"consumed": self._consumed, "parts": self._parts}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the samples consumed, with this loader's own rank and world size."""
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Continue after the samples consumed, with this loader's own rank and world size.
+
+        Stages may have more samples than then, or more may have come; a state without `parts` is of
+        the stages as they are. Raises DataError where a stage has fewer.
+        """
         consumed = state.get("consumed")
         if not isinstance(consumed, int) or consumed < 0:
             raise DataError(f"the loader's state is {state}: give {{'consumed': 0 or more}}")
         self._stop()
+        self._follow(self._grown(state.get("parts", self._parts), consumed))
         self._consumed = consumed
+
+    def _follow(self, parts: Sequence[Sequence[int]]) -> None:
+        self._parts = parts
+        epochs = [stage.epochs for stage in self.reader.manifest.stages]
+        self._order = GlobalOrder(parts, epochs, self._seed)
+
+    def _grown(self, parts: Sequence[Sequence[int]], consumed: int) -> list[list[int]]:
+        """The parts of each stage as it is; of one that nothing was read of, that is one part."""
+        found, begin = [], 0
+        for place, stage in enumerate(self.reader.manifest.stages):
+            had = list(parts[place]) if place < len(parts) and begin < consumed else []
+            if (more := stage.samples - sum(had)) < 0:
+                raise DataError(
+                    f"stage {place} of {self.reader.directory} has {stage.samples} samples, "
+                    f"and had {sum(had)}: build them as they were"
+                )
+            found.append([*had, *[more] * bool(more)])
+            begin += stage.samples * stage.epochs
+        return found
 
     def close(self) -> None:
         self._stop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ class ShardManifest:
         """Whether building `corpus` would make these very shards again."""
         return self.settings == corpus.settings()
 
+    def begins(self, corpus: TrainingCorpus) -> bool:
+        """Whether `corpus` is that of these shards, with longer stages or more of them."""
+        now, then = corpus.settings(), self.settings
+        stages, had = now.pop("stages"), then["stages"]
+        if now != {key: value for key, value in then.items() if key != "stages"}:
+            return False
+        pairs = list(zip(had, stages, strict=False))
+        return len(pairs) == len(had) and all(starmap(_grows, pairs))
+
     @property
     def steps(self) -> tuple[int, ...]:
         """Steps of each stage."""
@@ -92,6 +102,20 @@ class ShardManifest:
             raise DataError(
                 f"{path} is broken ({error!r}): delete {directory} and build the shards again"
             ) from error
+
+
+def _grows(had: dict[str, Any], stage: dict[str, Any]) -> bool:
+    """Whether a stage, as TrainingCorpus.settings gives it, is another as it was or longer.
+
+    samples are those of an epoch, tokens those of all.
+    """
+    if had["data"] != stage["data"] or had["epochs"] > stage["epochs"]:
+        return False
+    if had["tokens"] is None:
+        return stage["tokens"] is None and had["samples"] <= stage["samples"]
+    if stage["tokens"] is None:
+        return False
+    return had["tokens"] * stage["epochs"] <= stage["tokens"] * had["epochs"]
 
 
 def load_index(directory: Path | str, manifest: ShardManifest) -> np.ndarray:

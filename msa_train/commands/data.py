@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,33 +60,63 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _build_once(config: Config) -> ShardManifest:
-    """The shards of a run, and its held-out ones, unless exactly these are there."""
+    """The shards of a run, and its held-out ones, unless exactly these are there.
+
+    Where those of shorter stages are there, or of fewer, the run is being made longer.
+    """
+    from data_pipeline.shards.build import finish_exchange
+    from data_pipeline.shards.manifest import ShardManifest
     from data_pipeline.tokenizer import load_tokenizer
 
-    manifest = _build_part(config.corpus, config.path / "shards", None, held_out=False)
-    if config.training.held_out_every:
-        tokenizer = load_tokenizer(config.path / "shards" / "tokenizer")
-        _build_part(config.held_out, config.path / "held_out", tokenizer, held_out=True)
+    shards, held_out = config.path / "shards", config.path / "held_out"
+    finish_exchange(shards)
+    finish_exchange(held_out)
+    longer = shards.exists() and ShardManifest.load(shards).begins(config.corpus)
+    with _nobody_trains(config.path) if longer else nullcontext():
+        manifest = _build_part(config.corpus, shards, None, held_out=False, again=longer)
+        if config.training.held_out_every:
+            tokenizer = load_tokenizer(shards / "tokenizer")
+            _build_part(config.held_out, held_out, tokenizer, held_out=True, again=longer)
     return manifest
 
 
+@contextmanager
+def _nobody_trains(output: Path) -> Iterator[None]:
+    """While shards are exchanged, which a run that is at work reads."""
+    from data_pipeline.locks import FileLock, HeldError
+    from msa_train.errors import RankError
+    from msa_train.training.output_lock import LOCK
+
+    try:
+        with FileLock(output / LOCK, "data build"):
+            yield
+    except HeldError as error:
+        raise RankError(
+            f"{output} is being trained in by {error}, from the shards that would be made longer: "
+            "wait until it has ended"
+        ) from None
+
+
 def _build_part(
-    corpus: TrainingCorpus, folder: Path, tokenizer: Tokenizer | None, held_out: bool
+    corpus: TrainingCorpus, folder: Path, tokenizer: Tokenizer | None, held_out: bool, again: bool
 ) -> ShardManifest:
-    from data_pipeline.shards.build import build_shards
+    from data_pipeline.shards.build import build_shards, rebuild_shards
     from data_pipeline.shards.manifest import ShardManifest
     from msa_train.errors import ConfigError
 
     if not folder.exists():
         return build_shards(corpus, folder, tokenizer=tokenizer, held_out=held_out)
     manifest = ShardManifest.load(folder)
-    if not manifest.matches(corpus):
-        raise ConfigError(
-            f"{folder} was built from other settings of data or stages: remove it, or set another "
-            "output"
-        )
-    print(f"{folder} is there already, of these settings", file=sys.stderr)
-    return manifest
+    if manifest.matches(corpus):
+        print(f"{folder} is there already, of these settings", file=sys.stderr)
+        return manifest
+    if again:
+        print(f"{folder} is built again, longer, by its own tokenizer", file=sys.stderr)
+        return rebuild_shards(corpus, folder, held_out=held_out)
+    raise ConfigError(
+        f"{folder} was built from other settings of data or stages: remove it, or set another "
+        "output"
+    )
 
 
 def _show(options: argparse.Namespace) -> int:

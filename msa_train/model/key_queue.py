@@ -73,6 +73,19 @@ class KeyQueue:
         self._chunks = torch.cat([self._chunks[fresh], chunks])
         self._ids = torch.cat([self._ids[fresh], doc_ids])
 
+    def merge(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Become one of several queues, by their state_dict: of each the newest documents, so many
+        that there are as many as before."""
+        self.load_state_dict(KeyQueue(self._layers).state_dict())
+        limit, self.limit = self.limit, sum(len(state["ids"]) for state in states)
+        for state in states:
+            first = len(state["ids"]) - math.ceil(len(state["ids"]) / len(states))
+            begin = int(state["chunks"][:first].sum())
+            if len(state["ids"]):
+                keys = {n: state[f"keys{n}"][begin:] for n in self._layers}
+                self.add(keys, state["chunks"][first:], state["ids"][first:])
+        self.limit = limit
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything, to continue bit for bit."""
         keys = {f"keys{layer}": tensor.cpu() for layer, tensor in self._keys.items()}

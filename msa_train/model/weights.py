@@ -168,6 +168,17 @@ def megatron_shard(
             return torch.cat([weight.chunk(size, 0)[rank] for weight in full])
 
 
+def resharded(
+    each: WeightMap, parts: list[Tensor], config: ModelConfig, rank: int, size: int
+) -> Tensor:
+    """Rank `rank` of `size`'s part of a Megatron parameter, or of what an optimizer keeps for it,
+    from the parts of all ranks of another number."""
+    if len(parts) == size:
+        return parts[rank]
+    full = dict(zip(each.published, _joined(each, parts, config), strict=True))
+    return megatron_shard(each, full.__getitem__, config, rank, size)
+
+
 def published_weights(
     shards: list[dict[str, Tensor]], config: ModelConfig
 ) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,14 +25,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline import files
+from data_pipeline.shards.loader import LoaderState
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file
 from msa_train.errors import CheckpointError
 from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
 from msa_train.training.engine import Engine
-from msa_train.training.resuming import changes, stages_over
+from msa_train.training.resuming import Progress, changes
 from msa_train.training.saying import say
+from msa_train.training.stored_states import Layout, StoredStates
 
 FOLDER, STATE = "checkpoints", "state.json"
 
@@ -40,13 +43,13 @@ FOLDER, STATE = "checkpoints", "state.json"
 class RunState:
     """Where a run stands.
 
-    loader: samples consumed. wandb_id: to continue in the same chart. skipped: steps so far whose
-    gradients were not finite. held_out: what held-out data gave before the first step (empty: not
-    measured).
+    loader: samples consumed, and those of each stage. wandb_id: to continue in the same chart.
+    skipped: steps so far whose gradients were not finite. held_out: what held-out data gave before
+    the first step (empty: not measured).
     """
 
     step: int
-    loader: dict[str, int]
+    loader: LoaderState
     wandb_id: str | None
     ranks: int
     skipped: int
@@ -166,21 +169,75 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     """
     state = RunState(**json.loads((target / STATE).read_text()))
     old = load_config_file(target / "config.yaml")
-    changed = changes(old, config, target, stages_over(steps, state.step))
-    if state.ranks != dist.get_world_size():
-        raise CheckpointError(
-            f"{target} was written by {state.ranks} ranks, {dist.get_world_size()} were started: "
-            "start as many (another number needs a universal checkpoint)"
-        )
+    state = replace(state, loader=_with_parts(state.loader, old))
+    before = _steps_of(old, state.loader["parts"])
+    changed = changes(old, config, target, Progress.at(state.step, steps, before))
+    then, now = _layout(old, state.ranks), _layout(config, dist.get_world_size())
+    if then == now:
+        _load_same(engine, target)
+    else:
+        _load_other(engine, config, target, then, now)
+    if changed and dist.get_rank() == 0:
+        say(f"changed since the checkpoint: {', '.join(changed)}")
+    samples = ((each.training.held_out_samples, each.stages[-1].data) for each in (old, config))
+    if len({*map(repr, samples)}) > 1:
+        return replace(state, held_out={})  # of other samples: nothing to compare with
+    return state
+
+
+def _with_parts(state: LoaderState, old: Config) -> LoaderState:
+    """A loader's state that says how many samples each stage had, as older ones do not."""
+    stages = [stage.samples for stage in old.corpus.stages]
+    known = [] if None in stages else [[samples] for samples in stages]
+    return {"parts": known} | state
+
+
+def _steps_of(config: Config, parts: Sequence[Sequence[int]]) -> list[int]:
+    """Steps of each stage that had these samples; none where they are not known."""
+    size = config.training.batch_samples
+    stages = zip(config.stages, parts, strict=False)
+    return [sum(samples) * stage.epochs // size for stage, samples in stages]
+
+
+def _layout(config: Config, ranks: int) -> Layout:
+    return Layout(ranks, config.training.zero_stage, config.training.tensor_parallel)
+
+
+def _load_same(engine: Engine, target: Path) -> None:
+    """To the last bit what these ranks wrote."""
     engine.load(target.parent, target.name)
     part = DeepSpeedGroups.get_model_parallel_rank()
     with safe_open(target / f"weights-tp{part}.safetensors", framework="pt") as stored:
         engine.keep(stored.get_tensor)
-    own = torch.load(target / f"own-rank{dist.get_rank()}.pt", weights_only=True)
+    own = _own(target, dist.get_rank())
     _set_random_states(own, engine.device)
     engine.model.queue.load_state_dict(own["queue"])
-    if changed and dist.get_rank() == 0:
-        say(f"changed since the checkpoint: {', '.join(changed)}")
-    if old.training.held_out_samples != config.training.held_out_samples:
-        return replace(state, held_out={})  # of other samples: nothing to compare with
-    return state
+
+
+def _load_other(engine: Engine, config: Config, target: Path, then: Layout, now: Layout) -> None:
+    """By name what another layout wrote; a rank's own state is that of one rank of before."""
+    part = DeepSpeedGroups.get_model_parallel_rank()
+    stored = StoredStates(target, then, config.model, engine.learned, part, now.tensor_parallel)
+    engine.adopt(stored)
+    engine.keep(stored.weight)
+    _set_random_states(_own(target, dist.get_rank() % then.ranks), engine.device)
+    rank, before, ranks = (
+        DeepSpeedGroups.get_data_parallel_rank(), then.data_parallel, now.data_parallel
+    )  # fmt: skip
+    read = [each for each in range(before) if each % ranks == rank] or [rank % before]
+    # Tensor-parallel ranks of one data-parallel rank are neighbours, and have the same queue.
+    engine.model.queue.merge([_own(target, n * then.tensor_parallel)["queue"] for n in read])
+    if dist.get_rank() == 0:
+        say(
+            f"{target.name} was written by {then}, and is read by {now}: the same weights, "
+            "optimizer and next samples; a rank's random state is one of those ranks'"
+            + (
+                f", and its key queue holds the newest documents of {len(read)} of theirs"
+                if len(engine.model.queue) and before != ranks
+                else ""
+            )
+        )
+
+
+def _own(target: Path, rank: int) -> dict[str, Any]:
+    return torch.load(target / f"own-rank{rank}.pt", weights_only=True)

@@ -28,6 +28,11 @@ def open_shards(config: Config) -> ShardReader:
         cache_gb=config.training.cache_gb,
     )
     if not reader.manifest.matches(config.corpus):
+        if reader.manifest.begins(config.corpus):
+            raise ConfigError(
+                f"{config.shards} has the beginning of what the stages ask for now: make it longer "
+                f"with `msa data build`{' in its own output' if config.training.shards else ''}"
+            )
         raise ConfigError(
             f"{config.shards} was built from other settings of data or stages than this config's: "
             "build them again (msa data build), or set another output"

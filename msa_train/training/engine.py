@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from msa_train.config import TrainingConfig
 from msa_train.errors import CheckpointError
@@ -21,7 +22,10 @@ from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 from msa_train.stages import Trains, trained_alone
 from msa_train.training.planner.memory import reduce_bucket
+from msa_train.training.stored_states import MOMENTS, StoredStates
 
+Cut = tuple[Parameter, int, int, int]  # a weight; where a piece of it begins in a flat share, where
+# in the weight itself, and its length
 _OWN = ("betas", "weight_decay")  # settings of a group that DeepSpeed takes from a checkpoint
 
 
@@ -49,9 +53,13 @@ class Engine:
                 parameter.requires_grad_(False)
             else:
                 parameter.register_hook(partial(self._freeze, part))
+        optimizer = _optimizer(model, config, "reader" in trains)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self._stage = config.zero_stage
+        self._learned = {p: names[p] for group in optimizer.param_groups for p in group["params"]}
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_optimizer(model, config, "reader" in trains),
+            optimizer=optimizer,
             config=_settings(config, reduce_bucket(p.numel() for p in model.parameters())),
             mpu=DeepSpeedGroups,
             dist_init_required=False,
@@ -148,6 +156,108 @@ class Engine:
         for group, settings in zip(optimizer.param_groups, own, strict=True):
             group |= settings
         optimizer.clip_grad = self._engine.gradient_clipping()
+
+    @property
+    def learned(self) -> list[str]:
+        """Names of what the optimizer changes, in its order."""
+        return list(self._learned.values())
+
+    def adopt(self, stored: StoredStates) -> None:
+        """Go on from what another layout wrote; the settings stay this engine's.
+
+        A state of this layout is filled, one weight after another, of which this rank keeps its
+        share, and DeepSpeed loads it.
+        """
+        optimizer, rank = self._engine.optimizer, DeepSpeedGroups.get_data_parallel_rank()
+        if self._stage == 0:
+            self._adopt_whole(stored)
+        elif self._stage < 3:
+            groups, flat = optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
+            filled = self._filled(stored, map(_cuts, groups), flat)
+            state = optimizer.state_dict()
+            state["base_optimizer_state"]["state"] = _moments(filled, stored.step)
+            state["single_partition_of_fp32_groups"] = [each["weight"] for each in filled]
+            optimizer.load_state_dict({rank: state}, load_from_fp32_weights=True)
+            optimizer.update_lp_params()
+            self._adopt_kept(stored)
+        else:
+            optimizer.checkpoint_event_prologue()
+            groups, flat = optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat
+            filled = self._filled(stored, map(_shares, groups), flat)
+            state = optimizer.state_dict()
+            state["optimizer_state_dict"]["state"] = _moments(filled, stored.step)
+            state["fp32_flat_groups"] = [each["weight"] for each in filled]
+            optimizer.load_state_dict({rank: state})
+            self._adopt_kept(stored)
+            optimizer.checkpoint_event_epilogue()
+
+    def _adopt_whole(self, stored: StoredStates) -> None:
+        """Without ZeRO: every rank has all of its tensor-parallel part."""
+        optimizer = self._engine.optimizer
+        for parameter, name in self._learned.items():
+            parameter.data.copy_(stored.weight(name))
+        if stored.step is not None:
+            found = enumerate(self._learned.values())
+            states = {i: stored.moments(name) | {"step": stored.step.clone()} for i, name in found}
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+        self._adopt_kept(stored)
+
+    def _adopt_kept(self, stored: StoredStates) -> None:
+        """What nothing trains; `keep` takes it in full precision."""
+        for name, parameter in self.model.named_parameters():
+            if name not in self._kept:
+                continue
+            weight = stored.weight(name)
+            if self._stage < 3:
+                parameter.data.copy_(weight)
+                continue
+            ((_, here, there, count),) = _shares([parameter])
+            share = weight.flatten()[there : there + count]
+            parameter.ds_tensor.data[here : here + count].copy_(share)
+
+    def _filled(
+        self, stored: StoredStates, groups: Iterable[Iterable[Cut]], flat: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Weights and moments of this rank's share of each group, as long as `flat`, on the CPU."""
+        filled = []
+        for cuts, length in zip(groups, map(len, flat), strict=True):
+            share = {key: torch.zeros(length) for key in ("weight", *MOMENTS)}
+            for parameter, here, there, count in cuts:
+                name = self._learned[parameter]
+                values = {"weight": stored.weight(name)}
+                values |= {} if stored.step is None else stored.moments(name)
+                for key, value in values.items():
+                    share[key][here : here + count] = value.flatten()[there : there + count]
+            filled.append(share)
+        return filled
+
+
+def _cuts(group: list[Parameter]) -> Iterator[Cut]:
+    """What a ZeRO-1 or ZeRO-2 rank has of a group's weights: the group is cut, wherever that is."""
+    for parameter in group:
+        if (mapping := parameter._hp_mapping) is not None:
+            here, there = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
+            yield parameter, here.start, there.start, there.numel
+
+
+def _shares(group: list[Parameter]) -> Iterator[Cut]:
+    """What a ZeRO-3 rank has of a group's weights: an equal share of each, the last one padded."""
+    here = 0
+    for parameter in group:
+        share = parameter.partition_numel()
+        there = share * dist.get_rank(parameter.ds_process_group)
+        yield parameter, here, there, max(0, min(share, parameter.ds_numel - there))
+        here += share
+
+
+def _moments(filled: list[dict[str, Tensor]], step: Tensor | None) -> dict[int, dict[str, Tensor]]:
+    """The state of a torch optimizer with one tensor per group; each counts its steps by itself."""
+    if step is None:
+        return {}
+    return {
+        i: {key: each[key] for key in MOMENTS} | {"step": step.clone()}
+        for i, each in enumerate(filled)
+    }
 
 
 def _import_deepspeed():

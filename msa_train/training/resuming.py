@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from msa_train.config import Config, to_plain
 from msa_train.errors import CheckpointError
-from msa_train.stages import trained_alone
+from msa_train.stages import Stage, trained_alone
 
 # What every later step does otherwise, or what changes no weight.
 APPLIED = {
@@ -23,6 +24,7 @@ APPLIED = {
     "training.betas", "training.weight_decay", "training.clip", "training.log_every",
     "training.checkpoint_every", "training.keep_checkpoints", "training.held_out_every",
     "training.held_out_samples", "training.damaged_samples", "training.shards",
+    "training.zero_stage", "training.tensor_parallel",
     "training.cache_gb", "training.skipped_steps_limit", "training.timeout_s", "training.wandb",
 }  # fmt: skip
 # Of a stage, as long as it has steps before it.
@@ -30,37 +32,83 @@ APPLIED_TO_STAGES = {
     "lr", "final_lr", "warmup_steps", "lm_weight", "router_weight", "queue_documents", "trains",
 }  # fmt: skip
 _MISSING = "not given"
+_LENGTH = r"\.(?:steps|tokens|epochs)"
+_HOW_TO_EXTEND = (
+    "; a run is made longer by more steps (or tokens) of the stage it is in, or epochs and steps "
+    "alike where it reads its samples several times, and by further stages"
+)
 
 
-def changes(old: Config, new: Config, target: Path, ends: Sequence[bool]) -> list[str]:
+@dataclass(frozen=True)
+class Progress:
+    """Where the stages stand at a checkpoint.
+
+    begun, over: of each stage of the settings as they are now. could_grow: of each stage of before,
+    whether none after it had begun.
+    """
+
+    begun: Sequence[bool]
+    over: Sequence[bool]
+    could_grow: Sequence[bool]
+
+    @classmethod
+    def at(cls, step: int, steps: Sequence[int], before: Sequence[int]) -> Progress:
+        """After `step` steps; steps, before: of each stage, now and as they were."""
+        begun = [end - count < step for count, end in zip(steps, accumulate(steps), strict=True)]
+        over = [end <= step for end in accumulate(steps)]
+        return cls(begun, over, [step <= end for end in accumulate(before)])
+
+
+def changes(old: Config, new: Config, target: Path, progress: Progress) -> list[str]:
     """What is otherwise in `new` than in `old`, the settings of the checkpoint `target`.
 
-    ends: of each stage of `new`, whether it is over at the checkpoint. Raises CheckpointError,
-    naming every changed key that the run cannot honour.
+    Raises CheckpointError, naming every changed key that the run cannot honour.
     """
     _check_optimizer(old, new, target)
     changed = dict(_differences(to_plain(old), to_plain(new)))
-    refused = [_told(key, *values) for key, values in changed.items() if not _applies(key, ends)]
+    grown = _grown(old, new, progress)
+    refused = {k: v for k, v in changed.items() if k not in grown and not _applies(k, progress)}
     if refused:
+        what = ", ".join(_told(key, *values) for key, values in refused.items())
+        length = any(re.fullmatch(rf"stages\[\d+\]({_LENGTH})?", key) for key in refused)
         raise CheckpointError(
-            f"{target} was trained with another {', '.join(refused)}: set it back, or start a new "
-            "run under another output"
+            f"{target} was trained with another {what}: set it back, or start a new run under "
+            f"another output{_HOW_TO_EXTEND if length else ''}"
         )
     return [_told(key, *values) for key, values in changed.items()]
 
 
-def stages_over(steps: Sequence[int], step: int) -> list[bool]:
-    """Of each stage, whether a run that has done `step` steps is through. steps: of each stage."""
-    return [end <= step for end in accumulate(steps)]
+def _grown(old: Config, new: Config, progress: Progress) -> set[str]:
+    """Keys whose change makes the run longer: a stage that had no other after it, or a further
+    stage."""
+    found = {f"stages[{place}]" for place in range(len(old.stages), len(new.stages))}
+    stages = zip(old.stages, new.stages, progress.could_grow, progress.begun, strict=False)
+    for place, (was, now, could, begun) in enumerate(stages):
+        if could and _longer(was, now, begun):
+            found |= {f"stages[{place}].{key}" for key in ("steps", "tokens", "epochs")}
+    return found
 
 
-def _applies(key: str, ends: Sequence[bool]) -> bool:
+def _longer(was: Stage, now: Stage, begun: bool) -> bool:
+    """Whether a stage reads what it read and then more: further samples, or all once more.
+
+    One that reads its samples several times cannot have further ones among them once it has begun.
+    """
+    if (was.steps is None) != (now.steps is None):
+        return False
+    had, has = ((each.steps or each.tokens) for each in (was, now))
+    if had * now.epochs == has * was.epochs:
+        return now.epochs > was.epochs
+    return has > had and now.epochs == was.epochs and (now.epochs == 1 or not begun)
+
+
+def _applies(key: str, progress: Progress) -> bool:
     """Whether a change of a key, by its dotted name, is honoured from the checkpoint on."""
     if stage := re.fullmatch(r"stages\[(\d+)\]\.(\w+)", key):
         place, name = int(stage[1]), stage[2]
-        if place >= len(ends):
+        if place >= len(progress.over):
             return False
-        return name == "name" or (name in APPLIED_TO_STAGES and not ends[place])
+        return name == "name" or (name in APPLIED_TO_STAGES and not progress.over[place])
     parts = key.split(".")
     return any(".".join(parts[:count]) in APPLIED for count in range(1, len(parts) + 1))
 
@@ -89,4 +137,6 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, tup
 
 
 def _told(key: str, old: Any, new: Any) -> str:
+    if old == _MISSING and isinstance(new, dict) and key.startswith("stages["):
+        return f"{key} ({old}, now {new.get('name')})"
     return f"{key} ({old}, now {new})"

@@ -101,3 +101,24 @@ def test_a_positive_competes_with_the_stale_alone():
     exps = [math.exp(s / 0.1) for s in (0.5, 0.3, 0.1)]
     loss = stale_loss_sum(scores, stale, positives, RouterConfig())
     assert float(loss) == pytest.approx(-math.log(exps[0] / sum(exps)), rel=1e-5)
+
+
+def test_several_queues_become_one_of_their_newest_documents(generator):
+    """A document that two of them have is there once."""
+    banks = [[bank(generator, [1, 2], 0), bank(generator, [3, 1, 2], 2)]]
+    banks.append([bank(generator, [2, 2], 8), bank(generator, [1], 4)])
+    queues = [KeyQueue([LAYER], 9), KeyQueue([LAYER], 9)]
+    for queue, added in zip(queues, banks, strict=True):
+        for each in added:
+            queue.add(*each)
+    merged = KeyQueue([LAYER], 9)
+    merged.add(*bank(generator, [1], 70))
+    merged.merge([queue.state_dict() for queue in queues])
+    state = merged.state_dict()
+    assert state["ids"].tolist() == [2, 3, 9, 4] and state["chunks"].tolist() == [3, 1, 2, 1]
+    newest = [banks[0][1][0][LAYER][:4], banks[1][0][0][LAYER][2:], banks[1][1][0][LAYER]]
+    assert torch.equal(state[f"keys{LAYER}"], torch.cat(newest)) and merged.limit == 9
+    merged.merge([KeyQueue([LAYER]).state_dict()])
+    assert len(merged) == 0
+    merged.merge([queues[0].state_dict()])
+    assert merged.state_dict()["ids"].tolist() == [0, 1, 2, 3, 4]

@@ -8,6 +8,7 @@ from msa_train.model.weights import (
     initial_weight,
     megatron_shard,
     published_weights,
+    resharded,
     weight_maps,
     weight_shapes,
 )
@@ -37,6 +38,19 @@ def test_splitting_and_merging_gives_the_weights_back(size):
     assert merged.keys() == full.keys()
     for name, weight in merged.items():
         assert torch.equal(weight, full[name]), name
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 2)])
+def test_what_other_ranks_had_is_cut_anew(before, now):
+    config = tiny_config("threshold")
+    full = {name: initial_weight(name, config, 3) for name in weight_shapes(config)}
+    for each in weight_maps(config):
+        parts, expected = (
+            [megatron_shard(each, full.__getitem__, config, rank, size) for rank in range(size)]
+            for size in (before, now)
+        )
+        for rank, part in enumerate(expected):
+            assert torch.equal(resharded(each, parts, config, rank, now), part), each.megatron
 
 
 def test_initial_weights_depend_on_seed_and_name_alone():

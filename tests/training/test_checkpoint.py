@@ -12,7 +12,9 @@ from msa_train.training import checkpoint
 from tests.distributed.runs import settings
 from tests.memory.tiny import tiny_tokenizer
 
-STATE = checkpoint.RunState(2, {"samples": 4}, "run-id", 1, 0, {"held_out/a/lm": 2.5})
+STATE = checkpoint.RunState(
+    2, {"consumed": 4, "parts": [[8]]}, "run-id", 1, 0, {"held_out/a/lm": 2.5}
+)
 
 
 class Queue:
@@ -22,8 +24,14 @@ class Queue:
     def state_dict(self):
         return {"keys": self.keys}
 
+    def __len__(self):
+        return len(self.keys)
+
     def load_state_dict(self, state):
         self.keys = state["keys"]
+
+    def merge(self, states):
+        self.merged = len(states)
 
 
 class FileEngine:
@@ -41,11 +49,27 @@ class FileEngine:
     def load(self, folder, tag):
         self.value = int((folder / tag / "engine").read_text())
 
+    learned = ("weight",)
+
+    def adopt(self, stored):
+        assert stored.learned == self.learned
+        self.value = "adopted"
+
     def keep(self, read):
         self.kept = read("weight")
 
     def full_weights(self):
         yield "weight", torch.full((3,), float(self.value))
+
+
+class Stored:
+    """What another layout wrote."""
+
+    def __init__(self, folder, layout, config, learned, rank, size):
+        self.learned, self.place = learned, (rank, size)
+
+    def weight(self, name):
+        return f"{name} of the other"
 
 
 @pytest.fixture
@@ -106,8 +130,7 @@ def test_a_damaged_checkpoint_is_named(config, capsys):
     [
         ({"model__layers": 3}, r"another model\.layers \(2, now 3\)"),
         ({"seed": 5}, "another seed"),
-        ({"stages": "[{name: main, steps: 5, lr: 1e-2}]"}, "another stages"),
-        ({"training__zero_stage": 2}, r"another training\.zero_stage \(1, now 2\)"),
+        ({"stages": "[{name: main, steps: 3, lr: 1e-2}]"}, "another stages"),
         ({"training__batch_samples": 4}, r"training\.batch_samples \(2, now 4\)"),
     ],
 )
@@ -140,12 +163,27 @@ def test_what_the_optimizer_holds_does_not_change(tmp_path, megatron, before, af
             checkpoint.load(FileEngine(0), run(after), folder, [4, 4])
 
 
-def test_another_number_of_ranks_is_refused(config):
+@pytest.mark.parametrize(
+    ("then", "overrides", "said"),
+    [
+        ({"ranks": 2}, {}, "written by 2 ranks (ZeRO-1), and is read by 1 rank (ZeRO-1)"),
+        ({}, {"training__zero_stage": 2}, "1 rank (ZeRO-1), and is read by 1 rank (ZeRO-2)"),
+    ],
+)
+def test_what_another_layout_wrote_is_read_by_name(config, capsys, then, overrides, said):
+    """And a rank of before gives its random state and, of all that are read, its key queue."""
     folder = save(config)
     state = json.loads((folder / checkpoint.STATE).read_text())
-    (folder / checkpoint.STATE).write_text(json.dumps(state | {"ranks": 2}))
-    with pytest.raises(CheckpointError, match="written by 2 ranks, 1 were started"):
-        checkpoint.load(FileEngine(0), config, folder, [4])
+    (folder / checkpoint.STATE).write_text(json.dumps(state | then))
+    (folder / "own-rank1.pt").write_bytes((folder / "own-rank0.pt").read_bytes())
+    engine = FileEngine(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "StoredStates", Stored)
+        again = load_config(settings(config.path, **overrides))
+        assert checkpoint.load(engine, again, folder, [4]).step == STATE.step
+    assert engine.value == "adopted" and engine.kept == "weight of the other"
+    assert engine.queue.merged == 1 + bool(then)
+    assert said in capsys.readouterr().err
 
 
 def test_rates_and_weights_of_a_stage_may_change(config, capsys):

@@ -7,16 +7,17 @@ import pytest
 
 from msa_train.config import load_config, to_plain
 from msa_train.errors import CheckpointError
-from msa_train.training.resuming import changes, stages_over
+from msa_train.training.resuming import Progress, changes
 from tests.distributed.runs import settings
 
 TARGET = Path("run/checkpoints/step-000000003")
+IN_TWO = Progress.at(3, [2, 4], [2, 4])
 STAGES = "[{name: one, steps: 2, lr: 1e-2}, {name: two, steps: 4, lr: 1e-3}]"
 # Said once more, by hand: a key that is applied must be one that every later step obeys.
 KEYS = """
 output data.workers
 training.device training.recompute training.gradient_cache_tokens training.betas
-training.weight_decay
+training.weight_decay training.zero_stage training.tensor_parallel
 training.clip training.log_every training.checkpoint_every training.keep_checkpoints
 training.held_out_every training.held_out_samples training.damaged_samples training.shards
 training.cache_gb training.skipped_steps_limit training.timeout_s
@@ -30,7 +31,8 @@ stages[0].name stages[1].name stages[1].lr stages[1].final_lr stages[1].warmup_s
 stages[1].lm_weight stages[1].router_weight stages[1].queue_documents
 """
 APPLIED = KEYS.split()
-TRAINS = {"stages[0].trains", "stages[1].trains"}  # has its own test in test_checkpoint.py
+# These have tests of their own, trains in test_checkpoint.py.
+OWN = {f"stages[{i}].{key}" for i in (0, 1) for key in ("trains", "steps", "tokens", "epochs")}
 
 
 def leaves(value, where=""):
@@ -68,12 +70,11 @@ def config():
 
 
 def test_every_key_is_refused_by_name_or_applied_and_told(config):
-    keys = set(leaves(to_plain(config))) - TRAINS
+    keys = set(leaves(to_plain(config))) - OWN
     assert len(keys) > 100 and keys >= set(APPLIED)
-    ends = stages_over([2, 4], 3)
     for key in sorted(keys):
         try:
-            (told,) = changes(config, with_another(config, key), TARGET, ends)
+            (told,) = changes(config, with_another(config, key), TARGET, IN_TWO)
             assert key in APPLIED, f"{key} would be written down as used"
         except CheckpointError as error:
             assert key not in APPLIED, error
@@ -83,23 +84,80 @@ def test_every_key_is_refused_by_name_or_applied_and_told(config):
 
 
 def test_what_is_equal_is_no_change(config):
-    assert changes(config, copy.deepcopy(config), TARGET, stages_over([2, 4], 3)) == []
+    assert changes(config, copy.deepcopy(config), TARGET, IN_TWO) == []
 
 
 def test_all_refused_keys_are_named_at_once(config):
     other = load_config(settings("run", stages=STAGES, seed=3, model__layers=4))
     with pytest.raises(CheckpointError, match=r"model\.layers \(2, now 4\).*") as caught:
-        changes(config, other, TARGET, stages_over([2, 4], 3))
+        changes(config, other, TARGET, IN_TWO)
     assert "seed (0, now 3)" in str(caught.value)
 
 
-def test_a_further_stage_is_refused(config):
-    more = STAGES[:-1] + ", {name: three, steps: 1, lr: 1e-3}]"
-    with pytest.raises(CheckpointError, match=r"another stages\[2\] \(not given, now"):
-        changes(config, load_config(settings("run", stages=more)), TARGET, [True, False, False])
+ONE, TWO = "name: one, lr: 1e-2", "name: two, lr: 1e-3"
 
 
-def test_a_stage_is_over_with_its_last_step():
-    assert stages_over([2, 4], 1) == [False, False]
-    assert stages_over([2, 4], 2) == [True, False]
-    assert stages_over([2, 4], 6) == [True, True]
+def in_stages(*stages):
+    each = ", ".join(f"{{{name}, {length}}}" for name, length in stages)
+    return load_config(settings("run", stages=f"[{each}]"))
+
+
+@pytest.mark.parametrize(
+    ("done", "before", "now", "told"),
+    [
+        (3, ["steps: 4"], ["steps: 6"], ["stages[1].steps (4, now 6)"]),
+        (6, ["steps: 4"], ["steps: 6"], ["stages[1].steps (4, now 6)"]),
+        (3, ["tokens: 400"], ["tokens: 900"], ["stages[1].tokens (400, now 900)"]),
+        (
+            6,
+            ["steps: 4, epochs: 2"],
+            ["steps: 6, epochs: 3"],
+            ["stages[1].steps (4, now 6)", "stages[1].epochs (2, now 3)"],
+        ),
+        (2, ["steps: 4, epochs: 2"], ["steps: 6, epochs: 2"], ["stages[1].steps (4, now 6)"]),
+        (6, ["steps: 4"], ["steps: 4", "steps: 1"], ["stages[2] (not given, now two)"]),
+    ],
+)
+def test_a_run_is_made_longer(done, before, now, told):
+    old, new = (
+        in_stages((ONE, "steps: 2"), *((TWO, length) for length in s)) for s in (before, now)
+    )
+    progress = Progress.at(done, [2, *[10] * len(now)], [2, 4])
+    assert sorted(changes(old, new, TARGET, progress)) == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("done", "first", "second", "said"),
+    [
+        (3, "steps: 4", "steps: 4", r"stages\[0\]\.steps \(2, now 4\)"),
+        (3, "steps: 2", "steps: 3", r"stages\[1\]\.steps \(4, now 3\)"),
+        (3, "steps: 2", "tokens: 4000", r"stages\[1\]\.steps \(4, now None\)"),
+        (3, "steps: 2", "steps: 4, epochs: 2", r"stages\[1\]\.epochs \(1, now 2\)"),
+        (3, "steps: 2", "steps: 8, epochs: 4", r"stages\[1\]\.epochs \(1, now 4\)"),
+    ],
+)
+def test_a_stage_cannot_grow_in_another_way(done, first, second, said):
+    old = in_stages((ONE, "steps: 2"), (TWO, "steps: 4"))
+    new = in_stages((ONE, first), (TWO, second))
+    progress = Progress.at(done, [2, 10], [2, 4])
+    with pytest.raises(CheckpointError, match=f"{said}.*a run is made longer by more steps"):
+        changes(old, new, TARGET, progress)
+
+
+def test_samples_read_several_times_stay_the_same_ones():
+    old, new = (in_stages((ONE, f"steps: {n}, epochs: 2")) for n in (4, 6))
+    with pytest.raises(CheckpointError, match="or epochs and steps alike"):
+        changes(old, new, TARGET, Progress.at(1, [6], [4]))
+
+
+def test_what_a_stage_had_must_be_known_before_it_grows():
+    """An older checkpoint of a stage in tokens does not say how many samples that were."""
+    old, new = (in_stages((ONE, f"tokens: {n}")) for n in (400, 600))
+    with pytest.raises(CheckpointError, match=r"stages\[0\]\.tokens"):
+        changes(old, new, TARGET, Progress.at(1, [6], []))
+
+
+def test_progress_counts_steps():
+    assert Progress.at(1, [2, 4], [2, 4]) == Progress([True, False], [False, False], [True, True])
+    assert Progress.at(2, [2, 4], [2, 4]) == Progress([True, False], [True, False], [True, True])
+    assert Progress.at(6, [2, 8], [2, 4]) == Progress([True, True], [True, False], [False, True])

@@ -54,7 +54,7 @@ def test_every_epoch_of_a_stage_has_another_order_of_its_samples(twice, place):
     assert sorted(first) == sorted(second) == list(range(6))
     first, second = order[24:36], order[36:]
     assert sorted(first) == sorted(second) == list(range(12, 24)) and first != second
-    assert state == {"consumed": 2 * SAMPLES}
+    assert state == {"consumed": 2 * SAMPLES, "parts": [[6], [6], [12]]}
 
 
 def test_the_last_stage_ends(shards, place):
@@ -89,7 +89,7 @@ def test_any_number_of_ranks_reads_the_same_global_order(twice, place, world_siz
 def test_a_run_resumes_mid_epoch_with_another_number_of_ranks(twice, place, before, after):
     expected, _ = read(twice, 30, place)
     _, state = read(twice, 6 // before, place, rank=before - 1, world_size=before)
-    assert state == {"consumed": 6}
+    assert state["consumed"] == 6
     orders = []
     for rank in range(after):
         loader = loader_of(twice, rank=rank, world_size=after, transform=place)
@@ -125,13 +125,43 @@ def test_without_a_transform_samples_come_as_they_are(shards):
 
 
 def test_large_orders_are_permutations():
-    order = GlobalOrder((5, 995), (1, 2), seed=0)
+    order = GlobalOrder(((5,), (995,)), (1, 2), seed=0)
     drawn = [order[place] for place in range(len(order))]
     assert len(drawn) == 1995 and sorted(drawn[:5]) == list(range(5))
     assert sorted(drawn[5:1000]) == sorted(drawn[1000:]) == list(range(5, 1000))
     assert drawn[5:1000] != drawn[1000:]
     with pytest.raises(IndexError):
         order[1995]
+
+
+def test_a_part_that_came_later_is_read_after_those_before_it():
+    whole, grown = (GlobalOrder(((5,), parts), (1, 2), seed=0) for parts in ((40,), (30, 10)))
+    alone = GlobalOrder(((5,), (30,)), (1, 2), seed=0)
+    order = [grown[place] for place in range(len(grown))]
+    assert len(grown) == len(whole) and order != [whole[place] for place in range(len(whole))]
+    assert order[:35] == [alone[place] for place in range(35)]
+    assert sorted(order[35:45]) == list(range(35, 45)) and sorted(order[45:75]) == sorted(
+        order[5:35]
+    )
+
+
+def test_a_run_goes_on_where_its_stages_have_grown(shards, place):
+    """Nothing is read twice and nothing is left out; what had not begun is as if always so."""
+    expected, _ = read(shards, SAMPLES, place)
+    had = {"consumed": 9, "parts": [[6], [4], [3]]}
+    loader = loader_of(shards, transform=place)
+    loader.load_state_dict(had)
+    assert loader.state_dict() == {"consumed": 9, "parts": [[6], [4, 2], [12]]}
+    rest = list(loader)
+    loader.close()
+    assert len(rest) == 15 and sorted(rest[1:3]) == [10, 11] and rest[3:] == expected[12:]
+    for had in ({"consumed": 12}, {"consumed": 12, "parts": [[6], [6]]}):
+        loader = loader_of(shards, transform=place)
+        loader.load_state_dict(had)
+        assert list(loader) == expected[12:]
+        loader.close()
+    with pytest.raises(DataError, match=r"stage 0 of .* has 6 samples, and had 7"):
+        loader_of(shards).load_state_dict({"consumed": 12, "parts": [[7]]})
 
 
 def test_an_error_reaches_the_reader_and_stays(shards, tmp_path):
