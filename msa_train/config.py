@@ -37,6 +37,51 @@ _KINDS = {
 }
 
 
+# Of DeepSpeed's settings: what is passed on, and what this trainer has a setting of its own for, or
+# cannot honour. Any other is refused, too: nothing here would read it.
+_PASSED = {
+    "zero_optimization", "aio", "communication_data_type", "prescale_gradients",
+    "gradient_predivide_factor",
+}  # fmt: skip
+_BATCH = "set training.batch_samples, which the ranks share, each reading its part one by one"
+_PRECISION = "set training.precision"
+_OPTIMIZER = "it is torch's AdamW; set training.betas and weight_decay"
+_REPORTS = "numbers go to metrics.jsonl and training.wandb, every training.log_every steps"
+_OWNED = {
+    "train_batch_size": _BATCH, "train_micro_batch_size_per_gpu": _BATCH,
+    "gradient_accumulation_steps": _BATCH, "managed_gradient_accumulation": _BATCH,
+    "gradient_clipping": "set training.clip", "gradient_allreduce_op": "losses are scaled for avg",
+    "bf16": _PRECISION, "torch_autocast": _PRECISION, "data_types": _PRECISION,
+    "fp16": f"{_PRECISION} to bf16: nothing here scales losses",
+    "amp": f"{_PRECISION} to bf16: nothing here scales losses",
+    "optimizer": _OPTIMIZER, "zero_allow_untested_optimizer": _OPTIMIZER,
+    "zero_force_ds_cpu_optimizer": _OPTIMIZER,
+    "scheduler": "set lr, final_lr and warmup_steps of stages",
+    "activation_checkpointing": "set training.recompute",
+    "checkpoint": "checkpoints are this trainer's; it reads those of any layout",
+    "elasticity": "resume on another number of ranks",
+    "tensor_parallel": "set training.tensor_parallel",
+    "steps_per_print": _REPORTS, "wall_clock_breakdown": _REPORTS, "wandb": _REPORTS,
+    "tensorboard": _REPORTS, "csv_monitor": _REPORTS, "comet": _REPORTS,
+}  # fmt: skip
+_ZERO_OWNED = {
+    "stage": "set training.zero_stage",
+    "elastic_checkpoint": "checkpoints are read by any layout as it is",
+    "load_from_fp32_weights": "full precision is always kept",
+    "compute_grad_norm": "training.clip needs the norm",
+    "cpu_offload": "give offload_optimizer: {device: cpu}",
+    "cpu_offload_param": "give offload_param: {device: cpu}",
+    "cpu_offload_use_pin_memory": "give pin_memory in offload_optimizer or offload_param",
+} | dict.fromkeys(
+    (
+        "legacy_stage1", "zenflow", "zero_hpz_partition_size", "mics_shard_size",
+        "zero_quantized_weights", "zero_quantized_nontrainable_weights",
+        "zero_quantized_gradients",
+    ),
+    "checkpoints could not be continued from that",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class WandbConfig:
     """What is sent to Weights & Biases, and how.
@@ -83,6 +128,8 @@ class TrainingConfig:
     made (sharded), are scored there, and only what is found goes between the ranks.
     device: what the ranks compute on: cuda (a GPU each, over NCCL), cpu (over gloo, where a machine
     has fewer GPUs than ranks, or none), or auto: cuda where torch sees a GPU.
+    deepspeed: settings of DeepSpeed as its own documentation has them, such as zero_optimization:
+    {offload_optimizer: {device: cpu}}; those that a setting here stands for are refused.
     recompute: what is computed once more in the backward pass instead of kept: none, attention (a
     layer's norm, projections, routing and attention; its feed-forward part is kept), or layer (all
     but a layer's input). true and false, as older files have it, are layer and none.
@@ -109,6 +156,7 @@ class TrainingConfig:
     pooled_states: Literal["gathered", "sharded"] = "gathered"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
+    deepspeed: dict[str, Any] = field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: Recompute | bool = "none"
     gradient_cache_tokens: int | None = None
@@ -153,12 +201,45 @@ class TrainingConfig:
             )
         if not self.clip > 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
+        self._check_deepspeed()
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed's optimizer there starts with a hidden step: the first update is wrong.
             raise ConfigError(
                 "training.zero_stage is 0 with precision bf16, which DeepSpeed computes wrongly: "
                 "use 1, equal in numbers and smaller"
             )
+
+    def _check_deepspeed(self) -> None:
+        """What is known without DeepSpeed; training.engine asks that for the rest."""
+        for key in self.deepspeed:
+            if key in _OWNED:
+                raise ConfigError(f"training.deepspeed.{key} is not passed on: {_OWNED[key]}")
+            if key not in _PASSED:
+                raise ConfigError(
+                    f"training.deepspeed.{key} is not passed on: give {', '.join(sorted(_PASSED))}"
+                )
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ConfigError(
+                f"training.deepspeed.zero_optimization is {zero}: give a mapping, as in "
+                "{overlap_comm: true}"
+            )
+        place = "training.deepspeed.zero_optimization"
+        for key in zero.keys() & _ZERO_OWNED.keys():
+            raise ConfigError(f"{place}.{key} is not passed on: {_ZERO_OWNED[key]}")
+        if zero and not self.zero_stage:
+            raise ConfigError(f"{place} is given, but training.zero_stage is 0: nothing reads it")
+        if "offload_param" in zero and self.zero_stage < 3:
+            raise ConfigError(
+                f"{place}.offload_param is given, but training.zero_stage is {self.zero_stage}, "
+                "where every rank has all weights: set it to 3"
+            )
+
+    @property
+    def offloads_to_nvme(self) -> bool:
+        """Whether weights or the optimizer's state live in files while a run trains."""
+        parts = self.deepspeed.get("zero_optimization", {}).values()
+        return any(isinstance(part, dict) and part.get("device") == "nvme" for part in parts)
 
 
 @dataclass(frozen=True)

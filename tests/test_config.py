@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from data_pipeline.errors import DataError
-from msa_train.config import Config, load_config, load_config_file, to_plain
+from msa_train.config import Config, TrainingConfig, load_config, load_config_file, to_plain
 from msa_train.errors import ConfigError
 from msa_train.model.rope import RopeScaling
 
@@ -142,3 +142,38 @@ def test_a_config_that_is_not_utf8_is_named(tmp_path):
 def test_a_seed_below_zero_is_refused(key):
     with pytest.raises((ConfigError, DataError), match=f"{key} is -1: give 0 or more"):
         load_config([f"--{key}", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "said"),
+    [
+        (1, {"train_batch_size": 8}, r"train_batch_size is not .*: set training\.batch_samples"),
+        (1, {"gradient_clipping": 1.0}, r"gradient_clipping .*: set training\.clip"),
+        (1, {"bf16": {"enabled": True}}, r"bf16 .*: set training\.precision"),
+        (1, {"zero_optimisation": {}}, "zero_optimisation .*: give aio, communication_data_type"),
+        (
+            1,
+            {"zero_optimization": {"stage": 3}},
+            r"zero_optimization\.stage .* training\.zero_stage",
+        ),
+        (1, {"zero_optimization": {"cpu_offload": True}}, "give offload_optimizer"),
+        (1, {"zero_optimization": True}, "zero_optimization is True: give a mapping"),
+        (0, {"zero_optimization": {"overlap_comm": True}}, "zero_stage is 0: nothing reads it"),
+        (
+            2,
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            "zero_stage is 2, .* set it to 3",
+        ),
+    ],
+)
+def test_of_deepspeed_what_we_own_is_refused_by_name(stage, given, said):
+    with pytest.raises(ConfigError, match=rf"training\.deepspeed\..*{said}"):
+        TrainingConfig(zero_stage=stage, deepspeed=given)
+
+
+def test_the_rest_is_deepspeed_s_as_it_is_given(tmp_path):
+    zero = "{zero_optimization: {offload_optimizer: {device: nvme, nvme_path: /scratch}}}"
+    config = load_config(["--training.deepspeed", zero])
+    assert config.training.offloads_to_nvme and not TrainingConfig().offloads_to_nvme
+    config.save(tmp_path / "run.yaml")
+    assert load_config_file(tmp_path / "run.yaml") == config

@@ -173,8 +173,14 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     before = _steps_of(old, state.loader["parts"])
     changed = changes(old, config, target, Progress.at(state.step, steps, before))
     then, now = _layout(old, state.ranks), _layout(config, dist.get_world_size())
-    if then == now:
+    # Other settings of DeepSpeed's may cut its groups in other places.
+    if then == now and old.training.deepspeed == config.training.deepspeed:
         _load_same(engine, target)
+    elif old.training.offloads_to_nvme or config.training.offloads_to_nvme:
+        raise CheckpointError(
+            f"{target} was written by {then}: with an optimizer or weights on nvme "
+            "(training.deepspeed) it goes on under the same layout and settings of DeepSpeed alone"
+        )
     else:
         _load_other(engine, config, target, then, now)
     if changed and dist.get_rank() == 0:
@@ -227,7 +233,7 @@ def _load_other(engine: Engine, config: Config, target: Path, then: Layout, now:
     read = [each for each in range(before) if each % ranks == rank] or [rank % before]
     # Tensor-parallel ranks of one data-parallel rank are neighbours, and have the same queue.
     engine.model.queue.merge([_own(target, n * then.tensor_parallel)["queue"] for n in read])
-    if dist.get_rank() == 0:
+    if dist.get_rank() == 0 and then != now:
         say(
             f"{target.name} was written by {then}, and is read by {now}: the same weights, "
             "optimizer and next samples; a rank's random state is one of those ranks'"

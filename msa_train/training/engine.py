@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from msa_train.config import TrainingConfig
-from msa_train.errors import CheckpointError
+from msa_train.errors import CheckpointError, ConfigError
 from msa_train.model.megatron import MSAModel
 from msa_train.model.weights import Part, part_of
 from msa_train.parallel.cpu import prepare_deepspeed
@@ -39,6 +39,7 @@ class Engine:
     def __init__(
         self, model: MSAModel, config: TrainingConfig, trains: Collection[Trains] = ("all",)
     ):
+        check_deepspeed(config)
         prepare_deepspeed()
         deepspeed = _import_deepspeed()
         sum_over_tensor_ranks(model.partial_gradient_parameters())
@@ -305,11 +306,38 @@ class _GuardedAdamW(torch.optim.AdamW):
 
 
 def _settings(config: TrainingConfig, bucket: int) -> dict[str, Any]:
-    return {
+    passed = dict(config.deepspeed)
+    zero = {"reduce_bucket_size": bucket} | passed.pop("zero_optimization", {})
+    return passed | {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # `step` ends a step, after any number of backwards
         "gradient_clipping": config.clip,
         "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": bucket},
+        "zero_optimization": zero | {"stage": config.zero_stage},
+        "zero_force_ds_cpu_optimizer": False,  # AdamW is the same on a CPU, and needs no compiler
         "steps_per_print": 1 << 30,
     }
+
+
+def check_deepspeed(config: TrainingConfig) -> None:
+    """Raises ConfigError for training.deepspeed where DeepSpeed does not know a key, refuses its
+    value, or could not do it on this machine."""
+    if not config.deepspeed:
+        return
+    prepare_deepspeed()
+    _import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    zero = _settings(config, BUCKET)["zero_optimization"]
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:  # pydantic's: a line that counts, then a key and what is wrong
+        said = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise ConfigError(f"training.deepspeed.zero_optimization.{said}") from error
+    if config.offloads_to_nvme and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ConfigError(
+            "training.deepspeed.zero_optimization offloads to nvme, for which DeepSpeed needs "
+            "libaio with its headers, and there is none here: install it (libaio-dev), or offload "
+            "to cpu"
+        )

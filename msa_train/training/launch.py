@@ -53,6 +53,10 @@ def launch(
     training = config.training  # refused now, not by ranks that have started
     replicas = replicas_of(ranks, training.tensor_parallel, training.document_parallel)
     samples_per_group(config, replicas)
+    if training.deepspeed:
+        from msa_train.training.engine import check_deepspeed  # seconds, and only for these
+
+        check_deepspeed(training)
     if not resume:
         check_start(config)
     # At level critical it says nothing about ranks that ended: they have said why themselves.

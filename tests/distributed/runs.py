@@ -1,7 +1,9 @@
 """Tiny training runs for the tests of the trainer, executed on every rank."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +37,30 @@ def train_all(runs: list[dict]) -> list[dict]:
     first = load_config(runs[0]["arguments"])
     groups.start(first.training.tensor_parallel, timeout_s=120)
     return [_train(**run) for run in runs]
+
+
+def go_on(runs: list[tuple[list[str], int | None]], look: Callable[[Any], Any] | None = None):
+    """On each rank: continue runs, one after another, each to a step or (None) its end.
+
+    Returns (before, after) of each: what `look` saw in its trainer (before: None at the start).
+    """
+    from msa_train.config import load_config
+    from msa_train.parallel import groups
+    from msa_train.training.trainer import Trainer
+
+    configs = [load_config(arguments) for arguments, _ in runs]
+    groups.start(configs[0].training.tensor_parallel, timeout_s=120)
+    found = []
+    for config, (_, end) in zip(configs, runs, strict=True):
+        config.path.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(config, resume=True)
+        before = look(trainer) if look and trainer.step else None
+        if end is not None:
+            _stop_after(trainer, end)
+        trainer.run()
+        found.append((before, look(trainer) if look else None))
+        trainer.close()
+    return found
 
 
 def _train(

@@ -9,11 +9,12 @@ import torch
 from msa_train.config import load_config
 from msa_train.model.weights import published_weights
 from tests.distributed.ranks import run_ranks
-from tests.distributed.runs import _stop_after, logged, settings
+from tests.distributed.runs import go_on, logged, settings
 
 # Of a loss, in float32. What ranks add up in another order differs in the last bits of a sum, and
 # in four steps that becomes at most 2e-7 here; a lost moment or a sample read twice is 1e-3.
 LOSS = 1e-6
+BEFORE, AFTER = 0, 1
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -21,26 +22,6 @@ def at(ranks, end, zero=1, tensor=1, **more):
     """A part of a run: so many ranks, to this step."""
     how = {"training__zero_stage": zero, "training__tensor_parallel": tensor}
     return ranks, end, how | {f"training__{key}": value for key, value in more.items()}
-
-
-def train_to(runs: list[tuple[list[str], int]]) -> list[dict]:
-    """On each rank: continue runs, one after another, to a step each; what they held before and
-    after."""
-    from msa_train.parallel import groups
-    from msa_train.training.trainer import Trainer
-
-    configs = [load_config(arguments) for arguments, _ in runs]
-    groups.start(configs[0].training.tensor_parallel, timeout_s=120)
-    found = []
-    for config, (_, end) in zip(configs, runs, strict=True):
-        config.path.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, resume=True)
-        before = held(trainer) if trainer.step else None
-        _stop_after(trainer, end)
-        trainer.run()
-        found.append({"before": before, "after": held(trainer)})
-        trainer.close()
-    return found
 
 
 def held(trainer) -> dict[str, dict[str, torch.Tensor]]:
@@ -89,12 +70,12 @@ class Runs:
 
     def _go(self, kind, parts):
         given = [(self.arguments(name, how), end) for name, (_, end, how) in parts.items()]
-        ranks = run_ranks(kind[0], train_to, given)[: kind[1]]  # the first data-parallel rank's
+        ranks = run_ranks(kind[0], go_on, given, held)[: kind[1]]  # the first data-parallel rank's
         for name, *of_rank in zip(parts, *ranks, strict=True):
             self.held[name].append(of_rank)
 
     def whole(self, name, part, when, what):
-        """Published name -> weight or moment."""
+        """Published name -> weight or moment, BEFORE or AFTER a part."""
         config = load_config(self.arguments(name, {})).model
         shards = [rank[when][what] for rank in self.held[name][part]]
         return dict(published_weights(shards, config))
@@ -110,6 +91,9 @@ def root(tmp_path_factory):
     return folder
 
 
+OPTIMIZER = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+BOTH = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+BOTH = {"zero_optimization": BOTH | {"sub_group_size": 1000}}
 QUEUE = "[{name: main, steps: 4, lr: 1e-2, router_weight: 1, queue_documents: 40}]"
 ROUTER = "[{name: main, steps: 4, lr: 1e-2, router_weight: 1, trains: router}]"
 SETTLED = {"router": {"stages": ROUTER}, "router alone": {"stages": ROUTER}}
@@ -119,6 +103,7 @@ QUICK = {
     "queue": [at(2, 1, 2), at(1, 4, 1)],
     "router": [at(2, 1, 3), at(1, 4, 2)],
     "bf16": [at(2, 1, 1), at(1, 4, 3)],
+    "offloaded": [at(2, 1, 2, deepspeed=OPTIMIZER), at(1, 4, 3, deepspeed=BOTH)],
     "alone": [at(1, 4)],
     "router alone": [at(1, 4)],
 }
@@ -126,6 +111,7 @@ WHOLE = {
     "down and up": [at(4, 1, 1), at(2, 2, 2), at(1, 3, 3), at(2, 4, 1)],
     "stages": [at(2, 1, 3), at(2, 2, 0), at(2, 3, 1), at(2, 4, 2)],
     "tensor": [at(4, 1, 3, tensor=2), at(2, 2, 0), at(4, 3, 0, tensor=2), at(2, 4, 3)],
+    "offloaded": [at(2, 1, 3, deepspeed=BOTH), at(4, 3, 3, deepspeed=BOTH), at(2, 4, 3)],
     "bf16": [at(2, 1, 2, tensor=2), at(2, 2, 3), at(2, 3, 1), at(4, 4, 3)],
     "router": [at(2, 1, 0, tensor=2), at(4, 2, 3), at(2, 3, 3, tensor=2), at(1, 4, 1)],
     "alone": [at(1, 4)],
@@ -149,12 +135,12 @@ def check_states(runs, name):
     """To the last bit what the ranks before had, weights and moments; the step is counted on."""
     for part in range(1, len(runs.runs[name])):
         for what in ("weight", *MOMENTS):
-            was = runs.whole(name, part - 1, "after", what)
-            now = runs.whole(name, part, "before", what)
+            was = runs.whole(name, part - 1, AFTER, what)
+            now = runs.whole(name, part, BEFORE, what)
             assert was.keys() == now.keys()
             for key in was:
                 assert torch.equal(was[key], now[key]), (part, what, key)
-        steps = [rank["before"]["step"] for rank in runs.held[name][part]]
+        steps = [rank[BEFORE]["step"] for rank in runs.held[name][part]]
         assert steps == [{runs.runs[name][part - 1][1]}] * len(steps)
 
 
@@ -166,25 +152,27 @@ def check_losses(runs, name, alone):
             assert a[key] == pytest.approx(b[key], rel=LOSS), (key, a["step"])
 
 
-@pytest.mark.parametrize("name", ["chain", "router", "bf16"])
+@pytest.mark.parametrize("name", ["chain", "router", "bf16", "offloaded"])
 def test_every_weight_and_moment_comes_over(quick, name):
     check_states(quick, name)
 
 
-@pytest.mark.parametrize(("name", "alone"), [("chain", "alone"), ("router", "router alone")])
+@pytest.mark.parametrize(
+    ("name", "alone"), [("chain", "alone"), ("offloaded", "alone"), ("router", "router alone")]
+)
 def test_losses_are_those_of_the_run_that_never_changed(quick, name, alone):
     check_losses(quick, name, alone)
 
 
 def test_half_precision_keeps_its_master_weights(quick):
-    weights = quick.whole("bf16", 1, "before", "weight")
+    weights = quick.whole("bf16", 1, BEFORE, "weight")
     assert any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())
 
 
 def test_a_key_queue_takes_over_the_newest_documents_of_each(quick):
     """Two ranks had up to 40 each; the one of now has as many as one of them."""
     ((before,), (after,)) = quick.held["queue"]
-    was, now = before["after"]["queue"], after["before"]["queue"]
+    was, now = before[AFTER]["queue"], after[BEFORE]["queue"]
     own = math.ceil(len(was["ids"]) / 2)
     assert len(was["ids"]) == 24 and set(was["ids"][-own:].tolist()) <= set(now["ids"].tolist())
     assert own < len(now["ids"]) <= 24

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from msa_train.config import TrainingConfig
+from msa_train.errors import ConfigError
+from msa_train.training.engine import check_deepspeed
 from tests.batches import random_batch, tiny_config
 from tests.distributed.ranks import run_ranks
 
@@ -110,6 +113,15 @@ def test_weights_are_told_in_full_precision(found):
 BEFORE = {"weight_decay": 0.0, "betas": (0.9, 0.95), "clip": 1.0}
 AFTER = {"weight_decay": 0.5, "betas": (0.6, 0.7), "clip": 0.01}
 RATE = 1e-2
+OFFLOADS = {"offload_optimizer": {"device": "cpu"}}
+LAYOUTS = {str(stage): {"zero_stage": stage} for stage in range(4)} | {
+    "1 offloaded": {"zero_stage": 1, "deepspeed": {"zero_optimization": OFFLOADS}},
+    "2 offloaded": {"zero_stage": 2, "deepspeed": {"zero_optimization": OFFLOADS}},
+    "3 offloaded": {
+        "zero_stage": 3,
+        "deepspeed": {"zero_optimization": OFFLOADS | {"offload_param": {"device": "cpu"}}},
+    },
+}
 
 
 def losses_of(module, config, seed):
@@ -117,25 +129,25 @@ def losses_of(module, config, seed):
     return losses.lm + losses.router
 
 
-def two_engines(folder) -> dict[int, dict[str, torch.Tensor]]:
-    """ZeRO stage -> weights after a step, a checkpoint, and a step with other settings."""
+def two_engines(folder) -> dict[str, dict[str, torch.Tensor]]:
+    """Layout -> weights after a step, a checkpoint, and a step with other settings."""
     from msa_train.config import TrainingConfig
     from msa_train.parallel import groups
     from msa_train.training.engine import Engine
 
     groups.start(tensor_parallel=1, timeout_s=60)
     config, found = tiny_config("threshold"), {}
-    for stage in range(4):
+    for name, layout in LAYOUTS.items():
         for seed, chosen in enumerate((BEFORE, AFTER)):
-            engine = Engine(model_of(config), TrainingConfig(zero_stage=stage, **chosen))
+            engine = Engine(model_of(config), TrainingConfig(**layout, **chosen))
             if seed:
-                engine.load(folder, f"zero{stage}")
+                engine.load(folder, name)
             engine.backward(losses_of(engine, config, seed))
             engine.set_learning_rate(RATE)
             engine.step()
             if not seed:
-                engine.save(folder, f"zero{stage}")
-        found[stage] = dict(engine.full_weights())
+                engine.save(folder, name)
+        found[name] = dict(engine.full_weights())
     found["by hand"] = two_steps(model_of(config), config)
     return found
 
@@ -175,7 +187,30 @@ def gone_on(tmp_path_factory):
     return run_ranks(1, two_engines, tmp_path_factory.mktemp("engines"))[0]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_checkpoint_goes_on_under_the_settings_of_now(gone_on, stage):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_goes_on_under_the_settings_of_now(gone_on, layout):
     for name, weight in gone_on["by hand"].items():
-        torch.testing.assert_close(gone_on[stage][name], weight, rtol=0, atol=2e-5, msg=name)
+        torch.testing.assert_close(gone_on[layout][name], weight, rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_what_is_offloaded_is_the_same(gone_on, stage):
+    for name, weight in gone_on[str(stage)].items():
+        torch.testing.assert_close(gone_on[f"{stage} offloaded"][name], weight, rtol=0, atol=1e-6)
+
+
+def test_what_deepspeed_does_not_know_or_cannot_do_is_refused():
+    def refused(**zero):
+        with pytest.raises(ConfigError) as caught:
+            check_deepspeed(TrainingConfig(deepspeed={"zero_optimization": zero}))
+        return str(caught.value)
+
+    check_deepspeed(TrainingConfig(deepspeed={"zero_optimization": {"overlap_comm": True}}))
+    assert "training.deepspeed.zero_optimization.overlap_com Extra" in refused(overlap_com=True)
+    said = refused(offload_optimizer={"device": "ram"})
+    assert "training.deepspeed.zero_optimization.offload_optimizer.device Input" in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda *_, **__: False
+        )
+        assert "needs libaio" in refused(offload_optimizer={"device": "nvme", "nvme_path": "x"})
