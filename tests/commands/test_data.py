@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data_pipeline.locks import FileLock
 from msa_train.cli import main
 
 
@@ -62,3 +63,29 @@ def test_show_prints_a_sample_as_the_model_sees_it(run, capsys):
     assert "«" in shown and shown.endswith("(what the model is asked to write stands in «»)\n")
     assert main([*command, "--sample", "8"]) == 2
     assert "--sample 8: give 0 to 7" in capsys.readouterr().err
+
+
+def test_a_run_that_is_made_longer_has_its_shards_built_again(run, capsys):
+    """By their own tokenizer; what a run reads that is at work stays."""
+    command = ["data", "build", "--config", str(run / "run.yaml")]
+    assert main(command) == 0
+    out = run / "out"
+    before = {path: path.read_bytes() for path in sorted((out / "shards").rglob("*.model"))}
+    config = json.loads((run / "run.yaml").read_text())
+    config["stages"][1]["steps"] = 3
+    config["stages"].append(config["stages"][0] | {"name": "c", "data": {"document_tokens": 20}})
+    (run / "longer.yaml").write_text(json.dumps(config))
+    longer = ["data", "build", "--config", str(run / "longer.yaml")]
+    with FileLock(out / "run.lock", "train"):
+        assert main(longer) == 8
+    assert "is being trained in by process" in capsys.readouterr().err
+    assert main(longer) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("is built again, longer, by its own tokenizer") == 2
+    assert [line.split(":")[1].split(",")[0] for line in printed.out.splitlines()] == [
+        " 2 steps", " 3 steps", " 2 steps",
+    ]  # fmt: skip
+    assert before and all(path.read_bytes() == there for path, there in before.items())
+    assert not list(out.glob(".shards*")) and not list(out.glob(".held_out*"))
+    assert main(command) == 2, "and never shorter"
+    assert "was built from other settings" in capsys.readouterr().err

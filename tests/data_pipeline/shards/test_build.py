@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shutil
 import signal
 import tarfile
 from dataclasses import replace
@@ -153,3 +154,28 @@ def test_a_tokenizer_is_trained_when_none_is_given(corpus, tmp_path):
     small = needles(corpus, 3)
     manifest = build_shards(small, tmp_path / "out", 1)
     assert manifest.tokenizer == corpus_tokenizer(small).fingerprint
+
+
+def test_shards_are_exchanged_for_longer_ones(built, corpus, tokenizer, tmp_path, monkeypatch):
+    """By their tokenizer, and at a death between the two names by the next build."""
+    longer = replace(corpus, stages=(*corpus.stages, corpus.stages[-1]))
+    build_shards(longer, tmp_path / "expected", 1, tokenizer)
+    out = shutil.copytree(built[0], tmp_path / "out")
+    renamed = []
+
+    def dies(source, target):
+        if source.name == ".out.next":
+            raise KeyboardInterrupt
+        renamed.append(source.name)
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module.files, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_module.rebuild_shards(longer, out, 1)
+    assert renamed[-1] == "out" and not out.exists()
+    build_module.finish_exchange(out)
+    assert contents(out) == contents(tmp_path / "expected")
+    build_module.rebuild_shards(corpus, out, 1)
+    assert contents(out) == contents(built[0])
+    assert not list(tmp_path.glob(".out*"))

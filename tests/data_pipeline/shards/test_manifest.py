@@ -59,6 +59,38 @@ def test_a_manifest_knows_its_settings(built, corpus):
     assert manifest.settings["data"]["tokenizer"]["model_type"] == "bpe", "as in older shard sets"
 
 
+@pytest.mark.parametrize(
+    ("now", "begins"),
+    [
+        ([("samples", 6, 1), ("tokens", 900, 2)], True),
+        ([("samples", 8, 1), ("tokens", 900, 2)], True),
+        ([("samples", 6, 1), ("tokens", 1350, 3)], True),
+        ([("samples", 6, 1), ("tokens", 900, 2), ("samples", 1, 1)], True),
+        ([("samples", 6, 1)], False),
+        ([("samples", 5, 1), ("tokens", 900, 2)], False),
+        ([("samples", 6, 1), ("tokens", 899, 2)], False),
+        ([("samples", 6, 1), ("tokens", 900, 3)], False),
+        ([("samples", 6, 1), ("tokens", 900, 1)], False),
+        ([("samples", 6, 1), ("samples", 900, 2)], False),
+        ([("tokens", 600, 1), ("tokens", 900, 2)], False),
+    ],
+)
+def test_a_manifest_knows_what_it_is_the_beginning_of(built, corpus, now, begins):
+    """tokens are those of all epochs, samples those of one."""
+
+    def of(stages):
+        each = (CorpusStage(epochs=epochs, **{kind: count}) for kind, count, epochs in stages)
+        return replace(corpus, stages=tuple(each))
+
+    settings = of([("samples", 6, 1), ("tokens", 900, 2)]).settings()
+    manifest = replace(built[1], settings=settings)
+    assert manifest.begins(of(now)) == begins
+    assert not manifest.begins(replace(of(now), batch_samples=5))
+    assert not manifest.begins(with_data(of(now), seed=1))
+    other = replace(of(now).stages[0], data=StageData(document_tokens=7))
+    assert not manifest.begins(replace(of(now), stages=(other, *of(now).stages[1:])))
+
+
 def test_broken_manifests_and_indices_are_refused(built, tmp_path):
     folder, manifest = built
     with pytest.raises(DataError, match=r"manifest\.json is missing"):
