@@ -332,9 +332,10 @@ def check_deepspeed(config: TrainingConfig) -> None:
     zero = _settings(config, BUCKET)["zero_optimization"]
     try:
         DeepSpeedZeroConfig(**zero)
-    except ValueError as error:  # pydantic's: a line that counts, then a key and what is wrong
-        said = " ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise ConfigError(f"training.deepspeed.zero_optimization.{said}") from error
+    except ValueError as error:
+        first = error.errors()[0]  # pydantic's: where it is, and what is wrong
+        place = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise ConfigError(f"training.deepspeed.{place}: DeepSpeed says: {first['msg']}") from error
     if config.offloads_to_nvme and not AsyncIOBuilder().is_compatible(verbose=False):
         raise ConfigError(
             "training.deepspeed.zero_optimization offloads to nvme, for which DeepSpeed needs "

@@ -17,7 +17,7 @@ from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import ConfigError, RankError
-from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, means_cpu
+from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, choose_device, means_cpu
 from msa_train.parallel.slots import replicas_of, slots_of
 from msa_train.training.data import samples_per_group
 from msa_train.training.initial_weights import check_start
@@ -56,6 +56,8 @@ def launch(
     if training.deepspeed:
         from msa_train.training.engine import check_deepspeed  # seconds, and only for these
 
+        if cpu:
+            choose_device("cpu")
         check_deepspeed(training)
     if not resume:
         check_start(config)

@@ -100,23 +100,23 @@ SETTLED = {"router": {"stages": ROUTER}, "router alone": {"stages": ROUTER}}
 SETTLED |= {"queue": {"stages": QUEUE}, "bf16": {"training__precision": "bf16"}}
 QUICK = {
     "chain": [at(2, 1, 1), at(1, 2, 3), at(2, 4, 2, tensor=2)],
-    "queue": [at(2, 1, 2), at(1, 4, 1)],
-    "router": [at(2, 1, 3), at(1, 4, 2)],
     "bf16": [at(2, 1, 1), at(1, 4, 3)],
-    "offloaded": [at(2, 1, 2, deepspeed=OPTIMIZER), at(1, 4, 3, deepspeed=BOTH)],
     "alone": [at(1, 4)],
-    "router alone": [at(1, 4)],
 }
 WHOLE = {
     "down and up": [at(4, 1, 1), at(2, 2, 2), at(1, 3, 3), at(2, 4, 1)],
     "stages": [at(2, 1, 3), at(2, 2, 0), at(2, 3, 1), at(2, 4, 2)],
     "tensor": [at(4, 1, 3, tensor=2), at(2, 2, 0), at(4, 3, 0, tensor=2), at(2, 4, 3)],
-    "offloaded": [at(2, 1, 3, deepspeed=BOTH), at(4, 3, 3, deepspeed=BOTH), at(2, 4, 3)],
+    "offloaded": [
+        at(2, 1, 2, deepspeed=OPTIMIZER), at(4, 2, 3, deepspeed=BOTH), at(1, 3, 3, deepspeed=BOTH),
+        at(2, 4, 3),
+    ],
     "bf16": [at(2, 1, 2, tensor=2), at(2, 2, 3), at(2, 3, 1), at(4, 4, 3)],
     "router": [at(2, 1, 0, tensor=2), at(4, 2, 3), at(2, 3, 3, tensor=2), at(1, 4, 1)],
+    "queue": [at(2, 1, 2), at(1, 4, 1)],
     "alone": [at(1, 4)],
     "router alone": [at(1, 4)],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +152,13 @@ def check_losses(runs, name, alone):
             assert a[key] == pytest.approx(b[key], rel=LOSS), (key, a["step"])
 
 
-@pytest.mark.parametrize("name", ["chain", "router", "bf16", "offloaded"])
+@pytest.mark.parametrize("name", ["chain", "bf16"])
 def test_every_weight_and_moment_comes_over(quick, name):
     check_states(quick, name)
 
 
-@pytest.mark.parametrize(
-    ("name", "alone"), [("chain", "alone"), ("offloaded", "alone"), ("router", "router alone")]
-)
-def test_losses_are_those_of_the_run_that_never_changed(quick, name, alone):
-    check_losses(quick, name, alone)
+def test_losses_are_those_of_the_run_that_never_changed(quick):
+    check_losses(quick, "chain", "alone")
 
 
 def test_half_precision_keeps_its_master_weights(quick):
@@ -169,18 +166,19 @@ def test_half_precision_keeps_its_master_weights(quick):
     assert any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())
 
 
-def test_a_key_queue_takes_over_the_newest_documents_of_each(quick):
-    """Two ranks had up to 40 each; the one of now has as many as one of them."""
-    ((before,), (after,)) = quick.held["queue"]
-    was, now = before[AFTER]["queue"], after[BEFORE]["queue"]
-    own = math.ceil(len(was["ids"]) / 2)
-    assert len(was["ids"]) == 24 and set(was["ids"][-own:].tolist()) <= set(now["ids"].tolist())
-    assert own < len(now["ids"]) <= 24
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WHOLE if "alone" not in name])
 def test_every_chain_of_layouts(whole, name):
     check_states(whole, name)
-    if name != "bf16":
+    if name not in ("bf16", "queue"):
         check_losses(whole, name, "router alone" if name == "router" else "alone")
+
+
+@pytest.mark.slow
+def test_a_key_queue_takes_over_the_newest_documents_of_each(whole):
+    """Two ranks had up to 40 each; the one of now has as many as one of them."""
+    ((before,), (after,)) = whole.held["queue"]
+    was, now = before[AFTER]["queue"], after[BEFORE]["queue"]
+    own = math.ceil(len(was["ids"]) / 2)
+    assert len(was["ids"]) == 24 and set(was["ids"][-own:].tolist()) <= set(now["ids"].tolist())
+    assert own < len(now["ids"]) <= 24

@@ -206,9 +206,11 @@ def test_what_deepspeed_does_not_know_or_cannot_do_is_refused():
         return str(caught.value)
 
     check_deepspeed(TrainingConfig(deepspeed={"zero_optimization": {"overlap_comm": True}}))
-    assert "training.deepspeed.zero_optimization.overlap_com Extra" in refused(overlap_com=True)
+    assert "training.deepspeed.zero_optimization.overlap_com: DeepSpeed says: Extra" in refused(
+        overlap_com=True
+    )
     said = refused(offload_optimizer={"device": "ram"})
-    assert "training.deepspeed.zero_optimization.offload_optimizer.device Input" in said
+    assert "training.deepspeed.zero_optimization.offload_optimizer.device: DeepSpeed says" in said
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda *_, **__: False

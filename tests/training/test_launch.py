@@ -44,6 +44,16 @@ def test_no_rank_at_all_is_refused(start):
         start(0)
 
 
+def test_what_deepspeed_would_refuse_starts_nothing(monkeypatch, shards, tmp_path):
+    monkeypatch.setattr(launching.subprocess, "Popen", None)
+    for name, value in launching.CPU_ENVIRONMENT.items():  # and afterwards as it was
+        monkeypatch.setenv(name, value)
+    given = "{zero_optimization: {offload_optimiser: {device: cpu}}}"
+    arguments = settings(tmp_path / "run", training__shards=shards, training__deepspeed=given)
+    with pytest.raises(ConfigError, match=r"training\.deepspeed\..*\.offload_optimiser: DeepSpeed"):
+        launching.launch(arguments, 2, False)
+
+
 def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
     monkeypatch.setattr(Launcher, "code", 10)
     assert start(2, resume=True) == 10
