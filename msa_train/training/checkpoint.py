@@ -206,7 +206,8 @@ def _steps_of(config: Config, parts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _layout(config: Config, ranks: int) -> Layout:
-    return Layout(ranks, config.training.zero_stage, config.training.tensor_parallel)
+    training = config.training
+    return Layout(ranks, training.zero_stage, training.tensor_parallel, training.document_parallel)
 
 
 def _load_same(engine: Engine, target: Path) -> None:
@@ -227,22 +228,26 @@ def _load_other(engine: Engine, config: Config, target: Path, then: Layout, now:
     engine.adopt(stored)
     engine.keep(stored.weight)
     _set_random_states(_own(target, dist.get_rank() % then.ranks), engine.device)
-    rank, before, ranks = (
-        DeepSpeedGroups.get_data_parallel_rank(), then.data_parallel, now.data_parallel
-    )  # fmt: skip
-    read = [each for each in range(before) if each % ranks == rank] or [rank % before]
-    # Tensor-parallel ranks of one data-parallel rank are neighbours, and have the same queue.
-    engine.model.queue.merge([_own(target, n * then.tensor_parallel)["queue"] for n in read])
+    queues = _merge_queues(engine, target, then, now)
     if dist.get_rank() == 0 and then != now:
         say(
             f"{target.name} was written by {then}, and is read by {now}: the same weights, "
             "optimizer and next samples; a rank's random state is one of those ranks'"
-            + (
-                f", and its key queue holds the newest documents of {len(read)} of theirs"
-                if len(engine.model.queue) and before != ranks
-                else ""
-            )
+            + (f", its key queue of the newest documents of {queues} of theirs" if queues else "")
         )
+
+
+def _merge_queues(engine: Engine, target: Path, then: Layout, now: Layout) -> int:
+    """A queue is of the documents that a group of ranks read: take over those of the groups whose
+    samples are this one's now. Returns how many that were, 0 where there are no queues or the
+    groups are as before."""
+    own = DeepSpeedGroups.get_data_parallel_rank() // now.document_parallel
+    before, groups = then.replicas, now.replicas
+    read = [each for each in range(before) if each % groups == own] or [own % before]
+    # Tensor-parallel ranks are neighbours, then document-parallel ones, and have the same queue.
+    first = then.tensor_parallel * then.document_parallel
+    engine.model.queue.merge([_own(target, each * first)["queue"] for each in read])
+    return len(read) if len(engine.model.queue) and before != groups else 0
 
 
 def _own(target: Path, rank: int) -> dict[str, Any]:

@@ -34,14 +34,22 @@ class Layout:
     ranks: int
     zero_stage: int
     tensor_parallel: int
+    document_parallel: int = 1
 
     @property
     def data_parallel(self) -> int:
+        """Ranks that have different shares of the optimizer's state."""
         return self.ranks // self.tensor_parallel
 
+    @property
+    def replicas(self) -> int:
+        """Groups of ranks that read different samples."""
+        return self.data_parallel // self.document_parallel
+
     def __str__(self) -> str:
-        tensor = f", tensor parallel {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
-        return f"{self.ranks} rank{'s' * (self.ranks > 1)} (ZeRO-{self.zero_stage}{tensor})"
+        parallel = {"tensor": self.tensor_parallel, "document": self.document_parallel}
+        more = "".join(f", {kind} parallel {n}" for kind, n in parallel.items() if n > 1)
+        return f"{self.ranks} rank{'s' * (self.ranks > 1)} (ZeRO-{self.zero_stage}{more})"
 
 
 class StoredStates:

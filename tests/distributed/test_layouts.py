@@ -111,6 +111,7 @@ WHOLE = {
         at(2, 1, 2, deepspeed=OPTIMIZER), at(4, 2, 3, deepspeed=BOTH), at(1, 3, 3, deepspeed=BOTH),
         at(2, 4, 3),
     ],
+    "documents": [at(2, 1, 2, document_parallel=2), at(4, 2, 1, document_parallel=2), at(2, 4, 3)],
     "bf16": [at(2, 1, 2, tensor=2), at(2, 2, 3), at(2, 3, 1), at(4, 4, 3)],
     "router": [at(2, 1, 0, tensor=2), at(4, 2, 3), at(2, 3, 3, tensor=2), at(1, 4, 1)],
     "queue": [at(2, 1, 2), at(1, 4, 1)],

@@ -18,7 +18,7 @@ KEYS = """
 output data.workers
 training.device training.recompute training.gradient_cache_tokens training.betas
 training.weight_decay training.zero_stage training.tensor_parallel
-training.deepspeed
+training.deepspeed training.document_parallel training.pooled_states
 training.clip training.log_every training.checkpoint_every training.keep_checkpoints
 training.held_out_every training.held_out_samples training.damaged_samples training.shards
 training.cache_gb training.skipped_steps_limit training.timeout_s

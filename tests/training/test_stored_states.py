@@ -142,4 +142,5 @@ def test_a_run_whose_steps_were_all_skipped_has_no_moments(tmp_path):
 def test_a_layout_says_what_it_is():
     assert str(Layout(1, 3, 1)) == "1 rank (ZeRO-3)"
     assert str(Layout(8, 1, 2)) == "8 ranks (ZeRO-1, tensor parallel 2)"
-    assert Layout(8, 1, 2).data_parallel == 4
+    assert str(Layout(8, 1, 2, 4)) == "8 ranks (ZeRO-1, tensor parallel 2, document parallel 4)"
+    assert Layout(8, 1, 2, 2).data_parallel == 4 and Layout(8, 1, 2, 2).replicas == 2
