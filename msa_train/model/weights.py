@@ -173,8 +173,6 @@ def resharded(
 ) -> Tensor:
     """Rank `rank` of `size`'s part of a Megatron parameter, or of what an optimizer keeps for it,
     from the parts of all ranks of another number."""
-    if len(parts) == size:
-        return parts[rank]
     full = dict(zip(each.published, _joined(each, parts, config), strict=True))
     return megatron_shard(each, full.__getitem__, config, rank, size)
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline import files
+from data_pipeline.settings import StageData
 from data_pipeline.shards.loader import LoaderState
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
@@ -185,10 +186,14 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
         _load_other(engine, config, target, then, now)
     if changed and dist.get_rank() == 0:
         say(f"changed since the checkpoint: {', '.join(changed)}")
-    samples = ((each.training.held_out_samples, each.stages[-1].data) for each in (old, config))
-    if len({*map(repr, samples)}) > 1:
+    if _held_out_data(old) != _held_out_data(config):
         return replace(state, held_out={})  # of other samples: nothing to compare with
     return state
+
+
+def _held_out_data(config: Config) -> tuple[int, StageData]:
+    """What a run's held-out samples are made of, that may change."""
+    return config.training.held_out_samples, config.stages[-1].data
 
 
 def _with_parts(state: LoaderState, old: Config) -> LoaderState:

@@ -70,7 +70,8 @@ class StoredStates:
     ):
         self._maps = {each.megatron: each for each in weight_maps(config)}
         self._place = config, rank, size
-        parts = range(layout.tensor_parallel)
+        self._cut_anew = layout.tensor_parallel != size  # or this rank's parts are all it needs
+        parts = range(layout.tensor_parallel) if self._cut_anew else [rank]
         paths = [folder / f"weights-tp{part}.safetensors" for part in parts]
         self._weights = [safe_open(path, framework="pt") for path in paths]
         self.step: Tensor | None = None  # of the optimizer; None: it has not made one
@@ -91,6 +92,8 @@ class StoredStates:
         return {key: self._part(name, self._moment(name, key)) for key in MOMENTS}
 
     def _part(self, name: str, parts: list[Tensor]) -> Tensor:
+        if not self._cut_anew:
+            return parts[0]
         return resharded(self._maps[name], parts, *self._place).contiguous()
 
     def _moment(self, name: str, key: str) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """A finished run is made longer: a further stage, or more steps, with the optimizer kept."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -42,10 +43,11 @@ def root(tmp_path_factory):
     stages from its start."""
     root = tmp_path_factory.mktemp("longer")
     always = arguments(root, "always", more=[TWO])
-    short = [arguments(root, name) for name in ("staged", "grown")]
-    for given in (always, *short):
-        build(given)
-    train(always, *short)
+    short = arguments(root, "staged")
+    build(always)
+    build(short)
+    train(always, short)
+    shutil.copytree(root / "staged", root / "grown")
     long = arguments(root, "staged", more=[TWO]), arguments(root, "grown", steps=4)
     for given in long:
         build(given)
