@@ -35,7 +35,7 @@ from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
 from msa_train.training.engine import Engine
 from msa_train.training.resuming import Progress, changes
 from msa_train.training.saying import say
-from msa_train.training.stored_states import Layout, StoredStates
+from msa_train.training.stored_states import RankLayout, StoredStates
 
 FOLDER, STATE = "checkpoints", "state.json"
 
@@ -210,9 +210,11 @@ def _steps_of(config: Config, parts: Sequence[Sequence[int]]) -> list[int]:
     return [sum(samples) * stage.epochs // size for stage, samples in stages]
 
 
-def _layout(config: Config, ranks: int) -> Layout:
+def _layout(config: Config, ranks: int) -> RankLayout:
     training = config.training
-    return Layout(ranks, training.zero_stage, training.tensor_parallel, training.document_parallel)
+    return RankLayout(
+        ranks, training.zero_stage, training.tensor_parallel, training.document_parallel
+    )
 
 
 def _load_same(engine: Engine, target: Path) -> None:
@@ -226,7 +228,9 @@ def _load_same(engine: Engine, target: Path) -> None:
     engine.model.queue.load_state_dict(own["queue"])
 
 
-def _load_other(engine: Engine, config: Config, target: Path, then: Layout, now: Layout) -> None:
+def _load_other(
+    engine: Engine, config: Config, target: Path, then: RankLayout, now: RankLayout
+) -> None:
     """By name what another layout wrote; a rank's own state is that of one rank of before."""
     part = DeepSpeedGroups.get_model_parallel_rank()
     stored = StoredStates(target, then, config.model, engine.learned, part, now.tensor_parallel)
@@ -242,7 +246,7 @@ def _load_other(engine: Engine, config: Config, target: Path, then: Layout, now:
         )
 
 
-def _merge_queues(engine: Engine, target: Path, then: Layout, now: Layout) -> int:
+def _merge_queues(engine: Engine, target: Path, then: RankLayout, now: RankLayout) -> int:
     """A queue is of the documents that a group of ranks read: take over those of the groups whose
     samples are this one's now. Returns how many that were, 0 where there are no queues or the
     groups are as before."""

@@ -21,7 +21,7 @@ from msa_train.model.weights import Part, part_of
 from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 from msa_train.stages import Trains, trained_alone
-from msa_train.training.planner.memory import reduce_bucket
+from msa_train.training.planner.memory import BUCKET, reduce_bucket
 from msa_train.training.stored_states import MOMENTS, StoredStates
 
 Cut = tuple[Parameter, int, int, int]  # a weight; where a piece of it begins in a flat share, where

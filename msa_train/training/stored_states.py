@@ -28,7 +28,7 @@ Pieces = dict[str, list[dict[str, Tensor]]]  # weight -> moments of its flat pie
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """How the ranks of a run share its weights and the optimizer's state."""
 
     ranks: int
@@ -62,7 +62,7 @@ class StoredStates:
     def __init__(
         self,
         folder: Path,
-        layout: Layout,
+        layout: RankLayout,
         config: ModelConfig,
         learned: Sequence[str],
         rank: int,
@@ -104,7 +104,7 @@ class StoredStates:
             for pieces, shape in zip(self._pieces, shapes, strict=True)
         ]
 
-    def _read(self, folder: Path, layout: Layout, part: int, learned: Sequence[str]) -> Pieces:
+    def _read(self, folder: Path, layout: RankLayout, part: int, learned: Sequence[str]) -> Pieces:
         """Of one tensor-parallel rank."""
         found: Pieces = {}
         for name, moments, step in _all_pieces(folder, layout, part, learned):
@@ -121,7 +121,7 @@ class StoredStates:
 
 
 def _all_pieces(
-    folder: Path, layout: Layout, part: int, learned: Sequence[str]
+    folder: Path, layout: RankLayout, part: int, learned: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
     """(weight, moments of a piece of it, step), by the data-parallel ranks' order."""
     if layout.zero_stage == 0:

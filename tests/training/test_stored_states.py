@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from msa_train.errors import CheckpointError
 from msa_train.model.weights import initial_weight, megatron_shard, weight_maps, weight_shapes
-from msa_train.training.stored_states import MOMENTS, Layout, StoredStates
+from msa_train.training.stored_states import MOMENTS, RankLayout, StoredStates
 from tests.batches import tiny_config
 
 CONFIG = tiny_config("threshold")
@@ -99,12 +99,12 @@ def write_shares(folder, layout, tensor, moments, step):
 @pytest.mark.parametrize(
     "layout",
     [
-        Layout(1, 0, 1),
-        Layout(4, 0, 2),
-        Layout(3, 1, 1),
-        Layout(4, 2, 2),
-        Layout(3, 3, 1),
-        Layout(6, 3, 2),
+        RankLayout(1, 0, 1),
+        RankLayout(4, 0, 2),
+        RankLayout(3, 1, 1),
+        RankLayout(4, 2, 2),
+        RankLayout(3, 3, 1),
+        RankLayout(6, 3, 2),
     ],
     ids=str,
 )
@@ -123,7 +123,7 @@ def test_every_weight_and_moment_is_found_by_name(tmp_path, layout, size):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    layout = Layout(2, 1, 1)
+    layout = RankLayout(2, 1, 1)
     write(tmp_path, layout)
     with pytest.raises(CheckpointError, match=r"nothing of no such weight; continue it"):
         StoredStates(tmp_path, layout, CONFIG, [*NAMES, "no such weight"], 0, 1)
@@ -133,14 +133,14 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_a_run_whose_steps_were_all_skipped_has_no_moments(tmp_path):
-    layout = Layout(1, 0, 1)
+    layout = RankLayout(1, 0, 1)
     write(tmp_path, layout)
     torch.save({"optimizer": {"state": {}}}, tmp_path / "mp_rank_00_model_states.pt")
     assert StoredStates(tmp_path, layout, CONFIG, NAMES, 0, 1).step is None
 
 
 def test_a_layout_says_what_it_is():
-    assert str(Layout(1, 3, 1)) == "1 rank (ZeRO-3)"
-    assert str(Layout(8, 1, 2)) == "8 ranks (ZeRO-1, tensor parallel 2)"
-    assert str(Layout(8, 1, 2, 4)) == "8 ranks (ZeRO-1, tensor parallel 2, document parallel 4)"
-    assert Layout(8, 1, 2, 2).data_parallel == 4 and Layout(8, 1, 2, 2).replicas == 2
+    assert str(RankLayout(1, 3, 1)) == "1 rank (ZeRO-3)"
+    assert str(RankLayout(8, 1, 2)) == "8 ranks (ZeRO-1, tensor parallel 2)"
+    assert str(RankLayout(8, 1, 2, 4)) == "8 ranks (ZeRO-1, tensor parallel 2, document parallel 4)"
+    assert RankLayout(8, 1, 2, 2).data_parallel == 4 and RankLayout(8, 1, 2, 2).replicas == 2

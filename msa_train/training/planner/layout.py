@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from msa_train.config import Config
 from msa_train.errors import ConfigError
@@ -88,9 +88,8 @@ def _shards(config: Config) -> bool:
 
 
 def offload_of(config: Config) -> Offload:
-    """What training.deepspeed sends to host memory, where a version has that section."""
-    section: Any = getattr(config.training, "deepspeed", None) or {}
-    zero = section.get("zero_optimization", {})
+    """What training.deepspeed sends to host memory."""
+    zero = config.training.deepspeed.get("zero_optimization", {})
     for key, meaning in (("offload_param", "parameters"), ("offload_optimizer", "optimizer")):
         if (zero.get(key) or {}).get("device", "none") != "none":
             return meaning
