@@ -32,6 +32,14 @@ def register(commands: argparse._SubParsersAction) -> None:
         "are reached by ssh, and share this folder and the output",
     )
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="go on from the newest checkpoint by itself after a rank, a machine or the launcher "
+        "died, at most N times without a new checkpoint in between (default 0)",
+    )
     parser.set_defaults(run=_train)
 
 
@@ -39,5 +47,10 @@ def _train(options: argparse.Namespace) -> int:
     from msa_train.training.launch import launch
 
     return launch(
-        config_arguments(options), options.ranks, options.resume, options.hostfile, options.include
+        config_arguments(options),
+        options.ranks,
+        options.resume,
+        options.hostfile,
+        options.include,
+        options.max_restarts,
     )

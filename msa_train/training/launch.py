@@ -9,19 +9,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from data_pipeline.shards.manifest import ShardManifest
 from msa_train import checkpoint_folders
-from msa_train.config import load_config
-from msa_train.errors import ConfigError, RankError
+from msa_train.config import Config, load_config
+from msa_train.errors import ConfigError
 from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, choose_device, means_cpu
 from msa_train.parallel.slots import replicas_of, slots_of
 from msa_train.training.data import samples_per_group
 from msa_train.training.initial_weights import check_start
 from msa_train.training.launchers import STARTED_BY
+from msa_train.training.restarts import Deaths, End, Restarts
 from msa_train.training.saying import say
 
 MODULE = "msa_train.training.trainer"
@@ -33,14 +35,17 @@ def launch(
     resume: bool,
     hostfile: Path | None = None,
     include: str = "",
+    max_restarts: int = 0,
 ) -> int:
     """Train with `ranks` local ranks (default 1), or on the slots that `hostfile` and `include`
     name, one rank each (see slots_of), and wait for them. Returns the first failing rank's exit
     code, 143 or 130 where SIGTERM or Ctrl-C ended the run after its checkpoint.
 
     arguments: `--config FILE --dotted.key value ...`, checked before anything is started.
+    max_restarts: how often in a row the run goes on by itself after a death (see Restarts).
     """
     config = load_config(arguments)
+    restarts = Restarts(max_restarts, config.path)
     cpu = means_cpu(config.training.device)
     if cpu and include and hostfile is None and config.training.device == "cpu":
         raise ConfigError(
@@ -61,32 +66,36 @@ def launch(
         check_deepspeed(training)
     if not resume:
         check_start(config)
+    environment = _environment(max(hosts), cpu)
+    while True:
+        end = _start([*arguments, *["--resume"] * resume], where, environment, config, ranks)
+        if not end.by_death or not restarts.another(end):
+            return end.result()
+        resume = True
+
+
+def _start(
+    arguments: list[str], where: list[str], environment: dict[str, str], config: Config, ranks: int
+) -> End:
+    """Start the ranks once, and wait for their end."""
     # At level critical it says nothing about ranks that ended: they have said why themselves.
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner", *where,
         "--master_port", str(free_port()), "--log_level", "critical", "--module", MODULE,
         *arguments,
     ]  # fmt: skip
-    if resume:
-        command.append("--resume")
     folder = config.path / "checkpoints"
     before = list(checkpoint_folders.newest_first(folder))
-    code, stopped = _run(command, _environment(max(hosts), cpu), config.training.timeout_s)
-    if code > 0 and not stopped:
-        return code
-    # The launcher says 0 even when one of its own processes was killed.
-    reached = checkpoint_folders.last_step(folder)
-    steps = sum(ShardManifest.load(config.manifest_folder).steps)
-    if code <= 0 and reached >= steps:
-        return 0
+    deaths = Deaths(config.path, ranks)
+    code, stopped = _run(command, environment, config.training.timeout_s, deaths.look)
+    end = End(code, stopped, deaths.records(), deaths.first)
     if stopped:
         if list(checkpoint_folders.newest_first(folder)) == before:  # or its rank has said so
             say("training stopped: no step was saved since it was started")
-        return 128 + stopped
-    raise RankError(
-        f"the launcher ended at step {reached} of {steps} without an error: it or a rank was "
-        "killed from outside; continue with --resume"
-    )
+    elif code <= 0:  # the launcher says 0 even when one of its own processes was killed
+        end.steps = sum(ShardManifest.load(config.manifest_folder).steps)
+        end.reached = checkpoint_folders.last_step(folder)
+    return end
 
 
 def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[list[int], list[str]]:
@@ -108,9 +117,14 @@ def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[list
     return [len(slots) for slots in slots_of(hostfile, include).values()], words
 
 
-def _run(command: list[str], environment: dict[str, str], patience_s: float) -> tuple[int, int]:
+def _run(
+    command: list[str],
+    environment: dict[str, str],
+    patience_s: float,
+    look: Callable[[], None] = lambda: None,
+) -> tuple[int, int]:
     """Exit code of a launcher, after which none of its processes lives, and the signal that ended
-    it early (0: none).
+    it early (0: none). look: called every second until then.
 
     It has a session of its own, so that Ctrl-C reaches this process alone: a signal makes the ranks
     save and end, a second Ctrl-C kills them. DeepSpeed's launcher would die at once.
@@ -126,7 +140,11 @@ def _run(command: list[str], environment: dict[str, str], patience_s: float) -> 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, on_signal) for number in numbers]
     try:
-        code = launcher.wait()
+        code = None
+        while code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = launcher.wait(1.0)
+            look()
         _wait_for_end(launcher.pid, patience_s)  # of ranks whose launcher was killed
     finally:
         for number, handler in zip(numbers, before, strict=True):

@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from data_pipeline.shards.loader import ShardLoader
 from msa_train.config import Config, load_config
@@ -29,7 +29,7 @@ from msa_train.parallel.cpu import choose_device
 from msa_train.parallel.documents import DocumentGroup
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
-from msa_train.training import checkpoint, launchers
+from msa_train.training import checkpoint, last_words, launchers
 from msa_train.training.activations import advice
 from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_group
 from msa_train.training.engine import Engine
@@ -37,6 +37,7 @@ from msa_train.training.full_memory import full_memory, ran_out
 from msa_train.training.gradient_cache import GradientCache
 from msa_train.training.held_out import COLUMNS, HeldOutEvaluation, forgetting
 from msa_train.training.initial_weights import starting_weights
+from msa_train.training.last_words import LastWords
 from msa_train.training.metrics import Numbers, StepMetrics
 from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
@@ -272,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """A rank's whole life; never returns."""
     arguments = [a for a in arguments or sys.argv[1:] if not a.startswith("--local_rank")]
     resume = "--resume" in arguments
+    lock = words = None
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
@@ -282,45 +284,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config.training.document_parallel,
         )
         lock = OutputLock(config.path)
-        try:
-            code = _train(config, resume)
-        finally:
-            lock.release()
-    except ValueError as error:
-        code = _explain(error)
-    except OSError as error:
-        code = _explain(FileError.of(error))
-    except Exception:  # a bug: its traceback is printed, and the other ranks are not left waiting
-        traceback.print_exc()
-        code = 1
+        groups.of_rank_0(lambda: last_words.clear(config.path))
+        words = LastWords(config.path)
+        code, said = _train(config, resume)
+    except Exception as error:
+        code, said = _explain(error)
+    if words is not None:
+        words.end(code, said)
+    if lock is not None:
+        lock.release()
     groups.finish(code)
 
 
-def _train(config: Config, resume: bool) -> int:
+def _train(config: Config, resume: bool) -> tuple[int, str]:
     trainer = None
     try:
         trainer = Trainer(config, resume)
-        code = trainer.run()
+        code, said = trainer.run(), ""
     except DivergedError as error:
-        code = _explain(error)
+        code, said = _explain(error)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        code = _explain(full_memory(error, config, trainer and trainer.at_hand))
+        code, said = _explain(full_memory(error, config, trainer and trainer.at_hand))
     if trainer is not None:
         trainer.close(code)
-    return code
+    return code, said
 
 
-def _explain(error: ValueError) -> int:
-    """Print a user's error once: rank 0 alone prints what every rank meets."""
-    if not hasattr(error, "exit_code"):
-        traceback.print_exc()
-        return 1
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code, and what is said of an error: a user's in a line, once, by rank 0 where every rank
+    meets it. A bug's traceback is printed, and the other ranks are not left waiting."""
+    get_error_handler().record_exception(error)  # torchrun shows it beside the rank
+    if isinstance(error, OSError):
+        error = FileError.of(error)
+    if not isinstance(error, ValueError) or not hasattr(error, "exit_code"):
+        say(said := last_words.of_error(error).rstrip())
+        return 1, said
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not isinstance(error, (BusyOutputError, ConfigError, DivergedError)):
         say(f"rank {rank}: {error}")
-    return error.exit_code
+    return error.exit_code, str(error)
 
 
 if __name__ == "__main__":

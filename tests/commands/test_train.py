@@ -84,12 +84,13 @@ def test_settings_reach_the_launcher(monkeypatch):
         "msa_train.training.launch.launch", lambda *options: given.append(options) or 3
     )
     run = ["train", "--config", "a.yaml", "--training.steps", "2", "--ranks", "2", "--resume"]
+    run += ["--max-restarts", "3"]
     assert main(run) == 3
     assert main(["train", "--config", "a.yaml"]) == 3
     hosts = ["--include", "a:0@b:1,2", "--hostfile", "hosts"]
     assert main(["train", "--config", "a.yaml", *hosts]) == 3
     assert given == [
-        (["--config", "a.yaml", "--training.steps", "2"], 2, True, None, ""),
-        (["--config", "a.yaml"], None, False, None, ""),
-        (["--config", "a.yaml"], None, False, Path("hosts"), "a:0@b:1,2"),
+        (["--config", "a.yaml", "--training.steps", "2"], 2, True, None, "", 3),
+        (["--config", "a.yaml"], None, False, None, "", 0),
+        (["--config", "a.yaml"], None, False, Path("hosts"), "a:0@b:1,2", 0),
     ]

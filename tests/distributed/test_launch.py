@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.shards.build import build_shards
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
+from msa_train.training import last_words
 from tests.distributed.runs import logged, settings
 
 STAGES = "[{name: main, steps: 5000, epochs: 2500, lr: 1e-3}]"
@@ -69,6 +70,33 @@ def test_however_it_is_ended_the_ranks_save_and_nobody_is_left(tmp_path, command
     assert 0 < step < 5000 and logged(config.path)[-1]["step"] == step
     said = (tmp_path / "log").read_text()
     assert said.count("training stopped") == 1 and "Traceback" not in said, said[-2000:]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_and_the_run_goes_on_by_itself(tmp_path):
+    stages = "[{name: main, steps: 150, epochs: 75, lr: 1e-3}]"
+    arguments = settings(tmp_path / "run", stages=stages, training__checkpoint_every=20)
+    config = load_config(arguments)
+    build_shards(config.corpus, tmp_path / "run" / "shards", 1)
+    config.save(tmp_path / "run.yaml")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*MSA, "--max-restarts", "1", "--config", str(tmp_path / "run.yaml")],
+            stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        saved = config.path / "checkpoints" / checkpoint_folders.name_of(20)
+        _wait(lambda: saved.exists() or process.poll() is not None, 300)
+        victim = last_words.read(config.path)[1]
+        os.kill(victim.process, signal.SIGKILL)
+        killed = time.time()
+        assert process.wait(200) == 0, (tmp_path / "log").read_text()[-2000:]
+    finally:
+        process.kill()
+    said = (tmp_path / "log").read_text()
+    assert f"{victim} was killed" in said and said.count("restart 1 of 1, from") == 1
+    assert [row["step"] for row in logged(config.path)] == list(range(1, 151))
+    assert last_words.read(config.path)[1].began - killed < 60
 
 
 def _wait(found, seconds):

@@ -25,7 +25,7 @@ class Launcher:
     def __init__(self, command, env, start_new_session):
         type(self).started = command, env
 
-    def wait(self):
+    def wait(self, timeout):
         return self.code
 
 
