@@ -94,3 +94,13 @@ def test_settings_reach_the_launcher(monkeypatch):
         (["--config", "a.yaml"], None, False, None, "", 0),
         (["--config", "a.yaml"], None, False, Path("hosts"), "a:0@b:1,2", 0),
     ]
+
+
+def test_launch_files_are_read_by_a_shell_and_as_yaml():
+    launch = ROOT / "launch"
+    scripts = [*launch.glob("*.sh"), launch / "slurm.sbatch"]
+    assert len(scripts) > 4
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True, timeout=30)
+    service, job = yaml.safe_load_all((launch / "kubernetes.yaml").read_text())
+    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
