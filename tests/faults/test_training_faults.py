@@ -12,7 +12,8 @@ from msa_train import checkpoint_folders
 from tests.distributed.runs import logged, settings
 from tests.faults.killing import start
 
-POINTS, QUICK = 100, 3
+POINTS = 100
+QUICK, QUICK_DOCUMENTS = (0, 1, 2), (1,)
 STEPS = 15
 # Epochs of the stages end after steps 3 and 6, then 9, 12 and 15.
 STAGES = (
@@ -22,10 +23,10 @@ STAGES = (
 )
 
 
-def arguments(output, zero_stage):
+def arguments(output, zero_stage, document_parallel=1):
     return settings(
         output, stages=STAGES, training__zero_stage=zero_stage, training__checkpoint_every=2,
-        training__timeout_s=20,
+        training__timeout_s=20, training__document_parallel=document_parallel,
     )  # fmt: skip
 
 
@@ -41,18 +42,19 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(shards, tmp_path_factory):
-    """ZeRO stage -> (seconds, outcome) of a run that nobody disturbs, made when first asked for."""
+    """(seconds, outcome) of a run that nobody disturbs, by ZeRO stage and document parallel; made
+    when first asked for."""
     known = {}
 
-    def run(stage):
-        if stage not in known:
-            output = tmp_path_factory.mktemp(f"whole{stage}")
+    def run(*layout):
+        if layout not in known:
+            output = tmp_path_factory.mktemp("whole")
             (output / "shards").symlink_to(shards)
             began = time.monotonic()
-            codes = start(arguments(output, stage), output / "log").wait()
+            codes = start(arguments(output, *layout), output / "log").wait()
             assert codes == [0, 0], (output / "log").read_text()[-3000:]
-            known[stage] = time.monotonic() - began, outcome(output)
-        return known[stage]
+            known[layout] = time.monotonic() - began, outcome(output)
+        return known[layout]
 
     return run
 
@@ -68,18 +70,22 @@ def outcome(output):
     return (checkpoints[0] / "weights-tp0.safetensors").read_bytes(), losses
 
 
-def _points():
+def _points(documents, quick):
     for point in range(POINTS):
-        marks = [pytest.mark.slow] if point >= QUICK else []
-        yield pytest.param(point, marks=marks, id=f"point{point}-zero{1 + point % 3}")
+        marks = [pytest.mark.slow] if point not in quick else []
+        stage = 1 + point % 3
+        name = f"point{point}-zero{stage}{f'-documents{documents}' * (documents > 1)}"
+        yield pytest.param(point, stage, documents, marks=marks, id=name)
 
 
-@pytest.mark.parametrize("point", list(_points()))
-def test_a_killed_run_continues_to_the_same_end(point, whole, shards, tmp_path):
-    stage, rng = 1 + point % 3, random.Random(point)
-    seconds, expected = whole(stage)
+@pytest.mark.parametrize(
+    ("point", "stage", "documents"), [*_points(1, QUICK), *_points(2, QUICK_DOCUMENTS)]
+)
+def test_a_killed_run_continues_to_the_same_end(point, stage, documents, whole, shards, tmp_path):
+    rng = random.Random(point + 1000 * (documents - 1))
+    seconds, expected = whole(stage, documents)
     (tmp_path / "shards").symlink_to(shards)
-    command, log = arguments(tmp_path, stage), tmp_path / "log"
+    command, log = arguments(tmp_path, stage, documents), tmp_path / "log"
     for kill in range(rng.choice([1, 1, 2])):
         run = start([*command, *["--resume"] * (kill > 0)], log)
         time.sleep(rng.uniform(0, 1.1 * seconds))
