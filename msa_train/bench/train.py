@@ -109,7 +109,7 @@ def bank_of(memory_tokens: int, questions: int, context: int = CONTEXT) -> Memor
     if documents:
         positives[torch.arange(questions), torch.randint(documents, (questions,))] = True
     labelled = torch.arange(context) >= context - CONTEXT + ASKED
-    return bankbank_of(
+    return bank_batch(
         torch.randint(MODEL.vocab_size, (documents, DOCUMENT)),
         torch.randint(MODEL.vocab_size, (questions, context)),
         torch.where(labelled, written, IGNORE),
@@ -117,7 +117,7 @@ def bank_of(memory_tokens: int, questions: int, context: int = CONTEXT) -> Memor
     )
 
 
-def bankbank_of(
+def bank_batch(
     documents: Tensor,
     contexts: Tensor,
     labels: Tensor,

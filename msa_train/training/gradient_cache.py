@@ -93,6 +93,8 @@ class GradientCache:
         own = gradients
         if not self._sharded:
             own = self.documents.scatter(gradients, self._chunks(batch))
+        if not spare:
+            return own
         return [torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in own]
 
     @property

@@ -10,7 +10,9 @@ from msa_train.parallel import groups
 def test_ranks_that_cannot_be_divided_are_refused(monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="tensor_parallel is 2, but 3 ranks"):
+    with pytest.raises(
+        ConfigError, match=r"3 ranks, which training.tensor_parallel \(2\) does not divide"
+    ):
         groups.start(tensor_parallel=2, timeout_s=1)
 
 

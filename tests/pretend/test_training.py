@@ -22,8 +22,11 @@ LOSS = 2
 class Alone:
     """An engine of one rank, without an optimizer."""
 
+    keeps_graphs = True
+
     def __init__(self, module):
         self.module, self.passes = module, 0
+        self.model = module
 
     def __call__(self, *given):
         self.passes += not isinstance(given[0], PackedDocuments)
