@@ -132,7 +132,7 @@ test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
 
 test-distributed: setup
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/distributed
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/distributed tests/parallel tests/model/test_sharded.py tests/training/planner
 
 test-kernels-compile: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/bench/kernels/test_compiled.py

@@ -60,7 +60,7 @@ def given(settings):
     return batch, router, query, query_cu, keys, chunk_cu
 
 
-@pytest.fixture(scope="module", params=[2, 3, 8])
+@pytest.fixture(scope="module", params=[3, pytest.param(8, marks=pytest.mark.slow)])
 def ranks(request):
     return run_ranks(request.param, found_on, request.param, list(ROUTERS))
 

@@ -114,26 +114,36 @@ def runs_of(tensor_parallel: int, pooled: str) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def found():
-    """(tensor-parallel, document-parallel, pooled states) -> results of all ranks, by run."""
-    found = {}
-    for tensor, size, pooled in [(1, 1, "gathered"), (2, 1, "gathered"), *LAYOUTS]:
-        runs = runs_of(tensor, pooled)
-        given = tensor, size, list(runs.values()), pooled == "sharded"
-        ranks = run_ranks(tensor * size, all_steps, *given)
-        found[tensor, size, pooled] = [dict(zip(runs, each, strict=True)) for each in ranks]
-    return found
+    """(tensor-parallel, document-parallel, pooled states) -> results of all ranks, by run; made
+    when first asked for."""
+    known = {}
+
+    def of(tensor, size, pooled="gathered"):
+        if (tensor, size, pooled) not in known:
+            runs = runs_of(tensor, pooled)
+            given = tensor, size, list(runs.values()), pooled == "sharded"
+            ranks = run_ranks(tensor * size, all_steps, *given)
+            known[tensor, size, pooled] = [dict(zip(runs, each, strict=True)) for each in ranks]
+        return known[tensor, size, pooled]
+
+    return of
 
 
-@pytest.mark.parametrize(
-    ("layout", "name"),
-    [(layout, name) for layout in LAYOUTS for name in runs_of(layout[0], layout[2])],
-    ids=lambda given: given if isinstance(given, str) else "-".join(map(str, given)),
-)
+def _cases():
+    """Two ranks in `make test`, four in `make test-distributed`."""
+    for layout in LAYOUTS:
+        marks = [pytest.mark.slow] if layout[0] * layout[1] > 2 else []
+        for name in runs_of(layout[0], layout[2]):
+            label = "-".join(map(str, (*layout, name)))
+            yield pytest.param(layout, name, marks=marks, id=label)
+
+
+@pytest.mark.parametrize(("layout", "name"), list(_cases()))
 def test_loss_and_gradients_are_those_of_one_rank(found, layout, name):
     tensor = layout[0]
-    for number, ranks in enumerate(found[layout]):
+    for number, ranks in enumerate(found(*layout)):
         sums, gradients, _, queue = ranks[name]
-        expected, wanted, _, whole = found[tensor, 1, "gathered"][number % tensor][name]
+        expected, wanted, _, whole = found(tensor, 1)[number % tensor][name]
         assert sums[0] == pytest.approx(expected[0], rel=1e-6)  # Megatron's sum is of float32
         assert sums[1] == pytest.approx(expected[1], rel=1e-6 if name == "heads" else 1e-12)
         close = {"rtol": 1e-9, "atol": 1e-12}
@@ -150,13 +160,13 @@ def test_loss_and_gradients_are_those_of_one_rank(found, layout, name):
             torch.testing.assert_close(tensor_, whole[key], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RUNS)
-def test_every_token_is_computed_on_one_rank(found, name):
-    (_, _, [*whole], _) = found[1, 1, "gathered"][0][name]
-    for size in (2, 4):
-        shares = torch.tensor([ranks[name][2] for ranks in found[1, size, "gathered"]])
-        assert shares.sum(0).tolist() == whole
-        if name == "ragged":
-            assert (shares[:, 0, 0] <= whole[0][0] / size + 13).all(), "one document over at most"
+def test_every_token_is_computed_on_one_rank(found, name, size):
+    (_, _, [*whole], _) = found(1, 1)[0][name]
+    shares = torch.tensor([ranks[name][2] for ranks in found(1, size)])
+    assert shares.sum(0).tolist() == whole
+    if name == "ragged":
+        assert (shares[:, 0, 0] <= whole[0][0] / size + 13).all(), "one document over at most"
     if name in ("one document", "one context"):
         assert 0 in shares, "a rank has none"
