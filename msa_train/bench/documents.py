@@ -16,9 +16,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from msa_train.bench.runner import Workers, log, process_bytes, seconds
-from msa_train.bench.train import DOCUMENT, GROUP, MODEL, bank_of, quickstart_engine
-from msa_train.model.config import ModelConfig
+from msa_train.bench.train import CONTEXT, DOCUMENT, GROUP, MODEL, bank_of, quickstart_engine
 from msa_train.training.launch import free_port
+from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.sizes import SampleSize
+from msa_train.training.planner.traffic import traffic
+from msa_train.training.planner.weights import weights
 
 Sharing = Literal["alone", "gathered", "sharded"]
 
@@ -38,7 +41,8 @@ def measure(
     """A row per measurement.
 
     peak_mb (MiB): of the largest rank. sent_mb (MB): what one rank sends to others in a step, as
-    counted; formula_mb: as `traffic` says (None with sharded states: it depends on what is found).
+    counted; formula_mb: as planned_bytes says (None with sharded states: it depends on what is
+    found).
     """
     found = []
     for row in rows:
@@ -47,13 +51,11 @@ def measure(
     return found
 
 
-def traffic(model: ModelConfig, memory_tokens: int, document: int, ranks: int) -> int:
-    """Bytes that one rank sends in a step with gathered pooled states: its own to all others, and
-    the gradients of theirs. Of equal documents, equally many on each rank, in float32."""
-    chunks = memory_tokens // document * -(-document // model.router.chunk_size) // ranks
-    width = 2 * len(model.reading_layers) * model.sizes["keys"]
-    width += len(model.router_layers) * model.sizes["router_keys"]
-    return 2 * chunks * width * 4 * (ranks - 1)
+def planned_bytes(memory_tokens: int, ranks: int) -> float:
+    """What one rank sends in a step with gathered pooled states, as `msa plan train` has it."""
+    sample = SampleSize.usual(memory_tokens, memory_tokens // DOCUMENT, QUESTIONS, CONTEXT)
+    found = traffic(MODEL, Layout(documents=ranks), weights(MODEL), sample, 1, 4)
+    return sum(each.sent for each in found if each.kind == "pooled states")
 
 
 def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]
     step_s = median(times)
     formula = None
     if sharing != "sharded":
-        formula = round(traffic(MODEL, memory_tokens, DOCUMENT, ranks) / 1e6, 4)
+        formula = round(planned_bytes(memory_tokens, ranks) / 1e6, 4)
     return {
         "mode": sharing,
         "ranks": ranks,

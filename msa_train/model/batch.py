@@ -25,11 +25,13 @@ IGNORE = -100  # label of a token that is not written by the model
 class OwnPart:
     """Which adjacent documents of a batch a rank encodes, and with which contexts it asks.
 
-    asked: of every rank in order the banks of its contexts [m], and their query tokens [m].
+    bounds [ranks+1]: where each rank's documents begin. asked: of every rank in order the banks of
+    its contexts [m], and their query tokens [m].
     """
 
     documents: slice
     contexts: slice
+    bounds: tuple[int, ...]
     asked: tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -90,13 +92,13 @@ class MemoryBatch:
         if ranks == 1:
             return self
         assert self.doc_labels is None, "final states of documents stay where they are encoded"
-        bounds = even_parts(self.ctx_cu, ranks)
-        contexts = [slice(*pair) for pair in pairwise(bounds)]
+        contexts = [slice(*pair) for pair in pairwise(even_parts(self.ctx_cu, ranks))]
         parts = [self._asking(each) for each in contexts]
         asked = tuple((p.ctx_bank, query_rows(p.is_query, p.ctx_cu)[1].diff()) for p in parts)
-        documents = slice(*even_parts(self.doc_cu, ranks)[rank:][:2])
+        bounds = even_parts(self.doc_cu, ranks)
+        documents = slice(*bounds[rank : rank + 2])
         tokens = self.doc_tokens[self.doc_cu[documents.start] : self.doc_cu[documents.stop]]
-        own = OwnPart(documents, contexts[rank], asked)
+        own = OwnPart(documents, contexts[rank], tuple(bounds), asked)
         return replace(parts[rank], doc_tokens=tokens, own=own)
 
     def _asking(self, contexts: slice) -> MemoryBatch:

@@ -15,7 +15,7 @@ import torch
 from msa_kernels import chunk_offsets, cumulative, select_chunks, top_documents
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch, even_parts
+from msa_train.model.batch import MemoryBatch
 from msa_train.model.config import RouterConfig
 from msa_train.model.router import Routing
 from msa_train.model.transfer import moved
@@ -44,10 +44,9 @@ class ShardedBank:
     @classmethod
     def of(cls, batch: MemoryBatch, router: RouterConfig, group: DocumentGroup) -> ShardedBank:
         """batch: this rank's share of it."""
-        host, asked = batch.on_host, batch.own.asked
+        host, own = batch.on_host, batch.own.documents
+        asked, bounds = batch.own.asked, list(batch.own.bounds)
         counts = [router.scoring.vectors_of(tokens) for _, tokens in asked]
-        bounds = even_parts(host.doc_cu, group.size)
-        own = slice(*bounds[group.rank :][:2])
         chunk_cu = chunk_offsets(host.doc_cu, router.chunk_size)
         tables = (
             torch.cat([bank for bank, _ in asked]),

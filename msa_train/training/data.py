@@ -59,12 +59,11 @@ def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     return tokenizer
 
 
-def samples_per_group(config: Config, groups: int) -> int:
-    """Samples of a step that each of `groups` groups of data-parallel ranks reads, which are single
-    ranks without document parallelism."""
+def samples_per_group(config: Config, groups: int, size: int) -> int:
+    """Samples of a step that each of `groups` groups of `size` data-parallel ranks reads, which are
+    single ranks without document parallelism."""
     share, rest = divmod(config.training.batch_samples, groups)
-    if rest:
-        size = config.training.document_parallel
+    if rest or not share:
         who = "data-parallel ranks" if size == 1 else f"groups of {size} ranks each"
         raise ConfigError(
             f"training.batch_samples is {config.training.batch_samples}, which {groups} {who} "

@@ -18,7 +18,7 @@ import torch
 from msa_kernels import chunk_offsets
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch, even_parts
+from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.parallel.documents import DocumentGroup
 from msa_train.training.engine import Engine
@@ -55,10 +55,11 @@ class GradientCache:
         once = rounds == 1 and self.engine.keeps_graphs
         with torch.set_grad_enabled(once):
             encoded = [self.engine(group) for group in groups]
-        memory = self._whole(encoded, batch)
+        counts = self._chunks(batch)
+        memory = self._whole(encoded, counts)
         losses = self.engine(batch, memory)
         self.engine.backward(weigh(losses))
-        gradients = self._own_gradients(memory, batch, len(spare))
+        gradients = self._own_gradients(memory, counts, len(spare))
         first = 0
         for group, states in zip(groups, encoded, strict=True):
             last = first + len(states[0])
@@ -73,26 +74,26 @@ class GradientCache:
             if self.documents.size == 1:
                 return self.engine(batch)
             groups = batch.documents.groups(None) or [batch.documents.nothing()]
-            return self.engine(batch, self._whole([self.engine(each) for each in groups], batch))
+            encoded = [self.engine(each) for each in groups]
+            return self.engine(batch, self._whole(encoded, self._chunks(batch)))
 
-    def _whole(self, encoded: list[tuple[Tensor, ...]], batch: MemoryBatch) -> tuple[Tensor, ...]:
+    def _whole(self, encoded: list[tuple[Tensor, ...]], counts: list[int]) -> tuple[Tensor, ...]:
         """The pooled states of the whole batch, of groups of this rank's documents and of what the
         other ranks have encoded (sharded: this rank's alone); they take gradients."""
-        counts = self._chunks(batch)
         joined = (torch.cat(states).detach() for states in zip(*encoded, strict=True))
         own = [states[: counts[self.documents.rank]] for states in joined]  # nothing of spare ones
         whole = own if self._sharded else self.documents.gather(own, counts)
         return tuple(each.requires_grad_() for each in whole)
 
     def _own_gradients(
-        self, memory: tuple[Tensor, ...], batch: MemoryBatch, spare: int
+        self, memory: tuple[Tensor, ...], counts: list[int], spare: int
     ) -> list[Tensor]:
         """Of this rank's documents, from the contexts of all ranks that share the batch; then zeros
         for spare ones."""
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in memory]
         own = gradients
         if not self._sharded:
-            own = self.documents.scatter(gradients, self._chunks(batch))
+            own = self.documents.scatter(gradients, counts)
         if not spare:
             return own
         return [torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in own]
@@ -106,7 +107,8 @@ class GradientCache:
         """Pooled rows of every rank that shares the batch."""
         doc_cu = batch.on_host.doc_cu
         chunk_cu = chunk_offsets(doc_cu, self.engine.model.model.router.chunk_size)
-        return chunk_cu[even_parts(doc_cu, self.documents.size)].diff().tolist()
+        bounds = (0, -1) if batch.own is None else batch.own.bounds
+        return chunk_cu[list(bounds)].diff().tolist()
 
     def _backward_through(self, states: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Backpropagate the gradients of pooled states through what they were encoded by."""

@@ -57,7 +57,7 @@ def launch(
         check_gpus(ranks, "--ranks")
     training = config.training  # refused now, not by ranks that have started
     replicas = replicas_of(ranks, training.tensor_parallel, training.document_parallel)
-    samples_per_group(config, replicas)
+    samples_per_group(config, replicas, training.document_parallel)
     if training.deepspeed:
         from msa_train.training.engine import check_deepspeed  # seconds, and only for these
 

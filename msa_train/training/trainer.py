@@ -58,7 +58,7 @@ class Trainer:
         self.tokenizer = checked_tokenizer(config, reader)
         self.collate = Collate(self.tokenizer, config.model.router)
         documents = DocumentGroup.of(self.settings.document_parallel)
-        self.samples = samples_per_group(config, documents.replicas)
+        self.samples = samples_per_group(config, documents.replicas, documents.size)
         self.loader = ShardLoader(
             reader,
             seed=config.seed,

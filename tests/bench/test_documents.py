@@ -29,4 +29,4 @@ def test_traffic_is_a_row_of_states_and_of_gradients_for_every_other_rank():
                 numbers = MODEL.router_key_heads * MODEL.router_head_dim
                 numbers += 2 * MODEL.kv_heads * MODEL.head_dim * reads
                 total += 2 * 4 * numbers * (ranks - 1)
-        assert documents.traffic(MODEL, 4096, DOCUMENT, ranks) == total
+        assert documents.planned_bytes(4096, ranks) == total

@@ -29,11 +29,14 @@ def test_a_run_is_planned_and_its_layouts_compared(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--gpus", "64xH100-80GB", "--training.batch_samples", "30"], "64 groups of ranks cannot"),
+        (
+            ["--gpus", "64xH100-80GB", "--training.batch_samples", "30"],
+            "is 30, which 64 data-parallel ranks cannot share",
+        ),
         (["--gpus", "2xRTX-4090-24GB"], "DOES NOT FIT"),
         (
             ["--gpus", "8xH100-80GB", "--training.tensor_parallel", "8", "--documents", "2"],
-            "16 cards",
+            "does not divide: start a multiple of 16",
         ),
     ],
 )

@@ -104,9 +104,9 @@ def test_a_tokenizer_that_the_model_does_not_know_is_refused(run, tokenizer, tmp
 
 
 def test_every_rank_reads_equally_many_samples(run):
-    assert samples_per_group(run(), 2) == 1
+    assert samples_per_group(run(), 2, 1) == 1
     with pytest.raises(ConfigError, match="2, which 3 data-parallel ranks cannot share"):
-        samples_per_group(run(), 3)
+        samples_per_group(run(), 3, 1)
 
 
 def test_documents_that_change_nothing_are_left_out(tokenizer):

@@ -11,6 +11,8 @@ from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.hardware import Cluster
 from msa_train.model.config import Recompute
+from msa_train.parallel.slots import replicas_of
+from msa_train.training.data import samples_per_group
 
 Offload = Literal["none", "optimizer", "parameters"]
 _CACHES = (4096, 16_384, 65_536)  # tokens of a group of the gradient cache that are tried
@@ -63,13 +65,7 @@ class Layout:
         """
         training = config.training
         shared = documents or training.document_parallel
-        replicas, rest = divmod(ranks, training.tensor_parallel * shared)
-        if rest or not replicas:
-            raise ConfigError(
-                f"training.tensor_parallel is {training.tensor_parallel} and documents are shared "
-                f"by {shared}: {ranks} ranks cannot be divided so; give a multiple of "
-                f"{training.tensor_parallel * shared} cards"
-            )
+        replicas = replicas_of(ranks, training.tensor_parallel, shared)
         return cls(
             training.tensor_parallel, shared, replicas, training.zero_stage, training.recompute,
             training.gradient_cache_tokens, offload_of(config), shared > 1 and _shards(config),
@@ -98,13 +94,7 @@ def offload_of(config: Config) -> Offload:
 
 def samples_of(config: Config, layout: Layout) -> int:
     """Samples of a step that each group of ranks reads. Raises ConfigError where some are left."""
-    samples, rest = divmod(config.training.batch_samples, layout.replicas)
-    if rest or not samples:
-        raise ConfigError(
-            f"training.batch_samples is {config.training.batch_samples}, which {layout.replicas} "
-            "groups of ranks cannot share"
-        )
-    return samples
+    return samples_per_group(config, layout.replicas, layout.documents)
 
 
 def refusal(config: Config, layout: Layout) -> str | None:

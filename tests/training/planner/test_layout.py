@@ -21,7 +21,7 @@ def test_settings_and_ranks_make_a_layout():
     assert found.words() == "TP 1, documents 4, ZeRO-3, recompute layer, no cache"
     split = replace(CONFIG, training=replace(CONFIG.training, tensor_parallel=4))
     assert Layout.of(split, 8).data == 2
-    with pytest.raises(ConfigError, match="give a multiple of 12 cards"):
+    with pytest.raises(ConfigError, match=r"8 ranks, which .* start a multiple of 12"):
         Layout.of(split, 8, documents=3)
 
 
@@ -30,7 +30,9 @@ def test_reasons_are_those_of_the_settings():
     said = refusal(CONFIG, Layout(tensor=16, replicas=4))
     assert said == "model.kv_heads is 8, not divisible by training.tensor_parallel (16)"
     said = refusal(CONFIG, Layout(replicas=64))
-    assert said == "training.batch_samples is 32, which 64 groups of ranks cannot share"
+    assert said == (
+        "training.batch_samples is 32, which 64 data-parallel ranks cannot share: give a multiple"
+    )
 
 
 def test_all_layouts_of_the_cards_are_tried():
