@@ -53,12 +53,15 @@ class BlockScores:
 class PreparedKeys:
     """Router keys [C, V] of one bank, of any floating dtype or in 8 bits, on the CPU.
 
-    chunk_cu [n+1] of its documents. Nothing is copied. rounding: no score is off by more than this
-    times |query| |key|, beside what float32 sums lose. Raises KernelError for tensors that do not
-    fit together or lie elsewhere.
+    chunk_cu [n+1] of its documents; longest: no key is longer (None: not known, which leaves out
+    products that could overflow). Nothing is copied. rounding: no score is off by more than this
+    times |query| and the longest key, beside what float32 sums lose. Raises KernelError for tensors
+    that do not fit together or lie elsewhere.
     """
 
-    def __init__(self, keys: Tensor | QuantisedKeys, chunk_cu: Tensor):
+    def __init__(
+        self, keys: Tensor | QuantisedKeys, chunk_cu: Tensor, longest: float | None = None
+    ):
         values = keys.values if isinstance(keys, QuantisedKeys) else keys
         dispatch.check_cumulative("PreparedKeys", "chunk_cu", chunk_cu, len(values))
         if values.device.type != "cpu":
@@ -67,7 +70,7 @@ class PreparedKeys:
             )
         self.width, self._cu = values.shape[1], chunk_cu.numpy()
         self._single = bool((np.diff(self._cu) == 1).all())
-        self._ways = [(each, self._cut(each.tile_chunks)) for each in products_of(keys)]
+        self._ways = [(each, self._cut(each.tile_chunks)) for each in products_of(keys, longest)]
         self.rounding = max(each.rounding for each, _ in self._ways)
 
     @property

@@ -2,8 +2,8 @@
 
 float32 keys are multiplied where they lie. Narrower ones are widened, a cache's part of them at a
 time: reading is then no longer the limit, because torch widens and multiplies in two passes. Where
-the processor multiplies narrow numbers itself and query vectors are few, keys are left as they are
-and the query is made narrow instead, in two parts; `rounding` says what that costs at most.
+query vectors are few, and torch or the processor multiplies narrow numbers itself, keys are left as
+they are and the query is made narrow instead; `rounding` says what that costs at most.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ TILE_BYTES = 8 << 20  # keys of a tile that are read where they lie, at most (me
 TILE_CHUNKS = 32768  # chunks of a tile, at most (measured; in small tiles Python's calls cost time)
 WIDE_BYTES = 1 << 20  # widened keys of a tile, at most: they stay in a core's cache (measured)
 FEW = 8  # query vectors; the two parts of so many fill a tile of the processor's matrix unit
+GEMV_WIDTH = 192  # of keys: torch's float16 product takes as long for shorter ones (measured)
 _KEPT_BYTES = 8 << 20  # of a thread's buffers, each
 
 
 class Product(ABC):
     """Products of float32 query vectors [r, V] and keys [C, V].
 
-    rounding: a product is off by no more than this times |query| |key|, beside what float32 sums
-    lose. tile_chunks: how many chunks are multiplied at once. most: query vectors it is for.
+    rounding: a product is off by no more than this times |query| and the length of the longest
+    key, beside what float32 sums lose. tile_chunks: how many chunks are multiplied at once. most:
+    query vectors it is for.
     """
 
     rounding: float = 0.0
@@ -49,13 +51,18 @@ class Product(ABC):
         """
 
 
-def products_of(keys: Tensor | QuantisedKeys) -> list[Product]:
-    """Those that this processor has for these keys, that for the fewest query vectors first."""
+def products_of(keys: Tensor | QuantisedKeys, longest: float | None = None) -> list[Product]:
+    """Those that this processor has for these keys, that for the fewest query vectors first.
+
+    longest: no key is longer (None: not known, and nothing is multiplied that could overflow).
+    """
     if isinstance(keys, QuantisedKeys):
         integers = keys.values.dtype == torch.int8 and _processor_has("avx512_vnni", "avx_vnni")
         return [*([Int8Product(keys)] if integers else []), WideProduct(keys)]
     if keys.dtype == torch.float32:
         return [Float32Product(keys)]
+    if keys.dtype == torch.float16 and keys.shape[1] >= GEMV_WIDTH and longest is not None:
+        return [Float16Product(keys, longest), WideProduct(keys)]
     matrices = keys.dtype == torch.bfloat16 and _processor_has("amx_bf16")
     return [*([BFloat16Product(keys)] if matrices else []), WideProduct(keys)]
 
@@ -87,6 +94,34 @@ class WideProduct(Product):
             heads = wide.view(len(wide), self._scales.shape[1], -1)
             heads.mul_(self._scales[start:stop, :, None])
         torch.mm(query, wide.T, out=out)
+
+
+class Float16Product(Product):
+    """float16 keys where they lie, and one query vector: torch adds such products in float32.
+
+    The vector is rounded to float16 and so is the product. Both are scaled by a power of two, so
+    that they neither overflow nor lose bits below float16's smallest normal number.
+    """
+
+    rounding: ClassVar[float] = 1.02 * 2.0**-10
+    most = 1
+    _LARGEST = 2.0**15
+
+    def __init__(self, keys: Tensor, longest: float):
+        self._keys, self._longest = keys, max(1.0, longest)
+        self.tile_chunks = _chunks(TILE_BYTES, 2 * keys.shape[1])
+
+    def prepared(self, vectors: Tensor) -> tuple[Tensor, float]:
+        """[V] times a power of two, and what takes that back."""
+        length = max(float(vectors.norm()), 1e-30) * self._longest
+        power = math.floor(math.log2(self._LARGEST / length))
+        return vectors[0].double().mul(2.0**power).half(), 2.0**-power
+
+    def multiply(self, query: tuple[Tensor, float], start: int, stop: int, out: Tensor) -> None:
+        vector, back = query
+        found = scratch("found", (stop - start,), torch.float16)
+        torch.mv(self._keys[start:stop], vector, out=found)
+        out[0].copy_(found).mul_(back)
 
 
 class BFloat16Product(Product):

@@ -46,21 +46,41 @@ def test_a_product_is_off_by_no_more_than_its_rounding(form, rows):
         assert bool((off <= most * longest).all())
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-3, 1.0, 1e3])
+def test_float16_products_neither_overflow_nor_lose_small_numbers(size):
+    keys, query = (spread(200, 256, 1) / 1e5 * size).half(), spread(5, 256, 2)
+    longest = float(keys.double().norm(dim=1).max())
+    narrow, _ = products.products_of(keys, longest)
+    for row in query.split(1):
+        off = found_by(narrow, row, 200).double() - row.double() @ keys.double().T
+        most = (narrow.rounding + 256 * 2.0**-23) * max(longest, 1.0) * float(row.double().norm())
+        assert float(off.abs().max()) <= most and narrow.most == 1
+
+
+def test_float16_keys_of_unknown_length_or_few_values_are_widened():
+    keys = torch.randn(20, products.GEMV_WIDTH).half()
+    for given, longest in ((keys, None), (keys[:, 1:], 40.0)):
+        [wide] = products.products_of(given, longest)
+        assert isinstance(wide, products.WideProduct)
+
+
 def test_a_query_of_zeros_scores_nothing():
-    given = quantise(torch.randn(20, 64), 2, "int8")
-    narrow, _ = products.products_of(given)
-    assert torch.equal(found_by(narrow, torch.zeros(1, 64), 20), torch.zeros(1, 20))
+    keys = torch.randn(20, 256)
+    for given in (quantise(keys, 2, "int8"), keys.half()):
+        narrow, _ = products.products_of(given, 40.0)
+        assert torch.equal(found_by(narrow, torch.zeros(1, 256), 20), torch.zeros(1, 20))
 
 
 @pytest.mark.parametrize("contexts", [1, 3, 9])
 def test_one_vector_per_context_scores_as_by_loops(contexts, monkeypatch):
     monkeypatch.setattr(products, "TILE_CHUNKS", 7)
+    monkeypatch.setattr(products, "GEMV_WIDTH", 64)
     counts = [2, 0, 1, 1, 4, 1, 1, 1, 3, 0, 9, 1]
     keys, cu = torch.randn(sum(counts), 64), torch.tensor([0, *counts]).cumsum(0)
     query, query_cu = torch.randn(contexts, 64), torch.arange(contexts + 1)
     for given in (keys, keys.half(), keys.bfloat16(), quantise(keys, 2, "int8")):
         exact = given.dequantised() if hasattr(given, "dequantised") else given
-        search = PreparedKeys(given, cu)
+        search = PreparedKeys(given, cu, float(exact.float().norm(dim=1).max()))
         scores = prepared_scores([search], query, query_cu).scores
         most = 1e-5 + search.rounding * float(
             query.norm(dim=1).max() * exact.float().norm(dim=1).max()

@@ -64,7 +64,7 @@ class LayerKeys:
         self.placed = placed
         self.prepared: PreparedKeys | None = None
         if not self.in_table and router.scoring.certifiable:
-            self.prepared = PreparedKeys(self._searched, self._cu)
+            self.prepared = PreparedKeys(self._searched, self._cu, self.norm)
             self._rounded += self.norm * self.prepared.rounding
 
     @property

@@ -67,6 +67,7 @@ def test_search_equals_loops_in_every_form_and_division(
 def test_one_vector_per_context_finds_what_loops_find(form, dtype, monkeypatch):
     """As if the processor multiplied every narrow number: also then nothing is lost."""
     monkeypatch.setattr(products, "_processor_has", lambda *features: True)
+    monkeypatch.setattr(products, "GEMV_WIDTH", 64)
     gen, counts = torch.Generator().manual_seed(3), [1 + place % 3 for place in range(700)]
     drawn = torch.randn(sum(counts), HEADS, 32, generator=gen)
     drawn[100:400] = drawn[:1] + 0.01 * drawn[100:400]  # near one another: many are in doubt
