@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from msa_train.bench.runner import Workers, log, process_bytes, seconds
+from msa_train.bench.runner import TIMEOUT_S, Workers, log, process_bytes, seconds
 from msa_train.bench.train import CONTEXT, DOCUMENT, GROUP, MODEL, bank_of, quickstart_engine
 from msa_train.training.launch import free_port
 from msa_train.training.planner.layout import Layout
@@ -100,7 +100,7 @@ def _rank(
         "MASTER_PORT": str(port),
     }  # fmt: skip
     engine = quickstart_engine("cpu")
-    documents = _counted(DocumentGroup.of(ranks))
+    documents = _counted(DocumentGroup.of(ranks, TIMEOUT_S))
     engine.model.shards = documents if sharing == "sharded" else None
     gradients = GradientCache(engine, GROUP, documents)
     batch = bank_of(memory_tokens, QUESTIONS).share(rank, ranks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -33,8 +34,9 @@ class DocumentGroup:
     group: dist.ProcessGroup | None = None
 
     @classmethod
-    def of(cls, size: int) -> DocumentGroup:
-        """Every rank must call. size: divides the data-parallel ranks."""
+    def of(cls, size: int, timeout_s: float) -> DocumentGroup:
+        """Every rank must call. size: divides the data-parallel ranks. timeout_s: how long one of
+        them waits for another."""
         ranks = DeepSpeedGroups.get_data_parallel_world_size()
         replica, rank = divmod(DeepSpeedGroups.get_data_parallel_rank(), size)
         own = None
@@ -44,7 +46,7 @@ class DocumentGroup:
             every: list[list[int]] = [[]] * dist.get_world_size()
             dist.all_gather_object(every, mine)  # all ranks make all groups, in the same order
             for members in sorted({tuple(each) for each in every}):
-                made = dist.new_group(list(members))
+                made = dist.new_group(list(members), timeout=timedelta(seconds=timeout_s))
                 own = made if members == tuple(mine) else own
         return cls(size, rank, replica, ranks // size, own)
 

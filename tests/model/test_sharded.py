@@ -20,7 +20,7 @@ def found_on(size: int, names: list[str]) -> list[dict]:
     from msa_train.parallel.documents import DocumentGroup
 
     groups.start(1, 60, size)
-    group = DocumentGroup.of(size)
+    group = DocumentGroup.of(size, 60)
     return [_found(ShardedBank, group, ROUTERS[name]) for name in names]
 
 

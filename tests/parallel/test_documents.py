@@ -31,7 +31,7 @@ def all_steps(tensor_parallel: int, size: int, runs: list[dict], sharded: bool) 
     from msa_train.parallel.documents import DocumentGroup
 
     groups.start(tensor_parallel, 60, size)
-    documents = DocumentGroup.of(size)
+    documents = DocumentGroup.of(size, 60)
     return [_step(documents, sharded, **run) for run in runs]
 
 

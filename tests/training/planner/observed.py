@@ -132,7 +132,7 @@ def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int,
     model = MSAModel(MODEL, recompute=settings.recompute)
     model.load_published(initial_reader(MODEL, 0))
     engine = Engine(model, settings)
-    group = DocumentGroup.of(settings.document_parallel)
+    group = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
     gradients = GradientCache(engine, settings.gradient_cache_tokens, group)
     batches = [batch(seed).share(group.rank, group.size) for seed in range(samples)]
 
