@@ -83,9 +83,9 @@ def measure(sitting: Sitting, out: Path) -> Results:
         seconds = min(60 * PARTS[name].minutes, end - time.monotonic())
         work = Work(TOY if sitting.toy else FULL, seconds, sitting.backbone)
 
-        def write(part: PartResult, name: str = name) -> None:
+        def write(part: PartResult, name: str = name, kept: PartResult | None = kept) -> None:
             nonlocal results
-            results = results.with_part(name, part)
+            results = results.with_part(name, part.over(kept, place.card, sitting.toy))
             results.write(out)
 
         write(_measured(name, work, place, write))

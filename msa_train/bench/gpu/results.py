@@ -87,6 +87,15 @@ class PartResult:
         whole = self.state == DONE and bool(self.rows)
         return whole and all(row.card == card and row.toy == toy for row in self.rows)
 
+    def over(self, before: PartResult | None, card: str, toy: bool) -> PartResult:
+        """While this part is not whole, with what an earlier attempt measured on this card and this
+        one has not come to."""
+        if before is None or self.state == DONE:
+            return self
+        there = {row.what for row in self.rows}
+        earlier = (row for row in before.rows if row.card == card and row.toy == toy)
+        return replace(self, rows=(*self.rows, *(x for x in earlier if x.what not in there)))
+
 
 @dataclass(frozen=True)
 class Results:

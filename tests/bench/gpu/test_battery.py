@@ -95,6 +95,31 @@ def test_when_the_time_is_up_parts_are_not_begun(here, monkeypatch, tmp_path):
     assert found.parts["route"].state == "not begun: no time was left"
 
 
+def test_an_attempt_that_ends_early_loses_nothing_of_the_one_before(here, monkeypatch, tmp_path):
+    out, planned = tmp_path / "gpu.json", PARTS["route"].planned(battery.TOY)
+
+    def rows(name, work, end):
+        yield from (Row(what, unit, value) for what, unit in planned[:count])
+        if count < len(planned):
+            raise RuntimeError("the card is gone")
+
+    def measure(minutes=25.0):
+        return battery.measure(Sitting(("route",), minutes, toy=True, again=True), out)
+
+    monkeypatch.setattr(battery, "_asked", rows)
+    count, value = len(planned), 1.0
+    measure()
+    count, value = 2, 2.0
+    found = measure().parts["route"]
+    assert "the card is gone" in found.state
+    assert [row.value for row in found.rows] == [2.0] * 2 + [1.0] * (len(planned) - 2)
+    monkeypatch.setattr(battery, "_LEAST_S", 10.0)
+    found = measure(minutes=0.1).parts["route"]
+    assert found.state.startswith("not begun") and len(found.rows) == len(planned)
+    monkeypatch.setattr(battery, "in_process", lambda run: Provenance("Another", "1", "2", "3"))
+    assert not measure(minutes=0.1).parts["route"].rows
+
+
 def test_what_cannot_be_is_refused(monkeypatch, tmp_path):
     out = tmp_path / "gpu.json"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
