@@ -86,7 +86,7 @@ _ZERO_OWNED = {
 class WandbConfig:
     """What is sent to Weights & Biases, and how.
 
-    mode: auto is online when logged in, else offline; off sends nothing.
+    mode: auto is online when logged in, else offline; off (in YAML also false) sends nothing.
     name: of the run (null: the last part of output). group: (null: the run's name).
     artifacts: record shards, checkpoints and exports as references to their files, as copies
     (files), or not (none).
@@ -95,7 +95,7 @@ class WandbConfig:
     init_timeout_s, finish_timeout_s: the longest wait for W&B at the start and at the end of a run.
     """
 
-    mode: Literal["auto", "online", "offline", "off"] = "auto"
+    mode: Literal["auto", "online", "offline", "off"] | bool = "auto"
     project: str = "msa-train"
     name: str | None = None
     group: str | None = None
@@ -107,6 +107,10 @@ class WandbConfig:
     finish_timeout_s: int = 120
 
     def __post_init__(self) -> None:
+        if self.mode is True:
+            raise ConfigError("training.wandb.mode is true: give auto, online, offline or off")
+        if self.mode is False:
+            object.__setattr__(self, "mode", "off")
         place, timeouts = "training.wandb.", ("init_timeout_s", "finish_timeout_s")
         check_least(0, self, place, "alert_spreads", error=ConfigError)
         check_least(1, self, place, *timeouts, error=ConfigError)

@@ -34,6 +34,14 @@ def test_a_saved_config_loads_equal(tmp_path):
     assert to_plain(load_config_file(tmp_path / "run.yaml")) == to_plain(config)
 
 
+def test_what_yaml_reads_as_false_is_off(tmp_path):
+    for number, written in enumerate(("off", '"off"')):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(f"training: {{wandb: {{mode: {written}}}}}")
+        assert load_config_file(path).training.wandb.mode == "off"
+    assert load_config(["--training.wandb.mode", "off"]).training.wandb.mode == "off"
+
+
 def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: {router: {gate_growth: false, gate_documents: 128, top_k: 5}}"
@@ -85,6 +93,7 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.batch_samples", "0"], "training.batch_samples"),
         (["--training.wandb.alert_spreads=-1"], "training.wandb.alert_spreads"),
         (["--training.wandb.finish_timeout_s", "0"], "training.wandb.finish_timeout_s"),
+        (["--training.wandb.mode", "true"], "training.wandb.mode"),
         (["--training.wandb.artifacts", "all"], "training.wandb.artifacts"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--training.zero_stag", "3"], "zero_stag 3"),  # not taken for what it begins
