@@ -41,11 +41,14 @@ def replicas_of(ranks: int, tensor: int, documents: int) -> int:
     model and document-parallel ranks a sample. Raises ConfigError where they cannot be divided."""
     size = tensor * documents
     if ranks % size:
-        sizes = f"training.tensor_parallel ({tensor})"
-        if documents > 1:
-            sizes += f" times training.document_parallel ({documents})"
+        sizes = " times ".join(
+            f"training.{kind}_parallel ({count})"
+            for kind, count in (("tensor", tensor), ("document", documents))
+            if count > 1
+        )
         raise ConfigError(
-            f"{ranks} ranks, which {sizes} does not divide: start a multiple of {size}"
+            f"{ranks} rank{'s' * (ranks > 1)}, which {sizes} does not divide: start a multiple of "
+            f"{size}"
         )
     return ranks // size
 

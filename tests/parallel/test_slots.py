@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from msa_train.errors import ConfigError
-from msa_train.parallel.slots import ranks_here, slots_of
+from msa_train.parallel.slots import ranks_here, replicas_of, slots_of
 
 
 @pytest.fixture
@@ -62,3 +62,17 @@ def test_without_a_hostfile_gpus_of_this_machine_are_meant(monkeypatch):
 def test_a_run_of_one_machine_has_no_more_ranks_than_gpus(monkeypatch, gpus, ranks):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert ranks_here(2) == ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor", "documents", "said"),
+    [
+        (3, 2, 1, r"3 ranks, which training.tensor_parallel \(2\) does not .* multiple of 2"),
+        (1, 1, 2, r"1 rank, which training.document_parallel \(2\) does not .* multiple of 2"),
+        (6, 2, 2, r"tensor_parallel \(2\) times training.document_parallel \(2\) .* of 4"),
+    ],
+)
+def test_ranks_that_cannot_be_divided_are_refused(ranks, tensor, documents, said):
+    with pytest.raises(ConfigError, match=said):
+        replicas_of(ranks, tensor, documents)
+    assert replicas_of(tensor * documents * 2, tensor, documents) == 2
