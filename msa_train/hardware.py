@@ -157,6 +157,14 @@ def parse_bytes(text: str, setting: str) -> int:
     return round(float(found[1]) * (_BINARY[unit] if unit.endswith("i") else _UNITS[unit]))
 
 
+def parse_bandwidth(text: str, setting: str) -> float:
+    """ "450GB/s" -> bytes a second. Raises ConfigError naming the setting."""
+    try:
+        return float(parse_bytes(text.removesuffix("/s"), setting))
+    except ConfigError:
+        raise ConfigError(f"{setting} is {text!r}: give bytes a second such as 450GB/s") from None
+
+
 def parse_cards(text: str) -> tuple[Card, ...]:
     """ "2xA800-80GB", "2x48GB@864GB/s" (or "...@362TFLOPS"), "none". Raises ConfigError."""
     if text.strip().lower() == "none":
@@ -220,8 +228,8 @@ def _described(name: str, text: str) -> Card:
             "SIZE@BANDWIDTH, such as 2x48GB@864GB/s (or 2x48GB@864GB/s@362TFLOPS)"
         )
     size = parse_bytes(parts[0], "gpus")
-    bandwidth = parse_bytes(parts[1].removesuffix("/s"), "bandwidth in gpus")
-    card = Card(name, size, float(bandwidth), source="as given")
+    bandwidth = parse_bandwidth(parts[1], "bandwidth in gpus")
+    card = Card(name, size, bandwidth, source="as given")
     if len(parts) == 2:
         return card
     peak = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*TFLOPS", parts[2], re.IGNORECASE)

@@ -8,6 +8,7 @@ from msa_train.hardware import (
     available_memory,
     gb,
     named_as,
+    parse_bandwidth,
     parse_bytes,
     parse_cards,
     parse_cluster,
@@ -33,6 +34,13 @@ def test_cards_and_sizes_are_read_as_typed():
     for text in ("100MB", "-3", "many", "0"):
         with pytest.raises(ConfigError, match="tokens is"):
             parse_count(text, "tokens")
+
+
+def test_a_bandwidth_is_bytes_a_second():
+    assert parse_bandwidth("450GB/s", "link") == parse_bandwidth("450 GB", "link") == 450e9
+    for text in ("fast", "30", "/s"):
+        with pytest.raises(ConfigError, match=f"link is '{text}': give bytes a second such as"):
+            parse_bandwidth(text, "link")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from msa_train.commands import plan_train
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, print_json
 from msa_train.commands.placement import usual_compute
-from msa_train.hardware import Card, Machine, parse_bytes, parse_cards, parse_count
+from msa_train.hardware import Card, Machine, parse_bandwidth, parse_bytes, parse_cards, parse_count
 from msa_train.memory.planner.plan import BankSize, Plan, Serving, gb, plan, would_fit
 from msa_train.model.config import ModelConfig
 
@@ -81,8 +81,8 @@ def _model(name: str) -> ModelConfig:
 
 def _machine(cards: tuple[Card, ...], host_ram: str) -> Machine:
     size, _, speed = host_ram.partition("@")
-    bandwidth = parse_bytes(speed.removesuffix("/s"), "bandwidth in host-ram") if speed else 0
-    return Machine(cards, parse_bytes(size, "host-ram"), float(bandwidth))
+    bandwidth = parse_bandwidth(speed, "bandwidth in host-ram") if speed else 0.0
+    return Machine(cards, parse_bytes(size, "host-ram"), bandwidth)
 
 
 def _print(found: Plan) -> None:

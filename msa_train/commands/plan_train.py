@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, config_arguments, print_json
-from msa_train.hardware import Cluster, gb, parse_bytes, parse_cluster, parse_count
+from msa_train.hardware import Cluster, gb, parse_bandwidth, parse_bytes, parse_cluster, parse_count
 from msa_train.training.planner.plan import Assumed, Ranking, StagePlan, TrainingPlan
 from msa_train.training.planner.sizes import Given
 
@@ -54,6 +54,8 @@ def _train(options: argparse.Namespace) -> int:
     from msa_train.training.planner.plan import plan, ranked
     from msa_train.training.planner.sizes import stage_sizes
 
+    if options.layouts < 0:
+        raise ConfigError(f"layouts is {options.layouts}: give 0 or more")
     config, cluster = load_config(config_arguments(options)), _cluster(options)
     tokens = None if options.tokens is None else parse_count(options.tokens, "tokens")
     host = None if options.host_ram is None else parse_bytes(options.host_ram, "host-ram")
@@ -75,7 +77,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _cluster(options: argparse.Namespace) -> Cluster:
     speeds = (
-        None if text is None else float(parse_bytes(text.removesuffix("/s"), name))
+        None if text is None else parse_bandwidth(text, name)
         for name, text in (("link", options.link), ("network", options.network))
     )
     return parse_cluster(options.gpus, options.per_node, *speeds)
@@ -132,7 +134,7 @@ def _own(found: TrainingPlan, tokens: int | None) -> Iterator[Table | str]:
     network = f", {gb(cluster.network)}/s between machines" if cluster.nodes > 1 else ""
     yield (
         f"{cluster.cards} x {cluster.card.name} ({cluster.card.source}) in {cluster.nodes} "
-        f"machines; a card sends {gb(cluster.link)}/s within one{network}"
+        f"machine{'s' * (cluster.nodes > 1)}; a card sends {gb(cluster.link)}/s within one{network}"
     )
     yield f"The settings' layout: {layout.words()}, {layout.replicas} groups read samples"
     yield _bytes(found)
