@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from msa_train.config import Config
+from msa_train.hardware import gb
 from msa_train.model.config import ModelConfig, Recompute
 
 
@@ -97,13 +98,15 @@ def advice(config: Config, fused: bool = False) -> str | None:
     if recompute == "none" or group is None:
         return None
     bank = max((stage.data.memory_tokens or 0 for stage in config.stages), default=0)
-    if 0 < bank <= group:  # one group is the plain step
+    bank = bank or 4 * group * training.document_parallel
+    own = -(-bank // training.document_parallel)  # that a rank encodes
+    if own <= group:  # one group is the plain step
         return None
-    bank = bank or 4 * group
     kept = Activations(model, 2 if training.precision == "bf16" else 4, fused)
-    alone = kept.kept(recompute, bank)
-    grouped = kept.kept("none", group) + kept.pooled(bank)
-    both = kept.kept(recompute, group) + kept.pooled(bank)
+    pooled = kept.pooled(own if training.pooled_states == "sharded" else bank)
+    alone = kept.kept(recompute, own)
+    grouped = kept.kept("none", group) + pooled
+    both = kept.kept(recompute, group) + pooled
     take = (
         "recompute alone (gradient_cache_tokens null)"
         if alone <= grouped
@@ -116,7 +119,7 @@ def advice(config: Config, fused: bool = False) -> str | None:
     return (
         "training.recompute is {} and training.gradient_cache_tokens {:,}: a step costs "
         "{:.1f} FLOPs per document token and weight, with recompute alone {:.1f}, with the cache "
-        "alone {:.1f}, with neither 6. A bank of {:,} tokens keeps an estimated {:.1f} GB of "
-        "activations with recompute alone, {:.1f} GB with the cache alone, {:.1f} GB with both: "
-        "where it fits, take {}"
-    ).format(recompute, group, *costs, bank, alone / 1e9, grouped / 1e9, both / 1e9, take)
+        "alone {:.1f}, with neither 6. A bank of {:,} tokens keeps an estimated {} of activations "
+        "on a rank with recompute alone, {} with the cache alone, {} with both: where it fits, "
+        "take {}"
+    ).format(recompute, group, *costs, bank, *map(gb, (alone, grouped, both)), take)

@@ -1,9 +1,12 @@
 """The estimate of what a step keeps, against what autograd keeps, and the advice made of it."""
 
+import re
+
 import pytest
 import torch
 
 from msa_train.config import load_config
+from msa_train.hardware import parse_bytes
 from msa_train.model.config import PRESETS, ModelConfig, RouterConfig
 from msa_train.training.activations import Activations, advice, document_cost
 from tests.batches import random_batch
@@ -79,6 +82,7 @@ def test_each_saving_costs_a_forward_pass():
         ({"recompute": "layer"}, None),
         ({"gradient_cache_tokens": 4096}, None),
         ({"recompute": "layer", "gradient_cache_tokens": 65536}, None),  # a bank is one group
+        ({"recompute": "layer", "gradient_cache_tokens": 32768, "document_parallel": 2}, None),
         ({"recompute": "layer", "gradient_cache_tokens": 49152}, "take recompute alone"),
         ({"recompute": "layer", "gradient_cache_tokens": 256}, "take the gradient cache alone"),
     ],
@@ -91,3 +95,20 @@ def test_a_run_with_both_is_told_which_to_take(settings, said):
         assert told is None
     else:
         assert said in told and "10.0 FLOPs" in told and "65,536 tokens" in told
+
+
+def test_ranks_that_share_a_bank_keep_their_part_of_it():
+    def told(ranks, pooled="gathered"):
+        settings = {"recompute": "layer", "gradient_cache_tokens": 256, "document_parallel": ranks}
+        settings |= {"pooled_states": pooled}
+        given = [f"--training.{key}={value}" for key, value in settings.items()]
+        stages = "[{name: main, steps: 4, lr: 1e-3, data: {memory_tokens: 65536}}]"
+        said = advice(load_config([*given, "--stages", stages]))
+        found = re.findall(r"([0-9.]+) ([kMG]B)", said)
+        return [parse_bytes(" ".join(each), "kept") for each in found]
+
+    alone, cached, both = told(1)
+    shared = told(8)
+    assert shared[0] == pytest.approx(alone / 8, rel=0.3)
+    assert shared[1:] == [cached, both]  # the whole bank's pooled states, and one group
+    assert told(8, "sharded")[1] < cached
