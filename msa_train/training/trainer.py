@@ -57,9 +57,7 @@ class Trainer:
         self.schedule = Schedule(config.stages, reader.manifest.steps)
         self.tokenizer = checked_tokenizer(config, reader)
         self.collate = Collate(self.tokenizer, config.model.router)
-        documents = DocumentGroup.of(
-            self.settings.document_parallel, self.settings.timeout_s
-        )
+        documents = DocumentGroup.of(self.settings.document_parallel, self.settings.timeout_s)
         self.samples = samples_per_group(config, documents.replicas, documents.size)
         self.loader = ShardLoader(
             reader,
