@@ -311,15 +311,16 @@ class Config:
                 f"model.router.layers ({self.model.router.layers}) is in the upper half: nothing "
                 "would train the router; use loss_layers all"
             )
-        for stage in self.stages:
+        for place, stage in enumerate(self.stages):
             self._check_router_learns(stage)
+            self._check_drawn(place, stage)
             if stage.queue_documents and self.training.pooled_states == "sharded":
                 raise ConfigError(
                     f"stages[{stage.name}].queue_documents is {stage.queue_documents} with "
                     "training.pooled_states sharded: the queue needs the router keys of all "
                     "documents on every rank; give 0, or pooled_states gathered"
                 )
-        for stage in range(len(self.stages)):
+        for stage in range(len(self.corpus.stages)):
             contexts = self.corpus.contexts(stage)
             if contexts.answer_text and contexts.answers != self.model.answers:
                 raise ConfigError(
@@ -341,6 +342,31 @@ class Config:
                 f"training.tensor_parallel is {ranks}: the router's reductions must then be "
                 "head_reduce mean, query_reduce max or pooled, chunk_reduce max"
             )
+
+    def _check_drawn(self, place: int, stage: Stage) -> None:
+        """That what a stage draws is there, or will be once shards are built."""
+        if not stage.draws_from:
+            return
+        what = f"stages[{stage.name}]"
+        earlier = [each.name for each in self.stages[:place] if not each.draws_from]
+        for name in stage.draws_from:
+            if earlier.count(name) != 1 or stage.draws_from.count(name) != 1:
+                raise ConfigError(
+                    f"{what}.draws_from names {name!r}: give names of stages before it that have "
+                    f"samples of their own, each once ({', '.join(earlier) or 'there is none'})"
+                )
+        if unknown := set(stage.data.weights) - set(self.data.sources):
+            raise ConfigError(
+                f"{what}.data.weights names {sorted(unknown)}: give {', '.join(self.data.sources)}"
+            )
+        drawn = [self.corpus.source_weights(number) for number in self.drawn_stages(stage)]
+        for name, weight in stage.data.weights.items():
+            if weight and not any(weights[name] for weights in drawn):
+                raise ConfigError(
+                    f"{what}.data.weights.{name} is {weight}, but the stages that it draws from "
+                    f"({', '.join(stage.draws_from)}) have no samples of that source: give 0, or "
+                    "a stage without draws_from, for which samples are built"
+                )
 
     def _check_router_learns(self, stage: Stage) -> None:
         router = self.model.router
@@ -385,9 +411,15 @@ class Config:
 
     @cached_property
     def corpus(self) -> TrainingCorpus:
-        """What the shards are built from."""
+        """What the shards are built from: the stages that have samples of their own."""
         size = self.training.batch_samples
-        return TrainingCorpus(self.data, tuple(stage.amount(size) for stage in self.stages), size)
+        built = tuple(stage.amount(size) for stage in self.stages if not stage.draws_from)
+        return TrainingCorpus(self.data, built, size)
+
+    def drawn_stages(self, stage: Stage) -> list[int]:
+        """Which stages of the corpus a stage with draws_from draws from."""
+        built = [each.name for each in self.stages if not each.draws_from]
+        return [built.index(name) for name in stage.draws_from]
 
     @cached_property
     def held_out(self) -> TrainingCorpus:

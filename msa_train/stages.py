@@ -27,6 +27,10 @@ class Stage:
     are those of the layers above the last router layer: what documents are encoded to, and what is
     found, stay as they are.
     data: what is read, where that differs from the data section.
+    draws_from: names of earlier stages. Samples are then those that were built for them, drawn by
+    data.weights: none are built for this stage.
+    stop_after: end after this many steps, though samples were built for more; the learning rate is
+    as if the others followed.
     """
 
     name: str
@@ -41,12 +45,15 @@ class Stage:
     queue_documents: int = 0
     trains: Trains = "all"
     data: StageData = field(default_factory=StageData)
+    draws_from: tuple[str, ...] = ()
+    stop_after: int | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.tokens is None):
             raise self._error("steps", f"{self.steps} and tokens {self.tokens}: give one of them")
         place = f"stages[{self.name}]."
-        check_least(1, self, place, "steps", "tokens", "epochs", error=ConfigError)
+        lengths = ("steps", "tokens", "epochs", "stop_after")
+        check_least(1, self, place, *lengths, error=ConfigError)
         check_least(
             0, self, place,
             "lr", "final_lr", "warmup_steps", "lm_weight", "router_weight", "queue_documents",
@@ -54,6 +61,30 @@ class Stage:
         )  # fmt: skip
         if not self.lm_weight and not self.router_weight:
             raise self._error("lm_weight", "0, and router_weight too: make one positive")
+        if self.stop_after and self.steps and self.stop_after > self.steps:
+            raise self._error("stop_after", f"{self.stop_after}, but it has {self.steps} steps")
+        if self.draws_from:
+            self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        """What makes samples is settled where they were built."""
+        if self.steps is None:
+            raise self._error("tokens", f"{self.tokens} with draws_from: give steps")
+        for key, value, off in (("epochs", self.epochs, 1), ("stop_after", self.stop_after, None)):
+            if value != off:
+                raise self._error(key, f"{value} with draws_from: give the steps themselves")
+        if not self.data.weights or not sum(self.data.weights.values()) > 0:
+            raise self._error(
+                "data.weights",
+                f"{self.data.weights} with draws_from: give the weights by which samples are drawn",
+            )
+        for key, value in vars(self.data).items():
+            if key != "weights" and value is not None:
+                raise self._error(
+                    f"data.{key}",
+                    "given with draws_from, whose samples are built already: leave it out, or "
+                    "leave out draws_from and build samples for this stage",
+                )
 
     def amount(self, batch_samples: int) -> CorpusStage:
         """The data of this stage, at batch_samples samples per step."""
@@ -80,10 +111,30 @@ def trained_alone(trains: Collection[Trains]) -> Trains | None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which stage a step belongs to, and its learning rate. steps: of each stage."""
+    """Which stage a step belongs to, and its learning rate.
+
+    planned: steps of each stage, before stop_after.
+    """
 
     stages: Sequence[Stage]
-    steps: Sequence[int]
+    planned: Sequence[int]
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage], samples: Sequence[int], batch_samples: int) -> Schedule:
+        """samples: built for each stage that has its own; where they are of fewer stages than there
+        are, it is a schedule of those before the first that has none."""
+        left, planned = iter(samples), []
+        for stage in stages:
+            if (count := stage.steps if stage.draws_from else next(left, None)) is None:
+                break
+            planned.append(count if stage.draws_from else count * stage.epochs // batch_samples)
+        return cls(stages[: len(planned)], planned)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of each stage."""
+        pairs = zip(self.stages, self.planned, strict=True)
+        return tuple(min(count, stage.stop_after or count) for stage, count in pairs)
 
     @property
     def total(self) -> int:
@@ -101,9 +152,9 @@ class Schedule:
         return self.stages[self.place(step)[0]]
 
     def learning_rate(self, step: int) -> float:
-        """Linear from lr to final_lr over the stage, under its linear warm-up."""
+        """Linear from lr to final_lr over the stage as planned, under its linear warm-up."""
         i, place = self.place(step)
         stage = self.stages[i]
         final = stage.lr if stage.final_lr is None else stage.final_lr
-        rate = stage.lr + (final - stage.lr) * place / max(1, self.steps[i] - 1)
+        rate = stage.lr + (final - stage.lr) * place / max(1, self.planned[i] - 1)
         return rate * min(1.0, (place + 1) / max(1, stage.warmup_steps))

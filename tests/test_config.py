@@ -186,3 +186,22 @@ def test_the_rest_is_deepspeed_s_as_it_is_given(tmp_path):
     assert config.training.offloads_to_nvme and not TrainingConfig().offloads_to_nvme
     config.save(tmp_path / "run.yaml")
     assert load_config_file(tmp_path / "run.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("draws_from", "weights", "said"),
+    [
+        ("[later]", "{niah: 1}", r"stages\[mixed\]\.draws_from names 'later': .*\(one\)"),
+        ("[one, one]", "{niah: 1}", "draws_from names 'one': give names .* each once"),
+        ("[one]", "{squad: 1}", r"data\.weights names \['squad'\]: give niah"),
+        ("[one]", "{niah: 1, pydocs: 2}", r"data\.weights\.pydocs is 2.0, but .* no samples"),
+    ],
+)
+def test_a_stage_draws_from_what_there_is(draws_from, weights, said):
+    stages = (
+        "[{name: one, steps: 1, lr: 1, data: {weights: {niah: 1}}}, {name: mixed, steps: 2, lr: 1, "
+        f"draws_from: {draws_from}, data: {{weights: {weights}}}}}, "
+        "{name: later, steps: 1, lr: 1}]"
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_config(["--stages", stages])

@@ -1,5 +1,5 @@
 """Shards of training samples.
 
 contexts.py makes a sample of a bank, sampling.py every sample of a corpus, build.py the shards;
-reader.py and loader.py read them again.
+reader.py, order.py and loader.py read them again.
 """

@@ -1,70 +1,30 @@
-"""Read shards in an order that depends on seed and epoch alone, and resume exactly.
+"""Read shards in the one global order, and resume exactly.
 
-Stages come in sequence; inside a stage the samples are permuted. Rank r of W takes every W-th
-sample of the one global order, so any number of ranks reads the same samples in the same steps,
-and the whole state is how many samples all ranks together have consumed, and how many each stage
-had: a stage that has grown since reads what came later after what it had.
+Rank r of W takes every W-th sample of it, so any number of ranks reads the same samples in the same
+steps, and the whole state is how many samples all ranks together have consumed, and how many each
+stage of the shards had: a stage that has grown since reads what came later after what it had.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Sample
+from data_pipeline.shards.order import BuiltReads, GlobalOrder, MixtureReads, StageReads
 from data_pipeline.shards.reader import ShardReader
 
 T = TypeVar("T")
 LoaderState = dict[str, Any]
 
 
-class GlobalOrder:
-    """The order in which all ranks together read: place in it -> sample.
-
-    parts: how many samples of each stage came when; each part is permuted by itself, after those
-    before it. epochs: of each stage, which is read `epochs` times, each time in another order.
-    """
-
-    def __init__(self, parts: Sequence[Sequence[int]], epochs: Sequence[int], seed: int):
-        self._parts, self._seed = parts, seed
-        self._samples = tuple(map(sum, parts))
-        self._firsts = (0, *accumulate(self._samples))
-        reads = (count * times for count, times in zip(self._samples, epochs, strict=True))
-        self._ends = tuple(accumulate(reads))
-        self._now, self._order = (-1, -1), np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, place: int) -> int:
-        stage = bisect_right(self._ends, place)
-        if stage == len(self._ends):
-            raise IndexError(place)
-        begin = self._ends[stage - 1] if stage else 0
-        epoch, at = divmod(place - begin, self._samples[stage])
-        if (stage, epoch) != self._now:
-            self._now, self._order = (stage, epoch), self._permuted(stage, epoch)
-        return int(self._order[at])
-
-    def _permuted(self, stage: int, epoch: int) -> np.ndarray:
-        first, found = self._firsts[stage], []
-        for part, samples in enumerate(self._parts[stage]):
-            rng = np.random.default_rng((self._seed, stage, epoch, *[part] * bool(part)))
-            found.append(first + rng.permutation(samples))
-            first += samples
-        return np.concatenate(found)
-
-
 class ShardLoader(Generic[T]):
     """Iterates over this rank's samples, all stages in sequence.
 
+    reads: what each stage of the run reads (None: each what was built for it).
     transform: applied to each sample in the prefetch thread (tokenising, collating).
     prefetch: samples made ready ahead.
 
@@ -77,6 +37,7 @@ class ShardLoader(Generic[T]):
         self,
         reader: ShardReader,
         *,
+        reads: Sequence[StageReads] | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -89,6 +50,7 @@ class ShardLoader(Generic[T]):
             raise DataError(f"prefetch is {prefetch}: give 1 or more")
         self.reader = reader
         self._seed = seed
+        self._reads = reads or [BuiltReads(i) for i in range(len(reader.manifest.stages))]
         self._follow([[stage.samples] for stage in reader.manifest.stages])
         self._rank, self._world_size = rank, world_size
         self._transform, self._prefetch = transform, prefetch
@@ -129,12 +91,16 @@ class ShardLoader(Generic[T]):
     def _follow(self, parts: Sequence[Sequence[int]]) -> None:
         self._parts = parts
         epochs = [stage.epochs for stage in self.reader.manifest.stages]
-        self._order = GlobalOrder(parts, epochs, self._seed)
+        self._order = GlobalOrder(parts, epochs, self._seed, self._reads)
 
     def _grown(self, parts: Sequence[Sequence[int]], consumed: int) -> list[list[int]]:
         """The parts of each stage as it is; of one that nothing was read of, that is one part."""
         found, begin = [], 0
-        for place, stage in enumerate(self.reader.manifest.stages):
+        for reads in self._reads:
+            if isinstance(reads, MixtureReads):
+                begin += reads.samples
+                continue
+            place, stage = reads.stage, self.reader.manifest.stages[reads.stage]
             had = list(parts[place]) if place < len(parts) and begin < consumed else []
             if (more := stage.samples - sum(had)) < 0:
                 raise DataError(
@@ -142,7 +108,8 @@ class ShardLoader(Generic[T]):
                     f"and had {sum(had)}: build them as they were"
                 )
             found.append([*had, *[more] * bool(more)])
-            begin += stage.samples * stage.epochs
+            count = stage.samples * stage.epochs
+            begin += count if reads.limit is None else min(count, reads.limit)
         return found
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +21,7 @@ from data_pipeline.tokenizer import Tokenizer
 
 _PROBED = 16  # samples that tell how many tokens a stage's samples have
 _HELD_OUT = 0x8E1D  # stream of random numbers of held-out samples
+_SOURCES = 0x50CE  # of the samples' sources
 _PROBED_DOCUMENTS = 128  # documents that tell the mean length of a source's
 _SPARE = 2.0  # times the documents needed are drawn; what exceeds the budget is left out
 
@@ -99,17 +100,38 @@ class SampleBuilder:
 
     def _draw(self, stage: int, samples: int) -> None:
         """The source of each sample, and how many were drawn from that source before it."""
-        weights = self.corpus.source_weights(stage)
-        shares = np.array(list(weights.values()))
-        rng = np.random.default_rng((self.corpus.data.seed, stage, 0x50CE))
-        names = rng.choice(len(shares), samples, p=shares / shares.sum()).astype(np.int16)
+        names = source_places(self.corpus, stage, samples)
         places = np.zeros(samples, dtype=np.int64)
-        for i, name in enumerate(weights):
+        for i, name in enumerate(self.corpus.data.sources):
             own = names == i
             places[own] = self._taken[name] + np.arange(own.sum())
             self._taken[name] += int(own.sum())
         self._drawn.append((names, places))
         self.samples += (samples,)
+
+
+def source_places(corpus: TrainingCorpus, stage: int, samples: int) -> np.ndarray:
+    """[samples] the source of each sample of a stage, as its place in data.sources."""
+    shares = np.array(list(corpus.source_weights(stage).values()))
+    rng = np.random.default_rng((corpus.data.seed, stage, _SOURCES))
+    return rng.choice(len(shares), samples, p=shares / shares.sum()).astype(np.int16)
+
+
+def source_pools(
+    corpus: TrainingCorpus, samples: Sequence[int], stages: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Numbers of the samples that were built for `stages` from each source, where there are any.
+
+    samples: of each stage of the corpus. Nothing is read: shards of any age have their sources.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    firsts = [0, *accumulate(samples)]
+    for stage in stages:
+        places = source_places(corpus, stage, samples[stage])
+        for place, name in enumerate(corpus.data.sources):
+            found.setdefault(name, []).append(firsts[stage] + np.flatnonzero(places == place))
+    pools = {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: pool for name, pool in pools.items() if len(pool)}
 
 
 def drawn_sources(

@@ -32,6 +32,7 @@ from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file
 from msa_train.errors import CheckpointError
 from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
+from msa_train.stages import Schedule
 from msa_train.training.engine import Engine
 from msa_train.training.resuming import Progress, changes
 from msa_train.training.saying import say
@@ -193,7 +194,7 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
 
 def _held_out_data(config: Config) -> tuple[int, StageData]:
     """What a run's held-out samples are made of, that may change."""
-    return config.training.held_out_samples, config.stages[-1].data
+    return config.training.held_out_samples, config.corpus.stages[-1].data
 
 
 def _with_parts(state: LoaderState, old: Config) -> LoaderState:
@@ -203,11 +204,10 @@ def _with_parts(state: LoaderState, old: Config) -> LoaderState:
     return {"parts": known} | state
 
 
-def _steps_of(config: Config, parts: Sequence[Sequence[int]]) -> list[int]:
+def _steps_of(config: Config, parts: Sequence[Sequence[int]]) -> Sequence[int]:
     """Steps of each stage that had these samples; none where they are not known."""
     size = config.training.batch_samples
-    stages = zip(config.stages, parts, strict=False)
-    return [sum(samples) * stage.epochs // size for stage, samples in stages]
+    return Schedule.of(config.stages, list(map(sum, parts)), size).steps
 
 
 def _layout(config: Config, ranks: int) -> RankLayout:

@@ -1,22 +1,27 @@
-"""A run's samples: its shards and tokenizer, checked against the settings, and each sample as a
-batch of tensors."""
+"""A run's samples: its shards and tokenizer, checked against the settings, which of them each stage
+reads, and each sample as a batch of tensors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from data_pipeline.protocol import context_pieces, document_pieces
 from data_pipeline.schema import Sample
+from data_pipeline.shards.order import BuiltReads, MixtureReads, StageReads
 from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.sampling import source_pools
 from data_pipeline.tokenizer import TokenizedPieces, Tokenizer, load_tokenizer
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import IGNORE, MemoryBatch, context_positions
 from msa_train.model.config import RouterConfig
+
+_LOOKED_AT = 4  # samples of a source
 
 
 def open_shards(config: Config) -> ShardReader:
@@ -38,6 +43,44 @@ def open_shards(config: Config) -> ShardReader:
             "build them again (msa data build), or set another output"
         )
     return reader
+
+
+def stage_reads(config: Config, reader: ShardReader) -> list[StageReads]:
+    """What each stage reads of the run's shards.
+
+    Raises ConfigError where a stage draws from a source of which too few samples were built.
+    """
+    size = config.training.batch_samples
+    samples = [stage.samples for stage in reader.manifest.stages]
+    reads: list[StageReads] = []
+    built = 0
+    for stage in config.stages:
+        if not stage.draws_from:
+            reads.append(BuiltReads(built, stage.stop_after and stage.stop_after * size))
+            built += 1
+            continue
+        pools = source_pools(config.corpus, samples, config.drawn_stages(stage))
+        weights = {name: weight for name, weight in stage.data.weights.items() if weight}
+        if missing := [name for name in weights if name not in pools]:
+            raise ConfigError(
+                f"stages[{stage.name}].data.weights names {missing}, of which {config.shards} has "
+                f"no sample in the stages {', '.join(stage.draws_from)}: give 0"
+            )
+        pools = {name: pool for name, pool in pools.items() if name in weights}
+        _check_pools(config, reader, pools)
+        reads.append(MixtureReads(pools, weights, stage.steps * size))
+    return reads
+
+
+def _check_pools(config: Config, reader: ShardReader, pools: Mapping[str, np.ndarray]) -> None:
+    """Which sample is of which source follows from a random draw: a look whether it still does."""
+    for name, pool in pools.items():
+        found = {reader[int(sample)].source for sample in pool[:_LOOKED_AT]}
+        if found != {name} and not reader.skipped:
+            raise ConfigError(
+                f"{config.shards} has samples of {sorted(found)} where those of {name} should be: "
+                "it was built by another version of NumPy; build the shards again"
+            )
 
 
 def checked_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:

@@ -20,6 +20,7 @@ from msa_train.config import Config, load_config
 from msa_train.errors import ConfigError
 from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, choose_device, means_cpu
 from msa_train.parallel.slots import replicas_of, slots_of
+from msa_train.stages import Schedule
 from msa_train.training.data import samples_per_group
 from msa_train.training.initial_weights import check_start
 from msa_train.training.launchers import STARTED_BY
@@ -93,7 +94,8 @@ def _start(
         if list(checkpoint_folders.newest_first(folder)) == before:  # or its rank has said so
             say("training stopped: no step was saved since it was started")
     elif code <= 0:  # the launcher says 0 even when one of its own processes was killed
-        end.steps = sum(ShardManifest.load(config.manifest_folder).steps)
+        built = [stage.samples for stage in ShardManifest.load(config.manifest_folder).stages]
+        end.steps = Schedule.of(config.stages, built, config.training.batch_samples).total
         end.reached = checkpoint_folders.last_step(folder)
     return end
 

@@ -7,7 +7,7 @@ unseen under its old weights, and a new setting is refused until somebody has th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -46,19 +46,22 @@ class Progress:
     """Where the stages stand at a checkpoint.
 
     begun, over: of each stage of the settings as they are now. could_grow: of each stage of before,
-    whether none after it had begun.
+    whether none after it had begun. may_end: whether it may end where it does now, too.
     """
 
     begun: Sequence[bool]
     over: Sequence[bool]
     could_grow: Sequence[bool]
+    may_end: Sequence[bool]
 
     @classmethod
     def at(cls, step: int, steps: Sequence[int], before: Sequence[int]) -> Progress:
         """After `step` steps; steps, before: of each stage, now and as they were."""
         begun = [end - count < step for count, end in zip(steps, accumulate(steps), strict=True)]
         over = [end <= step for end in accumulate(steps)]
-        return cls(begun, over, [step <= end for end in accumulate(before)])
+        could_grow = [step <= end for end in accumulate(before)]
+        pairs = zip(could_grow, accumulate(steps), strict=False)
+        return cls(begun, over, could_grow, [could and step <= end for could, end in pairs])
 
 
 def changes(old: Config, new: Config, target: Path, progress: Progress) -> list[str]:
@@ -68,7 +71,7 @@ def changes(old: Config, new: Config, target: Path, progress: Progress) -> list[
     """
     _check_optimizer(old, new, target)
     changed = dict(_differences(to_plain(old), to_plain(new)))
-    grown = _grown(old, new, progress)
+    grown = _grown(old, new, progress) | _drawn_anew(old, new, progress, changed)
     refused = {k: v for k, v in changed.items() if k not in grown and not _applies(k, progress)}
     if refused:
         what = ", ".join(_told(key, *values) for key, values in refused.items())
@@ -91,6 +94,15 @@ def _grown(old: Config, new: Config, progress: Progress) -> set[str]:
     return found
 
 
+def _drawn_anew(old: Config, new: Config, progress: Progress, changed: Iterable[str]) -> set[str]:
+    """Keys of stages that draw from what others have, and had not begun: they drew nothing yet."""
+    stages = enumerate(zip(old.stages, new.stages, strict=False))
+    places = [i for i, (was, now) in stages if was.draws_from and now.draws_from]
+    names = "draws_from", "steps", "data.weights"
+    free = [f"stages[{i}].{name}" for i in places if not progress.begun[i] for name in names]
+    return {key for key in changed if key.startswith(tuple(free))}
+
+
 def _longer(was: Stage, now: Stage, begun: bool) -> bool:
     """Whether a stage reads what it read and then more: further samples, or all once more.
 
@@ -110,6 +122,8 @@ def _applies(key: str, progress: Progress) -> bool:
         place, name = int(stage[1]), stage[2]
         if place >= len(progress.over):
             return False
+        if name == "stop_after":
+            return place < len(progress.may_end) and progress.may_end[place]
         return name == "name" or (name in APPLIED_TO_STAGES and not progress.over[place])
     parts = key.split(".")
     return any(".".join(parts[:count]) in APPLIED for count in range(1, len(parts) + 1))

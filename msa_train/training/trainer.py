@@ -31,7 +31,13 @@ from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint, last_words, launchers
 from msa_train.training.activations import advice
-from msa_train.training.data import Collate, checked_tokenizer, open_shards, samples_per_group
+from msa_train.training.data import (
+    Collate,
+    checked_tokenizer,
+    open_shards,
+    samples_per_group,
+    stage_reads,
+)
 from msa_train.training.engine import Engine
 from msa_train.training.full_memory import full_memory, ran_out
 from msa_train.training.gradient_cache import GradientCache
@@ -54,13 +60,15 @@ class Trainer:
         self.group = DeepSpeedGroups.get_data_parallel_group()
         self.rank = dist.get_rank()
         reader = open_shards(config)
-        self.schedule = Schedule(config.stages, reader.manifest.steps)
+        built = [stage.samples for stage in reader.manifest.stages]
+        self.schedule = Schedule.of(config.stages, built, self.settings.batch_samples)
         self.tokenizer = checked_tokenizer(config, reader)
         self.collate = Collate(self.tokenizer, config.model.router)
         documents = DocumentGroup.of(self.settings.document_parallel, self.settings.timeout_s)
         self.samples = samples_per_group(config, documents.replicas, documents.size)
         self.loader = ShardLoader(
             reader,
+            reads=stage_reads(config, reader),
             seed=config.seed,
             rank=documents.replica,
             world_size=documents.replicas,

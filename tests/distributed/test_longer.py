@@ -15,12 +15,23 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import go_on, logged, settings
 
 ONE = "{{name: one, steps: {}, lr: 1e-2, router_weight: 1}}"
+ENDED = ONE.replace("steps: {}", "steps: {}, stop_after: 1")
+MIXED = (
+    "{name: mixed, steps: 3, lr: 3e-3, router_weight: 1, draws_from: [one], "
+    "data: {weights: {niah: 1}}}"
+)
 TWO = "{name: two, steps: 2, lr: 3e-3, router_weight: 1, data: {document_tokens: 20}}"
 
 
 def arguments(root, name, steps=2, more=(), **overrides):
     stages = f"[{', '.join([ONE.format(steps), *more])}]"
     return settings(root / name, stages=stages, data__workers=1, **overrides)
+
+
+def ended(root, name):
+    """The first stage ended after a step, and one that draws from its shards."""
+    stages = f"[{ENDED.format(2)}, {MIXED}]"
+    return settings(root / name, stages=stages, data__workers=1)
 
 
 def build(given):
@@ -48,6 +59,11 @@ def root(tmp_path_factory):
     build(short)
     train(always, short)
     shutil.copytree(root / "staged", root / "grown")
+    shutil.copytree(root / "staged" / "shards", root / "mixed" / "shards")
+    shutil.copytree(root / "staged" / "shards", root / "mixed-at-once" / "shards")
+    first = arguments(root, "mixed")
+    mixed, at_once = ended(root, "mixed"), ended(root, "mixed-at-once")
+    run_ranks(1, go_on, [(first, 1), (mixed, 2), (mixed, None), (at_once, None)])
     long = arguments(root, "staged", more=[TWO]), arguments(root, "grown", steps=4)
     for given in long:
         build(given)
@@ -85,3 +101,15 @@ def test_shards_that_are_too_short_are_said_to_be_that(root, tmp_path):
         config = load_config(arguments(root, name, steps=6, **there))
         with pytest.raises(ConfigError, match="make it longer with `msa data build`"):
             open_shards(config)
+
+
+def test_a_stage_of_other_weights_draws_from_shards_that_stay(root):
+    """Resumed in its middle, and begun by ending a stage early: as if at once."""
+    rows, whole = logged(root / "mixed"), logged(root / "mixed-at-once")
+    assert [row["loss/lm"] for row in rows] == [row["loss/lm"] for row in whole]
+    assert [row["stage"] for row in rows] == [0, 1, 1, 1]
+    for name, weight in weights(root, "mixed-at-once").items():
+        assert torch.equal(weight, weights(root, "mixed")[name]), name
+    build(ended(root, "mixed"))  # finds them there already
+    shards = [root / name / "shards" / "shard-000000.tar" for name in ("staged", "mixed")]
+    assert shards[0].stat().st_size > shards[1].stat().st_size  # the one grew, the other did not

@@ -32,8 +32,9 @@ stages[0].name stages[1].name stages[1].lr stages[1].final_lr stages[1].warmup_s
 stages[1].lm_weight stages[1].router_weight stages[1].queue_documents
 """
 APPLIED = KEYS.split()
+LENGTHS = ("trains", "steps", "tokens", "epochs", "stop_after")
 # These have tests of their own, trains in test_checkpoint.py.
-OWN = {f"stages[{i}].{key}" for i in (0, 1) for key in ("trains", "steps", "tokens", "epochs")}
+OWN = {f"stages[{i}].{key}" for i in (0, 1) for key in LENGTHS}
 
 
 def leaves(value, where=""):
@@ -159,6 +160,47 @@ def test_what_a_stage_had_must_be_known_before_it_grows():
 
 
 def test_progress_counts_steps():
-    assert Progress.at(1, [2, 4], [2, 4]) == Progress([True, False], [False, False], [True, True])
-    assert Progress.at(2, [2, 4], [2, 4]) == Progress([True, False], [True, False], [True, True])
-    assert Progress.at(6, [2, 8], [2, 4]) == Progress([True, True], [True, False], [False, True])
+    both = [True, True]
+    assert Progress.at(1, [2, 4], [2, 4]) == Progress([True, False], [False, False], both, both)
+    assert Progress.at(2, [2, 4], [2, 4]) == Progress([True, False], [True, False], both, both)
+    late = [False, True]
+    assert Progress.at(6, [2, 8], [2, 4]) == Progress(both, [True, False], late, late)
+    assert Progress.at(4, [2, 1], [2, 4]).may_end == [False, False]
+
+
+def drawing(weights="{niah: 1, pydocs: 1}", steps=4, **overrides):
+    stages = "[{{name: one, steps: 2, lr: 1e-2}}, {{name: mixed, steps: {}, lr: 1e-3, "
+    stages += "draws_from: [one], data: {{weights: {}}}}}]"
+    banks = "{niah: {documents: 12, contexts: 6}, pydocs: {weight: 1}}"
+    given = {"data__banks": banks, "stages": stages.format(steps, weights)} | overrides
+    return load_config(settings("run", **given))
+
+
+def test_a_stage_that_draws_may_draw_otherwise_until_it_begins():
+    old, new = drawing(), drawing("{niah: 3}", 2)
+    before, after = Progress.at(2, [2, 2], [2, 4]), Progress.at(3, [2, 2], [2, 4])
+    told = changes(old, new, TARGET, before)
+    assert [each.split(" ")[0] for each in told] == [
+        "stages[1].steps", "stages[1].data.weights.niah", "stages[1].data.weights.pydocs",
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"stages\[1\]\.data\.weights\.niah \(1.0, now 3.0\)"):
+        changes(old, new, TARGET, after)
+
+
+def test_a_stage_ends_early_where_it_has_not_been_yet(config):
+    stages = STAGES.replace("steps: 4", "steps: 4, stop_after: {}")
+    for end in (1, 2, 3):
+        new = load_config(settings("run", stages=stages.format(end)))
+        (told,) = changes(config, new, TARGET, Progress.at(3, [2, end], [2, 4]))
+        assert told == f"stages[1].stop_after (None, now {end})"
+    new = load_config(settings("run", stages=stages.format(1)))
+    with pytest.raises(CheckpointError, match=r"stages\[1\]\.stop_after \(None, now 1\)"):
+        changes(config, new, TARGET, Progress.at(4, [2, 1], [2, 4]))
+    short = STAGES.replace("steps: 2", "steps: 2, stop_after: 1")
+    with pytest.raises(CheckpointError, match=r"stages\[0\]\.stop_after"):
+        changes(
+            config,
+            load_config(settings("run", stages=short)),
+            TARGET,
+            Progress.at(3, [1, 4], [2, 4]),
+        )

@@ -12,6 +12,7 @@ from data_pipeline.splitting import DOCUMENT_TOKENS
 from msa_train.config import Config
 from msa_train.errors import ConfigError
 from msa_train.model.batch import MemoryBatch
+from msa_train.stages import Schedule, Stage
 
 CONTEXT_TOKENS = 128  # of a context whose length nothing tells
 _ASKED = 32  # of them that route, and that the model writes, at most
@@ -96,10 +97,17 @@ class Given:
 def stage_sizes(config: Config, given: Given) -> tuple[tuple[StageSize, ...], list[str]]:
     """Every stage, and what had to be assumed, as sentences."""
     if given == Given() and (manifest := _manifest(config)) is not None:
-        rows = zip(config.stages, manifest.stages, manifest.steps, strict=True)
-        found = (StageSize(s.name, steps, SampleSize.of_counts(c)) for s, c, steps in rows)
-        return tuple(found), []
-    stages = tuple(_stage(config, number, given) for number in range(len(config.stages)))
+        counts = [stage.samples for stage in manifest.stages]
+        steps = Schedule.of(config.stages, counts, config.training.batch_samples).steps
+        built = list(map(SampleSize.of_counts, manifest.stages))
+        rows = zip(config.stages, steps, _sizes(config, built), strict=True)
+        return tuple(StageSize(stage.name, *row) for stage, *row in rows), []
+    built = [_size(config, number, given) for number in range(len(config.corpus.stages))]
+    rows = zip(config.stages, _sizes(config, built), strict=True)
+    stages = tuple(
+        StageSize(stage.name, _steps(stage, size, config.training.batch_samples), size)
+        for stage, size in rows
+    )
     assumed = [
         "the shards are not built, or samples are given: documents are counted as long as the "
         "settings allow (--document-tokens), contexts as "
@@ -116,23 +124,37 @@ def _manifest(config: Config) -> ShardManifest | None:
     return found if found.matches(config.corpus) else None
 
 
-def _stage(config: Config, number: int, given: Given) -> StageSize:
-    stage, corpus = config.stages[number], config.corpus
-    weights = corpus.source_weights(number)
+def _sizes(config: Config, built: list[SampleSize]) -> list[SampleSize]:
+    """A sample of each stage; of one that draws from others, theirs that has the most tokens."""
+    left = iter(built)
+    return [
+        max((built[i] for i in config.drawn_stages(stage)), key=lambda size: size.document_tokens)
+        if stage.draws_from
+        else next(left)
+        for stage in config.stages
+    ]
+
+
+def _size(config: Config, number: int, given: Given) -> SampleSize:
+    """A sample of a stage of the corpus."""
+    corpus = config.corpus
+    data, weights = corpus.stages[number].data, corpus.source_weights(number)
     total, tokens, documents, contexts = sum(weights.values()), 0.0, 0.0, 0.0
     for name, weight in weights.items():
         bank, (_, settings) = config.data.bank_of(name), config.data.source(name)
-        length = given.document_tokens or stage.data.document_tokens
+        length = given.document_tokens or data.document_tokens
         length = length or getattr(settings, "document_tokens", DOCUMENT_TOKENS)
-        most = given.memory_tokens or stage.data.memory_tokens
+        most = given.memory_tokens or data.memory_tokens
         count = bank.documents if most is None else math.ceil(most / length)
         share = weight / total
         tokens += share * min(count * length, most or math.inf)
         documents, contexts = documents + share * count, contexts + share * bank.contexts
-    sample = SampleSize.usual(
+    return SampleSize.usual(
         round(tokens), round(documents), given.contexts or round(contexts),
         given.context_tokens or CONTEXT_TOKENS,
     )  # fmt: skip
-    samples = config.training.batch_samples
-    steps = stage.steps or max(1, round((stage.tokens or 0) / tokens / samples))
-    return StageSize(stage.name, steps, sample)
+
+
+def _steps(stage: Stage, size: SampleSize, batch_samples: int) -> int:
+    steps = stage.steps or max(1, round((stage.tokens or 0) / size.document_tokens / batch_samples))
+    return min(steps, stage.stop_after or steps)

@@ -6,9 +6,11 @@ from shutil import copytree
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards.loader import GlobalOrder, ShardLoader
+from data_pipeline.shards.loader import ShardLoader
 from data_pipeline.shards.manifest import ShardManifest
+from data_pipeline.shards.order import BuiltReads, MixtureReads
 from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.sampling import source_pools
 
 SAMPLES = 24
 
@@ -124,27 +126,6 @@ def test_without_a_transform_samples_come_as_they_are(shards):
     loader.close()
 
 
-def test_large_orders_are_permutations():
-    order = GlobalOrder(((5,), (995,)), (1, 2), seed=0)
-    drawn = [order[place] for place in range(len(order))]
-    assert len(drawn) == 1995 and sorted(drawn[:5]) == list(range(5))
-    assert sorted(drawn[5:1000]) == sorted(drawn[1000:]) == list(range(5, 1000))
-    assert drawn[5:1000] != drawn[1000:]
-    with pytest.raises(IndexError):
-        order[1995]
-
-
-def test_a_part_that_came_later_is_read_after_those_before_it():
-    whole, grown = (GlobalOrder(((5,), parts), (1, 2), seed=0) for parts in ((40,), (30, 10)))
-    alone = GlobalOrder(((5,), (30,)), (1, 2), seed=0)
-    order = [grown[place] for place in range(len(grown))]
-    assert len(grown) == len(whole) and order != [whole[place] for place in range(len(whole))]
-    assert order[:35] == [alone[place] for place in range(35)]
-    assert sorted(order[35:45]) == list(range(35, 45)) and sorted(order[45:75]) == sorted(
-        order[5:35]
-    )
-
-
 def test_a_run_goes_on_where_its_stages_have_grown(shards, place):
     """Nothing is read twice and nothing is left out; what had not begun is as if always so."""
     expected, _ = read(shards, SAMPLES, place)
@@ -162,6 +143,30 @@ def test_a_run_goes_on_where_its_stages_have_grown(shards, place):
         loader.close()
     with pytest.raises(DataError, match=r"stage 0 of .* has 6 samples, and had 7"):
         loader_of(shards).load_state_dict({"consumed": 12, "parts": [[7]]})
+
+
+def test_a_mixture_is_drawn_from_shards_as_they_are(shards, corpus, samples, place):
+    """By any number of ranks, and from any place in it again."""
+    pools = source_pools(corpus, [6, 6, 12], [0, 2])
+    reads = [BuiltReads(0), BuiltReads(1), BuiltReads(2, 4)]
+    reads.append(MixtureReads(pools, {"niah": 1, "pydocs": 3}, 40))
+    plain, _ = read(shards, SAMPLES, place)
+    whole, state = read(shards, 56, place, reads=reads)
+    assert whole[:16] == plain[:16] and not {*whole[16:]} & {*range(6, 12)}
+    sources = [samples[i].source for i in whole[16:]]
+    assert 22 < sources.count("pydocs") < 38
+    assert state == {"consumed": 56, "parts": [[6], [6], [12]]}
+    for world_size in (2, 4):
+        ranks = (
+            read(shards, 56 // world_size, place, reads=reads, rank=r, world_size=world_size)[0]
+            for r in range(world_size)
+        )
+        assert [i for step in zip(*ranks, strict=True) for i in step] == whole
+    for consumed in (14, 16, 30):
+        loader = loader_of(shards, transform=place, reads=reads)
+        loader.load_state_dict({"consumed": consumed, "parts": [[6], [6], [12]]})
+        assert list(loader) == whole[consumed:]
+        loader.close()
 
 
 def test_an_error_reaches_the_reader_and_stays(shards, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document, Query
 from data_pipeline.settings import CorpusStage, StageData, TrainingCorpus
-from data_pipeline.shards.sampling import SampleBuilder, TokenBudget
+from data_pipeline.shards.sampling import SampleBuilder, TokenBudget, source_pools
 from data_pipeline.sources.base import DrawnBank
 from data_pipeline.sources.pydocs import split_of
 
@@ -130,3 +130,9 @@ def test_a_bank_with_nothing_to_learn_is_refused(build, monkeypatch):
         DataError, match=r"stages\[0\]: a bank of the source niah .* nothing to learn"
     ):
         builder.build(0)
+
+
+def test_sources_of_samples_are_known_without_reading_them(corpus, samples):
+    pools = source_pools(corpus, [6, 6, 12], [0, 2])
+    found = {i: name for name, pool in pools.items() for i in pool.tolist()}
+    assert found == {i: samples[i].source for i in (*range(6), *range(12, 24))}
