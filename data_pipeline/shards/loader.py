@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from data_pipeline.errors import DataError
@@ -117,11 +119,26 @@ class ShardLoader(Generic[T]):
         self.reader.close()
 
     def _read(self, consumed: int) -> Iterator[T | Sample]:
-        place = consumed + self._rank
-        while place < len(self._order):
-            sample = self.reader[self._order[place]]
+        places = range(consumed + self._rank, len(self._order), self._world_size)
+        numbers = (self._order[place] for place in places)
+        for sample in self._ahead(numbers) if self.reader.ahead else map(self._sample, numbers):
             yield sample if self._transform is None else self._transform(sample)
-            place += self._world_size
+
+    def _sample(self, number: int) -> Sample:
+        return self.reader[number]
+
+    def _ahead(self, numbers: Iterator[int]) -> Iterator[Sample]:
+        """In their order; a few are on their way at once, and no more are held."""
+        pool, coming = ThreadPoolExecutor(self.reader.ahead), deque()
+        try:
+            for number in numbers:
+                coming.append(pool.submit(self._sample, number))
+                if len(coming) > self.reader.ahead:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self) -> None:
         if self._thread is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class ShardReader:
         self.manifest = ShardManifest.load(self.directory)
         self.index = load_index(self.directory, self.manifest)
         self._skips = skip_damaged
+        self._lock = threading.Lock()
         self.skipped = 0
         self._told: set[int] = set()
         self._missing: set[int] = set()
@@ -49,6 +51,11 @@ class ShardReader:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def ahead(self) -> int:
+        """How many samples are worth reading at once, before they are needed. Threads may."""
+        return self._files.ahead
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the corpus. Raises DataError when it is not the one it was built by."""
@@ -67,11 +74,12 @@ class ShardReader:
         except DataError as error:
             if not self._skips:
                 raise
-            self._tell(sample, error)
-            found = self._other(sample)
-            if found is None:
-                raise
-            self.skipped += 1
+            with self._lock:
+                self._tell(sample, error)
+                found = self._other(sample)
+                if found is None:
+                    raise
+                self.skipped += 1
             return found
 
     def _other(self, sample: int) -> Sample | None:
@@ -108,18 +116,28 @@ class ShardReader:
             raise DataError(
                 f"{where} cannot be read ({reason}): copy or build the shard again"
             ) from error
+        if zlib.crc32(data) != int(row["crc32"]):
+            data = self._again(name, row, data)
         if len(data) < size:
             raise DataError(f"{where} is cut short: the shard is truncated; copy or build it again")
         if zlib.crc32(data) != int(row["crc32"]):
             raise DataError(f"{where} is damaged (CRC-32 differs): copy or build the shard again")
         return Sample.from_bytes(data)
 
+    def _again(self, name: str, row: np.void, data: bytes) -> bytes:
+        """A damaged sample from where its shard was copied from, where that can be asked."""
+        try:
+            return self._files.again(name, int(row["offset"]), int(row["size"])) or data
+        except OSError:
+            return data
+
     def _check_shards(self) -> None:
         """Sizes of all shards against the manifest."""
         wrong = []
-        for shard, size in enumerate(self.manifest.shards):
-            name = shard_name(shard)
-            found = self._files.size(name)
+        names = list(map(shard_name, range(len(self.manifest.shards))))
+        sizes = self._files.sizes(names)
+        for shard, (name, size) in enumerate(zip(names, self.manifest.shards, strict=True)):
+            found = sizes[shard]
             if found is None:
                 wrong.append(f"{name} is missing")
                 self._missing.add(shard)
