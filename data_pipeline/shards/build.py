@@ -36,6 +36,14 @@ from data_pipeline.shards.manifest import (
     StageCounts,
     shard_name,
 )
+from data_pipeline.shards.parts import (
+    NOTES,
+    PREPARING,
+    Part,
+    check_nobody_builds,
+    missing,
+    preparing,
+)
 from data_pipeline.shards.sampling import SampleBuilder, preparations
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer_training import corpus_tokenizer
@@ -51,44 +59,93 @@ def build_shards(
     workers: int | None = None,
     tokenizer: Tokenizer | None = None,
     held_out: bool = False,
+    seal: bool = False,
 ) -> ShardManifest:
     """Build the shards of a corpus into out_dir, which must not exist yet (or be empty).
 
-    A build that was interrupted is taken up where it stopped, if corpus and tokenizer are the same.
-    workers: processes (None: data.workers). tokenizer: None takes the one of data.tokenizer; either
-    way it is saved with the shards. held_out: what training does not see.
+    A build that was interrupted is taken up where it stopped, if corpus and tokenizer are the same,
+    and so are parts. workers: processes (None: data.workers). tokenizer: None takes the one of
+    data.tokenizer; either way it is saved with the shards. held_out: what training does not see.
+    seal: build no shard, all parts must have been.
     Raises DataError when out_dir is in use, or when the settings cannot be met.
     """
-    out = Path(out_dir).resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty: remove it, or give another folder for the shards")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial"
+    out, partial = _places(out_dir)
+    workers = workers or corpus.data.workers
     with _owned(partial):
-        tokenizer = tokenizer or corpus_tokenizer(corpus)
-        _take_up(partial, corpus, tokenizer, held_out)
-        workers = workers or corpus.data.workers
-        prepared = out.parent / "prepared"
-        _prepare_all(preparations(corpus, tokenizer, prepared, held_out), workers)
-        builder = SampleBuilder(corpus, tokenizer, prepared, held_out)
-        built = _build_all(partial, builder, workers)
+        check_nobody_builds(partial)
+        if any(partial.glob(NOTES)):
+            _check_same(partial, corpus, held_out)
+        elif seal:
+            raise DataError(f"no part of {out} was built: msa data build --part K/N builds one")
+        builder = _begin(out, partial, corpus, tokenizer, held_out, workers)
+        shards = range(_shard_count(builder))
+        if seal and (lacking := [i for i in shards if _built(partial, i) is None]):
+            raise InterruptedBuild(f"{out}: {missing(partial, lacking)}: run those parts again")
+        built = _build_all(partial, builder, workers, shards)
         with files.whole(partial / INDEX_FILE) as index:
             np.save(index, np.concatenate([shard.index for shard in built]))
         totals = sum(shard.totals for shard in built)
         manifest = ShardManifest(
             corpus.settings(),
-            tokenizer.fingerprint,
+            builder.tokenizer.fingerprint,
             len(builder),
             tuple(shard.size for shard in built),
             tuple(map(_stage_counts, totals, (stage.epochs for stage in corpus.stages))),
             corpus.batch_samples,
         )
         manifest.save(partial)
-        for note in {*partial.glob("*.npz"), *partial.glob(".*"), partial / _BUILD}:
+        notes = {*partial.glob("*.npz"), *partial.glob(".*"), *partial.glob(NOTES)}
+        for note in {*notes, *partial.glob(PREPARING), partial / _BUILD}:
             files.remove(note)
         files.sync_tree(partial)
         files.rename(partial, out)
     return manifest
+
+
+def build_part(
+    corpus: TrainingCorpus, out_dir: Path | str, part: Part, workers: int | None = None
+) -> int:
+    """Build a part of the shards, which build_shards puts together. Returns how many it has.
+
+    Parts may be built at once, by any number of machines; which of them begins prepares what all
+    read. Raises DataError as build_shards, and where an unfinished build is of other settings.
+    """
+    out, partial = _places(out_dir)
+    workers = workers or corpus.data.workers
+    with _owned(partial, shared=True), part.held(partial):
+        with preparing(partial):
+            _check_same(partial, corpus, held_out=False)
+            builder = _begin(out, partial, corpus, None, False, workers)
+        shards = part.shards(_shard_count(builder))
+        _build_all(partial, builder, workers, shards)
+    return len(shards)
+
+
+def _places(out_dir: Path | str) -> tuple[Path, Path]:
+    """Where shards are to be, and the hidden folder in which they are built until all are."""
+    out = Path(out_dir).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not empty: remove it, or give another folder for the shards")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out, out.parent / f".{out.name}.partial"
+
+
+def _begin(
+    out: Path,
+    partial: Path,
+    corpus: TrainingCorpus,
+    tokenizer: Tokenizer | None,
+    held_out: bool,
+    workers: int,
+) -> SampleBuilder:
+    """Prepare what samples are made of; what is there of this very corpus is kept."""
+    if tokenizer is None and _begun(partial) == _settings(corpus, held_out):
+        tokenizer = load_tokenizer(partial / TOKENIZER_FOLDER)
+    tokenizer = tokenizer or corpus_tokenizer(corpus)
+    _take_up(partial, corpus, tokenizer, held_out)
+    prepared = out.parent / "prepared"
+    _prepare_all(preparations(corpus, tokenizer, prepared, held_out), workers)
+    return SampleBuilder(corpus, tokenizer, prepared, held_out)
 
 
 def rebuild_shards(
@@ -146,24 +203,29 @@ def _prepare_all(calls: list[Callable[[], Any]], workers: int) -> None:
             progress.advance(1)
 
 
-def _build_all(folder: Path, builder: SampleBuilder, workers: int) -> list[_Shard]:
-    shard_samples = builder.corpus.data.shard_samples
-    count = -(-len(builder) // shard_samples)
-    built = {shard: found for shard in range(count) if (found := _built(folder, shard)) is not None}
-    missing = [shard for shard in range(count) if shard not in built]
-    with ProgressBar("building shards", "samples", len(builder)) as progress:
+def _shard_count(builder: SampleBuilder) -> int:
+    return -(-len(builder) // builder.corpus.data.shard_samples)
+
+
+def _build_all(folder: Path, builder: SampleBuilder, workers: int, shards: range) -> list[_Shard]:
+    """These shards, in their order; those that are there are kept."""
+    built = {shard: found for shard in shards if (found := _built(folder, shard)) is not None}
+    lacking = [shard for shard in shards if shard not in built]
+    size = builder.corpus.data.shard_samples
+    samples = sum(min(size, len(builder) - shard * size) for shard in shards)
+    with ProgressBar("building shards", "samples", samples) as progress:
         progress.advance(sum(len(shard.index) for shard in built.values()))
         if workers == 1:
-            for shard in missing:
+            for shard in lacking:
                 built[shard] = _build_shard(folder, builder, shard)
                 progress.advance(len(built[shard].index))
-            return [built[shard] for shard in range(count)]
-        with workers_of(min(workers, count), _start_worker, folder, builder) as pool:
-            futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
+            return [built[shard] for shard in shards]
+        with workers_of(max(1, min(workers, len(lacking))), _start_worker, folder, builder) as pool:
+            futures = {pool.submit(_build_in_worker, shard): shard for shard in lacking}
             for future in as_completed(futures):
                 built[futures[future]] = future.result()
                 progress.advance(len(future.result().index))
-            return [built[shard] for shard in range(count)]
+            return [built[shard] for shard in shards]
 
 
 _worker: tuple[Path, SampleBuilder]
@@ -264,17 +326,19 @@ def _stage_counts(totals: np.ndarray, epochs: int) -> StageCounts:
 
 
 @contextmanager
-def _owned(partial: Path) -> Iterator[None]:
-    """The folder of an unfinished build, for this process alone.
+def _owned(partial: Path, shared: bool = False) -> Iterator[None]:
+    """The folder of an unfinished build, for this process alone, or for all that build parts.
 
     What was built stays when a build is interrupted; impossible settings leave nothing.
     """
     partial.mkdir(exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
+        if not shared:
+            check_nobody_builds(partial)
         raise DataError(f"another process builds {partial}: wait for it, or stop it") from error
     try:
         with files.naming(partial):
@@ -282,8 +346,9 @@ def _owned(partial: Path) -> Iterator[None]:
     except InterruptedBuild:
         raise
     except DataError:
-        with suppress(OSError):
-            files.remove(partial)
+        if not shared and not any(partial.glob(NOTES)):
+            with suppress(OSError):
+                files.remove(partial)
         raise
     finally:
         os.close(lock)
@@ -291,9 +356,32 @@ def _owned(partial: Path) -> Iterator[None]:
 
 def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_out: bool) -> None:
     """Keep what an interrupted build of this very corpus left, and nothing else."""
-    build = json.dumps([corpus.settings(), tokenizer.fingerprint, held_out])
-    if not (partial / _BUILD).exists() or (partial / _BUILD).read_text() != build:
+    build = [*_settings(corpus, held_out), tokenizer.fingerprint]
+    if _begun(partial, whole=True) != build:
         for path in partial.iterdir():
-            files.remove(path)
+            if not path.match(NOTES) and path.name != PREPARING:
+                files.remove(path)
         tokenizer.save(partial / TOKENIZER_FOLDER)
-        files.replace_file(partial / _BUILD, build)
+        files.replace_file(partial / _BUILD, json.dumps(build))
+
+
+def _settings(corpus: TrainingCorpus, held_out: bool) -> list[Any]:
+    return [corpus.settings(), held_out]
+
+
+def _check_same(partial: Path, corpus: TrainingCorpus, held_out: bool) -> None:
+    """Parts may be hours of work: they are not removed for other settings."""
+    if _begun(partial) not in (None, _settings(corpus, held_out)):
+        raise DataError(
+            f"{partial} holds an unfinished build of other settings: remove it, or set another "
+            "output"
+        )
+
+
+def _begun(partial: Path, whole: bool = False) -> list[Any] | None:
+    """What an unfinished build is of: settings, and, of the whole note, the tokenizer too."""
+    try:
+        found = json.loads((partial / _BUILD).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if whole else found[:2]

@@ -129,7 +129,7 @@ class RemoteFiles:
 
     def _read_there(self, name: str, offset: int, size: int) -> bytes:
         def read(path: str) -> bytes:
-            data = self._system.cat_file(path, offset, offset + size)
+            data = self._system.cat_file(path, start=offset, end=offset + size)
             if len(data) > size:
                 raise PermissionError("the server sends whole files only: raise training.cache_gb")
             if len(data) < min(size, (self.size(name) or 0) - offset):

@@ -29,6 +29,9 @@ def register(commands: argparse._SubParsersAction) -> None:
     build = actions.add_parser("build", help="train the tokenizer and build OUTPUT/shards")
     add_config(build)
     add_json(build)
+    how = build.add_mutually_exclusive_group()
+    how.add_argument("--part", metavar="K/N", help="build every N-th shard; on a shared folder")
+    how.add_argument("--seal", action="store_true", help="put the parts together; build none")
     build.set_defaults(run=_build)
     show = actions.add_parser("show", help="print one sample as the model sees it")
     add_config(show)
@@ -44,7 +47,10 @@ def register(commands: argparse._SubParsersAction) -> None:
 def _build(options: argparse.Namespace) -> int:
     from msa_train.config import load_config
 
-    manifest = _build_once(load_config(config_arguments(options)))
+    config = load_config(config_arguments(options))
+    if options.part is not None:
+        return _build_a_part(config, options.part, options.json)
+    manifest = _build_once(config, options.seal)
     if options.json:
         print_json(asdict(manifest))
     else:
@@ -59,7 +65,30 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
-def _build_once(config: Config) -> ShardManifest:
+def _build_a_part(config: Config, text: str, as_json: bool) -> int:
+    from data_pipeline.shards.build import build_part
+    from data_pipeline.shards.manifest import ShardManifest
+    from data_pipeline.shards.parts import Part
+    from msa_train.errors import ConfigError
+
+    part, folder = Part.of(text), config.path / "shards"
+    if folder.exists():
+        if not ShardManifest.load(folder).matches(config.corpus):
+            raise ConfigError(
+                f"{folder} is of other settings: shards are made longer without --part, and built "
+                "anew under another output"
+            )
+        print(f"{folder} is there already, of these settings", file=sys.stderr)
+        return 0
+    shards = build_part(config.corpus, folder, part)
+    if as_json:
+        print_json({"part": part.number, "parts": part.count, "shards": shards})
+    else:
+        print(f"part {part}: {shards} shards; when all parts are there: msa data build --seal")
+    return 0
+
+
+def _build_once(config: Config, seal: bool = False) -> ShardManifest:
     """The shards of a run, and its held-out ones, unless exactly these are there.
 
     Where those of shorter stages are there, or of fewer, the run is being made longer.
@@ -73,10 +102,10 @@ def _build_once(config: Config) -> ShardManifest:
     finish_exchange(held_out)
     longer = shards.exists() and ShardManifest.load(shards).begins(config.corpus)
     with _nobody_trains(config.path) if longer else nullcontext():
-        manifest = _build_part(config.corpus, shards, None, held_out=False, again=longer)
+        manifest = _build_set(config.corpus, shards, None, False, longer, seal)
         if config.training.held_out_every:
             tokenizer = load_tokenizer(shards / "tokenizer")
-            _build_part(config.held_out, held_out, tokenizer, held_out=True, again=longer)
+            _build_set(config.held_out, held_out, tokenizer, True, longer)
     return manifest
 
 
@@ -97,20 +126,25 @@ def _nobody_trains(output: Path) -> Iterator[None]:
         ) from None
 
 
-def _build_part(
-    corpus: TrainingCorpus, folder: Path, tokenizer: Tokenizer | None, held_out: bool, again: bool
+def _build_set(
+    corpus: TrainingCorpus,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    held_out: bool,
+    again: bool,
+    seal: bool = False,
 ) -> ShardManifest:
     from data_pipeline.shards.build import build_shards, rebuild_shards
     from data_pipeline.shards.manifest import ShardManifest
     from msa_train.errors import ConfigError
 
     if not folder.exists():
-        return build_shards(corpus, folder, tokenizer=tokenizer, held_out=held_out)
+        return build_shards(corpus, folder, None, tokenizer, held_out, seal)
     manifest = ShardManifest.load(folder)
     if manifest.matches(corpus):
         print(f"{folder} is there already, of these settings", file=sys.stderr)
         return manifest
-    if again:
+    if again and not seal:
         print(f"{folder} is built again, longer, by its own tokenizer", file=sys.stderr)
         return rebuild_shards(corpus, folder, held_out=held_out)
     raise ConfigError(

@@ -52,6 +52,24 @@ def test_build_makes_the_shards_once_and_says_what_is_in_them(run, capsys):
     assert "was built from other settings" in capsys.readouterr().err
 
 
+def test_parts_are_built_and_put_together(run, capsys):
+    """One process at a time here; tests/data_pipeline/shards/test_parts.py has the rest."""
+    command = ["data", "build", "--config", str(run / "run.yaml"), "--output", str(run / "parted")]
+    main(["data", "build", "--config", str(run / "run.yaml")])
+    assert main([*command, "--part", "0/2"]) == 3
+    assert main([*command, "--part", "2/2"]) == 0
+    assert main([*command, "--seal"]) == 3
+    said = capsys.readouterr()
+    assert "--part is 0/2: give K/N" in said.err and "part 1/2 (1 shards, never begun)" in said.err
+    assert "part 2/2: 0 shards; when all parts are there" in said.out
+    assert main([*command, "--part", "1/2"]) == main([*command, "--seal"]) == 0
+    assert main([*command, "--part", "1/2"]) == 0
+    assert "is there already" in capsys.readouterr().err
+    for name in ("shards/shard-000000.tar", "shards/index.npy", "held_out/shard-000000.tar"):
+        assert (run / "parted" / name).read_bytes() == (run / "out" / name).read_bytes()
+    assert main([*command, "--part", "1/2", "--data.seed", "5"]) == 2
+
+
 def test_show_prints_a_sample_as_the_model_sees_it(run, capsys):
     command = ["data", "show", "--config", str(run / "run.yaml")]
     main(["data", "build", "--config", str(run / "run.yaml")])

@@ -188,12 +188,15 @@ def test_a_stage_that_draws_may_draw_otherwise_until_it_begins():
 
 
 def test_a_stage_ends_early_where_it_has_not_been_yet(config):
-    stages = STAGES.replace("steps: 4", "steps: 4, stop_after: {}")
+    def ending(end):
+        stages = STAGES.replace("steps: 4", f"steps: 4, stop_after: {end}")
+        return load_config(settings("run", stages=stages))
+
     for end in (1, 2, 3):
-        new = load_config(settings("run", stages=stages.format(end)))
+        new = ending(end)
         (told,) = changes(config, new, TARGET, Progress.at(3, [2, end], [2, 4]))
         assert told == f"stages[1].stop_after (None, now {end})"
-    new = load_config(settings("run", stages=stages.format(1)))
+    new = ending(1)
     with pytest.raises(CheckpointError, match=r"stages\[1\]\.stop_after \(None, now 1\)"):
         changes(config, new, TARGET, Progress.at(4, [2, 1], [2, 4]))
     short = STAGES.replace("steps: 2", "steps: 2, stop_after: 1")
