@@ -39,7 +39,7 @@ from data_pipeline.shards.manifest import (
 from data_pipeline.shards.parts import (
     NOTES,
     PREPARING,
-    Part,
+    BuildPart,
     check_nobody_builds,
     missing,
     preparing,
@@ -103,7 +103,7 @@ def build_shards(
 
 
 def build_part(
-    corpus: TrainingCorpus, out_dir: Path | str, part: Part, workers: int | None = None
+    corpus: TrainingCorpus, out_dir: Path | str, part: BuildPart, workers: int | None = None
 ) -> int:
     """Build a part of the shards, which build_shards puts together. Returns how many it has.
 
@@ -383,5 +383,7 @@ def _begun(partial: Path, whole: bool = False) -> list[Any] | None:
     try:
         found = json.loads((partial / _BUILD).read_text())
     except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(found, list):
         return None
     return found if whole else found[:2]

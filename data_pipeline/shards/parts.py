@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,14 +27,14 @@ PREPARING = "preparing.lock"
 
 
 @dataclass(frozen=True)
-class Part:
+class BuildPart:
     """Part `number` (from 1) of `count`."""
 
     number: int
     count: int
 
     @classmethod
-    def of(cls, text: str) -> Part:
+    def of(cls, text: str) -> BuildPart:
         """Of "3/16". Raises DataError."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found and 1 <= int(found[1]) <= int(found[2]):
@@ -66,7 +67,7 @@ class Part:
 @contextmanager
 def preparing(folder: Path, pause_s: float = 1.0) -> Iterator[None]:
     """One part at a time; others wait for it, PREPARING_S at most."""
-    end = time.monotonic() + PREPARING_S
+    end, told = time.monotonic() + PREPARING_S, False
     while True:
         try:
             lock = FileLock(folder / PREPARING, "preparing what all parts read")
@@ -74,6 +75,9 @@ def preparing(folder: Path, pause_s: float = 1.0) -> Iterator[None]:
         except HeldError as error:
             if time.monotonic() > end:
                 raise DataError(f"waited {PREPARING_S:.0f} s for {error} in {folder}") from None
+            if not told:
+                print(f"waiting for {error}", file=sys.stderr, flush=True)
+            told = True
         time.sleep(pause_s)
     with lock:
         yield
@@ -94,7 +98,7 @@ def missing(folder: Path, shards: Iterable[int]) -> str:
     count = counts.pop()
     said = []
     for number in sorted({shard % count + 1 for shard in shards}):
-        part = Part(number, count)
+        part = BuildPart(number, count)
         own = sum(shard % count == number - 1 for shard in shards)
         said.append(f"part {part} ({own} shards, {_begun(parts.get(str(part)))})")
     return f"{', '.join(said)} of {count} not built"
@@ -111,9 +115,9 @@ def _host(lock: Path) -> str:
         return "another machine"
 
 
-def _parts(folder: Path) -> list[tuple[Path, Part]]:
+def _parts(folder: Path) -> list[tuple[Path, BuildPart]]:
     named = ((path, re.findall(r"\d+", path.stem)) for path in sorted(folder.glob(_LOCKS)))
-    return [(path, Part(*map(int, numbers))) for path, numbers in named]
+    return [(path, BuildPart(*map(int, numbers))) for path, numbers in named]
 
 
 def _check_free(path: Path, what: str) -> None:

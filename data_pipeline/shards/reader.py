@@ -106,6 +106,10 @@ class ShardReader:
         self._files.close()
 
     def _read(self, sample: int) -> Sample:
+        return Sample.from_bytes(self.read_bytes(sample))
+
+    def read_bytes(self, sample: int) -> bytes:
+        """A sample as it stands in its shard, checked. Raises DataError, whatever is skipped."""
         row = self.index[sample]
         name, size = shard_name(int(row["shard"])), int(row["size"])
         where = f"sample {sample} of {self._files.place}/{name}"
@@ -122,7 +126,7 @@ class ShardReader:
             raise DataError(f"{where} is cut short: the shard is truncated; copy or build it again")
         if zlib.crc32(data) != int(row["crc32"]):
             raise DataError(f"{where} is damaged (CRC-32 differs): copy or build the shard again")
-        return Sample.from_bytes(data)
+        return data
 
     def _again(self, name: str, row: np.void, data: bytes) -> bytes:
         """A damaged sample from where its shard was copied from, where that can be asked."""

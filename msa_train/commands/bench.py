@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msa_train.commands.output import RETRIEVALS, add_json, print_json
+from msa_train.commands.output import (
+    RETRIEVALS,
+    add_config,
+    add_json,
+    config_arguments,
+    print_json,
+)
 from msa_train.commands.placement import add_device, add_placement, device_of, placement
 
 if TYPE_CHECKING:
@@ -51,6 +57,23 @@ def register(commands: argparse._SubParsersAction) -> None:
         add_device(_benchmark(benchmarks, name, meaning, measure))
 
     _benchmark(benchmarks, "documents", "what document-parallel ranks save and send", _documents)
+
+    data = _benchmark(
+        benchmarks, "data", "samples a second that a process reads from a run's shards", _data
+    )
+    add_config(data)
+    data.add_argument(
+        "--samples", type=int, default=64, metavar="N", help="of the first shard (default 64)"
+    )
+    data.add_argument(
+        "--gpus", type=int, default=64, metavar="N", help="that are to be fed (default 64)"
+    )
+    data.add_argument(
+        "--step-s", type=float, metavar="S", help="of a step, as `msa plan train` says it"
+    )
+    data.add_argument(
+        "--tokens", type=float, metavar="N", help="of memory: what building as many would take"
+    )
 
     encode = _benchmark(
         benchmarks, "encode", "how fast documents are encoded, and what they cost at least", _encode
@@ -256,6 +279,19 @@ def _train(options: argparse.Namespace) -> Any:
     from msa_train.bench.train import measure
 
     return measure(device=_device(options))
+
+
+def _data(options: argparse.Namespace) -> Any:
+    from msa_train.bench.data import measure
+    from msa_train.config import load_config
+    from msa_train.errors import ConfigError
+
+    for name in ("samples", "gpus", "step_s", "tokens"):
+        if (value := getattr(options, name)) is not None and not value > 0:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {value}: give a positive number")
+    config = load_config(config_arguments(options))
+    return measure(config, options.samples, options.gpus, options.step_s, options.tokens)
 
 
 def _documents(options: argparse.Namespace) -> Any:

@@ -68,10 +68,10 @@ def _build(options: argparse.Namespace) -> int:
 def _build_a_part(config: Config, text: str, as_json: bool) -> int:
     from data_pipeline.shards.build import build_part
     from data_pipeline.shards.manifest import ShardManifest
-    from data_pipeline.shards.parts import Part
+    from data_pipeline.shards.parts import BuildPart
     from msa_train.errors import ConfigError
 
-    part, folder = Part.of(text), config.path / "shards"
+    part, folder = BuildPart.of(text), config.path / "shards"
     if folder.exists():
         if not ShardManifest.load(folder).matches(config.corpus):
             raise ConfigError(
