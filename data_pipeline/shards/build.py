@@ -49,6 +49,7 @@ from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
 _TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
+_LOCK = ".lock"
 _BUILD = "build.json"  # what an unfinished build builds
 _MEASURED_EVERY = 32  # tokenising a sample costs more than building it
 
@@ -332,7 +333,7 @@ def _owned(partial: Path, shared: bool = False) -> Iterator[None]:
     What was built stays when a build is interrupted; impossible settings leave nothing.
     """
     partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
+    lock = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks no folder
     try:
         fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -359,7 +360,7 @@ def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_o
     build = [*_settings(corpus, held_out), tokenizer.fingerprint]
     if _begun(partial, whole=True) != build:
         for path in partial.iterdir():
-            if not path.match(NOTES) and path.name != PREPARING:
+            if not path.match(NOTES) and path.name not in (PREPARING, _LOCK):
                 files.remove(path)
         tokenizer.save(partial / TOKENIZER_FOLDER)
         files.replace_file(partial / _BUILD, json.dumps(build))

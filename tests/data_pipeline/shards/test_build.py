@@ -143,7 +143,7 @@ def test_what_another_corpus_left_is_not_taken_up(built, corpus, tokenizer, tmp_
 
 def test_two_builds_of_one_folder_are_refused(corpus, tokenizer, tmp_path):
     (tmp_path / ".out.partial").mkdir()
-    lock = os.open(tmp_path / ".out.partial", os.O_RDONLY)
+    lock = os.open(tmp_path / ".out.partial" / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(DataError, match="another process builds"):
         build_shards(corpus, tmp_path / "out", 1, tokenizer)
