@@ -126,3 +126,9 @@ class FullMemoryError(MSAError):
     """A rank's memory is full; the message says what it was planned to hold, and what it holds."""
 
     exit_code = 13
+
+
+class StuckError(MSAError):
+    """Ranks made no progress and were ended; the message names the one that held up the others."""
+
+    exit_code = 14

@@ -12,12 +12,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.distributed.rendezvous import rendezvous
 
 from msa_train.errors import MSAError, RankError
 from msa_train.parallel.cpu import check_gpus, gpus, prepare_megatron
 from msa_train.parallel.slots import replicas_of
 
 T = TypeVar("T")
+
+# By how much torch's own timeouts come later than the watchdog's, which says who is stuck.
+_GRACE_S = 60
 
 
 class DeepSpeedGroups:
@@ -55,31 +59,35 @@ def start(tensor_parallel: int, timeout_s: float, document_parallel: int = 1) ->
         check_gpus(local + 1, f"rank {local}")
         torch.cuda.set_device(local)  # before anything is made: it would lie on the first
     if not dist.is_initialized():
-        limit = timedelta(seconds=timeout_s)
         backend = "nccl" if gpus() else "gloo"
         if world == 1 and "MASTER_ADDR" not in os.environ:
-            dist.init_process_group(
-                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit
-            )
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
-            _join(backend, limit)
+            _join(backend, timeout_s)
     prepare_megatron()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
-        distributed_timeout_minutes=max(1, int(timeout_s / 60)),
+        distributed_timeout_minutes=(timeout_s + _GRACE_S) / 60,
         create_gloo_process_groups=False,
     )
 
 
-def _join(backend: str, limit: timedelta) -> None:
+def _join(backend: str, timeout_s: float) -> None:
     try:
-        dist.init_process_group(backend, timeout=limit)
+        store, rank, ranks = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("training", store),
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=timeout_s + _GRACE_S),
+        )
     except dist.DistError as error:
-        rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        own, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RankError(
-            f"rank {rank} of {world} met no rank 0 at {where}, or not all the others, within "
-            f"{limit.total_seconds():.0f} s (training.timeout_s): {str(error).splitlines()[0]}"
+            f"rank {own} of {world} met no rank 0 at {where}, or not all the others, within "
+            f"{timeout_s:.0f} s (training.timeout_s): {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -1,7 +1,8 @@
 """What each rank says of itself in OUTPUT/ranks, for whoever asks why a run has ended.
 
 OUTPUT/ranks/rank-00003.json   who it is and since when; once it has ended: its exit code and why
-OUTPUT/ranks/rank-00003.stack  Python stacks, where a signal ended it (SIGSEGV) or asked for them
+OUTPUT/ranks/rank-00003.stack  Python stacks, where a signal ended it (SIGSEGV) or asked for them,
+                               and where it was stuck (see watchdog)
 
 A rank that was killed leaves no end behind. So it is told from those that then missed it, on any
 machine that shares the output.
@@ -47,9 +48,9 @@ class LastWords:
     """A rank's own record, which is there from now on."""
 
     def __init__(self, output: Path):
-        rank = int(os.environ.get("RANK", "0"))
-        self._path = _folder(output) / f"rank-{rank:05}.json"
-        self._record = RankRecord(rank, socket.gethostname(), os.getpid(), time.time())
+        self.rank = int(os.environ.get("RANK", "0"))
+        self._path = path_of(output, self.rank)
+        self._record = RankRecord(self.rank, socket.gethostname(), os.getpid(), time.time())
         self._path.parent.mkdir(exist_ok=True)
         self._write()
         # faulthandler keeps its descriptor: it writes when nothing else in this process can.
@@ -62,6 +63,19 @@ class LastWords:
         self._record = replace(self._record, code=code, ended=time.time(), said=said)
         with contextlib.suppress(OSError):
             self._write()
+
+    def stack_now(self) -> None:
+        """Write the stacks of all threads."""
+        faulthandler.dump_traceback(self._stack)
+
+    def stack_later(self, seconds: float) -> None:
+        """Write them in `seconds`, unless this is called again: even where no thread gets the
+        interpreter any more."""
+        faulthandler.dump_traceback_later(seconds, file=self._stack)
+
+    def beside(self, suffix: str) -> Path:
+        """Another file of this rank."""
+        return self._path.with_suffix(suffix)
 
     def _write(self) -> None:
         files.replace_file(self._path, json.dumps(asdict(self._record)))
@@ -104,7 +118,7 @@ def blamed(records: dict[int, RankRecord], first_dead: int | None = None) -> lis
 def told(record: RankRecord) -> str:
     """What became of a rank, and what it said last."""
     if record.code is None:
-        what = f"{record} was killed or its machine is gone: it said nothing of an end"
+        what = f"{record} was killed or stopped, or its machine is gone: it said nothing of an end"
     else:
         what = f"{record} was the first to end, with exit code {record.code}"
     last = (record.said or record.stack).rstrip().splitlines()[-_LINES:]
@@ -114,6 +128,11 @@ def told(record: RankRecord) -> str:
 def of_error(error: BaseException) -> str:
     """Its traceback."""
     return "".join(traceback.format_exception(error))
+
+
+def path_of(output: Path, rank: int) -> Path:
+    """A rank's record."""
+    return _folder(output) / f"rank-{rank:05}.json"
 
 
 def _folder(output: Path) -> Path:

@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 
 from msa_train import checkpoint_folders
-from msa_train.errors import ConfigError, RankError
+from msa_train.errors import ConfigError, RankError, StuckError
 from msa_train.training import last_words
 from msa_train.training.last_words import RankRecord
 from msa_train.training.saying import say
 
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _BUG = 1  # a traceback: of a bug, or of what a broken link, card or machine looks like in Python
+_DEATHS = (_BUG, RankError.exit_code, StuckError.exit_code)  # what may not come again
 
 
 class Deaths:
@@ -78,9 +79,7 @@ class End:
         signal, or before any rank had begun, which is for the user to look into."""
         if self.stopped or self._done or not self.records:
             return False
-        return self.code <= 0 or any(
-            each.code in (None, _BUG, RankError.exit_code) for each in self._blamed
-        )
+        return self.code <= 0 or any(each.code in (None, *_DEATHS) for each in self._blamed)
 
     def told(self) -> str:
         if self._blamed:
@@ -99,8 +98,9 @@ class End:
                 "or a rank was killed from outside; continue with --resume"
             )
         if any(each.code is None for each in self._blamed):
-            raise RankError(f"{self.told()}\ncontinue with --resume, or start with --max-restarts")
-        if any(each.code == _BUG for each in self._blamed):
+            kind = StuckError if self.code == StuckError.exit_code else RankError
+            raise kind(f"{self.told()}\ncontinue with --resume, or start with --max-restarts")
+        if any(each.code in (_BUG, StuckError.exit_code) for each in self._blamed):
             say(self.told())
         return self.code
 

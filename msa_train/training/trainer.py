@@ -19,7 +19,14 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from data_pipeline.shards.loader import ShardLoader
 from msa_train.config import Config, load_config
-from msa_train.errors import CheckpointError, ConfigError, DivergedError, FileError, failed_writes
+from msa_train.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    FileError,
+    StuckError,
+    failed_writes,
+)
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.megatron import MSAModel
@@ -29,7 +36,7 @@ from msa_train.parallel.cpu import choose_device
 from msa_train.parallel.documents import DocumentGroup
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
-from msa_train.training import checkpoint, last_words, launchers
+from msa_train.training import checkpoint, last_words, launchers, watchdog
 from msa_train.training.activations import advice
 from msa_train.training.data import (
     Collate,
@@ -48,6 +55,7 @@ from msa_train.training.metrics import Numbers, StepMetrics
 from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
 from msa_train.training.saying import say
+from msa_train.training.watchdog import Watchdog
 
 TERMINATED = 143  # 128 + SIGTERM
 
@@ -55,7 +63,7 @@ TERMINATED = 143  # 128 + SIGTERM
 class Trainer:
     """One rank of a run: its samples, the model under DeepSpeed, and where the run stands."""
 
-    def __init__(self, config: Config, resume: bool):
+    def __init__(self, config: Config, resume: bool, words: LastWords):
         self.config, self.settings = config, config.training
         self.group = DeepSpeedGroups.get_data_parallel_group()
         self.rank = dist.get_rank()
@@ -84,6 +92,8 @@ class Trainer:
         self.held_out_start: Numbers = {}
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
+        self.watchdog = Watchdog(config.path, words, self.settings.timeout_s)
+        self.engine.model.register_forward_pre_hook(lambda *_: self.watchdog.beat())
         self.stopping = ""  # why the run is to stop
         self.at_hand: MemoryBatch | None = None
         told = advice(config, fused=uses_liger(torch.empty(0, device=self.engine.device)))
@@ -108,11 +118,13 @@ class Trainer:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: self.stop(signal.Signals(number).name))
         launchers.watch(lambda: self.stop("the launcher is gone"))
+        self.watchdog.start()
         if self.held_out is not None and not self.step:
             self._evaluate_held_out()
         saved = logged = self.step
         waited, began = 0.0, time.perf_counter()
         while self.step < self.schedule.total:
+            self.watchdog.phase("reading data")
             fetch = time.perf_counter()
             batches = [next(self.loader) for _ in range(self.samples)]
             waited += time.perf_counter() - fetch
@@ -143,6 +155,7 @@ class Trainer:
         return 0
 
     def close(self, code: int = 0) -> None:
+        self.watchdog.stop()
         self.loader.close()
         self.reporter.finish(code)
 
@@ -151,6 +164,7 @@ class Trainer:
         return bool(every) and (step % every == 0 or step == self.schedule.total)
 
     def _evaluate_held_out(self) -> None:
+        self.watchdog.phase("evaluating")
         numbers, examples = self.held_out.evaluate(self.gradients)
         if not self.step:
             self.held_out_start = numbers
@@ -159,6 +173,7 @@ class Trainer:
 
     def _train_step(self, batches: list[MemoryBatch], logs: bool) -> tuple[Numbers, bool]:
         """One optimizer step. Returns its numbers (none unless it logs) and whether to stop now."""
+        self.watchdog.phase(f"in step {self.step + 1}")
         labels, contexts, stop = self._global_counts(batches)
         stage = self.schedule.stage(self.step)
         rate = self.schedule.learning_rate(self.step)
@@ -245,6 +260,7 @@ class Trainer:
         return int(count)
 
     def _save(self) -> None:
+        self.watchdog.phase("saving")
         state = checkpoint.RunState(
             self.step,
             self.loader.state_dict(),
@@ -294,9 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lock = OutputLock(config.path)
         groups.of_rank_0(lambda: last_words.clear(config.path))
         words = LastWords(config.path)
-        code, said = _train(config, resume)
+        code, said = _train(config, resume, words)
     except Exception as error:
-        code, said = _explain(error)
+        stuck = words and watchdog.verdict(config.path)  # whose end is what broke here
+        code, said = (StuckError.exit_code, stuck.said) if stuck else _explain(error)
     if words is not None:
         words.end(code, said)
     if lock is not None:
@@ -304,10 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups.finish(code)
 
 
-def _train(config: Config, resume: bool) -> tuple[int, str]:
+def _train(config: Config, resume: bool, words: LastWords) -> tuple[int, str]:
     trainer = None
     try:
-        trainer = Trainer(config, resume)
+        trainer = Trainer(config, resume, words)
         code, said = trainer.run(), ""
     except DivergedError as error:
         code, said = _explain(error)

@@ -46,6 +46,7 @@ def go_on(runs: list[tuple[list[str], int | None]], look: Callable[[Any], Any] |
     """
     from msa_train.config import load_config
     from msa_train.parallel import groups
+    from msa_train.training.last_words import LastWords
     from msa_train.training.trainer import Trainer
 
     configs = [load_config(arguments) for arguments, _ in runs]
@@ -53,7 +54,7 @@ def go_on(runs: list[tuple[list[str], int | None]], look: Callable[[Any], Any] |
     found = []
     for config, (_, end) in zip(configs, runs, strict=True):
         config.path.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, resume=True)
+        trainer = Trainer(config, True, LastWords(config.path))
         before = look(trainer) if look and trainer.step else None
         if end is not None:
             _stop_after(trainer, end)
@@ -71,19 +72,20 @@ def _train(
 ) -> dict:
     """plain: tokens of a context that asks no memory, whose final states are wanted as well."""
     from msa_train.config import load_config
+    from msa_train.training.last_words import LastWords
     from msa_train.training.trainer import Trainer
 
     config = load_config(arguments)
     config.path.mkdir(parents=True, exist_ok=True)
     codes = []
-    trainer = Trainer(config, resume=False)
+    trainer = Trainer(config, False, LastWords(config.path))
     if poison:
         _poison(trainer, poison)
     if stop_after is not None:
         _stop_after(trainer, stop_after)
         codes.append(trainer.run())
         trainer.close()
-        trainer = Trainer(config, resume=True)
+        trainer = Trainer(config, True, LastWords(config.path))
     try:
         codes.append(trainer.run())
     except DivergedError as error:

@@ -6,6 +6,7 @@ A start costs a second (tests/distributed/ranks.py), so that a hundred kills fit
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +38,20 @@ class Run:
             self.ranks[victim].kill()
 
 
-def start(arguments: list[str], log: Path) -> Run:
-    """Start `msa_train.training.trainer` with these arguments on every rank."""
+def start(arguments: list[str], log: Path, before: Callable[[int], None] | None = None) -> Run:
+    """Start `msa_train.training.trainer` with these arguments on every rank, after before(rank)."""
     context, port = prepared(), free_port()
     ranks = [
-        context.Process(target=_rank, args=(rank, port, arguments, log), daemon=True)
+        context.Process(target=_rank, args=(rank, port, arguments, log, before), daemon=True)
         for rank in range(RANKS)
     ]
     start_all(ranks)
     return Run(ranks)
 
 
-def _rank(rank: int, port: int, arguments: list[str], log: Path) -> None:
+def _rank(
+    rank: int, port: int, arguments: list[str], log: Path, before: Callable[[int], None] | None
+) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -58,5 +61,7 @@ def _rank(rank: int, port: int, arguments: list[str], log: Path) -> None:
     }  # fmt: skip
     from msa_train.training.trainer import main
 
+    if before is not None:
+        before(rank)
     sys.argv = ["trainer"]
     main(arguments)

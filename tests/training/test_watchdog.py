@@ -1,0 +1,31 @@
+"""Who is to blame when ranks stand still."""
+
+import pytest
+
+from msa_train.training.last_words import RankRecord
+from msa_train.training.watchdog import Answer, judge
+
+RECORDS = {rank: RankRecord(rank, f"host{rank}", 100 + rank, 0.0) for rank in range(3)}
+
+
+def answer(phases, collectives):
+    return Answer(phases, collectives, "reading data", "read (shards.py:7)")
+
+
+@pytest.mark.parametrize(
+    ("answers", "stuck", "teller"),
+    [
+        ({0: (8, 5), 1: (7, 5), 2: (8, 6)}, [1], 0),  # in an earlier phase
+        ({0: (8, 5), 1: (8, 7), 2: (8, 7)}, [0], 1),  # not in the operation the others wait in
+        ({0: (8, 7), 1: (7, 5)}, [2], 0),  # no answer says more than being behind
+        ({0: (8, 7), 1: (8, 7), 2: (8, 7)}, [0, 1, 2], 0),
+    ],
+)
+def test_the_rank_that_holds_up_the_others_is_named(answers, stuck, teller):
+    found = judge(RECORDS, {rank: answer(*mark) for rank, mark in answers.items()}, 30.0)
+    assert (found.ranks, found.teller) == (stuck, teller)
+    for rank, record in RECORDS.items():
+        assert (str(record) in found.said) == (rank in stuck)
+    assert ("does not answer" in found.said) == (len(answers) < 3)
+    assert ("network" in found.said) == (len(stuck) == 3)
+    assert "30 s (training.timeout_s)" in found.said
