@@ -4,6 +4,8 @@
 # MASTER is a port of one of them. GPUS: ranks on this machine (all its GPUs). All machines share
 # the output. After a death torchrun starts all ranks again, RESTARTS times (3), whatever they died
 # of; each continues from the newest good checkpoint.
+# Over several network interfaces, GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs) names the one
+# that reaches the others: gloo takes that of the host's own name, often 127.0.0.1.
 set -eu
 config=$1
 shift

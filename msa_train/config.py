@@ -150,7 +150,8 @@ class TrainingConfig:
     URL is kept under OUTPUT/shard-cache, and of held-out ones under OUTPUT/held-out-cache.
     skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
     before the run stops.
-    timeout_s: how long a rank waits for another before it fails, naming the step.
+    timeout_s: how long a rank waits for the others to come, and how long it may make no progress
+    before all end, naming the one that is stuck.
     """
 
     start_from: str | None = None
