@@ -100,7 +100,7 @@ class End:
         if any(each.code is None for each in self._blamed):
             kind = StuckError if self.code == StuckError.exit_code else RankError
             raise kind(f"{self.told()}\ncontinue with --resume, or start with --max-restarts")
-        if any(each.code in (_BUG, StuckError.exit_code) for each in self._blamed):
+        if any(each.code == _BUG for each in self._blamed):
             say(self.told())
         return self.code
 

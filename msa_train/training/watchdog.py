@@ -39,8 +39,8 @@ _LINGER_S = 3.0  # a stuck rank ends after the others: they would meet its broke
 _STACK_AFTER = 0.75  # of the timeout, for a thread that does not get the interpreter any more
 
 
-@dataclass(frozen=True, order=True)
-class Answer:
+@dataclass(frozen=True)
+class Whereabouts:
     """Where a rank is. phases: how many it has begun; collectives: how many operations of process
     groups. Both are the same on all ranks of a run that stands still, but for those behind."""
 
@@ -65,7 +65,7 @@ class Watchdog:
         self._every_s = min(_EVERY_S, timeout_s / 20)
         self._main = threading.main_thread().ident
         self._phases, self._doing, self._beats = 0, "starting", 0
-        self._answered: Answer | None = None
+        self._answered: Whereabouts | None = None
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class Watchdog:
         frame = sys._current_frames()[self._main]
         place = traceback.extract_stack(frame)[-1]
         where = f"{place.name} ({place.filename}:{place.lineno})"
-        answer = Answer(self._phases, self._collectives(), self._doing, where)
+        answer = Whereabouts(self._phases, self._collectives(), self._doing, where)
         if answer != self._answered:
             files.replace_file(self._words.beside(".answer"), json.dumps(asdict(answer)))
             self._answered = answer
@@ -169,7 +169,9 @@ class Verdict:
     said: str
 
 
-def judge(records: dict[int, RankRecord], answers: dict[int, Answer], timeout_s: float) -> Verdict:
+def judge(
+    records: dict[int, RankRecord], answers: dict[int, Whereabouts], timeout_s: float
+) -> Verdict:
     """Who holds up the others: those that do not answer, else those that are behind, else all."""
     living = {rank: each for rank, each in records.items() if each.code is None}
     silent = [rank for rank in living if rank not in answers]
@@ -202,12 +204,12 @@ def _stack_of(record: RankRecord) -> list[str]:
     return record.stack.rstrip().splitlines()
 
 
-def _answers(output: Path, records: dict[int, RankRecord]) -> dict[int, Answer]:
+def _answers(output: Path, records: dict[int, RankRecord]) -> dict[int, Whereabouts]:
     found = {}
     for rank in records:
         with contextlib.suppress(OSError, ValueError, TypeError):
             path = last_words.path_of(output, rank).with_suffix(".answer")
-            found[rank] = Answer(**json.loads(path.read_text()))
+            found[rank] = Whereabouts(**json.loads(path.read_text()))
     return found
 
 

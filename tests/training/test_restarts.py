@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from msa_train import checkpoint_folders
-from msa_train.errors import ConfigError, RankError
+from msa_train.errors import ConfigError, RankError, StuckError
 from msa_train.training import last_words, restarts
 from msa_train.training.last_words import LastWords
 from msa_train.training.restarts import Deaths, End, Restarts
@@ -31,6 +31,8 @@ def ended(code, records, stopped=0):
         (ended(0, {0: of(0, 143, 1.0)}), True),
         (ended(1, {0: of(0, 1, 1.0, "Traceback")}), True),
         (ended(8, {0: of(0, 8, 1.0, "rank 1 is late")}), True),
+        (ended(14, {0: of(0, 14, 1.0, "rank 0 is stuck"), 1: of(1, 14, 2.0)}), True),
+        (ended(14, {0: of(0, 14, 1.0, "rank 1 does not answer"), 1: of(1)}), True),
         (ended(2, {0: of(0, 2, 1.0, "a setting")}), False),
         (ended(10, {0: of(0, 10, 1.0, "diverged")}), False),
         (ended(11, {0: of(0, 11, 1.0, "disk full")}), False),
@@ -53,6 +55,10 @@ def test_an_end_that_is_not_followed_is_told(capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert ended(10, {0: of(0, 10, 1.0, "diverged")}).result() == 10
     assert capsys.readouterr().err == "", "the rank has said it"
+    with pytest.raises(StuckError, match=r"rank 1 \(process 101 on node\) was killed or stopped"):
+        ended(14, {0: of(0, 14, 1.0), 1: of(1)}).result()
+    assert ended(14, {0: of(0, 14, 1.0, "stuck"), 1: of(1, 14, 2.0)}).result() == 14
+    assert capsys.readouterr().err == "", "it has said it too"
     assert ended(143, {}, stopped=signal.SIGINT).result() == 130
 
 

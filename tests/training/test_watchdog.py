@@ -3,13 +3,13 @@
 import pytest
 
 from msa_train.training.last_words import RankRecord
-from msa_train.training.watchdog import Answer, judge
+from msa_train.training.watchdog import Whereabouts, judge
 
 RECORDS = {rank: RankRecord(rank, f"host{rank}", 100 + rank, 0.0) for rank in range(3)}
 
 
 def answer(phases, collectives):
-    return Answer(phases, collectives, "reading data", "read (shards.py:7)")
+    return Whereabouts(phases, collectives, "reading data", "read (shards.py:7)")
 
 
 @pytest.mark.parametrize(
