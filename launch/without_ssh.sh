@@ -4,9 +4,6 @@
 # MASTER is a port of one of them. GPUS: ranks on this machine (all its GPUs). All machines share
 # the output. After a death torchrun starts all ranks again, RESTARTS times (3), whatever they died
 # of; each continues from the newest good checkpoint.
-# Over several network interfaces, GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs) names the one
-# that reaches the others: gloo takes that of the host's own name, often 127.0.0.1. Where the
-# others cannot resolve this machine's name, ADDRESS is this machine's own address.
 set -eu
 config=$1
 shift
@@ -16,5 +13,4 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun \
     --nnodes "${NODES:-1}" --nproc-per-node "${GPUS:-gpu}" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-id "${RUN_ID:-msa-train}" --rdzv-endpoint "$MASTER" \
-    ${ADDRESS:+--local-addr "$ADDRESS"} \
     "$(dirname "$0")/train.py" --config "$config" --resume "$@"
