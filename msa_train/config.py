@@ -7,7 +7,6 @@ types and impossible values are refused before anything heavy is imported, namin
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -437,11 +436,12 @@ def to_plain(config: Any) -> Any:
 
 
 def load_config(arguments: list[str]) -> Config:
-    """Config of `--config FILE --dotted.key value ...`. Raises ConfigError, naming the key."""
+    """Config of `--config FILE --dotted.key value ...`; of several files a later one wins, key by
+    key. Raises ConfigError, naming the file or the key."""
     parser = ArgumentParser(exit_on_error=False, prog="msa", allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(Config, nested_key=None, sub_configs=False)
-    _check_text(arguments)
+    _check_files(arguments)
     try:
         chosen = vars(parser.instantiate(parser.parse_args(arguments)))
         return Config(**{name: value for name, value in chosen.items() if name != "config"})
@@ -449,20 +449,22 @@ def load_config(arguments: list[str]) -> Config:
         raise ConfigError(_in_plain_words(error)) from None
 
 
-def _check_text(arguments: list[str]) -> None:
-    """Raises ConfigError for a --config file that is not UTF-8; the parser names a missing one."""
+def _check_files(arguments: list[str]) -> None:
+    """Raises ConfigError for a --config file that is not there, or not UTF-8: the parser would name
+    neither."""
     paths = [value for flag, value in pairwise(arguments) if flag == "--config"]
     paths += [given.removeprefix("--config=") for given in arguments if given[:9] == "--config="]
-    for path in filter(os.path.isfile, paths):
+    for path in map(Path, paths):
+        if not path.is_file():
+            what = "a folder; give a YAML file" if path.is_dir() else "no such file"
+            raise ConfigError(f"--config {path}: {what}")
         try:
-            Path(path).read_text("utf-8")
+            path.read_text("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"--config {path}: not UTF-8: {error}; convert the file") from error
 
 
 def load_config_file(path: Path) -> Config:
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: no such file")
     return load_config(["--config", str(path)])
 
 

@@ -25,6 +25,15 @@ def test_overrides_reach_nested_settings():
     assert config.training.zero_stage == 3
 
 
+def test_of_several_files_a_later_one_wins_key_by_key(tmp_path):
+    (tmp_path / "run.yaml").write_text("training: {zero_stage: 2, clip: 0.5}")
+    (tmp_path / "more.yaml").write_text("training: {zero_stage: 3}")
+    files = [word for name in ("run", "more") for word in ("--config", f"{tmp_path}/{name}.yaml")]
+    training = load_config(files).training
+    assert (training.zero_stage, training.clip) == (3, 0.5)
+    assert load_config([*files, "--training.zero_stage", "1"]).training.zero_stage == 1
+
+
 def test_a_saved_config_loads_equal(tmp_path):
     scaling = "{rope_type: yarn, factor: 4, original_max_position_embeddings: 32768}"
     arguments = ["--model.router.layers", "1,3", "--training.wandb.tags", "[a, b]"]
@@ -95,7 +104,9 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.wandb.finish_timeout_s", "0"], "training.wandb.finish_timeout_s"),
         (["--training.wandb.mode", "true"], "training.wandb.mode"),
         (["--training.wandb.artifacts", "all"], "training.wandb.artifacts"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "nowhere.yaml"], "^--config nowhere.yaml: no such file$"),
+        (["--config=nowhere.yaml"], "^--config nowhere.yaml: no such file$"),
+        (["--config", "configs"], "^--config configs: a folder; give a YAML file$"),
         (["--training.zero_stag", "3"], "zero_stag 3"),  # not taken for what it begins
     ],
 )

@@ -17,7 +17,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """--config FILE; every other `--dotted.key value` overrides a setting of it."""
-    parser.add_argument("--config", required=True, help="YAML of a run, see configs/")
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE",
+        help="YAML of a run, see configs/; given again, the later file's settings win",
+    )  # fmt: skip
     parser.set_defaults(takes_overrides=True)
     parser.epilog = "Any setting can be overridden: --training.zero_stage 2 --model.router.top_k 8"
 
@@ -38,7 +41,9 @@ def add_hybrid(parser: argparse._ActionsContainer, meaning: str) -> None:
 
 
 def config_arguments(options: argparse.Namespace) -> list[str]:
-    return ["--config", options.config, *options.overrides]
+    """What load_config takes, of a command's --config or CONFIG and its overrides."""
+    files = [word for path in options.config for word in ("--config", path)]
+    return [*files, *options.overrides]
 
 
 def print_json(value: Any) -> None:

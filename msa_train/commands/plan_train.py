@@ -23,7 +23,10 @@ def register(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         "train", help="bytes, traffic, arithmetic, days and money of a training run"
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML of a run, see configs/")
+    parser.add_argument(
+        "config", nargs="+", metavar="CONFIG",
+        help="YAML of a run, see configs/; of several, a later file's settings win",
+    )  # fmt: skip
     parser.add_argument(
         "--gpus", required=True, help="such as 64xH100-80GB or 8x48GB@864GB/s@362TFLOPS"
     )

@@ -46,6 +46,13 @@ def test_a_layout_that_cannot_be_is_said_and_others_shown(capsys, arguments, sai
     assert said in shown and ("layouts that fit" in shown or "No layout" in shown)
 
 
+def test_a_file_that_is_not_there_is_named(capsys):
+    for command in (["plan", "train"], ["train", "--config"], ["data", "build", "--config"]):
+        more = ["--gpus", "8xH100-80GB"] if command[0] == "plan" else []
+        assert main([*command, "nothing.yaml", *more]) == 2
+        assert capsys.readouterr().err == "msa: --config nothing.yaml: no such file\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
