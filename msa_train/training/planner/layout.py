@@ -19,6 +19,25 @@ _CACHES = (4096, 16_384, 65_536)  # tokens of a group of the gradient cache that
 
 
 @dataclass(frozen=True)
+class Passes:
+    """A step's passes over the model on one rank. groups: in which a sample's documents are encoded
+    apart from its contexts (0: together with them, in one pass). twice: first without a graph."""
+
+    samples: int
+    groups: int
+    twice: bool
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of all samples."""
+        return self.samples * ((1 + self.twice) * self.groups + 1)
+
+    @property
+    def backwards(self) -> int:
+        return self.samples * (self.groups + 1)
+
+
+@dataclass(frozen=True)
 class Layout:
     """tensor: ranks that share each layer. documents: data-parallel ranks that share each sample.
     replicas: such groups, each of which reads its own samples. cache: document tokens of a group of
@@ -35,18 +54,13 @@ class Layout:
     offload: Offload = "none"
     sharded: bool = False
 
-    def groups(self, tokens: int) -> int:
-        """Groups in which a rank's `tokens` of documents are encoded apart from the contexts; 0:
-        together with them, in one pass."""
+    def passes(self, tokens: int, samples: int = 1) -> Passes:
+        """Of a rank that has `tokens` of the documents of each sample; one group's graph is kept,
+        but by ZeRO-3 (msa_train/training/gradient_cache.py)."""
+        groups = int(self.documents > 1)
         if self.cache is not None and self.cache < tokens:
-            return -(-tokens // self.cache)
-        return int(self.documents > 1)
-
-    def encodes_twice(self, tokens: int) -> bool:
-        """Without a graph first; one group's graph is kept, but by ZeRO-3
-        (msa_train/training/gradient_cache.py)."""
-        groups = self.groups(tokens)
-        return groups > 1 or (groups == 1 and self.zero == 3)
+            groups = -(-tokens // self.cache)
+        return Passes(samples, groups, groups > 1 or (groups == 1 and self.zero == 3))
 
     @property
     def data(self) -> int:

@@ -176,18 +176,18 @@ class _Passing:
         layout, own, model = self.layout, self.own, self.model
         kept = Activations(model, self.itemsize, self.fused, layout.tensor)
         tokens = own.document_tokens
-        groups, twice = layout.groups(tokens), layout.encodes_twice(tokens)
+        passes = layout.passes(tokens)
         documents = min(tokens, layout.cache or tokens)
         streams = {
             "documents": kept.kept(layout.recompute, documents),
             "contexts": kept.kept(layout.recompute, 0, own.context_tokens),
         }
-        if twice:  # contexts are done before the documents are encoded once more
+        if passes.twice:  # contexts are done before the documents are encoded once more
             largest = max(streams, key=streams.__getitem__)
             streams = {largest: streams[largest]}
         rows = [(f"activations of {name}", size) for name, size in streams.items()]
         rows += [
-            ("pooled states and their gradients", self._pooled(groups > 0)),
+            ("pooled states and their gradients", self._pooled(passes.groups > 0)),
             ("router scores", own.contexts * self.sample.documents * self._pair),
             ("router scores being computed", self._scratch),
             ("logits", self._logits()),

@@ -6,14 +6,15 @@ payload: bytes of the whole tensors that a collective is given, over a step. Of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from msa_train.hardware import Cluster
 from msa_train.model.config import ModelConfig
-from msa_train.training.planner.layout import Layout
-from msa_train.training.planner.memory import LIVE
+from msa_train.training.planner.layout import Layout, Passes
+from msa_train.training.planner.memory import LIVE, reduce_bucket
 from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.weights import RankWeights
 
@@ -24,7 +25,8 @@ Kind = Literal["gradients", "weights", "tensor parallel", "pooled states"]
 @dataclass(frozen=True)
 class Traffic:
     """One operation of a kind, in a step. ranks: that take part; stride: between their numbers.
-    hidden: behind arithmetic, as far as there is some."""
+    hidden: behind arithmetic, as far as there is some. calls: in how many messages of all ranks the
+    payload goes, about."""
 
     kind: Kind
     operation: Operation
@@ -32,6 +34,7 @@ class Traffic:
     ranks: int
     stride: int = 1
     hidden: bool = False
+    calls: int = 1
 
     @property
     def sent(self) -> float:
@@ -42,21 +45,12 @@ class Traffic:
     def seconds(self, cluster: Cluster) -> float:
         return self.sent / cluster.bandwidth(self.ranks, self.stride) if self.sent else 0.0
 
-
-@dataclass(frozen=True)
-class Passes:
-    """A step's passes over the model on one rank. groups, twice: as Layout.groups and
-    Layout.encodes_twice have them of a sample."""
-
-    samples: int
-    groups: int
-    twice: bool
-
-    @classmethod
-    def of(cls, layout: Layout, own: SampleSize, samples: int) -> Passes:
-        """own: the rank's share of a sample."""
-        tokens = own.document_tokens
-        return cls(samples, layout.groups(tokens), layout.encodes_twice(tokens))
+    @property
+    def hops(self) -> int:
+        """Messages behind one another that the calls take: there and back in a tree for a sum, one
+        way for a gather."""
+        ways = 2 if self.operation == "all-reduce" else 1
+        return ways * self.calls * math.ceil(math.log2(max(1, self.ranks)))
 
 
 def traffic(
@@ -69,7 +63,7 @@ def traffic(
 ) -> tuple[Traffic, ...]:
     """Of one rank in a step. Arguments as of rank_bytes."""
     own = sample.share(layout.documents)
-    passes = Passes.of(layout, own, samples)
+    passes = layout.passes(own.document_tokens, samples)
     found = [
         *_states(layout, weights, passes, itemsize),
         *_tensor(model, layout, own, passes, itemsize),
@@ -84,16 +78,22 @@ def _states(layout: Layout, weights: RankWeights, passes: Passes, size: int) -> 
     learning = weights.learning
     # Stages 2 and 3 reduce after every backward pass, whatever it reached.
     every = passes.samples * (learning + passes.groups * weights.encoding)
+    bucket = reduce_bucket([weights.largest])
     if stage < 3:
-        reduced = every if stage == 2 else learning
-        yield Traffic("gradients", "all-reduce", reduced * size, *ring)
-        yield Traffic("weights", "all-gather", bool(stage) * learning * size, *ring)
+        reduced, backwards = (every, passes.backwards) if stage == 2 else (learning, 1)
+        calls = max(backwards, math.ceil(reduced / bucket))
+        yield Traffic("gradients", "all-reduce", reduced * size, *ring, calls=calls)
+        gathered = bool(stage) * learning * size
+        yield Traffic("weights", "all-gather", gathered, *ring, calls=weights.groups)
         return
-    yield Traffic("gradients", "reduce-scatter", every * size, *ring, hidden=True)
+    calls = max(passes.backwards, math.ceil(every / bucket))
+    scattered = every * size
+    yield Traffic("gradients", "reduce-scatter", scattered, *ring, hidden=True, calls=calls)
     # Passes of documents and of contexts come in turn: DeepSpeed does not know what comes next,
     # and gathers nothing ahead.
-    ahead = not passes.groups
-    yield Traffic("weights", "all-gather", _gathered(weights, passes) * size, *ring, hidden=ahead)
+    ahead, calls = not passes.groups, weights.apart * (passes.forwards + passes.backwards)
+    gathered = _gathered(weights, passes) * size
+    yield Traffic("weights", "all-gather", gathered, *ring, hidden=ahead, calls=calls)
 
 
 def _gathered(weights: RankWeights, passes: Passes) -> int:
@@ -104,8 +104,8 @@ def _gathered(weights: RankWeights, passes: Passes) -> int:
         # way there and back.
         again = max(0, apart - LIVE // 2)
         return whole + passes.samples * (apart + again)
-    forwards, backwards = (1 + passes.twice) * passes.groups + 1, passes.groups + 1
-    return whole + passes.samples * (forwards + backwards) * apart
+    # Where passes come in turn what was kept whole is freed on the way, and gathered again.
+    return 2 * whole + (passes.forwards + passes.backwards) * apart
 
 
 def _tensor(
@@ -139,8 +139,11 @@ def _tensor(
     width = 4 * model.sizes["router_keys"] * routers
     twice = 1 + (layout.recompute != "none")
     vectors = asked * twice + chunks * (twice + passes.twice)
-    yield Traffic("tensor parallel", "all-reduce", passes.samples * states, layout.tensor)
-    yield Traffic("tensor parallel", "all-gather", passes.samples * vectors * width, layout.tensor)
+    samples, ring = passes.samples, layout.tensor
+    calls = samples * (context + passes.groups * document)
+    yield Traffic("tensor parallel", "all-reduce", samples * states, ring, calls=calls)
+    calls = samples * routers * (twice + passes.groups * (twice + passes.twice))
+    yield Traffic("tensor parallel", "all-gather", samples * vectors * width, ring, calls=calls)
 
 
 def _selected(model: ModelConfig, own: SampleSize) -> int:
@@ -161,5 +164,6 @@ def _documents(
     row += 4 * keys * len(model.router_layers)
     payload = passes.samples * sample.chunks(model.router.chunk_size) * row
     ring = layout.documents, layout.tensor
-    yield Traffic("pooled states", "all-gather", payload, *ring)
-    yield Traffic("pooled states", "reduce-scatter", payload, *ring)
+    calls = passes.samples * (2 if size < 4 else 1)  # numbers of each width go together
+    yield Traffic("pooled states", "all-gather", payload, *ring, calls=calls)
+    yield Traffic("pooled states", "reduce-scatter", payload, *ring, calls=calls)

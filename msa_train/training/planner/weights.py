@@ -59,6 +59,16 @@ class RankWeights:
         return sum(each.numel for each in self if each.numel <= WHOLE)
 
     @cached_property
+    def apart(self) -> int:
+        """Weights, not elements, that ZeRO-3 gathers for each pass."""
+        return sum(each.numel > WHOLE for each in self)
+
+    @cached_property
+    def groups(self) -> int:
+        """Of the optimizer, that have something to learn."""
+        return len({each.group for each in self if each.learns})
+
+    @cached_property
     def largest(self) -> int:
         return max(each.numel for each in self)
 

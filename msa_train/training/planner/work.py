@@ -63,7 +63,7 @@ class Forward:
 def work(model: ModelConfig, layout: Layout, sample: SampleSize) -> StepWork:
     """Of a whole sample, on all ranks that share it together."""
     documents, contexts = documents_forward(model, sample), contexts_forward(model, sample)
-    again = layout.encodes_twice(sample.share(layout.documents).document_tokens)
+    again = layout.passes(sample.share(layout.documents).document_tokens).twice
     attention, twice = 0.0, layout.recompute != "none"
     for stream, encoded_twice in ((documents, again), (contexts, False)):
         passes = 1 + _ATTENTION_BACKWARD + twice + encoded_twice

@@ -113,7 +113,6 @@ def _warm_up(precisions: set[str]) -> None:
 
 
 def _run(training: dict, samples: int) -> dict:
-
     gc.collect()
     before = in_use()
     payload, held, most = _train(TrainingConfig(**training), samples)
@@ -133,6 +132,7 @@ def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int,
     model.load_published(initial_reader(MODEL, 0))
     engine = Engine(model, settings)
     group = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
+    model.shards = group if settings.pooled_states == "sharded" else None
     gradients = GradientCache(engine, settings.gradient_cache_tokens, group)
     batches = [batch(seed).share(group.rank, group.size) for seed in range(samples)]
 

@@ -10,8 +10,9 @@ from msa_train.training.planner.memory import RankBytes, needed, rank_bytes, red
 from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.weights import weights
 from tests.batches import random_batch, tiny_config
+from tests.distributed.ranks import run_ranks
 from tests.training.planner.conftest import RUNS, names
-from tests.training.planner.observed import BUCKET, MODEL, batch, layout_of
+from tests.training.planner.observed import BUCKET, CACHE, MODEL, batch, layout_of, observe
 
 
 @pytest.mark.parametrize("name", names())
@@ -24,6 +25,26 @@ def test_a_rank_holds_what_torch_allocates(observed, name, monkeypatch):
     held = sum(each.bytes for each in found if each.phase == "held")
     assert held == pytest.approx(observed(name)["held"], rel=0.1)
     assert needed(found) == pytest.approx(observed(name)["most"], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooled", ["gathered", "sharded"])
+def test_a_rank_that_shares_documents_holds_what_torch_allocates(monkeypatch, pooled):
+    monkeypatch.setattr(memory, "BUCKET", BUCKET)
+    shared = {"document_parallel": 2, "pooled_states": pooled}
+    runs = {
+        (stage, cache): ({**shared, "zero_stage": stage, "gradient_cache_tokens": cache}, 1)
+        for stage in (1, 2, 3)
+        for cache in (None, CACHE)
+    }
+    for rank in run_ranks(2, observe, 1, runs, 2):
+        for (stage, cache), seen in rank.items():
+            layout = Layout(documents=2, zero=stage, cache=cache, sharded=pooled == "sharded")
+            given = MODEL, layout, weights(MODEL), SampleSize.of_batch(batch())
+            found = rank_bytes(*given, 1, 4)
+            held = sum(each.bytes for each in found if each.phase == "held")
+            assert held == pytest.approx(seen["held"], rel=0.1), (stage, cache)
+            assert needed(found) == pytest.approx(seen["most"], rel=0.15), (stage, cache)
 
 
 @pytest.mark.parametrize("loss", ["all", "upper_half"])

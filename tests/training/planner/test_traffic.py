@@ -6,9 +6,9 @@ import pytest
 
 from msa_train.hardware import parse_cluster
 from msa_train.model.config import PRESETS
-from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.layout import Layout, Passes
 from msa_train.training.planner.sizes import SampleSize
-from msa_train.training.planner.traffic import Passes, Traffic, traffic
+from msa_train.training.planner.traffic import Traffic, traffic
 from msa_train.training.planner.weights import weights
 from tests.distributed.ranks import run_ranks
 from tests.training.planner.conftest import RUNS, names
@@ -51,7 +51,7 @@ def test_ranks_that_share_documents_send_what_torch_counts():
             "zero_stage": stage,
             "gradient_cache_tokens": cache,
         }
-        for stage in (1, 2)
+        for stage in (1, 2, 3)
         for cache in (None, CACHE)
     }
     given = {key: (settings, 1) for key, settings in runs.items()}
@@ -59,9 +59,14 @@ def test_ranks_that_share_documents_send_what_torch_counts():
         layout, ours = Layout(documents=2, zero=stage, cache=cache), Counter()
         for each in traffic(MODEL, layout, weights(MODEL), SampleSize.of_batch(batch()), 1, 4):
             ours[each.operation] += each.payload
-        assert ours.keys() == seen["payload"].keys()
-        for operation, payload in seen["payload"].items():
-            assert abs(ours[operation] - payload) <= SCALAR, (stage, cache, operation)
+        counted = seen["payload"]
+        # ZeRO-3 compares the order of weights between ranks.
+        assert counted.pop("broadcast_", 0) <= 8 * 300
+        assert ours.keys() == counted.keys()
+        for operation, payload in counted.items():
+            gathers = stage == 3 and operation == "all-gather"
+            most = 0.04 * payload if gathers else SCALAR
+            assert abs(ours[operation] - payload) <= most, (stage, cache, operation)
 
 
 def found(layout, kind, sample=BANK, samples=1):
@@ -100,8 +105,8 @@ def test_a_model_larger_than_what_may_be_live_is_gathered_nearly_twice():
 
 
 def test_groups_of_the_gradient_cache_are_of_a_ranks_own_documents():
-    layout = Layout(documents=4, cache=10_000)
-    assert Passes.of(layout, BANK.share(4), 3) == Passes(3, 2, True)
-    assert Passes.of(layout, BANK.share(8), 3) == Passes(3, 1, False)  # its share is one group
-    assert Passes.of(Layout(documents=8, zero=3), BANK.share(8), 3) == Passes(3, 1, True)
-    assert Passes.of(Layout(cache=65_536), BANK, 3) == Passes(3, 0, False)
+    layout, quarter, eighth = Layout(documents=4, cache=10_000), 65_536 // 4, 65_536 // 8
+    assert layout.passes(quarter, 3) == Passes(3, 2, True)
+    assert layout.passes(eighth, 3) == Passes(3, 1, False)  # its share is one group
+    assert Layout(documents=8, zero=3).passes(eighth, 3) == Passes(3, 1, True)
+    assert Layout(cache=65_536).passes(65_536, 3) == Passes(3, 0, False)
