@@ -10,6 +10,7 @@ from msa_train.commands.flags import add_flags, from_flags
 from msa_train.commands.output import add_json, config_arguments, print_json
 from msa_train.hardware import Cluster, gb, parse_bandwidth, parse_bytes, parse_cluster, parse_count
 from msa_train.training.planner.plan import Assumed, Ranking, StagePlan, TrainingPlan
+from msa_train.training.planner.simulation import Pieces, Simulation
 from msa_train.training.planner.sizes import Given
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def register(actions: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add_flags(parser, Assumed)
     add_flags(parser, Given)
+    drawn = parser.add_argument_group("--simulate")
+    drawn.add_argument(
+        "--simulate", action="store_true",
+        help="draw steps of the settings' own layout: unequal samples, latency, saving, deaths",
+    )  # fmt: skip
+    add_flags(drawn, Pieces)
     add_json(parser)
     parser.set_defaults(run=_train, takes_overrides=True)
     parser.epilog = "Any setting can be overridden: --training.zero_stage 2 --stages '[...]'"
@@ -55,6 +62,7 @@ def _train(options: argparse.Namespace) -> int:
     from msa_train.errors import ConfigError
     from msa_train.training.planner.layout import Layout
     from msa_train.training.planner.plan import plan, ranked
+    from msa_train.training.planner.simulation import simulate
     from msa_train.training.planner.sizes import stage_sizes
 
     if options.layouts < 0:
@@ -64,17 +72,20 @@ def _train(options: argparse.Namespace) -> int:
     host = None if options.host_ram is None else parse_bytes(options.host_ram, "host-ram")
     assumed = from_flags(Assumed, options, host_ram=host)
     stages, notes = stage_sizes(config, from_flags(Given, options))
-    found, why = None, ""
+    pieces = from_flags(Pieces, options)
+    found, drawn, why = None, None, ""
     try:
         own = Layout.of(config, cluster.cards, options.documents)
         found = plan(config, own, cluster, stages, assumed)
     except ConfigError as error:
         why = str(error)
+    if options.simulate and found is not None:
+        drawn = simulate(found, config, pieces)
     ranking = ranked(config, cluster, stages, assumed)
     if options.json:
-        _print_json(found, why, ranking, tokens, notes, options.layouts)
+        _print_json(found, drawn, why, ranking, tokens, notes, options.layouts)
     else:
-        _print(found, why, ranking, tokens, notes, options.layouts)
+        _print(found, drawn, why, ranking, tokens, notes, options.layouts)
     return 0 if found is not None and found.lacking is None else ConfigError.exit_code
 
 
@@ -87,8 +98,8 @@ def _cluster(options: argparse.Namespace) -> Cluster:
 
 
 def _print_json(
-    found: TrainingPlan | None, why: str, ranking: Ranking, tokens: int | None, notes: list[str],
-    shown: int,
+    found: TrainingPlan | None, drawn: Simulation | None, why: str, ranking: Ranking,
+    tokens: int | None, notes: list[str], shown: int,
 ) -> None:  # fmt: skip
     ranks = [
         {
@@ -103,15 +114,16 @@ def _print_json(
     ]
     refused = {why: len(which) for why, which in ranking.refused.items()}
     plan = None if found is None else found.to_json(tokens)
+    simulation = None if drawn is None else drawn.to_json()
     print_json(
-        {"plan": plan, "impossible": why or None, "layouts": ranks, "refused": refused,
-         "assumed": notes}
+        {"plan": plan, "simulation": simulation, "impossible": why or None, "layouts": ranks,
+         "refused": refused, "assumed": notes}
     )  # fmt: skip
 
 
 def _print(
-    found: TrainingPlan | None, why: str, ranking: Ranking, tokens: int | None, notes: list[str],
-    shown: int,
+    found: TrainingPlan | None, drawn: Simulation | None, why: str, ranking: Ranking,
+    tokens: int | None, notes: list[str], shown: int,
 ) -> None:  # fmt: skip
     from rich.console import Console
 
@@ -120,6 +132,9 @@ def _print(
         console.print(f"The settings' own layout is impossible: {why}")
     else:
         for each in _own(found, tokens):
+            console.print(each)
+    if drawn is not None:
+        for each in _drawn(drawn):
             console.print(each)
     console.print(_fastest(ranking, tokens, shown))
     for reason, which in ranking.refused.items():
@@ -226,6 +241,22 @@ def _total(found: TrainingPlan, tokens: int | None) -> str:
         f"(utilisation {found.assumed.utilisation:.0%} assumed while it computes; "
         f"{found.model_utilisation:.1%} of the peak are useful)"
     )
+
+
+def _drawn(found: Simulation) -> Iterator[Table | str]:
+    title = f"A drawn step of stage {found.stage}"
+    table = _right(_table("what", "seconds", "share", title=title), 1)
+    for what, seconds in found.parts.items():
+        table.add_row(what, f"{seconds:.4f}", f"{seconds / found.total:.1%}")
+    table.add_row("together", f"{found.total:.4f}", "", style="bold")
+    yield table
+    yield (
+        f"90 % of the steps take {found.step_low:.3f} to {found.step_high:.3f} s; goodput "
+        f"{found.goodput:.1%} (of 90 % of the runs {found.goodput_low:.1%} to "
+        f"{found.goodput_high:.1%}); what breaks first: {found.first}"
+    )
+    for each in found.assumed:
+        yield f"Assumed: {each}"
 
 
 def _fastest(ranking: Ranking, tokens: int | None, shown: int) -> Table | str:

@@ -12,17 +12,21 @@ GIVEN = ["plan", "train", "configs/train/msa-4b.yaml", "--training.batch_samples
 
 def test_a_run_is_planned_and_its_layouts_compared(capsys):
     more = ["--tokens", "158.95B", "--price-per-gpu-hour", "2", "--layouts", "3"]
+    more += ["--simulate", "--sample-spread", "0.2"]
     assert main([*GIVEN, "--gpus", "64xH100-80GB", *more]) == 0
     shown = capsys.readouterr().out
     for said in (
         "4,258,397,732 parameters", "64 x H100-80GB", "in 8 machines", "activations of documents",
         "reduce-scatter", "attention and routing are", "sft long", "158,950,000,000 memory tokens",
         "at the given price", "layouts that fit", "more than a card's memory", "no GPU has",
+        "A drawn step of stage", "what breaks first: waiting for longer samples",
     ):  # fmt: skip
         assert said in " ".join(shown.split()), said
     assert main([*GIVEN, "--gpus", "64xH100-80GB", *more, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["plan"]["fits"] and len(found["layouts"]) == 3 and found["impossible"] is None
+    drawn = found["simulation"]
+    assert drawn["total"] >= sum(drawn["parts"].values()) > 0 and drawn["assumed"]
     assert found["layouts"][0]["days"] <= found["plan"]["days"] and found["assumed"]
 
 

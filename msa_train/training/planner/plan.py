@@ -51,11 +51,13 @@ class Assumed:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A step of a stage on one rank. tokens: memory tokens of the step, on all ranks. computing,
-    updating, sending: seconds; of sending only what arithmetic does not hide."""
+    """A step of a stage on one rank. tokens: memory tokens of the step, on all ranks; samples: that
+    the rank reads. computing, updating, sending: seconds; of sending only what arithmetic does not
+    hide."""
 
     stage: StageSize
     tokens: int
+    samples: int
     work: StepWork
     traffic: tuple[Traffic, ...]
     bytes: tuple[RankBytes, ...]
@@ -72,6 +74,10 @@ class StagePlan:
     def total(self) -> float:
         """Seconds of the stage."""
         return self.seconds * self.stage.steps
+
+    def seconds_sent(self, cluster: Cluster) -> tuple[float, float]:
+        """Seconds of traffic that ranks wait for, and of what goes on behind arithmetic."""
+        return _seconds_sent(self.traffic, cluster)
 
 
 @dataclass(frozen=True)
@@ -198,17 +204,19 @@ def plan(
         tokens = stage.sample.document_tokens * config.training.batch_samples
         updating = held.learning / layout.data * _UPDATED
         updating /= cluster.card.bandwidth
-        sending = _shown(sent, cluster, computing)
-        found.append(StagePlan(stage, tokens, done, sent, stored, computing, updating, sending))
+        open_, hidden = _seconds_sent(sent, cluster)
+        sending = open_ + max(0.0, hidden - computing)
+        times = computing, updating, sending
+        found.append(StagePlan(stage, tokens, samples, done, sent, stored, *times))
     whole = parts(weights(model))
     return TrainingPlan(layout, cluster, assumed, whole, tuple(found), tuple(_notes(config)))
 
 
-def _shown(sent: Sequence[Traffic], cluster: Cluster, computing: float) -> float:
-    """Seconds of traffic that a step waits for."""
-    hidden = sum(each.seconds(cluster) for each in sent if each.hidden)
-    open_ = sum(each.seconds(cluster) for each in sent if not each.hidden)
-    return open_ + max(0.0, hidden - computing)
+def _seconds_sent(sent: Sequence[Traffic], cluster: Cluster) -> tuple[float, float]:
+    times = {True: 0.0, False: 0.0}
+    for each in sent:
+        times[each.hidden] += each.seconds(cluster)
+    return times[False], times[True]
 
 
 def _notes(config: Config) -> list[str]:
@@ -217,6 +225,8 @@ def _notes(config: Config) -> list[str]:
         found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
     if config.training.pooled_states == "sharded":
         found.append("training.pooled_states is sharded: what its exchanges send is not counted")
+    if config.training.offloads_to_nvme:
+        found.append("what training.deepspeed offloads to nvme is counted as host memory")
     return found
 
 

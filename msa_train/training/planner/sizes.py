@@ -96,7 +96,7 @@ class Given:
 
 def stage_sizes(config: Config, given: Given) -> tuple[tuple[StageSize, ...], list[str]]:
     """Every stage, and what had to be assumed, as sentences."""
-    if given == Given() and (manifest := _manifest(config)) is not None:
+    if given == Given() and (manifest := manifest_of(config)) is not None:
         counts = [stage.samples for stage in manifest.stages]
         steps = Schedule.of(config.stages, counts, config.training.batch_samples).steps
         built = list(map(SampleSize.of_counts, manifest.stages))
@@ -116,7 +116,8 @@ def stage_sizes(config: Config, given: Given) -> tuple[tuple[StageSize, ...], li
     return stages, assumed
 
 
-def _manifest(config: Config) -> ShardManifest | None:
+def manifest_of(config: Config) -> ShardManifest | None:
+    """Of the run's shards, where they are built from its settings."""
     try:
         found = ShardManifest.load(config.manifest_folder)
     except DataError:
