@@ -73,6 +73,8 @@ def _train(options: argparse.Namespace) -> int:
     assumed = from_flags(Assumed, options, host_ram=host)
     stages, notes = stage_sizes(config, from_flags(Given, options))
     pieces = from_flags(Pieces, options)
+    if pieces != Pieces() and not options.simulate:
+        raise ConfigError("only --simulate draws steps from such numbers: give it, too")
     found, drawn, why = None, None, ""
     try:
         own = Layout.of(config, cluster.cards, options.documents)

@@ -68,6 +68,11 @@ def test_a_file_that_is_not_there_is_named(capsys):
         (["--gpus", "8xH100-80GB", "--layouts", "-1"], "layouts is -1"),
         (["--gpus", "8xH100-80GB", "--training.zero_stage", "9"], "training.zero_stage"),
         (["--gpus", "8xH100-80GB", "--context-tokens", "0"], "context-tokens is 0"),
+        (["--gpus", "8xH100-80GB", "--restart-s", "9"], "only --simulate draws"),
+        (
+            ["--gpus", "8xH100-80GB", "--simulate", "--deaths-per-node-day", "9999"],
+            "would never reach the next; give a lower training.checkpoint_every",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(capsys, arguments, said):

@@ -106,7 +106,7 @@ def _checked(words: list[str]) -> None:
     if options.overrides and not getattr(options, "takes_overrides", False):
         raise SystemExit(f"unknown arguments {options.overrides}")
     if getattr(options, "takes_overrides", False):
-        ours = (ROOT / options.config).is_file()  # a user's own file is not there
+        ours = all((ROOT / path).is_file() for path in options.config)  # a user's own is not there
         load_config(config_arguments(options) if ours else options.overrides)
 
 

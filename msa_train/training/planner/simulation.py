@@ -95,7 +95,7 @@ _USEFUL = "useful arithmetic"
 
 def simulate(found: TrainingPlan, config: Config, pieces: Pieces) -> Simulation:
     """Of the layout of a plan."""
-    stage, said = found.longest, []
+    stage = found.longest
     number = found.stages.index(stage)
     draw = np.random.default_rng(pieces.draw_seed)
     lengths, how = sample_lengths(config, number, pieces, draw)
@@ -113,13 +113,13 @@ def simulate(found: TrainingPlan, config: Config, pieces: Pieces) -> Simulation:
     computed = float(steps["arithmetic"].mean())
     parts = {_USEFUL: useful * computed, "computed once more": (1 - useful) * computed}
     parts |= {name: float(each.mean()) for name, each in steps.items() if name != "arithmetic"}
-    parts |= {"saving": pieces.save_stall_s / every, "lost to deaths": lost}
-    said = [how, *_said(pieces)]
+    saves = math.ceil(stage.stage.steps / every) / stage.stage.steps
+    parts |= {"saving": pieces.save_stall_s * saves, "lost to deaths": lost}
     low, high = np.quantile(step, (0.05, 0.95))
     goodput = np.quantile(share, (0.05, 0.95))
     return Simulation(
         stage.stage.name, parts, float(step.mean()), float(low), float(high),
-        float(share.mean()), float(goodput[0]), float(goodput[1]), tuple(said),
+        float(share.mean()), float(goodput[0]), float(goodput[1]), (how, *_said(pieces)),
     )  # fmt: skip
 
 

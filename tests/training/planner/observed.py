@@ -39,19 +39,21 @@ def batch(seed: int = 0):
 
 
 class Counted(TorchDispatchMode):
-    """payload: bytes of the whole tensors that collectives of more than one rank are given. most:
-    in use after any operation."""
+    """payload: bytes of the whole tensors that collectives of more than one rank are given; calls:
+    of any size. most: in use after any operation."""
 
     def __init__(self):
         super().__init__()
         self.payload: Counter[str] = Counter()
-        self.most = 0
+        self.most = self.calls = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d":
             name = func._schema.name.partition("::")[2]
             size = max((_bytes(each) for each in args), default=0)
-            if name != "barrier" and size > SCALAR and not _alone(args):
+            together = name != "barrier" and not _alone(args)
+            self.calls += together
+            if together and size > SCALAR:
                 self.payload[_OPERATIONS.get(name, name)] += size
         result = func(*args, **(kwargs or {}))
         self.most = max(self.most, in_use())
@@ -119,9 +121,32 @@ def _run(training: dict, samples: int) -> dict:
     return {"payload": payload, "held": held - before, "most": most - before}
 
 
-def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int, int]:
-    """Three steps; returns what the third sent, found in use, and had in use at most. By then
-    DeepSpeed knows the order of weights."""
+def meetings(runs: dict[str, dict]) -> dict[str, int]:
+    """On a rank: of every run (settings of training) how often all ranks met while the first of a
+    step's two samples was read; in the second step."""
+    from msa_train.parallel import groups
+
+    groups.start(1, 240)
+    return {name: _meetings(TrainingConfig(**settings)) for name, settings in runs.items()}
+
+
+def _meetings(settings: TrainingConfig) -> int:
+    engine, gradients = _engine(settings)
+
+    def read() -> int:
+        with Counted() as counted:
+            gradients.backward(batch(), lambda losses: losses.lm + losses.router)
+        return counted.calls
+
+    for _ in range(2):
+        first, _ = read(), read()
+        engine.set_learning_rate(1e-3)
+        engine.step()
+    return first
+
+
+def _engine(settings: TrainingConfig):
+    """An engine with the model, and what computes its gradients."""
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
     from msa_train.parallel.documents import DocumentGroup
@@ -133,7 +158,14 @@ def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int,
     engine = Engine(model, settings)
     group = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
     model.shards = group if settings.pooled_states == "sharded" else None
-    gradients = GradientCache(engine, settings.gradient_cache_tokens, group)
+    return engine, GradientCache(engine, settings.gradient_cache_tokens, group)
+
+
+def _train(settings: TrainingConfig, samples: int) -> tuple[dict[str, int], int, int]:
+    """Three steps; returns what the third sent, found in use, and had in use at most. By then
+    DeepSpeed knows the order of weights."""
+    engine, gradients = _engine(settings)
+    group = gradients.documents
     batches = [batch(seed).share(group.rank, group.size) for seed in range(samples)]
 
     def step() -> None:

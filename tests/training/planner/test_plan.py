@@ -1,6 +1,8 @@
-"""A run's plan: its arithmetic beside numbers worked out by hand, and its layouts' order."""
+"""A run's plan: its arithmetic beside numbers worked out by hand, its layouts' order, and the plans
+of the backbones in configs/backbones."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from msa_train.hardware import parse_cluster
 from msa_train.training.planner.layout import Layout
 from msa_train.training.planner.plan import Assumed, plan, ranked
 from msa_train.training.planner.sizes import Given, stage_sizes
+from msa_train.training.planner.weights import parts, weights
 
 CONFIG = load_config(["--config", "configs/train/msa-4b.yaml", "--training.batch_samples", "64"])
 CLUSTER = parse_cluster("64xH100-80GB")
@@ -95,3 +98,44 @@ def test_everything_is_told_to_programs():
     assert found["tokens"] == 158_950_000_000 and found["days"] > 1 and found["money"] > 0
     assert {row["kind"] for row in found["stages"][0]["traffic"]} == {"gradients", "weights"}
     assert found["stages"][0]["flops"]["total"] > found["stages"][0]["flops"]["recompute"]
+
+
+BACKBONES = Path("configs/backbones")
+# Parameters of the safetensors files on Hugging Face, a tied head counted once; and cards on which
+# the settings' own layout fits.
+PUBLISHED = {
+    None: (4_022_468_096, "8xH100-80GB"),
+    "qwen3-0.6b": (596_049_920, "8xRTX-4090-24GB"),
+    "qwen3-1.7b": (1_720_574_976, "8xL40S-48GB"),
+    "qwen3-8b": (8_190_735_360, "8xH100-80GB"),
+    "smollm2-135m": (134_515_008, "2xL4-24GB"),
+}
+
+
+def config_of(name, run="msa-4b"):
+    over = [] if name is None else ["--config", f"{BACKBONES}/{name}.yaml"]
+    return load_config(["--config", f"configs/train/{run}.yaml", *over])
+
+
+def test_every_backbone_is_known():
+    assert {path.stem for path in BACKBONES.glob("*.yaml")} == set(PUBLISHED) - {None}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_backbone_has_its_published_size_and_fits(name):
+    config, (count, cards) = config_of(name), PUBLISHED[name]
+    found = parts(weights(config.model))
+    assert sum(found.values()) - found["router"] == count
+    cluster = parse_cluster(cards)
+    stages, _ = stage_sizes(config, Given())
+    planned = plan(config, Layout.of(config, cluster.cards), cluster, stages, Assumed())
+    assert planned.lacking is None
+
+
+@pytest.mark.parametrize("run", ["msa-4b", "paper-mixture"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_all_have_the_stages_and_data_of_the_run(run, name):
+    own, found = config_of(None, run), config_of(name, run)
+    assert found.stages == own.stages and found.data.datasets == own.data.datasets
+    assert found.training.start_from == found.data.tokenizer.path
+    assert name is None or found.training.start_from == f"backbones/{name}"

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from data_pipeline.shards.manifest import INDEX_DTYPE
 from msa_train.config import load_config
 from msa_train.errors import ConfigError
 from msa_train.hardware import parse_cluster
+from msa_train.training.planner import simulation
 from msa_train.training.planner.layout import Layout
 from msa_train.training.planner.plan import Assumed, plan
 from msa_train.training.planner.simulation import (
@@ -20,6 +23,8 @@ from msa_train.training.planner.simulation import (
     waits_each_sample,
 )
 from msa_train.training.planner.sizes import Given, stage_sizes
+from tests.distributed.ranks import run_ranks
+from tests.training.planner.observed import CACHE, layout_of, meetings
 
 CONFIG = load_config(["--config", "configs/train/msa-4b.yaml", "--training.batch_samples", "64"])
 CLUSTER = parse_cluster("16xH100-80GB")
@@ -65,6 +70,15 @@ def test_ranks_wait_for_one_another_as_with_a_clock_each(layout):
         assert seconds == pytest.approx(max(at, hidden) + open_ + messages + stage.updating)
 
 
+@pytest.mark.slow
+def test_ranks_meet_in_a_sample_where_they_are_drawn_to_meet():
+    runs = {f"ZeRO-{stage}": {"zero_stage": stage} for stage in (1, 2, 3)}
+    runs["cached"] = {"zero_stage": 1, "gradient_cache_tokens": CACHE}
+    for met in run_ranks(2, meetings, runs, timeout_s=500):
+        for name, settings in runs.items():
+            assert bool(met[name]) == waits_each_sample(layout_of(1, settings)), name
+
+
 def test_a_slow_loader_sets_the_pace():
     found = of(LAYOUTS[0])
     slow = simulate(found, CONFIG, Pieces(loaded_per_s=0.1, drawn_steps=3))
@@ -98,6 +112,17 @@ def test_lengths_are_as_spread_as_is_said_and_the_same_again():
     assert spread[0] == spread[1] and spread[0].first == "waiting for longer samples"
     other = simulate(found, CONFIG, Pieces(sample_spread=0.5, drawn_steps=50, draw_seed=1))
     assert other.step != spread[0].step
+
+
+def test_lengths_are_those_of_the_shards_where_they_are_built(monkeypatch):
+    rows = [(0, 0, 0, 100, 0), (0, 0, 0, 300, 0), (0, 1, 0, 7, 0)]
+    manifest = SimpleNamespace(samples=len(rows))
+    monkeypatch.setattr(simulation, "manifest_of", lambda config: manifest)
+    monkeypatch.setattr(simulation, "load_index", lambda *_: np.array(rows, INDEX_DTYPE))
+    lengths, said = sample_lengths(CONFIG, 0, Pieces(), None)
+    assert list(lengths) == [0.5, 1.5] and "the 2 of the shards" in said
+    given, _ = sample_lengths(CONFIG, 0, Pieces(sample_spread=0.0), None)
+    assert list(given) == [1]
 
 
 @pytest.mark.parametrize(
