@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,17 @@ def clear_leftovers(folder: Path) -> None:
         files.remove(left)
 
 
-def digests(folder: Path, part: int = 0, parts: int = 1) -> Digests:
+def digests(folder: Path, part: int = 0, parts: int = 1, known: Collection[str] = ()) -> Digests:
     """Digests of every `parts`-th file, from the `part`-th on, which are on the disk after this.
 
-    So ranks share the work. The folder must be on a file system that all of them see.
+    So ranks share the work. The folder must be on a file system that all of them see. known: files
+    that are left out.
     """
     found: Digests = {}
     written = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
     for path in written[part::parts]:
+        if str(path.relative_to(folder)) in known:
+            continue
         files.sync(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

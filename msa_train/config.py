@@ -140,6 +140,8 @@ class TrainingConfig:
     twice, with equal gradients: bounds memory for banks of any size (null: all at once, once).
     clip: maximum gradient norm.
     checkpoint_every: steps between checkpoints; there is always one after the last step.
+    async_save: steps wait for a copy of the state on the host alone, which is hashed and written
+    beside the steps that follow; the next checkpoint waits for that.
     held_out_every: steps between evaluations on held-out samples (0: never).
     held_out_samples: how many there are; training does not see them, and their data is the last
     stage's.
@@ -170,6 +172,7 @@ class TrainingConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    async_save: bool = False
     held_out_every: int = 0
     held_out_samples: int = 16
     damaged_samples: Literal["error", "skip"] = "error"

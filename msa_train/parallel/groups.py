@@ -127,6 +127,14 @@ def of_rank_0(look: Callable[[], T]) -> T:
     return found[0]
 
 
+def own_store(name: str) -> dist.Store:
+    """A connection of one's own to the store that the ranks met at, under a prefix.
+
+    A thread that waits at it keeps nobody else waiting.
+    """
+    return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())
+
+
 def finish(exit_code: int) -> None:
     """End this process at once: after gloo, interpreter exit aborts now and then."""
     if dist.is_initialized():

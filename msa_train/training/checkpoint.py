@@ -13,15 +13,16 @@ OUTPUT/checkpoints/step-000000500/state.json         where the run stands
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline import files
@@ -30,15 +31,19 @@ from data_pipeline.shards.loader import LoaderState
 from data_pipeline.tokenizer import Tokenizer
 from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config_file
-from msa_train.errors import CheckpointError
+from msa_train.errors import CheckpointError, FileError, RankError
 from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
 from msa_train.stages import Schedule
 from msa_train.training.engine import Engine
+from msa_train.training.last_words import of_error
+from msa_train.training.meeting import Meeting
+from msa_train.training.rank_files import RankFiles
 from msa_train.training.resuming import Progress, changes
 from msa_train.training.saying import say
 from msa_train.training.stored_states import RankLayout, StoredStates
 
 FOLDER, STATE = "checkpoints", "state.json"
+_saves = count()  # of this process: all ranks save as often
 
 
 @dataclass(frozen=True)
@@ -60,32 +65,87 @@ class RunState:
 
 def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) -> Path:
     """Write a checkpoint; every rank must call. It appears whole or not at all."""
+    return begin(engine, config, tokenizer, state, beside=False)()
+
+
+def begin(
+    engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState, beside: bool
+) -> Callable[[], Path]:
+    """Take this rank's state; every rank must call, and then what is returned, which writes it,
+    seals the folder when all have, and removes old ones.
+
+    beside: that may be in another thread, while the training goes on; the state is copied before.
+    What it raises is raised on all ranks: FileError, RankError.
+    """
     folder, rank = config.path / FOLDER, dist.get_rank()
     partial = folder / checkpoint_folders.partial_name(state.step)
-    if rank == 0:
-        checkpoint_folders.clear_leftovers(folder)
-        partial.mkdir(parents=True)
-        config.save(partial / "config.yaml")
-        tokenizer.save(partial / "tokenizer")
-        files.replace_file(partial / STATE, json.dumps(asdict(state)) + "\n")
-    dist.barrier()
-    engine.save(folder, partial.name)
+    of_rank_0(lambda: _start_folder(partial, config, tokenizer, state))
+    written = RankFiles(partial, beside)
+    engine.save(folder, partial.name, written.add_state)
     own = _random_states(engine.device) | {"queue": engine.model.queue.state_dict()}
-    torch.save(own, partial / f"own-rank{rank}.pt")
+    written.add_state(own, partial / f"own-rank{rank}.pt")
     writes = DeepSpeedGroups.get_data_parallel_rank() == 0
     weights = {name: weight for name, weight in engine.full_weights() if writes}
     if writes:
         part = DeepSpeedGroups.get_model_parallel_rank()
-        save_file(weights, partial / f"weights-tp{part}.safetensors")
-    flaw = _flaw(weights, engine.skipped)
-    dist.barrier()
-    found = _digests(partial)
-    if rank == 0:
-        checkpoint_folders.seal(partial, state.step, found, flaw)
-    written = folder / checkpoint_folders.name_of(state.step)
-    _rotate(folder, config.training.keep_checkpoints, written)
-    dist.barrier()
-    return written
+        written.add_weights(weights, partial / f"weights-tp{part}.safetensors")
+    written.wait_for_copies()
+    what = f"the checkpoint of step {state.step}"
+    meeting = Meeting(f"save-{next(_saves)}", what, config.training.timeout_s)
+    skipped, keep = engine.skipped, config.training.keep_checkpoints
+
+    def complete() -> Path:
+        found, finite = _written_by_all(meeting, written, partial, weights)
+        flaw = checkpoint_folders.SKIPPED if skipped else None
+        flaw = flaw if finite else checkpoint_folders.NOT_FINITE
+        target = meeting.of_rank_0(lambda: _seal(partial, state.step, found, flaw))
+        _rotate(meeting, folder, keep, target)
+        return target
+
+    return complete
+
+
+def _start_folder(partial: Path, config: Config, tokenizer: Tokenizer, state: RunState) -> None:
+    """What is the same for all ranks."""
+    try:
+        checkpoint_folders.clear_leftovers(partial.parent)
+        partial.mkdir(parents=True)
+        config.save(partial / "config.yaml")
+        tokenizer.save(partial / "tokenizer")
+        files.replace_file(partial / STATE, json.dumps(asdict(state)) + "\n")
+    except OSError as error:
+        raise FileError.of(error) from error
+
+
+def _written_by_all(
+    meeting: Meeting, written: RankFiles, partial: Path, weights: Mapping[str, Tensor]
+) -> tuple[checkpoint_folders.Digests, bool]:
+    """Digests of every rank's files, and whether all weights are finite; weights: those that this
+    rank writes. Raises on every rank what the first of them met; nothing of the folder stays then.
+    """
+    finite, error = all(bool(each.isfinite().all()) for each in weights.values()), None
+    try:
+        written.write()
+    except OSError as found:
+        error = FileError.of(found)
+    except Exception as found:
+        say(of_error(found).rstrip())
+        error = RankError(f"rank {meeting.rank} could not write its part: {found}")
+    shares = meeting.all((written.digests, finite, error))
+    if errors := [error for _, _, error in shares if error is not None]:
+        if meeting.rank == 0:
+            with suppress(OSError):
+                files.remove(partial)
+        errors[0].on_all_ranks = True
+        raise errors[0]
+    found = {name: digest for share, _, _ in shares for name, digest in share.items()}
+    return found, all(finite for _, finite, _ in shares)
+
+
+def _seal(partial: Path, step: int, found: checkpoint_folders.Digests, flaw: str | None) -> Path:
+    """found: of the files that ranks have written; those of all ranks are read now."""
+    rest = checkpoint_folders.digests(partial, known=found)
+    return checkpoint_folders.seal(partial, step, found | rest, flaw)
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
@@ -103,47 +163,35 @@ def _set_random_states(states: Mapping[str, Tensor], device: torch.device) -> No
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def _flaw(weights: Mapping[str, Tensor], skipped: bool) -> str | None:
-    """Why nothing should go on from this state; weights: those that this rank writes."""
-    shares = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, all(bool(each.isfinite().all()) for each in weights.values()))
-    if not all(shares):
-        return checkpoint_folders.NOT_FINITE
-    return checkpoint_folders.SKIPPED if skipped else None
-
-
-def _digests(folder: Path) -> checkpoint_folders.Digests:
+def _digests(meeting: Meeting, folder: Path) -> checkpoint_folders.Digests:
     """Of a whole folder, which the ranks read in shares; what cannot be read has none."""
-    rank, shares = dist.get_rank(), [None] * dist.get_world_size()
     try:
-        own = checkpoint_folders.digests(folder, rank, len(shares))
+        own = checkpoint_folders.digests(folder, meeting.rank, meeting.size)
     except OSError:
         own = {}
-    dist.all_gather_object(shares, own)
-    return {name: digest for share in shares for name, digest in share.items()}
+    return {name: digest for share in meeting.all(own) for name, digest in share.items()}
 
 
-def _rotate(folder: Path, keep: int, written: Path) -> None:
+def _rotate(meeting: Meeting, folder: Path, keep: int, written: Path) -> None:
     """Remove what is older than the `keep` newest good checkpoints; every rank must call.
 
     written: one that need not be read again. Damaged and flawed ones do not count.
     """
-    complete = of_rank_0(lambda: list(checkpoint_folders.newest_first(folder)))
+    complete = meeting.of_rank_0(lambda: list(checkpoint_folders.newest_first(folder)))
     good, place = 0, 0
     while len(complete) > keep and place < len(complete) and good < keep:
-        good += _is_good(complete[place], written)
+        good += _is_good(meeting, complete[place], written)
         place += 1
-    if dist.get_rank() == 0 and good == keep:
-        for old in complete[place:]:
-            checkpoint_folders.remove(old)
+    old = complete[place:] if good == keep else []
+    meeting.of_rank_0(lambda: [checkpoint_folders.remove(each) for each in old])
 
 
-def _is_good(folder: Path, written: Path) -> bool:
-    if of_rank_0(lambda: checkpoint_folders.flaw_of(folder)) is not None:
+def _is_good(meeting: Meeting, folder: Path, written: Path) -> bool:
+    if meeting.of_rank_0(lambda: checkpoint_folders.flaw_of(folder)) is not None:
         return False
     if folder == written:
         return True
-    found = _digests(folder)
+    found = _digests(meeting, folder)
 
     def whole() -> bool:
         try:
@@ -153,7 +201,7 @@ def _is_good(folder: Path, written: Path) -> bool:
             return False
         return True
 
-    return of_rank_0(whole)
+    return meeting.of_rank_0(whole)
 
 
 def find(output: Path) -> Path | None:

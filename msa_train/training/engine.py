@@ -144,7 +144,10 @@ class Engine:
         for name in self._kept:
             self._kept[name] = read(name)
 
-    def save(self, folder: Path, tag: str) -> None:
+    def save(self, folder: Path, tag: str, write: Callable[[Any, Path], None]) -> None:
+        """Every rank must call. write: takes each of DeepSpeed's states and where its file is to
+        be, in a folder that is there."""
+        self._engine.checkpoint_engine = _handing_over(write)
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
@@ -259,6 +262,17 @@ def _moments(filled: list[dict[str, Tensor]], step: Tensor | None) -> dict[int, 
         i: {key: each[key] for key in MOMENTS} | {"step": step.clone()}
         for i, each in enumerate(filled)
     }
+
+
+def _handing_over(write: Callable[[Any, Path], None]):
+    """What DeepSpeed saves through: states and files are its own, the writing is not."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    class HandingOver(TorchCheckpointEngine):
+        def save(self, state_dict: Any, path: str) -> None:
+            write(state_dict, Path(path))
+
+    return HandingOver()
 
 
 def _import_deepspeed():

@@ -19,14 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from data_pipeline.shards.loader import ShardLoader
 from msa_train.config import Config, load_config
-from msa_train.errors import (
-    CheckpointError,
-    ConfigError,
-    DivergedError,
-    FileError,
-    StuckError,
-    failed_writes,
-)
+from msa_train.errors import CheckpointError, ConfigError, DivergedError, FileError, StuckError
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.megatron import MSAModel
@@ -54,6 +47,7 @@ from msa_train.training.last_words import LastWords
 from msa_train.training.metrics import Numbers, StepMetrics
 from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
+from msa_train.training.saving import Saver
 from msa_train.training.saying import say
 from msa_train.training.watchdog import Watchdog
 
@@ -88,6 +82,7 @@ class Trainer:
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings, {stage.trains for stage in config.stages})
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens, documents)
+        self.saver = Saver(self.engine, config, self.tokenizer)
         self.skipped = self.skipped_in_a_row = 0
         self.held_out_start: Numbers = {}
         self.step, wandb_id = self._start(resume)
@@ -141,8 +136,9 @@ class Trainer:
                 self._evaluate_held_out()
                 began += time.perf_counter() - spent
             if stop or self.step % self.settings.checkpoint_every == 0:
-                self._save()
+                began += self._save(ends=stop or self.step == self.schedule.total)
                 saved = self.step
+            self._report_checkpoints()
             if stop:
                 self.reporter.alert(
                     "training stopped",
@@ -151,7 +147,8 @@ class Trainer:
                 )
                 return TERMINATED
         if saved < self.step:
-            self._save()
+            self._save(ends=True)
+            self._report_checkpoints()
         return 0
 
     def close(self, code: int = 0) -> None:
@@ -219,6 +216,7 @@ class Trainer:
             f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or gradients "
             "that are not finite"
         )
+        self.saver.finish()  # what is being written may be good
         try:
             good = checkpoint.find(self.config.path)
         except CheckpointError:
@@ -235,17 +233,19 @@ class Trainer:
         """Labelled tokens and routed contexts of the whole step, and whether any rank must stop."""
         own_labels = sum(batch.label_count for batch in batches)
         own_contexts = sum(batch.routed_context_count for batch in batches)
-        own = [own_labels, own_contexts, bool(self.stopping)]
-        if self.group.size() == 1:  # nobody to ask, and no device to wait for
+        own = [own_labels, own_contexts, bool(self.stopping) or self.saver.failed]
+        if dist.get_world_size() == 1:  # nobody to ask, and no device to wait for
             return float(own_labels), float(own_contexts), own[2]
         counts = torch.tensor(own, dtype=torch.float64, device=self.engine.device)
-        dist.all_reduce(counts, group=self.group)
+        dist.all_reduce(counts)  # of all ranks: those that share a tensor stop together, too
         labels, contexts, stopping = counts.tolist()
-        return labels, contexts, stopping > 0
+        shared = self.settings.tensor_parallel  # each of which has counted the same
+        return labels / shared, contexts / shared, stopping > 0
 
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
         numbers["skipped_steps"] = self.skipped
         numbers["skipped_samples"] = self._samples_skipped()
+        numbers["checkpoint_stall_s"] = self.saver.take_stall()
         numbers["step_ms"] = step_s * 1e3
         numbers["data_wait"] = wait_s / step_s
         numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
@@ -259,7 +259,8 @@ class Trainer:
         dist.all_reduce(count, group=self.group)
         return int(count)
 
-    def _save(self) -> None:
+    def _save(self, ends: bool) -> float:
+        """Returns the seconds that the steps waited for it. ends: none follows."""
         self.watchdog.phase("saving")
         state = checkpoint.RunState(
             self.step,
@@ -269,10 +270,12 @@ class Trainer:
             self.skipped,
             self.held_out_start,
         )
-        with failed_writes(self.config.path):
-            folder = checkpoint.save(self.engine, self.config, self.tokenizer, state)
-        final = ["final"] if self.step == self.schedule.total else []
-        self.reporter.checkpoint(folder, self.step, final)
+        return self.saver.save(state, ends)
+
+    def _report_checkpoints(self) -> None:
+        for folder, step in self.saver.take_sealed():
+            final = ["final"] if step == self.schedule.total else []
+            self.reporter.checkpoint(folder, step, final)
 
     def stop(self, why: str) -> None:
         """Save after the step at hand, on all ranks, and end."""
@@ -347,7 +350,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         say(said := last_words.of_error(error).rstrip())
         return 1, said
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or not isinstance(error, (BusyOutputError, ConfigError, DivergedError)):
+    everywhere = isinstance(error, (BusyOutputError, ConfigError, DivergedError))
+    if rank == "0" or not (everywhere or getattr(error, "on_all_ranks", False)):
         say(f"rank {rank}: {error}")
     return error.exit_code, str(error)
 

@@ -43,7 +43,7 @@ class FileEngine:
         self.value, self.queue = value, Queue(torch.full((2,), float(value)))
         self.model = self
 
-    def save(self, folder, tag):
+    def save(self, folder, tag, write):
         (folder / tag / "engine").write_text(str(self.value))
 
     def load(self, folder, tag):

@@ -146,7 +146,7 @@ def two_engines(folder) -> dict[str, dict[str, torch.Tensor]]:
             engine.set_learning_rate(RATE)
             engine.step()
             if not seed:
-                engine.save(folder, name)
+                engine.save(folder, name, torch.save)
         found[name] = dict(engine.full_weights())
     found["by hand"] = two_steps(model_of(config), config)
     return found
