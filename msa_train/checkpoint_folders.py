@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +79,21 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 def last_step(folder: Path) -> int:
     """Step of the newest undamaged folder, 0 without one."""
-    for newest in _whole(folder):
+    for newest in _whole(folder, {}):
         return int(_sealed(newest)["step"])
     return 0
 
 
-def newest_good(folder: Path) -> Path | None:
+def newest_good(folder: Path, known: Mapping[Path, Digests] | None = None) -> Path | None:
     """The newest folder that is whole and has no flaw, or None if there is none at all.
+
+    known: digests that have been taken already.
 
     Others are named on standard error. Where no folder is good, the newest is taken that follows a
     skipped step, for such a step changes nothing. Raises CheckpointError when there is none either.
     """
     second = None
-    for target in _whole(folder):
+    for target in _whole(folder, known or {}):
         flaw = flaw_of(target)
         if flaw is None:
             return target
@@ -130,11 +132,11 @@ def flaw_of(folder: Path) -> str | None:
         return f"its {SEAL} cannot be read ({error})"
 
 
-def _whole(folder: Path) -> Iterator[Path]:
+def _whole(folder: Path, known: Mapping[Path, Digests]) -> Iterator[Path]:
     """Undamaged folders, newest first; damaged ones are named on standard error."""
     for target in newest_first(folder):
         try:
-            check(target)
+            check(target, known.get(target))
         except CheckpointError as error:
             print(f"checkpoint refused: {error}", file=sys.stderr, flush=True)
             continue

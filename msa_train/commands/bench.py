@@ -75,6 +75,29 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--tokens", type=float, metavar="N", help="of memory: what building as many would take"
     )
 
+    saving = _benchmark(
+        benchmarks, "checkpoint", "what saving and a restart cost a run of two ranks", _checkpoint
+    )
+    saving.add_argument(
+        "--size", choices=("toy", "135m"), default="135m", help="of the model (default 135m)"
+    )
+    saving.add_argument(
+        "--zero-stage", type=int, choices=(1, 2, 3), default=1, help="as in training (default 1)"
+    )
+    saving.add_argument(
+        "--folder", type=Path, metavar="DIR", help="on the disk to measure (default: temporary)"
+    )
+
+    goodput = _benchmark(
+        benchmarks, "goodput", "time in steps that count, while ranks are killed", _goodput
+    )
+    goodput.add_argument(
+        "--seconds", type=float, default=300.0, help="of each of two runs (default 300)"
+    )
+    goodput.add_argument(
+        "--kill-every", type=float, default=60.0, metavar="S", help="seconds (default 60)"
+    )
+
     encode = _benchmark(
         benchmarks, "encode", "how fast documents are encoded, and what they cost at least", _encode
     )
@@ -298,6 +321,18 @@ def _documents(options: argparse.Namespace) -> Any:
     from msa_train.bench.documents import measure
 
     return measure()
+
+
+def _checkpoint(options: argparse.Namespace) -> Any:
+    from msa_train.bench.checkpoint import measure
+
+    return measure(options.size, options.zero_stage, options.folder)
+
+
+def _goodput(options: argparse.Namespace) -> Any:
+    from msa_train.bench.goodput import measure
+
+    return measure(options.seconds, options.kill_every)
 
 
 def _encode(options: argparse.Namespace) -> Any:

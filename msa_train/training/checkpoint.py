@@ -43,7 +43,7 @@ from msa_train.training.saying import say
 from msa_train.training.stored_states import RankLayout, StoredStates
 
 FOLDER, STATE = "checkpoints", "state.json"
-_saves = count()  # of this process: all ranks save as often
+_meetings = count()  # of this process: all ranks meet as often
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def begin(
         written.add_weights(weights, partial / f"weights-tp{part}.safetensors")
     written.wait_for_copies()
     what = f"the checkpoint of step {state.step}"
-    meeting = Meeting(f"save-{next(_saves)}", what, config.training.timeout_s)
+    meeting = Meeting(f"save-{next(_meetings)}", what, config.training.timeout_s)
     skipped, keep = engine.skipped, config.training.keep_checkpoints
 
     def complete() -> Path:
@@ -204,12 +204,26 @@ def _is_good(meeting: Meeting, folder: Path, written: Path) -> bool:
     return meeting.of_rank_0(whole)
 
 
-def find(output: Path) -> Path | None:
-    """The newest good checkpoint of a run, or None if it has none at all; rank 0 looks.
+def find(output: Path, timeout_s: float = 600.0) -> Path | None:
+    """The newest good checkpoint of a run, or None if it has none at all; every rank must call, for
+    they read it in shares.
 
     Others are named on standard error. Raises CheckpointError when none is good.
     """
-    return of_rank_0(lambda: checkpoint_folders.newest_good(output / FOLDER))
+    folder, known = output / FOLDER, {}
+    meeting = Meeting(f"find-{next(_meetings)}", f"reading {folder}", timeout_s)
+    for each in meeting.of_rank_0(lambda: list(checkpoint_folders.newest_first(folder))):
+        known[each] = _digests(meeting, each)
+        if meeting.of_rank_0(lambda each=each: _is_whole(each, known[each])):
+            break
+    return meeting.of_rank_0(lambda: checkpoint_folders.newest_good(folder, known))
+
+
+def _is_whole(folder: Path, found: checkpoint_folders.Digests) -> bool:
+    with suppress(CheckpointError):
+        checkpoint_folders.check(folder, found)
+        return checkpoint_folders.flaw_of(folder) is None
+    return False
 
 
 def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> RunState:

@@ -67,7 +67,8 @@ def _rank(config: Config, layout: Layout, sample: SampleSize) -> tuple[RankBytes
     held = weights(config.model, layout.tensor, frozenset(each.trains for each in config.stages))
     size = 2 if config.training.precision == "bf16" else 4
     samples = samples_of(config, layout)
-    return rank_bytes(config.model, layout, held, sample, samples, size, fused)
+    given = config.model, layout, held, sample, samples, size, fused
+    return rank_bytes(*given, config.training.async_save)
 
 
 def _lighter(config: Config, layout: Layout, sample: SampleSize, now: int) -> Iterator[str]:

@@ -26,6 +26,7 @@ from msa_train.training.initial_weights import check_start
 from msa_train.training.launchers import STARTED_BY
 from msa_train.training.restarts import Deaths, End, Restarts
 from msa_train.training.saying import say
+from msa_train.training.startup import STARTED_AT
 
 MODULE = "msa_train.training.trainer"
 
@@ -88,6 +89,7 @@ def _start(
     folder = config.path / "checkpoints"
     before = list(checkpoint_folders.newest_first(folder))
     deaths = Deaths(config.path, ranks)
+    environment = environment | {STARTED_AT: str(time.time())}
     code, stopped = _run(command, environment, config.training.timeout_s, deaths.look)
     end = End(code, stopped, deaths.records(), deaths.first)
     if stopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class RankFiles:
 
     def add_state(self, state: Any, path: Path) -> None:
         """What torch.save takes."""
-        self._add(partial(self._save, on_host(state, {}) if self._beside else state, path))
+        self._add(partial(self._save, on_host(state) if self._beside else state, path))
 
     def add_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """float32, on the host, and changed by nobody after this: a safetensors file."""
@@ -110,30 +110,40 @@ class _QuietFile:
         """Nothing is held back."""
 
 
-def on_host(value: Any, storages: dict[int, tuple[Tensor, Any]]) -> Any:
-    """A copy that nobody changes: storage by storage, as torch.save would write it.
+def on_host(state: Any) -> Any:
+    """A copy that nobody changes, which torch.save writes to the same bytes.
 
-    storages: those that have been copied already, by their address. From a GPU into page-locked
-    memory, behind the work that was given to it before: whoever reads the copy waits for that.
+    From a GPU into page-locked memory, behind the work that was given to it before: whoever reads
+    the copy waits for that.
     """
+    storages: dict[int, Tensor] = {}
+    tensors = list(_tensors(state))  # kept, so that no address is another's meanwhile
+    known = {id(each): _tensor_on_host(each, storages) for each in tensors}
+    return copy.deepcopy(state, known)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return _tensor_on_host(value, storages)
-    if isinstance(value, dict):
-        copied = copy.copy(value)  # of its own kind, with its attributes
-        for key, each in value.items():
-            copied[key] = on_host(each, storages)
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(on_host(each, storages) for each in value)
-    return copy.deepcopy(value)
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
 
 
-def _tensor_on_host(value: Tensor, storages: dict[int, tuple[Tensor, Any]]) -> Tensor:
+def _tensor_on_host(value: Tensor, storages: dict[int, Tensor]) -> Tensor:
+    """storages: copies of whole ones, by their address."""
     storage = value.untyped_storage()
     if storage._cdata not in storages:
         flat = torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage)
         copied = torch.empty(len(flat), dtype=torch.uint8, pin_memory=value.is_cuda)
-        storages[storage._cdata] = copied.copy_(flat, non_blocking=True), storage
-    copied = storages[storage._cdata][0].untyped_storage()
+        storages[storage._cdata] = copied.copy_(flat, non_blocking=True)
+    copied = storages[storage._cdata].untyped_storage()
     place = value.storage_offset(), value.size(), value.stride()
-    return torch.empty(0, dtype=value.dtype).set_(copied, *place)
+    made = torch.empty(0, dtype=value.dtype).set_(copied, *place)
+    if isinstance(value, torch.nn.Parameter):
+        made = torch.nn.Parameter(made, requires_grad=False)
+        made.__dict__.update(value.__dict__)
+    return made.requires_grad_(value.requires_grad)

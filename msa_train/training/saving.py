@@ -32,7 +32,7 @@ class Saver:
         self._says = dist.get_rank() == 0
         self._writing: _Writing | None = None
         self._sealed: list[tuple[Path, int]] = []
-        self._stall_s = 0.0
+        self._stall_s = self._written_s = 0.0
 
     def save(self, state: RunState, ends: bool) -> float:
         """Returns the seconds that it took from the steps. ends: none follows, so nothing is
@@ -49,9 +49,10 @@ class Saver:
         beside = self._given[1].training.async_save and not ends
         write = checkpoint.begin(*self._given, state, beside)
         if beside:
-            self._writing = _Writing(write, state.step)
+            self._writing = _Writing(write, state.step, began)
         else:
             self._sealed.append((write(), state.step))
+            self._written_s += time.perf_counter() - began
         seconds = time.perf_counter() - began
         self._stall_s += seconds
         return seconds
@@ -70,6 +71,7 @@ class Saver:
         if writing.error is not None:
             raise writing.error
         self._sealed.append((writing.folder, writing.step))
+        self._written_s += writing.seconds
 
     def take_sealed(self) -> list[tuple[Path, int]]:
         """Checkpoints, with their steps, that are complete since it was asked before."""
@@ -78,25 +80,30 @@ class Saver:
         sealed, self._sealed = self._sealed, []
         return sealed
 
-    def take_stall(self) -> float:
-        """Seconds for which steps have waited since it was asked before."""
-        stall, self._stall_s = self._stall_s, 0.0
-        return stall
+    def take_times(self) -> dict[str, float]:
+        """Since it was asked before: for how many seconds steps have waited for checkpoints, and
+        how many those took that are complete, from their step to their seal."""
+        times = {"checkpoint_stall_s": self._stall_s, "checkpoint_s": self._written_s}
+        self._stall_s = self._written_s = 0.0
+        return times
 
 
 class _Writing(threading.Thread):
-    """One checkpoint that is being written. folder, error: which of them it has, once it has."""
+    """One checkpoint that is being written. folder, error: which of them it has, once it has;
+    seconds: from `began` until then."""
 
-    def __init__(self, write: Callable[[], Path], step: int):
+    def __init__(self, write: Callable[[], Path], step: int, began: float):
         super().__init__(name=f"checkpoint of step {step}", daemon=True)
-        self._write, self.step = write, step
+        self._write, self.step, self._began, self.seconds = write, step, began, 0.0
         self.folder: Path | None = None
         self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.folder = self._write()
+            folder = self._write()
+            self.seconds = time.perf_counter() - self._began
+            self.folder = folder
         except Exception as error:
             self.error = error
         self._write = None  # and the copies it holds

@@ -49,6 +49,7 @@ from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
 from msa_train.training.saving import Saver
 from msa_train.training.saying import say
+from msa_train.training.startup import StartUp
 from msa_train.training.watchdog import Watchdog
 
 TERMINATED = 143  # 128 + SIGTERM
@@ -57,7 +58,10 @@ TERMINATED = 143  # 128 + SIGTERM
 class Trainer:
     """One rank of a run: its samples, the model under DeepSpeed, and where the run stands."""
 
-    def __init__(self, config: Config, resume: bool, words: LastWords):
+    def __init__(
+        self, config: Config, resume: bool, words: LastWords, starting: StartUp | None = None
+    ):
+        self.starting = starting or StartUp()
         self.config, self.settings = config, config.training
         self.group = DeepSpeedGroups.get_data_parallel_group()
         self.rank = dist.get_rank()
@@ -85,6 +89,7 @@ class Trainer:
         self.saver = Saver(self.engine, config, self.tokenizer)
         self.skipped = self.skipped_in_a_row = 0
         self.held_out_start: Numbers = {}
+        self.starting.ends("model")
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
         self.watchdog = Watchdog(config.path, words, self.settings.timeout_s)
@@ -96,7 +101,8 @@ class Trainer:
             say(told)
 
     def _start(self, resume: bool) -> tuple[int, str | None]:
-        found = checkpoint.find(self.config.path)
+        found = checkpoint.find(self.config.path, self.settings.timeout_s)
+        self.starting.ends("checkpoint_checked")
         if found is None:
             return 0, None
         if not resume:
@@ -106,6 +112,7 @@ class Trainer:
         state = checkpoint.load(self.engine, self.config, found, self.schedule.steps)
         self.loader.load_state_dict(state.loader)
         self.skipped, self.held_out_start = state.skipped, state.held_out
+        self.starting.ends("checkpoint_read")
         return state.step, state.wandb_id
 
     def run(self) -> int:
@@ -123,8 +130,10 @@ class Trainer:
             fetch = time.perf_counter()
             batches = [next(self.loader) for _ in range(self.samples)]
             waited += time.perf_counter() - fetch
+            self.starting.ends("first_batch")
             logs = self._is_time_for(self.settings.log_every, self.step + 1)
             numbers, stop = self._train_step(batches, logs)
+            self.starting.finish("first_step")
             self.step += 1
             self._count_skipped()
             if logs:
@@ -218,7 +227,7 @@ class Trainer:
         )
         self.saver.finish()  # what is being written may be good
         try:
-            good = checkpoint.find(self.config.path)
+            good = checkpoint.find(self.config.path, self.settings.timeout_s)
         except CheckpointError:
             good = None
         then = (
@@ -245,7 +254,7 @@ class Trainer:
     def _report(self, numbers: Numbers, step_s: float, wait_s: float) -> None:
         numbers["skipped_steps"] = self.skipped
         numbers["skipped_samples"] = self._samples_skipped()
-        numbers["checkpoint_stall_s"] = self.saver.take_stall()
+        numbers |= self.saver.take_times() | self.starting.take()
         numbers["step_ms"] = step_s * 1e3
         numbers["data_wait"] = wait_s / step_s
         numbers["memory_tokens_per_s"] = numbers.pop("memory_tokens") / step_s
@@ -301,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in arguments or sys.argv[1:] if not a.startswith("--local_rank")]
     resume = "--resume" in arguments
     lock = words = None
+    starting = StartUp()
+    starting.ends("imports")
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
@@ -313,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lock = OutputLock(config.path)
         groups.of_rank_0(lambda: last_words.clear(config.path))
         words = LastWords(config.path)
-        code, said = _train(config, resume, words)
+        starting.ends("ranks_meet")
+        code, said = _train(config, resume, words, starting)
     except Exception as error:
         stuck = words and watchdog.verdict(config.path)  # whose end is what broke here
         code, said = (StuckError.exit_code, stuck.said) if stuck else _explain(error)
@@ -324,10 +336,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups.finish(code)
 
 
-def _train(config: Config, resume: bool, words: LastWords) -> tuple[int, str]:
+def _train(
+    config: Config, resume: bool, words: LastWords, starting: StartUp
+) -> tuple[int, str]:
     trainer = None
     try:
-        trainer = Trainer(config, resume, words)
+        trainer = Trainer(config, resume, words, starting)
         code, said = trainer.run(), ""
     except DivergedError as error:
         code, said = _explain(error)

@@ -22,6 +22,7 @@ training.deepspeed training.document_parallel training.pooled_states
 training.clip training.log_every training.checkpoint_every training.keep_checkpoints
 training.held_out_every training.held_out_samples training.damaged_samples training.shards
 training.cache_gb training.skipped_steps_limit training.timeout_s
+training.async_save
 training.wandb.mode training.wandb.project training.wandb.name training.wandb.group
 training.wandb.tags training.wandb.notes training.wandb.artifacts training.wandb.alert_spreads
 training.wandb.init_timeout_s training.wandb.finish_timeout_s

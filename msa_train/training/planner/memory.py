@@ -63,13 +63,17 @@ def rank_bytes(
     samples: int,
     itemsize: int,
     fused: bool = False,
+    async_save: bool = False,
 ) -> tuple[RankBytes, ...]:
     """weights: of a rank of this layout. sample: a whole one, of which a rank has its share;
-    samples: that it reads in a step. itemsize: 2 in bf16, 4 in fp32. fused: as in Activations."""
+    samples: that it reads in a step. itemsize: 2 in bf16, 4 in fp32. fused: as in Activations.
+    async_save: as in the settings."""
     states = _States(layout, weights, itemsize, samples)
     share = sample.share(layout.documents)
     passing = _Passing(model, layout, share, sample, itemsize, fused)
     found = [*states.held(), *states.backward(), *passing.kept(), *states.update()]
+    if async_save:
+        found.append(states.copied())
     return tuple(each for each in found if each.bytes)
 
 
@@ -114,6 +118,13 @@ class _States:
         masters = self._own * 4 if layout.zero else 0
         moments = RankBytes("optimizer: two moments", "held", self._own * 8, host)
         return [first, *rows, RankBytes("master weights", "held", masters, host), moments]
+
+    def copied(self) -> RankBytes:
+        """What a checkpoint's copy holds until it is written, on the rank that writes the weights:
+        DeepSpeed's and, in full precision, those by name."""
+        weights, *_, masters, moments = self.held()
+        size = weights.bytes + masters.bytes + moments.bytes + self.weights.all * 4
+        return RankBytes("copy of a checkpoint", "held", size, host=True)
 
     def backward(self) -> list[RankBytes]:
         stage, size, learning = self.layout.zero, self.itemsize, self.weights.learning

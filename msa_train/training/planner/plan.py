@@ -200,7 +200,7 @@ def plan(
         done = work(model, layout, stage.sample).times(samples / share)
         computing = done.total / cluster.card.flops / assumed.utilisation
         sent = traffic(*given)
-        stored = rank_bytes(*given, fused)
+        stored = rank_bytes(*given, fused, config.training.async_save)
         tokens = stage.sample.document_tokens * config.training.batch_samples
         updating = held.learning / layout.data * _UPDATED
         updating /= cluster.card.bandwidth

@@ -104,6 +104,18 @@ def test_what_is_sent_away_is_on_the_host():
     assert needed(here) - needed(away) > 14 * count / 8
 
 
+def test_a_checkpoint_that_is_copied_is_on_the_host():
+    """Narrow weights, an eighth of 12 bytes of states, and all weights in full precision."""
+    layout, sample = Layout(zero=1, replicas=8), SampleSize.usual(65_536, 1024, 32, 128)
+    held = weights(PRESETS["4b"])
+    plain, copied = (
+        rank_bytes(PRESETS["4b"], layout, held, sample, 1, 2, async_save=beside)
+        for beside in (False, True)
+    )
+    assert needed(plain, host=True) == 0 and needed(plain) == needed(copied)
+    assert needed(copied, host=True) == pytest.approx((2 + 12 / 8 + 4) * held.all, rel=1e-3)
+
+
 def test_gradients_and_the_update_come_after_one_another():
     rows = [RankBytes("a", "held", 5), RankBytes("b", "backward", 7), RankBytes("c", "update", 3)]
     assert needed(rows) == 12 and needed([*rows, RankBytes("d", "held", 9, True)]) == 12
