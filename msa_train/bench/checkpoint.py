@@ -55,17 +55,19 @@ def settings(output: Path, size: str, stages: str, **more: Any) -> list[str]:
 
 
 def prepare(arguments: Sequence[str]) -> Path:
-    """The run's folder, with its shards."""
+    """The run's folder, with its settings and its shards."""
     config = load_config(list(arguments))
+    config.path.mkdir(parents=True)
+    config.save(config.path / "config.yaml")
     build_shards(config.corpus, config.path / "shards", workers=1)
     return config.path
 
 
-def train(arguments: Sequence[str], *flags: str) -> subprocess.Popen:
-    """`msa train` at work; what it prints goes to OUTPUT/log."""
-    output = Path(arguments[arguments.index("--output") + 1])
+def train(output: Path, *flags: str) -> subprocess.Popen:
+    """`msa train` at work on what `prepare` made; what it prints goes to OUTPUT/log."""
     command = [
-        sys.executable, "-m", "msa_train.cli", "train", "--ranks", str(RANKS), *flags, *arguments
+        sys.executable, "-m", "msa_train.cli", "train", "--ranks", str(RANKS),
+        "--config", str(output / "config.yaml"), *flags,
     ]  # fmt: skip
     with (output / "log").open("a") as said:
         return subprocess.Popen(command, stdout=said, stderr=said)
@@ -85,14 +87,12 @@ def measure(size: str = "135m", zero_stage: int = 1, folder: Path | None = None)
         runs = {}
         for how in ("plain", "async"):
             log(f"checkpoint: {size}, {how}")
-            output = Path(made) / how
             given = settings(
-                output, size, stages, zero_stage=zero_stage, checkpoint_every=EVERY,
+                Path(made) / how, size, stages, zero_stage=zero_stage, checkpoint_every=EVERY,
                 async_save=how == "async",
             )  # fmt: skip
-            prepare(given)
-            _finished(train(given), output)
-            runs[how] = output
+            runs[how] = output = prepare(given)
+            _finished(train(output), output)
             if how == "plain":
                 shutil.rmtree(output / "checkpoints")  # room for the other's
         last = checkpoint_folders.newest_good(runs["async"] / "checkpoints")
@@ -104,7 +104,7 @@ def measure(size: str = "135m", zero_stage: int = 1, folder: Path | None = None)
         return {
             "floor": {"checkpoint_mb": round(size_mb, 1), **floor},
             "saving": saving,
-            "restart": _restart(given, runs["async"], last),
+            "restart": _restart(runs["async"], last),
         }
 
 
@@ -152,11 +152,11 @@ def _saving(
     }
 
 
-def _restart(arguments: Sequence[str], output: Path, last: Path) -> dict[str, Any]:
+def _restart(output: Path, last: Path) -> dict[str, Any]:
     """From `msa train --resume` to the end of a first step, on the last but one checkpoint."""
     shutil.rmtree(last)
     began = time.time()
-    run = train(arguments, "--resume")
+    run = train(output, "--resume")
     _finished(run, output)
     row = rows_of(output)[-1]
     parts = {name.removeprefix("start/"): v for name, v in row.items() if name[:6] == "start/"}

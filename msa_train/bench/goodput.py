@@ -36,15 +36,15 @@ def measure(
                 Path(made) / "run", "toy", _STAGES, checkpoint_every=checkpoint_every,
                 async_save=async_save,
             )  # fmt: skip
-            found.append(_row(given, prepare(given), seconds, kills))
+            found.append(_row(prepare(given), seconds, kills))
     return found
 
 
-def _row(given: list[str], output: Path, limit_s: float, every_s: float | None) -> dict[str, Any]:
+def _row(output: Path, limit_s: float, every_s: float | None) -> dict[str, Any]:
     """Wall time by what it went to. Steps that are done again are lost; what is left over is the
     death itself, until the launcher has ended, and `msa train`'s own start."""
     began, kills = time.time(), 0
-    run = train(given, "--max-restarts", "1000")
+    run = train(output, "--max-restarts", "1000")
     seen: dict[tuple[float, int], dict[str, Any]] = {}  # rows, by their start
     rng = random.Random(0)
     next_kill = began + every_s if every_s else float("inf")

@@ -145,5 +145,5 @@ def _tensor_on_host(value: Tensor, storages: dict[int, Tensor]) -> Tensor:
     made = torch.empty(0, dtype=value.dtype).set_(copied, *place)
     if isinstance(value, torch.nn.Parameter):
         made = torch.nn.Parameter(made, requires_grad=False)
-        made.__dict__.update(value.__dict__)
+    made.__dict__.update(value.__dict__)  # which torch.save stores as well
     return made.requires_grad_(value.requires_grad)
