@@ -30,9 +30,13 @@ _ADVICE = {
 
 
 class MSAError(ValueError):
-    """Base of every error a user can cause or repair."""
+    """Base of every error a user can cause or repair.
+
+    on_all_ranks: every rank of a run meets it, so that one of them says it.
+    """
 
     exit_code = 1
+    on_all_ranks = False
 
 
 class ConfigError(MSAError):

@@ -34,7 +34,7 @@ SIZES = {
              "vocab_size": 49_152, "tie_embeddings": True},  # SmolLM2-135M
 }  # fmt: skip
 RANKS = 2
-EVERY, STEPS = 3, 10  # checkpoints after steps 3, 6 and 9, and a last one
+EVERY, STEPS = 3, 7  # checkpoints after steps 3 and 6, and a last one
 _BLOCK = 64 << 20
 
 
@@ -46,7 +46,7 @@ def settings(output: Path, size: str, stages: str, **more: Any) -> list[str]:
         "data.tokenizer.vocab_size": 1200, "data.tokenizer.needle_texts": 400,
         "data.tokenizer.word_repeats": 40, "data.niah.key_words": 2,
         **{f"data.niah.{words}": 24 for words in ("adjectives", "nouns", "values")},
-        "data.banks": "{niah: {documents: 12, contexts: 6}, pydocs: {weight: 0}}",
+        "data.banks": "{niah: {documents: 4, contexts: 2}, pydocs: {weight: 0}}",
         "stages": stages, "training.log_every": 1, "training.wandb.mode": "off",
         "training.device": "cpu",
     }  # fmt: skip

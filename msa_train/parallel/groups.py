@@ -123,6 +123,7 @@ def of_rank_0(look: Callable[[], T]) -> T:
             found = [error]
     dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], MSAError):
+        found[0].on_all_ranks = True
         raise found[0]
     return found[0]
 
