@@ -136,14 +136,19 @@ def steps(folder):
     return sorted(int(path.name[-9:]) for path in (folder / "checkpoints").glob("step-*"))
 
 
+def sealed(folder, stage):
+    """Bytes and SHA-256 of every file; bytes alone where ZeRO-3 pads shares with memory that nobody
+    has written."""
+    found = json.loads((folder / "seal.json").read_text())["files"]
+    padded = stage == 3
+    return {k: v[0] if padded and "optim_states" in k else tuple(v) for k, v in found.items()}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_files_are_written(saved, stage):
     folders = [saved[0] / f"{how}{stage}" for how in ("plain", "async")]
     for step in steps(folders[0]):
-        plain, beside = (
-            json.loads((each / f"checkpoints/step-{step:09d}/seal.json").read_text())["files"]
-            for each in folders
-        )
+        plain, beside = (sealed(each / f"checkpoints/step-{step:09d}", stage) for each in folders)
         assert plain.pop("config.yaml") != beside.pop("config.yaml"), "which says how it is saved"
         assert plain == beside and len(plain) >= 6
     assert steps(folders[0]) == steps(folders[1]) == [1, 2, 3, 4]
