@@ -57,13 +57,14 @@ def _row(output: Path, limit_s: float, every_s: float | None) -> dict[str, Any]:
             next_kill += every_s
     wall = time.time() - began
     rows = rows_of(output)  # before it saves and ends
+    again = _lost(output, len(rows))
     run.send_signal(signal.SIGTERM)
     run.wait(_END_S)
     starts = [row for row in seen.values() if "start/first_step_s" in row]
     starting = [sum(v for k, v in row.items() if k[:6] == "start/") for row in starts]
     parts = {name for row in starts for name in row if name[:6] == "start/"}
     steps = [row["step_ms"] / 1e3 for row in rows]
-    lost = _lost(output, len(rows)) * median(steps)
+    lost = again * median(steps)
     stall = sum(row["checkpoint_stall_s"] for row in rows)
     return {
         "kills": kills,
@@ -72,7 +73,7 @@ def _row(output: Path, limit_s: float, every_s: float | None) -> dict[str, Any]:
         "goodput": round(sum(steps) / wall, 3),
         "steps": len(rows),
         "steps_s": round(sum(steps), 1),
-        "lost_steps": _lost(output, len(rows)),
+        "lost_steps": again,
         "lost_s": round(lost, 1),
         "stall_s": round(stall, 1),
         "start_s": round(median(starting), 1) if starting else None,

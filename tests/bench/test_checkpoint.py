@@ -1,8 +1,8 @@
-"""What is told of saving is what the rows of a run say; a kill costs a run what it costs."""
+"""What is told of saving is what the rows of a run say."""
 
 import pytest
 
-from msa_train.bench import checkpoint, goodput
+from msa_train.bench import checkpoint
 
 
 def row(step_ms, stall=0.0, sealed=0.0):
@@ -32,10 +32,3 @@ def test_saving_and_a_restart_are_measured(tmp_path):
     assert parts < set(found["restart"])
     assert found["restart"]["first_step_after_s"] < found["restart"]["whole_run_s"]
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_killed_run_loses_steps_and_goes_on(tmp_path):
-    killed, alone = goodput.measure(seconds=90, kill_every_s=40)
-    assert killed["kills"] >= 1 and killed["starts"] >= 2 and alone["kills"] == 0
-    assert 0 < killed["goodput"] < alone["goodput"] <= 1
