@@ -4,6 +4,7 @@ FOLDER/step-000500/            a complete checkpoint
 FOLDER/step-000500/seal.json   size and SHA-256 of every other file in it, and what speaks against
                                going on from it ("flaw"), if anything does
 FOLDER/.step-000500.partial/   one that is being written, or that a crash left; never read
+FOLDER/best.json               the best one, where a run looks for it: its name, and by what
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from data_pipeline import files
 from msa_train.errors import CheckpointError
 
-SEAL = "seal.json"
+SEAL, BEST = "seal.json", "best.json"
 SKIPPED = "the step before it was skipped"  # flaws
 NOT_FINITE = "its weights are not finite"
 Digests = dict[str, tuple[int, str]]  # file, relative to the folder -> bytes, SHA-256
@@ -77,6 +78,11 @@ def newest_first(folder: Path) -> Iterator[Path]:
     yield from sorted((path.parent for path in folder.glob(f"step-*/{SEAL}")), reverse=True)
 
 
+def is_complete(folder: Path, step: int) -> bool:
+    """Whether there is a folder of this step, unchecked."""
+    return (folder / name_of(step) / SEAL).is_file()
+
+
 def last_step(folder: Path) -> int:
     """Step of the newest undamaged folder, 0 without one."""
     for newest in _whole(folder, {}):
@@ -103,6 +109,32 @@ def newest_good(folder: Path, known: Mapping[Path, Digests] | None = None) -> Pa
     if second is None and any(newest_first(folder)):
         raise CheckpointError(f"no checkpoint in {folder} is whole and good: start a new run")
     return second
+
+
+def mark_best(folder: Path, step: int | None, **why: Any) -> None:
+    """Name the folder of a step the best one, or none."""
+    if step is None:
+        (folder / BEST).unlink(missing_ok=True)
+        return
+    record = {"checkpoint": name_of(step), "step": step, **why}
+    files.replace_file(folder / BEST, json.dumps(record) + "\n")
+
+
+def best_of(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The folder that is named the best one, unchecked, and what is written of it; None: none is.
+
+    Raises CheckpointError where that cannot be read.
+    """
+    path = folder / BEST
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return folder / record["checkpoint"], record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): remove it, and give a checkpoint by its name"
+        ) from error
 
 
 def check(folder: Path, found: Digests | None = None) -> None:

@@ -7,6 +7,7 @@ types and impossible values are refused before anything heavy is imported, namin
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -115,6 +116,55 @@ class WandbConfig:
         check_least(1, self, place, *timeouts, error=ConfigError)
 
 
+# What held-out evaluation says of a source, and whether more of it is better.
+HELD_OUT_NUMBERS = {
+    "lm": False, "perplexity": False, "router": False, "recall@1": True, "recall@k": True,
+}  # fmt: skip
+_BEST = re.compile(rf"held_out/(.+)/({'|'.join(map(re.escape, HELD_OUT_NUMBERS))})")
+
+
+@dataclass(frozen=True)
+class LossSpikeConfig:
+    """What is done with a step whose loss spikes (msa_train/training/spikes.py): it is above
+
+        median + spreads x max(MAD, 0.01 median)
+
+    of the last steps of its stage that did not; MAD is their median distance from their median. The
+    loss is the stage's, of all samples and ranks: lm_weight LM + router_weight router.
+
+    policy: off (nothing looks at it). skip: the step changes no weight. roll_back: nor do the steps
+    since the newest good checkpoint, whose weights and optimizer come back; what was read since is
+    not read again, and the schedule goes on. lower: from this step on the learning rate is
+    multiplied by `factor`, for `steps` steps (null: to the end of the stage, where it ends in any
+    case); once more by a spike meanwhile.
+    window: how many steps are looked at. least: steps of a stage before one can spike.
+    limit: spikes in a row, with no other step between them, or for roll_back no good checkpoint,
+    before the run stops.
+    """
+
+    policy: Literal["off", "skip", "roll_back", "lower"] = "off"
+    spreads: float = 10.0
+    window: int = 100
+    least: int = 20
+    limit: int = 10
+    factor: float = 0.5
+    steps: int | None = 100
+
+    def __post_init__(self) -> None:
+        place = "training.loss_spike."
+        check_least(1, self, place, "window", "limit", "steps", error=ConfigError)
+        check_least(2, self, place, "least", error=ConfigError)
+        if self.least > self.window:
+            raise ConfigError(
+                f"{place}least is {self.least}, more than the {self.window} steps that are looked "
+                "at: give less, or more as training.loss_spike.window"
+            )
+        if not 0 < self.spreads < math.inf:
+            raise ConfigError(f"{place}spreads is {self.spreads}: give a positive number")
+        if not 0 < self.factor < 1:
+            raise ConfigError(f"{place}factor is {self.factor}: give a number between 0 and 1")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a run trains.
@@ -145,12 +195,16 @@ class TrainingConfig:
     held_out_every: steps between evaluations on held-out samples (0: never).
     held_out_samples: how many there are; training does not see them, and their data is the last
     stage's.
+    best: the number of theirs that says which checkpoint is best, as held_out/niah/recall@1: where
+    an evaluation finds a better one, that step is saved, and stays beside the newest ones (null:
+    none does).
     damaged_samples: a sample that cannot be read ends the run, or is skipped and counted.
     shards: folder or URL of the shards (null: OUTPUT/shards); held-out samples are then read from
     `held_out` beside it, unless OUTPUT/held_out is there. cache_gb: how much of the shards behind a
     URL is kept under OUTPUT/shard-cache, and of held-out ones under OUTPUT/held-out-cache.
     skipped_steps_limit: steps in a row whose gradients are not finite (each is skipped and counted)
     before the run stops.
+    loss_spike: what is done with a step whose loss is far above those before it.
     timeout_s: how long a rank waits for the others to come, and how long it may make no progress
     before all end, naming the one that is stuck.
     """
@@ -175,10 +229,12 @@ class TrainingConfig:
     async_save: bool = False
     held_out_every: int = 0
     held_out_samples: int = 16
+    best: str | None = None
     damaged_samples: Literal["error", "skip"] = "error"
     shards: str | None = None
     cache_gb: float = 10.0
     skipped_steps_limit: int = 10
+    loss_spike: LossSpikeConfig = field(default_factory=LossSpikeConfig)
     timeout_s: int = 600
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -205,6 +261,16 @@ class TrainingConfig:
             raise ConfigError(
                 "training.pooled_states is sharded with training.document_parallel 1: there is one "
                 "rank to keep them; give 2 or more, or gathered"
+            )
+        if self.best is not None and not _BEST.fullmatch(self.best):
+            raise ConfigError(
+                f"training.best is {self.best}: give held_out/SOURCE/NUMBER, with one of "
+                f"{', '.join(HELD_OUT_NUMBERS)}"
+            )
+        if self.best is not None and not self.held_out_every:
+            raise ConfigError(
+                f"training.best is {self.best}, but training.held_out_every is 0: nothing would be "
+                "evaluated; give how many steps are between evaluations"
             )
         if not self.clip > 0:
             raise ConfigError(f"training.clip is {self.clip}: give a positive gradient norm")
@@ -314,6 +380,7 @@ class Config:
                 f"model.router.layers ({self.model.router.layers}) is in the upper half: nothing "
                 "would train the router; use loss_layers all"
             )
+        self._check_best()
         for place, stage in enumerate(self.stages):
             self._check_router_learns(stage)
             self._check_drawn(place, stage)
@@ -370,6 +437,21 @@ class Config:
                     f"({', '.join(stage.draws_from)}) have no samples of that source: give 0, or "
                     "a stage without draws_from, for which samples are built"
                 )
+
+    def _check_best(self) -> None:
+        """Of what is known without samples; the trainer asks those for the rest."""
+        if self.training.best is None:
+            return
+        source = _BEST.fullmatch(self.training.best)[1]
+        try:
+            sources = self.held_out.used_sources
+        except DataError as error:
+            raise ConfigError(f"training.best is {self.training.best}, but {error}") from error
+        if source not in sources and source.removesuffix("_text") not in sources:
+            raise ConfigError(
+                f"training.best is {self.training.best}, but held-out samples are of "
+                f"{', '.join(sources)}: give one of these (or SOURCE_text for its plain texts)"
+            )
 
     def _check_router_learns(self, stage: Stage) -> None:
         router = self.model.router

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,13 @@ class Exported:
     fingerprint: dict[str, str]
 
 
-def export(source: Path, target: Path) -> Exported:
-    """Export a checkpoint, or a run's newest, to a new folder.
+def export(source: Path, target: Path, best: bool = False) -> Exported:
+    """Export a checkpoint, or a run's newest, to a new folder; best: its best, by training.best.
 
     Raises CheckpointError when there is no complete checkpoint or the target exists, FileError when
     it cannot be written.
     """
-    checkpoint = _checkpoint(source)
+    checkpoint = _best(source) if best else _checkpoint(source)
     if target.exists():
         raise CheckpointError(f"{target} exists: remove it, or give another folder")
     settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
@@ -164,6 +165,27 @@ def _checkpoint(source: Path) -> Path:
             "checkpoints/step-... (train first: msa train --config ...)"
         )
     return found
+
+
+def _best(source: Path) -> Path:
+    """The best checkpoint of a run."""
+    found = checkpoint_folders.best_of(source / "checkpoints")
+    if found is None:
+        raise CheckpointError(
+            f"{source} has no best checkpoint: give a run's folder that was trained with "
+            "training.best, or leave out --best for the newest good one"
+        )
+    checkpoint, record = found
+    try:
+        checkpoint_folders.check(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the best checkpoint cannot be exported: {error}; leave out --best for the newest "
+            "good one"
+        ) from error
+    said = f"{record.get('number')} {record.get('value')}"
+    print(f"best checkpoint: {checkpoint}: {said}", file=sys.stderr, flush=True)
+    return checkpoint
 
 
 def _fingerprint(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from msa_train.config import Config, load_config_file
 from msa_train.errors import CheckpointError, FileError, RankError
 from msa_train.parallel.groups import DeepSpeedGroups, of_rank_0
 from msa_train.stages import Schedule
+from msa_train.training.best import Best
 from msa_train.training.engine import Engine
 from msa_train.training.last_words import of_error
 from msa_train.training.meeting import Meeting
@@ -52,7 +53,8 @@ class RunState:
 
     loader: samples consumed, and those of each stage. wandb_id: to continue in the same chart.
     skipped: steps so far whose gradients were not finite. held_out: what held-out data gave before
-    the first step (empty: not measured).
+    the first step (empty: not measured). spikes: of LossSpikes (empty: not looked for). best: the
+    best checkpoint up to this one (None: there is none, or nobody asked).
     """
 
     step: int
@@ -61,6 +63,15 @@ class RunState:
     ranks: int
     skipped: int
     held_out: dict[str, float]
+    spikes: dict[str, Any] = field(default_factory=dict)
+    best: Best | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> RunState:
+        """Of a checkpoint."""
+        stored = json.loads((folder / STATE).read_text())
+        best = stored.pop("best", None)
+        return cls(**stored, best=best and Best(**best))
 
 
 def save(engine: Engine, config: Config, tokenizer: Tokenizer, state: RunState) -> Path:
@@ -98,7 +109,7 @@ def begin(
         found, finite = _written_by_all(meeting, written, partial, weights)
         flaw = checkpoint_folders.SKIPPED if skipped else None
         flaw = flaw if finite else checkpoint_folders.NOT_FINITE
-        target = meeting.of_rank_0(lambda: _seal(partial, state.step, found, flaw))
+        target = meeting.of_rank_0(lambda: _seal(partial, state, found, flaw))
         _rotate(meeting, folder, keep, target)
         return target
 
@@ -142,10 +153,14 @@ def _written_by_all(
     return found, all(finite for _, finite, _ in shares)
 
 
-def _seal(partial: Path, step: int, found: checkpoint_folders.Digests, flaw: str | None) -> Path:
+def _seal(
+    partial: Path, state: RunState, found: checkpoint_folders.Digests, flaw: str | None
+) -> Path:
     """found: of the files that ranks have written; those of all ranks are read now."""
     rest = checkpoint_folders.digests(partial, known=found)
-    return checkpoint_folders.seal(partial, step, found | rest, flaw)
+    target = checkpoint_folders.seal(partial, state.step, found | rest, flaw)
+    _mark_best(target.parent, state.best)
+    return target
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
@@ -173,7 +188,8 @@ def _digests(meeting: Meeting, folder: Path) -> checkpoint_folders.Digests:
 
 
 def _rotate(meeting: Meeting, folder: Path, keep: int, written: Path) -> None:
-    """Remove what is older than the `keep` newest good checkpoints; every rank must call.
+    """Remove what is older than the `keep` newest good checkpoints, but for the best one; every
+    rank must call.
 
     written: one that need not be read again. Damaged and flawed ones do not count.
     """
@@ -182,8 +198,15 @@ def _rotate(meeting: Meeting, folder: Path, keep: int, written: Path) -> None:
     while len(complete) > keep and place < len(complete) and good < keep:
         good += _is_good(meeting, complete[place], written)
         place += 1
-    old = complete[place:] if good == keep else []
-    meeting.of_rank_0(lambda: [checkpoint_folders.remove(each) for each in old])
+    if good == keep:
+        meeting.of_rank_0(lambda: _remove_but_best(folder, complete[place:]))
+
+
+def _remove_but_best(folder: Path, old: Sequence[Path]) -> None:
+    best = checkpoint_folders.best_of(folder)
+    for each in old:
+        if best is None or each != best[0]:
+            checkpoint_folders.remove(each)
 
 
 def _is_good(meeting: Meeting, folder: Path, written: Path) -> bool:
@@ -231,7 +254,7 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
 
     Settings that have changed since are applied and shown, or refused by name: CheckpointError.
     """
-    state = RunState(**json.loads((target / STATE).read_text()))
+    state = RunState.read(target)
     old = load_config_file(target / "config.yaml")
     state = replace(state, loader=_with_parts(state.loader, old))
     before = _steps_of(old, state.loader["parts"])
@@ -250,8 +273,32 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     if changed and dist.get_rank() == 0:
         say(f"changed since the checkpoint: {', '.join(changed)}")
     if _held_out_data(old) != _held_out_data(config):
-        return replace(state, held_out={})  # of other samples: nothing to compare with
-    return state
+        state = replace(state, held_out={})  # of other samples: nothing to compare with
+    best = of_rank_0(lambda: _still_best(state.best, old, config, target.parent))
+    return replace(state, best=best)
+
+
+def _still_best(best: Best | None, old: Config, config: Config, folder: Path) -> Best | None:
+    """The best checkpoint, where it is there and the settings still compare by the same number."""
+    why = None
+    if best is not None and config.training.best != best.number:
+        why = f"training.best is {config.training.best} now"
+    elif best is not None and _held_out_data(old) != _held_out_data(config):
+        why = "the held-out samples are others now"
+    elif best is not None and not checkpoint_folders.is_complete(folder, best.step):
+        why = "it is gone"
+    if why is not None:
+        say(f"the best checkpoint ({best}) is so no longer: {why}")
+        best = None
+    _mark_best(folder, best)
+    return best
+
+
+def _mark_best(folder: Path, best: Best | None) -> None:
+    if best is None:
+        checkpoint_folders.mark_best(folder, None)
+    else:
+        checkpoint_folders.mark_best(folder, best.step, number=best.number, value=best.value)
 
 
 def _held_out_data(config: Config) -> tuple[int, StageData]:

@@ -103,9 +103,28 @@ class Engine:
         """Change the weights by the gradients added since the last step."""
         self._engine.step()
 
+    def discard(self) -> None:
+        """End the step without changing the weights; every rank must call.
+
+        Its gradients go the way of those that are not finite, in every layout: DeepSpeed clears
+        them where its optimizer, asked for the next loss scale, has found an overflow.
+        """
+        optimizer = self._engine.optimizer
+
+        def overflow(*_: bool) -> None:
+            optimizer.overflow = True
+
+        asked = "_update_scale" if self._stage else "step"
+        setattr(optimizer, asked, overflow)
+        try:
+            self._engine.step()
+        finally:
+            delattr(optimizer, asked)  # the class's own again
+
     @property
     def skipped(self) -> bool:
-        """Whether the last step changed nothing, because a gradient was not finite on some rank."""
+        """Whether the last step changed nothing: a gradient was not finite on some rank, or it was
+        discarded. Not after `load` or `adopt`."""
         return bool(self._engine.optimizer.overflow)
 
     def set_learning_rate(self, rate: float, trains: Trains = "all") -> None:
@@ -160,6 +179,7 @@ class Engine:
         for group, settings in zip(optimizer.param_groups, own, strict=True):
             group |= settings
         optimizer.clip_grad = self._engine.gradient_clipping()
+        optimizer.overflow = False
 
     @property
     def learned(self) -> list[str]:
@@ -194,6 +214,7 @@ class Engine:
             optimizer.load_state_dict({rank: state})
             self._adopt_kept(stored)
             optimizer.checkpoint_event_epilogue()
+        optimizer.overflow = False
 
     def _adopt_whole(self, stored: StoredStates) -> None:
         """Without ZeRO: every rank has all of its tensor-parallel part."""

@@ -29,6 +29,7 @@ COLUMNS = ("question", "positives", "layer", "rank", "document", "score", "hit",
 SNIPPET = 200  # characters of a document in it
 _EXAMPLES, _EXAMPLE_DOCUMENTS = 3, 5  # questions of a source; documents of a layer
 _SUMS = ("lm", "labels", "router", "routed", "recall@1", "recall@k")
+_ROUTED = ("router", "recall@1", "recall@k")
 
 
 class HeldOutEvaluation:
@@ -36,7 +37,7 @@ class HeldOutEvaluation:
 
     Numbers are means per source: `held_out/SOURCE/lm` over labelled tokens, `router` and recalls
     over routed contexts (and router layers). Plain texts are a source of their own,
-    `held_out/SOURCE_text`, with their perplexity.
+    `held_out/SOURCE_text`, with their perplexity. numbers: the names of all.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class HeldOutEvaluation:
     ):
         parts = [part for i in range(len(reader)) for part in _parts(reader[i])]
         self.names = sorted({part.source for part in parts})
+        asked = {part.source for part in parts if any(c.positives for c in part.contexts)}
+        self.numbers = [number for name in self.names for number in _numbers(name, name in asked)]
         # Plain texts cost little: behind all others, so that each rank gets as many of either.
         parts.sort(key=lambda part: part.contexts[0].kind == "text")
         self._layers, self._collate = layers, collate
@@ -74,7 +77,14 @@ class HeldOutEvaluation:
                 f"{config.held_out_shards} was built from other settings: build it again (msa data "
                 "build)"
             )
-        return cls(reader, collate, config.model.router_layers, documents)
+        found = cls(reader, collate, config.model.router_layers, documents)
+        best = config.training.best
+        if best is not None and best not in found.numbers:
+            raise ConfigError(
+                f"training.best is {best}, and {config.held_out_shards} gives "
+                f"{', '.join(found.numbers)}: give one of these"
+            )
+        return found
 
     def evaluate(self, gradients: GradientCache) -> tuple[Numbers, list[list]]:
         """The numbers, and rows of COLUMNS for a few questions of this rank.
@@ -172,11 +182,17 @@ def _parts(sample: Sample) -> list[Sample]:
     return parts
 
 
+def _numbers(source: str, asked: bool) -> list[str]:
+    """Names of what `_means` gives of a source. asked: it has questions with positive documents."""
+    numbers = ["lm"] + ["perplexity"] * source.endswith("_text")
+    return [f"held_out/{source}/{each}" for each in numbers + list(_ROUTED) * asked]
+
+
 def _means(name: str, sums: dict[str, float]) -> Numbers:
     numbers = {f"{name}/lm": sums["lm"] / max(1.0, sums["labels"])}
     if name.endswith("_text"):
         numbers[f"{name}/perplexity"] = math.exp(min(50.0, numbers[f"{name}/lm"]))
     if sums["routed"]:
-        for key in ("router", "recall@1", "recall@k"):
+        for key in _ROUTED:
             numbers[f"{name}/{key}"] = sums[key] / sums["routed"]
     return numbers

@@ -8,18 +8,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from data_pipeline import files
 from msa_train.config import Config
 from msa_train.training.metrics import Numbers
 from msa_train.training.saying import say
+from msa_train.training.spikes import spike_limit
 from msa_train.training.tracking.start import start
 
 ALERT_EVERY_S = 600  # alerts with the same title
-# Of the median: on a smooth curve values lie so close together that noise would count as a jump.
-LEAST_SPREAD = 0.01
 
 
 class Reporter:
@@ -70,14 +68,19 @@ class Reporter:
         if self._reports:
             self._tracker.table(name, step, columns, rows)
 
-    def alert(self, title: str, text: str) -> None:
-        """Report what a person should look at; one title at most every ALERT_EVERY_S seconds."""
+    def alert(self, title: str, text: str, say_each: bool = False) -> None:
+        """Report what a person should look at; one title at most every ALERT_EVERY_S seconds.
+
+        say_each: every one is a line here, however many there are.
+        """
         now = time.monotonic()
-        if not self._reports or now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S:
+        late = now - self._alerted.get(title, -math.inf) < ALERT_EVERY_S
+        if not self._reports or (late and not say_each):
             return
-        self._alerted[title] = now
         say(f"{title}: {text}")
-        self._tracker.alert(title, text)
+        if not late:
+            self._alerted[title] = now
+            self._tracker.alert(title, text)
 
     def checkpoint(self, folder: Path, step: int, aliases: Sequence[str] = ()) -> None:
         """A checkpoint is complete."""
@@ -127,9 +130,7 @@ class JumpWatch:
     def _limit(self) -> float:
         if len(self._values) < self._least:
             return math.inf
-        middle = median(self._values)
-        spread = median(abs(value - middle) for value in self._values)
-        return middle + self._spreads * max(spread, LEAST_SPREAD * abs(middle))
+        return spike_limit(self._values, self._spreads)
 
 
 def _recall(numbers: Numbers) -> float:

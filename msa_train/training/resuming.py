@@ -23,12 +23,13 @@ APPLIED = {
     "training.gradient_cache_tokens",
     "training.betas", "training.weight_decay", "training.clip", "training.log_every",
     "training.checkpoint_every", "training.keep_checkpoints", "training.async_save",
-    "training.held_out_every",
+    "training.held_out_every", "training.best",
     "training.held_out_samples", "training.damaged_samples", "training.shards",
     "training.zero_stage", "training.tensor_parallel",
     "training.document_parallel", "training.pooled_states",
     "training.deepspeed",
-    "training.cache_gb", "training.skipped_steps_limit", "training.timeout_s", "training.wandb",
+    "training.cache_gb", "training.skipped_steps_limit", "training.loss_spike",
+    "training.timeout_s", "training.wandb",
 }  # fmt: skip
 # Of a stage, as long as it has steps before it.
 APPLIED_TO_STAGES = {

@@ -31,6 +31,7 @@ from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
 from msa_train.training import checkpoint, last_words, launchers, watchdog
 from msa_train.training.activations import advice
+from msa_train.training.best import Best
 from msa_train.training.data import (
     Collate,
     checked_tokenizer,
@@ -49,6 +50,7 @@ from msa_train.training.output_lock import BusyOutputError, OutputLock
 from msa_train.training.reporter import Reporter
 from msa_train.training.saving import Saver
 from msa_train.training.saying import say
+from msa_train.training.spikes import LossSpikes
 from msa_train.training.startup import StartUp
 from msa_train.training.watchdog import Watchdog
 
@@ -88,7 +90,9 @@ class Trainer:
         self.gradients = GradientCache(self.engine, self.settings.gradient_cache_tokens, documents)
         self.saver = Saver(self.engine, config, self.tokenizer)
         self.skipped = self.skipped_in_a_row = 0
+        self.spikes = LossSpikes(self.settings.loss_spike, self.schedule)
         self.held_out_start: Numbers = {}
+        self.best: Best | None = None
         self.starting.ends("model")
         self.step, wandb_id = self._start(resume)
         self.reporter = Reporter(config, wandb_id, self.step, self.schedule.total, self.rank)
@@ -111,7 +115,9 @@ class Trainer:
             )
         state = checkpoint.load(self.engine, self.config, found, self.schedule.steps)
         self.loader.load_state_dict(state.loader)
+        self.spikes.load_state_dict(state.spikes)
         self.skipped, self.held_out_start = state.skipped, state.held_out
+        self.best = state.best
         self.starting.ends("checkpoint_read")
         return state.step, state.wandb_id
 
@@ -144,7 +150,7 @@ class Trainer:
                 spent = time.perf_counter()
                 self._evaluate_held_out()
                 began += time.perf_counter() - spent
-            if stop or self.step % self.settings.checkpoint_every == 0:
+            if stop or self._is_best or self.step % self.settings.checkpoint_every == 0:
                 began += self._save(ends=stop or self.step == self.schedule.total)
                 saved = self.step
             self._report_checkpoints()
@@ -169,21 +175,31 @@ class Trainer:
         """After every `every` steps and after the last one; 0: never."""
         return bool(every) and (step % every == 0 or step == self.schedule.total)
 
+    @property
+    def _is_best(self) -> bool:
+        """Whether no step so far has been better than this one, by training.best."""
+        return self.best is not None and self.best.step == self.step
+
     def _evaluate_held_out(self) -> None:
         self.watchdog.phase("evaluating")
         numbers, examples = self.held_out.evaluate(self.gradients)
         if not self.step:
             self.held_out_start = numbers
-        self.reporter.log(self.step, numbers | forgetting(numbers, self.held_out_start))
+        numbers |= forgetting(numbers, self.held_out_start)
+        self.reporter.log(self.step, numbers)
         self.reporter.table("held_out/retrievals", self.step, COLUMNS, examples)
+        if self.settings.best is not None and self.step and not self.engine.skipped:
+            new = Best(self.settings.best, self.step, numbers[self.settings.best])
+            self.best = groups.of_rank_0(lambda: new.or_before(self.best))
+            if self._is_best and self.rank == 0:
+                say(f"best so far: {self.best}")
 
     def _train_step(self, batches: list[MemoryBatch], logs: bool) -> tuple[Numbers, bool]:
         """One optimizer step. Returns its numbers (none unless it logs) and whether to stop now."""
         self.watchdog.phase(f"in step {self.step + 1}")
         labels, contexts, stop = self._global_counts(batches)
         stage = self.schedule.stage(self.step)
-        rate = self.schedule.learning_rate(self.step)
-        self.engine.set_learning_rate(rate, stage.trains)
+        self.engine.set_learning_rate(self._rate(), stage.trains)
         self.engine.model.queue.limit = stage.queue_documents
         metrics = None
         if logs:
@@ -194,37 +210,79 @@ class Trainer:
             lm, router = losses.lm / max(1.0, labels), losses.router / max(1.0, contexts)
             return stage.lm_weight * lm + stage.router_weight * router
 
+        share = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for batch in batches:
             batch = self.at_hand = batch.to(self.engine.device)
             losses = self.gradients.backward(batch, weigh)
+            share += weigh(losses).detach()
             if metrics is not None:
                 metrics.add(batch, losses)
-        self.engine.step()
+        self._update(share)
         if metrics is None:
             return {}, stop
-        numbers = metrics.result() | {"lr": rate, "stage": self.schedule.place(self.step)[0]}
+        place = {"lr": self._rate(), "stage": self.schedule.place(self.step)[0]}
+        numbers = metrics.result() | place | self.spikes.numbers(self.step)
         if (norm := self.engine.gradient_norm()) is not None:
             numbers["grad_norm"] = norm
         return numbers, stop
+
+    def _rate(self) -> float:
+        return self.schedule.learning_rate(self.step) * self.spikes.rate_factor(self.step)
+
+    def _update(self, share: Tensor) -> None:
+        """Change the weights by the gradients of a step; training.loss_spike says otherwise where
+        its loss spikes. share: this rank's of the loss."""
+        spike = None
+        if self.spikes.watched:
+            dist.all_reduce(share)  # over tensor-parallel ranks too: all see the same bits
+            spike = self.spikes.look(self.step, float(share) / self.settings.tensor_parallel)
+        if spike is None:
+            self.engine.step()
+            return
+        if self.spikes.too_many:
+            limit = f"training.loss_spike.limit ({self.settings.loss_spike.limit})"
+            raise self._diverged(f"step {self.step + 1}: {spike}: {limit} is reached")
+        done = self._treat_spike()
+        self.reporter.alert("loss spike", f"step {self.step + 1}: {spike}; {done}", say_each=True)
+
+    def _treat_spike(self) -> str:
+        """Returns what has been done."""
+        policy = self.settings.loss_spike.policy
+        if policy == "lower":
+            self.engine.set_learning_rate(self._rate(), self.schedule.stage(self.step).trains)
+            self.engine.step()
+            return f"the learning rate is lowered to {self._rate():.3g}"
+        self.engine.discard()
+        if policy == "skip":
+            return "the step is skipped"
+        self.saver.finish()  # else it would hang on its speed which checkpoint is the newest
+        good = checkpoint.find(self.config.path, self.settings.timeout_s)
+        if good is None:
+            return "the step is skipped, as there is no checkpoint to go back to yet"
+        state = checkpoint.load(self.engine, self.config, good, self.schedule.steps)
+        self.spikes.roll_back(state.spikes, self.step + 1 - state.step)
+        self.best = state.best
+        return f"weights and optimizer are those of {good.name} again, and the next samples follow"
 
     def _count_skipped(self) -> None:
         if not self.engine.skipped:
             self.skipped_in_a_row = 0
             return
         self.skipped += 1
+        if self.spikes.now:  # which has been said, and has a limit of its own
+            return
         self.skipped_in_a_row += 1
         if self.rank == 0:
             said = f"step {self.step} skipped: a loss or gradient was not finite"
             say(f"{said} ({self.skipped} so far)")
         if self.skipped_in_a_row >= self.settings.skipped_steps_limit:
-            raise self._diverged()
+            raise self._diverged(
+                f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or "
+                "gradients that are not finite"
+            )
 
-    def _diverged(self) -> DivergedError:
+    def _diverged(self, what: str) -> DivergedError:
         """Every rank must call."""
-        what = (
-            f"{self.skipped_in_a_row} steps in a row, up to {self.step}, had losses or gradients "
-            "that are not finite"
-        )
         self.saver.finish()  # what is being written may be good
         try:
             good = checkpoint.find(self.config.path, self.settings.timeout_s)
@@ -271,6 +329,8 @@ class Trainer:
     def _save(self, ends: bool) -> float:
         """Returns the seconds that the steps waited for it. ends: none follows."""
         self.watchdog.phase("saving")
+        if not self.engine.skipped:
+            self.spikes.saved()
         state = checkpoint.RunState(
             self.step,
             self.loader.state_dict(),
@@ -278,13 +338,16 @@ class Trainer:
             dist.get_world_size(),
             self.skipped,
             self.held_out_start,
+            self.spikes.state_dict(),
+            self.best,
         )
         return self.saver.save(state, ends)
 
     def _report_checkpoints(self) -> None:
         for folder, step in self.saver.take_sealed():
-            final = ["final"] if step == self.schedule.total else []
-            self.reporter.checkpoint(folder, step, final)
+            best = self.best is not None and self.best.step == step
+            aliases = ["final"] * (step == self.schedule.total) + ["best"] * best
+            self.reporter.checkpoint(folder, step, aliases)
 
     def stop(self, why: str) -> None:
         """Save after the step at hand, on all ranks, and end."""
@@ -336,9 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups.finish(code)
 
 
-def _train(
-    config: Config, resume: bool, words: LastWords, starting: StartUp
-) -> tuple[int, str]:
+def _train(config: Config, resume: bool, words: LastWords, starting: StartUp) -> tuple[int, str]:
     trainer = None
     try:
         trainer = Trainer(config, resume, words, starting)

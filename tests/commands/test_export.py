@@ -13,7 +13,7 @@ from msa_train.interop.export import Exported
 def logged(monkeypatch):
     found = []
     made = Exported(Path("run/checkpoints/step-7"), {"weights": "0123456789abcdef"})
-    monkeypatch.setattr("msa_train.interop.export.export", lambda source, target: made)
+    monkeypatch.setattr("msa_train.interop.export.export", lambda source, target, best: made)
     monkeypatch.setattr(
         "msa_train.training.tracking.start.log_export", lambda *given: found.append(given)
     )

@@ -20,7 +20,10 @@ training.device training.recompute training.gradient_cache_tokens training.betas
 training.weight_decay training.zero_stage training.tensor_parallel
 training.deepspeed training.document_parallel training.pooled_states
 training.clip training.log_every training.checkpoint_every training.keep_checkpoints
-training.held_out_every training.held_out_samples training.damaged_samples training.shards
+training.held_out_every training.held_out_samples training.best training.damaged_samples
+training.shards training.loss_spike.policy training.loss_spike.spreads training.loss_spike.window
+training.loss_spike.least training.loss_spike.limit training.loss_spike.factor
+training.loss_spike.steps
 training.cache_gb training.skipped_steps_limit training.timeout_s
 training.async_save
 training.wandb.mode training.wandb.project training.wandb.name training.wandb.group

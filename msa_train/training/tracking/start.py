@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from msa_train import __version__
-from msa_train.config import Config, WandbConfig, load_config_file, to_plain
+from msa_train.config import HELD_OUT_NUMBERS, Config, WandbConfig, load_config_file, to_plain
 from msa_train.training.tracking.tracker import Tracker
 from msa_train.training.tracking.written import last_step
 
@@ -106,8 +106,10 @@ def _names(config: Config, job: str) -> dict[str, str | None]:
 
 def _summaries(config: Config) -> list[tuple[str, str]]:
     """Numbers whose best value is shown in the summary, beside the last."""
-    losses = [(f"loss/{name}", "min") for name in ("lm", "router")]
-    return losses + [
+    shown = [(f"loss/{name}", "min") for name in ("lm", "router")]
+    if (best := config.training.best) is not None:
+        shown.append((best, "max" if HELD_OUT_NUMBERS[best.rpartition("/")[2]] else "min"))
+    return shown + [
         (f"router/layer_{layer}_recall@{k}", "max")
         for layer in config.model.router_layers
         for k in ("1", "k")
