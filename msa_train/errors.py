@@ -115,7 +115,7 @@ def failed_writes(path: Path) -> Iterator[None]:
 
 
 class DivergedError(MSAError):
-    """Training met losses that spike, or are not finite, or such gradients, more often than it may."""
+    """Training met losses that spike, or what is not finite, more often than it may."""
 
     exit_code = 10
 
