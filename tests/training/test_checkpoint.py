@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
+from msa_train import checkpoint_folders
 from msa_train.config import load_config
 from msa_train.errors import CheckpointError
 from msa_train.training import checkpoint
+from msa_train.training.best import Best
 from tests.distributed.runs import settings
 from tests.memory.tiny import tiny_tokenizer
 
@@ -230,3 +232,21 @@ def test_in_a_streak_nothing_healthy_goes(config, capsys, value, skipped):
     assert "passed over" in capsys.readouterr().err
     save(config, step=6)
     assert steps(config) == [6]
+
+
+def test_the_best_checkpoint_stays_and_is_known_to_a_resumed_run(tmp_path, megatron, capsys):
+    own = {"training__keep_checkpoints": 1, "training__held_out_every": 2}
+    number = "held_out/niah/recall@1"
+    config = load_config(settings(tmp_path / "run", training__best=number, **own))
+    best = Best(number, 2, 0.5)
+    for step in (2, 3, 4):
+        state = dataclasses.replace(STATE, step=step, best=best)
+        checkpoint.save(FileEngine(7), config, tiny_tokenizer(), state)
+    assert steps(config) == [2, 4]
+    folder = config.path / "checkpoints"
+    assert checkpoint_folders.best_of(folder)[0] == folder / "step-000000002"
+    target = checkpoint.find(config.path)
+    assert checkpoint.load(FileEngine(0), config, target, [4]).best == best
+    other = load_config(settings(config.path, training__best="held_out/niah/lm", **own))
+    assert checkpoint.load(FileEngine(0), other, target, [4]).best is None
+    assert "is so no longer: training.best is held_out/niah/lm now" in capsys.readouterr().err
