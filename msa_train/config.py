@@ -46,6 +46,11 @@ _PASSED = {
 _BATCH = "set training.batch_samples, which the ranks share, each reading its part one by one"
 _PRECISION = "set training.precision"
 _OPTIMIZER = "it is torch's AdamW; set training.betas and weight_decay"
+_PIPELINE = (
+    "layers are not divided into pipeline stages, which would wait for each other and hold as many "
+    'activations as now (docs/scaling.md, "Why no pipeline"): divide samples by '
+    "training.document_parallel, weights by training.zero_stage 3 or training.tensor_parallel"
+)
 _REPORTS = "numbers go to metrics.jsonl and training.wandb, every training.log_every steps"
 _OWNED = {
     "train_batch_size": _BATCH, "train_micro_batch_size_per_gpu": _BATCH,
@@ -60,7 +65,8 @@ _OWNED = {
     "activation_checkpointing": "set training.recompute",
     "checkpoint": "checkpoints are this trainer's; it reads those of any layout",
     "elasticity": "resume on another number of ranks",
-    "tensor_parallel": "set training.tensor_parallel",
+    "tensor_parallel": "set training.tensor_parallel", "pipeline": _PIPELINE,
+    "sequence_parallel_size": "set training.sequence_parallel or training.document_parallel",
     "steps_per_print": _REPORTS, "wall_clock_breakdown": _REPORTS, "wandb": _REPORTS,
     "tensorboard": _REPORTS, "csv_monitor": _REPORTS, "comet": _REPORTS,
 }  # fmt: skip
@@ -175,6 +181,7 @@ class TrainingConfig:
     batch_samples: samples (banks with their contexts) of a step, over all data-parallel ranks; each
     rank reads its share one by one.
     tensor_parallel: ranks that share every layer's heads, feed-forward and vocabulary.
+    sequence_parallel: these ranks also divide norms and the states between the products, by tokens.
     document_parallel: data-parallel ranks that share a sample: each encodes a part of its documents
     and asks a part of its contexts, and only pooled states go between them.
     pooled_states: those of a sample are gathered on each of these ranks; or stay where they were
@@ -212,6 +219,7 @@ class TrainingConfig:
     start_from: str | None = None
     batch_samples: int = 2
     tensor_parallel: int = 1
+    sequence_parallel: bool = False
     document_parallel: int = 1
     pooled_states: Literal["gathered", "sharded"] = "gathered"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -256,6 +264,11 @@ class TrainingConfig:
             raise ConfigError(
                 f"training.gradient_cache_tokens is {self.gradient_cache_tokens}: give 1 or more, "
                 "or null"
+            )
+        if self.sequence_parallel and self.tensor_parallel == 1:
+            raise ConfigError(
+                "training.sequence_parallel is true with training.tensor_parallel 1: it divides "
+                "what tensor-parallel ranks hold alike; give tensor_parallel 2 or more, or false"
             )
         if self.pooled_states == "sharded" and self.document_parallel == 1:
             raise ConfigError(
@@ -556,6 +569,8 @@ def load_config_file(path: Path) -> Config:
 def _in_plain_words(error: Exception) -> str:
     """The parser's message with names of YAML's kinds instead of Python's types."""
     text = str(error).replace("typing.Literal", "choice of ")
+    if "training.pipeline_parallel" in text:
+        return f"there is no training.pipeline_parallel: {_PIPELINE}"
     text = re.sub(r"Problem with given class_path '[\w.]+':\s*", "", text)
     for kind, plain in _KINDS.items():
         text = text.replace(f"a <class '{kind}'>", plain)

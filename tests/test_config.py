@@ -81,6 +81,9 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.zero_stage", "5"], "training.zero_stage"),
         (["--training.precision", "bf16", "--training.zero_stage", "0"], "training.zero_stage"),
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
+        (["--training.sequence_parallel", "true"], "training.tensor_parallel"),
+        (["--training.pipeline_parallel", "2"], "document_parallel"),
+        (["--training.deepspeed", "{pipeline: {stages: 2}}"], "document_parallel"),
         (["--training.pooled_states", "sharded"], "training.pooled_states"),
         (
             [

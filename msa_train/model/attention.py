@@ -89,6 +89,8 @@ class Router:
     queries: normed states [T, d] -> [T, query heads, D]; keys: -> [T, key heads, D], in the
     router's own shape; both None where q and pooled k route themselves. gate None: as published.
     key_heads: of this rank. reads: contexts attend to what was found; otherwise it is a vote only.
+    mean: chunk_mean of normed states, which are split over ranks under sequence parallelism; they
+    are then indexed as the whole would be (msa_train.model.sequence).
     """
 
     settings: RouterConfig
@@ -98,6 +100,7 @@ class Router:
     keys: Project | None
     key_heads: int
     reads: bool = True
+    mean: Callable[..., Tensor] = chunk_mean
 
 
 def pool_documents(
@@ -113,7 +116,7 @@ def pool_documents(
     mean: one row per chunk is projected, not one per token. token_cu [C+1]: as in chunk_mean.
     """
     chunks = doc_cu, router.settings.chunk_size, token_cu
-    means = chunk_mean(documents.k if router.keys is None else h, *chunks)
+    means = chunk_mean(documents.k, *chunks) if router.keys is None else router.mean(h, *chunks)
     rk = means if router.keys is None else router.keys(means)
     key = router.group.gather(router.settings.scoring.key_vectors(rk))
     if not router.reads:

@@ -3,10 +3,12 @@
 Both streams run through a layer as one [Nd+Na, 1, d] tensor; attention alone looks at the split.
 Tensor parallelism shards heads, FFN and vocabulary; the router's vectors are gathered before
 scoring, because the sum over heads must finish before the maximum over tokens (SPEC section 2).
+With sequence parallelism the states between products are split over the same ranks (sequence.py).
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,10 +28,13 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from msa_kernels import chunk_offsets
+from msa_kernels import chunk_mean, chunk_offsets
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -58,6 +63,7 @@ from msa_train.model.ops import (
     uses_liger,
 )
 from msa_train.model.router import Routing
+from msa_train.model.sequence import SplitStates, padded
 from msa_train.model.sharded import ShardedBank
 from msa_train.model.transfer import moved
 from msa_train.model.weights import Read, megatron_shard, weight_maps
@@ -82,6 +88,12 @@ class TwoStreams(PackedSeqParams):
     sharded: ShardedBank | None = None
     pooled: dict[int, Pooled] = field(default_factory=dict)
     routings: dict[int, Routing] = field(default_factory=dict)  # filled by the router layers
+
+    def tokens(self, documents: bool = True) -> int:
+        """In the stream; documents False: behind the last router layer, where contexts are left."""
+        everything = len(self.layout.positions)
+        keeps = documents or self.layout.keep_documents
+        return everything if keeps else everything - self.layout.doc_token_count
 
 
 class HeadNorm(torch.nn.Module):
@@ -125,19 +137,22 @@ class MemoryAttention(SelfAttention):
             self.router_threshold = torch.nn.Parameter(torch.empty(1))
 
     def _router_projection(self, size: str) -> ColumnParallelLinear:
+        config = copy.copy(self.config)
+        config.sequence_parallel = False  # what is projected is on every rank
         return ColumnParallelLinear(
             self.config.hidden_size,
             self.model.sizes[size],
-            config=self.config,
+            config=config,
             init_method=self.config.init_method,
             bias=False,
         )
 
     def project(self, h: Tensor, streams: TwoStreams) -> Projections:
-        """Normed states [N, 1, d] -> this rank's heads."""
-        q, k, v = (x.squeeze(1) for x in self.get_query_key_value_tensors(h))
+        """Normed states [N, 1, d], this rank's share where they are split -> this rank's heads."""
+        count = streams.tokens(documents=self.number <= self.model.last_router_layer)
+        q, k, v = (x.squeeze(1)[:count] for x in self.get_query_key_value_tensors(h))
         # The last rows: behind the last router layer the documents are gone.
-        cos, sin = (table[len(table) - len(h) :] for table in (streams.cos, streams.sin))
+        cos, sin = (table[len(table) - count :] for table in (streams.cos, streams.sin))
         return Projections(*self.qk_norm(q, k, cos, sin), v)
 
     def forward(self, hidden_states: Tensor, streams: TwoStreams, last: bool) -> Tensor:
@@ -147,9 +162,13 @@ class MemoryAttention(SelfAttention):
             attended = self._route(hidden_states.squeeze(1), projections, streams, last)
         else:
             attended = self_attention_layer(projections, streams.layout)
-        return self.linear_proj(attended.flatten(1)[:, None])[0]
+        attended = attended.flatten(1)
+        if self.config.sequence_parallel:
+            attended = padded(attended)
+        return self.linear_proj(attended[:, None])[0]
 
-    def _route(self, h: Tensor, x: Projections, streams: TwoStreams, last: bool) -> Tensor:
+    def _route(self, own: Tensor, x: Projections, streams: TwoStreams, last: bool) -> Tensor:
+        h = SplitStates.of(own) if self.config.sequence_parallel else own
         layout, router, number = streams.layout, self._router(), self.number
         if streams.work == "encode":
             pooled = pool_documents(h, x, layout.doc_cu, router, layout.token_cu)
@@ -160,7 +179,7 @@ class MemoryAttention(SelfAttention):
             if router.keys is not None:
                 # Of no documents, but in the graph: ZeRO-3 adds the gradients of a later backward
                 # to the last step's unless every parameter takes part in the first one.
-                none = router.group.gather(router.keys(h[:0]).flatten(1)).to(pooled.key.dtype)
+                none = router.group.gather(router.keys(own[:0]).flatten(1)).to(pooled.key.dtype)
                 pooled = replace(pooled, key=torch.cat([pooled.key, none]))
             attended, routing = context_layer(h, x, layout, router, pooled, streams.sharded)
         else:
@@ -178,7 +197,9 @@ class MemoryAttention(SelfAttention):
                 partial(self._heads, layer) for layer in (self.router_q, self.router_k)
             )
         key_heads = self.model.router_key_heads // tensor_size()
-        return Router(self.model.router, self.group, gate, queries, keys, key_heads, self.reads)
+        mean = SplitStates.chunk_mean if self.config.sequence_parallel else chunk_mean
+        given = self.model.router, self.group, gate, queries, keys, key_heads, self.reads, mean
+        return Router(*given)
 
     def _heads(self, layer: ColumnParallelLinear, h: Tensor) -> Tensor:
         """[T, d] -> [T, this rank's heads, D]."""
@@ -189,11 +210,11 @@ class _GatedLinear(ColumnParallelLinear):
     """The MLP's first projection: gate and up [..., this rank's F], whose weights lie together.
 
     On a GPU as two products, because a fused kernel reads whole tensors and would copy halves of
-    one; on a CPU one product is faster.
+    one; on a CPU one product is faster, and of split tokens one gathers them once.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not x.is_cuda:
+        if not x.is_cuda or self.sequence_parallel:
             return super().forward(x)[0].chunk(2, -1)
         x = tensor_parallel.copy_to_tensor_model_parallel_region(x)
         return tuple(F.linear(x, half) for half in self.weight.chunk(2))
@@ -233,13 +254,29 @@ class MemoryLayer(TransformerLayer):
         if streams.reader_alone and own.number == own.model.last_router_layer + 1:
             x = x.detach()
         attended = self._kept("attention", self._attend, x, streams)
-        x = x[len(x) - len(attended) :] + attended
+        if self._drops_documents(streams):
+            x = self._contexts(x, streams)
+        x = x + attended
         return x + self.mlp(self.pre_mlp_layernorm(x))[0]
 
     def _attend(self, x: Tensor, streams: TwoStreams) -> Tensor:
         own = self.self_attention
-        last = own.number == own.model.last_router_layer and not streams.layout.keep_documents
-        return own(self.input_layernorm(x), streams, last)
+        return own(self.input_layernorm(x), streams, self._drops_documents(streams))
+
+    def _drops_documents(self, streams: TwoStreams) -> bool:
+        """Whether nothing reads them any more, once their keys are pooled here."""
+        own = self.self_attention
+        return own.number == own.model.last_router_layer and not streams.layout.keep_documents
+
+    def _contexts(self, x: Tensor, streams: TwoStreams) -> Tensor:
+        """Without the documents; split tokens are split anew, for the contexts lie with the last
+        ranks."""
+        nd, count = streams.layout.doc_token_count, streams.tokens(documents=False)
+        if not self.config.sequence_parallel:
+            return x[nd:]
+        if not nd or not count:
+            return x if count else x[:0]
+        return SplitStates.of(x.squeeze(1))[nd:].split_anew(count)[:, None]
 
 
 def layer_spec(model: ModelConfig, recompute: Recompute) -> ModuleSpec:
@@ -265,7 +302,7 @@ class _MegatronNorm(RMSNorm):
         super().__init__(hidden_size, eps)
 
 
-def transformer_config(model: ModelConfig) -> TransformerConfig:
+def transformer_config(model: ModelConfig, sequence_parallel: bool = False) -> TransformerConfig:
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden,
@@ -282,6 +319,7 @@ def transformer_config(model: ModelConfig) -> TransformerConfig:
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=tensor_size(),
+        sequence_parallel=sequence_parallel,
         use_cpu_initialization=True,
         perform_initialization=False,  # load_published fills every parameter
         bias_activation_fusion=False,
@@ -290,19 +328,31 @@ def transformer_config(model: ModelConfig) -> TransformerConfig:
 
 
 class MSAModel(MegatronModule):
-    """Embedding, TransformerBlock and head; `forward` gives the two loss sums of a batch."""
+    """Embedding, TransformerBlock and head; `forward` gives the two loss sums of a batch.
 
-    def __init__(self, model: ModelConfig, recompute: Recompute = "none"):
-        config = transformer_config(model)
+    sequence_parallel: tensor-parallel ranks, two or more, split the tokens between the products.
+    """
+
+    def __init__(
+        self, model: ModelConfig, recompute: Recompute = "none", sequence_parallel: bool = False
+    ):
+        config = transformer_config(model, sequence_parallel)
         super().__init__(config)
         self.model = model
         self.queue = KeyQueue(model.loss_layers)
         self.reader_alone = False  # what follows the last router layer is all that trains
         self.shards: DocumentGroup | None = None  # ranks that keep pooled states of a batch apart
         self.embedding = VocabParallelEmbedding(
-            model.vocab_size, model.hidden, init_method=config.init_method, config=config
+            model.vocab_size, model.hidden, init_method=config.init_method, config=config,
+            reduce_scatter_embeddings=sequence_parallel,
+        )  # fmt: skip
+        layers = [layer_spec(model, recompute)] * model.layers
+        self.decoder = TransformerBlock(
+            config, TransformerBlockSubmodules(layers, _MegatronNorm), post_process=True
         )
-        self.decoder = TransformerBlock(config, layer_spec(model, recompute), post_process=True)
+        # Or the block would draw from a random state of CUDA that nothing here has or needs.
+        self.decoder.config = copy.copy(config)
+        self.decoder.config.sequence_parallel = False
         if not model.tie_embeddings:
             self.output = ColumnParallelLinear(
                 model.hidden, model.vocab_size, config=config, init_method=config.init_method,
@@ -322,6 +372,13 @@ class MSAModel(MegatronModule):
 
     def hidden_states(self, batch: MemoryBatch) -> tuple[Tensor, TwoStreams]:
         """Final states [Na, d] ([Nd+Na, d] with document labels) and what was routed."""
+        hidden, streams = self._states(batch)
+        if self.config.sequence_parallel:
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, False)
+        return hidden[: streams.tokens(documents=False)], streams
+
+    def _states(self, batch: MemoryBatch) -> tuple[Tensor, TwoStreams]:
+        """The same, of the final states this rank's share where they are split."""
         streams = self._streams(StreamLayout.of(batch, self.model.router.chunk_size))
         return self._run(torch.cat([batch.doc_tokens, batch.tokens]), streams), streams
 
@@ -344,7 +401,7 @@ class MSAModel(MegatronModule):
         if isinstance(batch, PackedDocuments):
             return self.encode(batch)
         if memory is None:
-            hidden, streams = self.hidden_states(batch)
+            hidden, streams = self._states(batch)
         else:
             assert batch.doc_labels is None, "final states of documents need their tokens"
             layout = StreamLayout.of(batch, self.model.router.chunk_size, stored=True)
@@ -356,8 +413,8 @@ class MSAModel(MegatronModule):
             hidden = self._run(batch.tokens, streams)
         labels, pairs = batch.all_labels, batch.on_host.positives.nonzero(as_tuple=True)
         labelled, *pairs = moved([batch.labelled_rows, *pairs], hidden.device)
-        hidden = hidden[len(hidden) - len(labels) :][labelled]
-        lm = self._token_loss_sum(hidden, labels[labelled])
+        states = SplitStates.of(hidden) if self.config.sequence_parallel else hidden
+        lm = self._token_loss_sum(states[labelled], labels[labelled])
         return Losses(lm, self._router_loss_sum(batch, pairs, streams), streams.routings)
 
     def _streams(
@@ -373,7 +430,10 @@ class MSAModel(MegatronModule):
         )  # fmt: skip
 
     def _run(self, tokens: Tensor, streams: TwoStreams) -> Tensor:
-        x = self.embedding(tokens[None]).transpose(0, 1).contiguous()
+        if self.config.sequence_parallel:
+            x = self.embedding(padded(tokens)[None])
+        else:
+            x = self.embedding(tokens[None]).transpose(0, 1).contiguous()
         return self.decoder(x, attention_mask=None, packed_seq_params=streams).squeeze(1)
 
     def _token_loss_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -419,10 +479,15 @@ class MSAModel(MegatronModule):
         return stale_loss_sum(scores, stale, batch.positives, self.model.router, pairs)
 
     def partial_gradient_parameters(self) -> list[torch.nn.Parameter]:
-        """Replicated parameters used on sharded heads: each rank has a part of their gradient."""
-        return [
-            weight
+        """Replicated parameters of which each tensor-parallel rank has a part of the gradient: used
+        on sharded heads, or on split tokens."""
+        modules = [
+            layer.self_attention.qk_norm
             for layer in self.decoder.layers
             if self.model.shape.qk_norm
-            for weight in layer.self_attention.qk_norm.parameters()
         ]
+        if self.config.sequence_parallel:
+            modules += [self.decoder.final_layernorm]
+            for layer in self.decoder.layers:
+                modules += [layer.input_layernorm, layer.pre_mlp_layernorm]
+        return [weight for module in modules for weight in module.parameters()]

@@ -25,7 +25,7 @@ APPLIED = {
     "training.checkpoint_every", "training.keep_checkpoints", "training.async_save",
     "training.held_out_every", "training.best",
     "training.held_out_samples", "training.damaged_samples", "training.shards",
-    "training.zero_stage", "training.tensor_parallel",
+    "training.zero_stage", "training.tensor_parallel", "training.sequence_parallel",
     "training.document_parallel", "training.pooled_states",
     "training.deepspeed",
     "training.cache_gb", "training.skipped_steps_limit", "training.loss_spike",

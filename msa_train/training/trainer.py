@@ -83,7 +83,8 @@ class Trainer:
             transform=lambda sample: self.collate([sample]).share(documents.rank, documents.size),
         )
         self.held_out = HeldOutEvaluation.of_run(config, self.collate, documents)
-        model = MSAModel(config.model, recompute=self.settings.recompute)
+        how = self.settings.recompute, self.settings.sequence_parallel
+        model = MSAModel(config.model, *how)
         model.shards = documents if self.settings.pooled_states == "sharded" else None
         model.load_published(starting_weights(config))
         self.engine = Engine(model, self.settings, {stage.trains for stage in config.stages})

@@ -105,7 +105,10 @@ QUICK = {
 WHOLE = {
     "down and up": [at(4, 1, 1), at(2, 2, 2), at(1, 3, 3), at(2, 4, 1)],
     "stages": [at(2, 1, 3), at(2, 2, 0), at(2, 3, 1), at(2, 4, 2)],
-    "tensor": [at(4, 1, 3, tensor=2), at(2, 2, 0), at(4, 3, 0, tensor=2), at(2, 4, 3)],
+    "tensor": [
+        at(4, 1, 3, tensor=2), at(2, 2, 0), at(4, 3, 0, tensor=2, sequence_parallel=True),
+        at(2, 4, 3),
+    ],
     "offloaded": [
         at(2, 1, 2, deepspeed=OPTIMIZER), at(4, 2, 3, deepspeed=BOTH), at(1, 3, 3, deepspeed=BOTH),
         at(2, 4, 3),

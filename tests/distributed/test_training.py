@@ -67,10 +67,11 @@ def trained(shards, tmp_path_factory):
             },
         },
     }
-    sharded = {"training__tensor_parallel": 2}
+    split = {"training__tensor_parallel": 2}
+    sequence = split | {"training__sequence_parallel": True}
     tensor = {
-        "tensor": sharded,
-        "tensor-cached": sharded | {"training__gradient_cache_tokens": 170},
+        "tensor": split,
+        "sequence-cached": sequence | {"training__gradient_cache_tokens": 170},
     }
     found = {}
     for ranks, group in ((1, layouts[1]), (2, layouts[2]), (2, tensor)):
@@ -97,7 +98,7 @@ def exported(trained, tmp_path_factory):
 
 KINDS = ("zero", "cached", "documents")
 LAYOUTS = [*(f"{kind}{stage}" for kind in KINDS for stage in STAGES)]
-LAYOUTS += ["documents-cached3", "sharded2", "sharded3", "tensor", "tensor-cached"]
+LAYOUTS += ["documents-cached3", "sharded2", "sharded3", "tensor", "sequence-cached"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -177,7 +178,7 @@ def test_half_precision_follows_single_and_keeps_its_master_weights(trained, exp
         assert weight.dim() < 2 or not torch.equal(weight, rounded), f"{key} lost its master"
 
 
-@pytest.mark.parametrize("name", ["alone", "zero0", "zero1", "zero2", "tensor"])
+@pytest.mark.parametrize("name", ["alone", "zero0", "zero1", "zero2", "tensor", "sequence-cached"])
 def test_the_export_computes_what_was_trained(trained, exported, shards, name):
     folder, result = trained[name]
     model = load_export(exported / name).model

@@ -17,7 +17,7 @@ STAGES = "[{name: one, steps: 2, lr: 1e-2}, {name: two, steps: 4, lr: 1e-3}]"
 KEYS = """
 output data.workers
 training.device training.recompute training.gradient_cache_tokens training.betas
-training.weight_decay training.zero_stage training.tensor_parallel
+training.weight_decay training.zero_stage training.tensor_parallel training.sequence_parallel
 training.deepspeed training.document_parallel training.pooled_states
 training.clip training.log_every training.checkpoint_every training.keep_checkpoints
 training.held_out_every training.held_out_samples training.best training.damaged_samples
