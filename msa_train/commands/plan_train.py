@@ -269,8 +269,9 @@ def _fastest(ranking: Ranking, tokens: int | None, shown: int) -> Table | str:
     table = _right(_table(*columns, title=title), 4)
     for each in ranking.plans[:shown]:
         layout, money = each.layout, each.money(tokens)
+        tensor = f"{layout.tensor}{' + SP' * layout.sequence}"
         table.add_row(
-            str(layout.tensor), str(layout.documents), str(layout.zero), layout.recompute,
+            tensor, str(layout.documents), str(layout.zero), layout.recompute,
             "none" if layout.cache is None else f"{layout.cache:,}", f"{each.longest.seconds:.3f}",
             f"{each.seconds(tokens) / _DAY:,.2f}", "" if money is None else f"{money:,.0f}",
             gb(each.need),

@@ -20,18 +20,25 @@ class Activations:
     itemsize: bytes of a number: 2 in bf16, 4 in fp32. fused: with Liger's norm and gated product;
     without them a norm keeps its input in float32, and silu(gate) is kept beside its product.
     tensor: tensor-parallel ranks, each of which keeps its heads and its part of the feed-forward
-    layer, and all of the states between.
+    layer, and all of the states between, or (sequence) those of its part of the tokens.
     """
 
     model: ModelConfig
     itemsize: int = 2
     fused: bool = False
     tensor: int = 1
+    sequence: bool = False
+
+    @property
+    def _split(self) -> int:
+        """Ranks that the states between are divided by."""
+        return self.tensor if self.sequence else 1
 
     @property
     def _norm(self) -> int:
         """Input and output of a norm."""
-        return self.model.hidden * (self.itemsize + (self.itemsize if self.fused else 4))
+        each = self.itemsize + (self.itemsize if self.fused else 4)
+        return self.model.hidden * each // self._split
 
     @property
     def attention(self) -> int:
@@ -54,7 +61,7 @@ class Activations:
     def kept(self, recompute: Recompute, documents: int, contexts: int = 0) -> int:
         """Bytes of a pass over so many tokens, at its largest: what is recomputed is there for one
         layer at a time."""
-        state = self.model.hidden * self.itemsize
+        state = self.model.hidden * self.itemsize // self._split
         attention, feed_forward, working = {
             "none": (self.attention, self.feed_forward, 0),
             "attention": (state, self.feed_forward, self.attention),

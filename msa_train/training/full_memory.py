@@ -78,6 +78,8 @@ def _lighter(config: Config, layout: Layout, sample: SampleSize, now: int) -> It
         f"training.gradient_cache_tokens {_GROUP}": {"cache": _GROUP},
         **{f"training.zero_stage {n}": {"zero": n} for n in range(layout.zero + 1, 4)},
     }
+    if layout.tensor > 1 and not layout.sequence:
+        ways["training.sequence_parallel true"] = {"sequence": True}
     for setting, change in ways.items():
         size = needed(_rank(config, replace(layout, **change), sample))
         if size < now:

@@ -67,6 +67,12 @@ def test_a_tensor_parallel_rank_keeps_its_heads_and_the_states_between():
     assert half.kept("layer", 1000) > 0.8 * whole.kept("layer", 1000)  # its input is not divided
 
 
+def test_sequence_parallel_ranks_divide_the_states_between_too():
+    whole, half = Activations(PRESETS["4b"]), Activations(PRESETS["4b"], tensor=2, sequence=True)
+    for recompute in ("none", "attention", "layer"):
+        assert 2 * half.kept(recompute, 1000, 100) == whole.kept(recompute, 1000, 100)
+
+
 def test_each_saving_costs_a_forward_pass():
     model = PRESETS["4b"]
     costs = [document_cost(model, *each) for each in (("none", 0), ("layer", 0), ("none", 1))]

@@ -42,7 +42,8 @@ class Layout:
     """tensor: ranks that share each layer. documents: data-parallel ranks that share each sample.
     replicas: such groups, each of which reads its own samples. cache: document tokens of a group of
     the gradient cache (None: without one). offload: of the optimizer's states, or of the weights
-    too, to host memory. sharded: pooled states stay where they were made.
+    too, to host memory. sharded: pooled states stay where they were made. sequence: tensor-parallel
+    ranks split tokens between the products.
     """
 
     tensor: int = 1
@@ -53,6 +54,7 @@ class Layout:
     cache: int | None = None
     offload: Offload = "none"
     sharded: bool = False
+    sequence: bool = False
 
     def passes(self, tokens: int, samples: int = 1) -> Passes:
         """Of a rank that has `tokens` of the documents of each sample; one group's graph is kept,
@@ -83,12 +85,17 @@ class Layout:
         return cls(
             training.tensor_parallel, shared, replicas, training.zero_stage, training.recompute,
             training.gradient_cache_tokens, offload_of(config), shared > 1 and _shards(config),
+            training.sequence_parallel,
         )  # fmt: skip
 
     def words(self) -> str:
         """As a row of a table names it."""
         cache = "no cache" if self.cache is None else f"cache {self.cache:,}"
-        parts = [f"TP {self.tensor}", f"documents {self.documents}", f"ZeRO-{self.zero}"]
+        parts = [
+            f"TP {self.tensor}{' + SP' * self.sequence}",
+            f"documents {self.documents}",
+            f"ZeRO-{self.zero}",
+        ]
         parts += [f"recompute {self.recompute}", cache]
         return ", ".join(parts + ([f"offload {self.offload}"] if self.offload != "none" else []))
 
@@ -116,8 +123,8 @@ def refusal(config: Config, layout: Layout) -> str | None:
     when they are made; None where they can."""
     try:
         if layout.tensor != config.training.tensor_parallel:
-            tensor = replace(config.training, tensor_parallel=layout.tensor)
-            replace(config, training=tensor)
+            divided = {"tensor_parallel": layout.tensor, "sequence_parallel": layout.sequence}
+            replace(config, training=replace(config.training, **divided))
         samples_of(config, layout)
     except ConfigError as error:
         return str(error)
@@ -137,11 +144,12 @@ def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layo
         for documents in _divisors(data):
             share = bank_tokens / documents
             caches = [None, *sorted({each for each in (*_CACHES, own) if each and each < share})]
-            for zero, recompute, cache in product(zeros, get_args(Recompute), caches):
+            ways = product(zeros, get_args(Recompute), caches, (False, True)[: 1 + (tensor > 1)])
+            for zero, recompute, cache, sequence in ways:
                 replicas = data // documents
                 sharded = documents > 1 and _shards(config)
                 divided = tensor, documents, replicas
-                yield Layout(*divided, zero, recompute, cache, offload, sharded)
+                yield Layout(*divided, zero, recompute, cache, offload, sharded, sequence)
 
 
 def _divisors(count: int) -> Sequence[int]:

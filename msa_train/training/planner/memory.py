@@ -185,7 +185,7 @@ class _Passing:
 
     def kept(self) -> list[RankBytes]:
         layout, own, model = self.layout, self.own, self.model
-        kept = Activations(model, self.itemsize, self.fused, layout.tensor)
+        kept = Activations(model, self.itemsize, self.fused, layout.tensor, layout.sequence)
         tokens = own.document_tokens
         passes = layout.passes(tokens)
         documents = min(tokens, layout.cache or tokens)
@@ -197,6 +197,9 @@ class _Passing:
             largest = max(streams, key=streams.__getitem__)
             streams = {largest: streams[largest]}
         rows = [(f"activations of {name}", size) for name, size in streams.items()]
+        if layout.sequence:  # in one buffer, which all products share
+            stream = documents + (0 if groups else own.context_tokens)
+            rows.append(("tokens of all ranks", stream * model.hidden * self.itemsize))
         rows += [
             ("pooled states and their gradients", self._pooled(passes.groups > 0)),
             ("router scores", own.contexts * self.sample.documents * self._pair),

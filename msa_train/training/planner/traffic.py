@@ -7,6 +7,7 @@ payload: bytes of the whole tensors that a collective is given, over a step. Of 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -111,39 +112,94 @@ def _gathered(weights: RankWeights, passes: Passes) -> int:
 def _tensor(
     model: ModelConfig, layout: Layout, own: SampleSize, passes: Passes, size: int
 ) -> Iterator[Traffic]:
-    """Sums of states behind every pair of split products, and of gradients before them; vectors of
-    the routers' heads."""
+    """What the ranks of a model send for its split products: states, of all tokens, and a few of
+    the routers' and of the loss."""
     if layout.tensor == 1:
         return
-    again, routers = layout.recompute == "layer", len(model.router_layers)
-    tokens, last = own.document_tokens, model.last_router_layer
+    states = (_split_states if layout.sequence else _states_between)(model, layout, own, passes)
+    sent, calls = Counter(), Counter()
+    for operation, (document, context) in states.items():
+        tokens = own.document_tokens * document + own.context_tokens * context
+        sent[operation] += tokens * model.hidden * size
+        calls[operation] += context + passes.groups * document
+    sent["all-reduce"] += _small_sums(model, layout, own, passes, size)
+    chunks, asked = own.chunks(model.router.chunk_size), _asked(model, own)
+    width = 4 * model.sizes["router_keys"] * len(model.router_layers)
+    twice = 1 + (layout.recompute != "none")
+    sent["all-gather"] += (asked * twice + chunks * (twice + passes.twice)) * width
+    calls["all-gather"] += len(model.router_layers) * (
+        twice + passes.groups * (twice + passes.twice)
+    )
+    for operation, payload in sent.items():
+        messages = passes.samples * calls[operation]
+        payload *= passes.samples
+        yield Traffic("tensor parallel", operation, payload, layout.tensor, calls=messages)
+
+
+def _states_between(
+    model: ModelConfig, layout: Layout, own: SampleSize, passes: Passes
+) -> dict[Operation, tuple[int, int]]:
+    """Sums of states behind every pair of split products, and of gradients before them: how often
+    those of a document's and of a context's token."""
+    again, last = layout.recompute == "layer", model.last_router_layer
     # A layer's two products each send states forward, and gradients of their input back. Behind
     # the last router layer's keys nothing of a document is left.
     encoding = 1 + 2 * last
-    document = encoding + again * last + 2 * last + 1
-    if passes.twice:
-        document += encoding
+    document = encoding + again * last + 2 * last + 1 + passes.twice * encoding
     context = 1 + model.layers * (4 + again)
-    states = (tokens * document + own.context_tokens * context + own.labels) * model.hidden * size
+    return {"all-reduce": (document, context)}
+
+
+def _split_states(
+    model: ModelConfig, layout: Layout, own: SampleSize, passes: Passes
+) -> dict[Operation, tuple[int, int]]:
+    """The same of tokens that the ranks split (sequence parallel; without padding): gathered before
+    a product, and once more for its weights' gradient; scattered sums behind it."""
+    layers, last = model.layers, model.last_router_layer
+    once, layer = layout.recompute != "none", layout.recompute == "layer"
+    gathers, scatters = 2 * last + 1, 2 * last + 1  # of a document's encoding: forward
+    back = 4 * last + 2, 2 * last + 1
+    again = last * (once + layer) + once, last * layer
+    document = [
+        forward * (1 + passes.twice) + backward + recomputed
+        for forward, backward, recomputed in zip((gathers, scatters), back, again, strict=True)
+    ]
+    context = [1 + layers * (6 + once + layer), 1 + layers * (4 + layer)]
+    if own.documents and not passes.groups:  # split anew, where documents leave the stream
+        context = [context[0] + 1, context[1] + 1 + layer]
+    pairs = zip(document, context, strict=True)
+    return dict(zip(("all-gather", "reduce-scatter"), pairs, strict=True))
+
+
+def _asked(model: ModelConfig, own: SampleSize) -> int:
+    """Query vectors of a layer."""
+    return own.contexts if model.router.query_reduce == "pooled" else own.query_tokens
+
+
+def _small_sums(
+    model: ModelConfig, layout: Layout, own: SampleSize, passes: Passes, size: int
+) -> int:
+    """Bytes of a sample that ranks sum beside the states of all tokens."""
+    routers, last = len(model.router_layers), model.last_router_layer
     chunks = own.chunks(model.router.chunk_size)
-    pooled = model.router.query_reduce == "pooled"
-    asked = own.contexts if pooled else own.query_tokens
+    found = own.labels * (model.hidden * size + 3 * 4)
     if model.router.decouple:
-        states += routers * (asked + chunks) * model.hidden * size
-    states += 3 * 4 * own.labels
+        found += routers * (_asked(model, own) + chunks) * model.hidden * size
     if model.shape.qk_norm:
         reached = model.layers + passes.groups * (last + 1)
-        states += reached * 2 * model.head_dim * size
+        found += reached * 2 * model.head_dim * size
     if model.router.gate != "none":
-        states += len(model.reading_layers) * 4 * _selected(model, own)
-    width = 4 * model.sizes["router_keys"] * routers
+        found += len(model.reading_layers) * 4 * _selected(model, own)
+    if not layout.sequence:
+        return found
+    # States that a loss and routers read, which lie on one rank each; gradients of norms.
+    found += own.labels * model.hidden * size
     twice = 1 + (layout.recompute != "none")
-    vectors = asked * twice + chunks * (twice + passes.twice)
-    samples, ring = passes.samples, layout.tensor
-    calls = samples * (context + passes.groups * document)
-    yield Traffic("tensor parallel", "all-reduce", samples * states, ring, calls=calls)
-    calls = samples * routers * (twice + passes.groups * (twice + passes.twice))
-    yield Traffic("tensor parallel", "all-gather", samples * vectors * width, ring, calls=calls)
+    if model.router.decouple:
+        read = own.query_tokens * size * twice + chunks * 4 * (twice + passes.twice)
+        found += routers * read * model.hidden
+    norms = 2 * model.layers + 1 + passes.groups * (2 * last + 1)
+    return found + norms * model.hidden * size
 
 
 def _selected(model: ModelConfig, own: SampleSize) -> int:

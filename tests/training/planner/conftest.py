@@ -6,6 +6,8 @@ from tests.distributed.ranks import run_ranks
 from tests.training.planner.observed import CACHE, observe
 
 BF16, TWICE = {"precision": "bf16"}, 2  # samples of a step
+RECOMPUTE = ("none", "attention", "layer")
+SEQUENCE = {"sequence_parallel": True, "tensor_parallel": 2}
 CACHED = {"gradient_cache_tokens": CACHE}
 DATA = {
     **{f"zero{stage}": ({"zero_stage": stage}, 1) for stage in range(4)},
@@ -14,10 +16,12 @@ DATA = {
     "zero1-layer": ({"zero_stage": 1, "recompute": "layer"}, 1),
 }
 TENSOR = {
-    **{name: ({"recompute": name}, 1) for name in ("none", "attention", "layer")},
+    **{name: ({"recompute": name}, 1) for name in RECOMPUTE},
     "cached": (CACHED, 1),
+    **{f"sequence-{name}": (SEQUENCE | {"recompute": name}, 1) for name in RECOMPUTE},
+    "sequence-cached": (SEQUENCE | CACHED, 1),
 }
-QUICK = {"zero1-bf16", "zero2-cached", "cached"}
+QUICK = {"zero1-bf16", "zero2-cached", "cached", "sequence-layer"}
 RUNS = {name: (1, run) for name, run in DATA.items()} | {
     name: (2, run) for name, run in TENSOR.items()
 }

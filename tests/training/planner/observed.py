@@ -153,7 +153,7 @@ def _engine(settings: TrainingConfig):
     from msa_train.training.engine import Engine
     from msa_train.training.gradient_cache import GradientCache
 
-    model = MSAModel(MODEL, recompute=settings.recompute)
+    model = MSAModel(MODEL, settings.recompute, settings.sequence_parallel)
     model.load_published(initial_reader(MODEL, 0))
     engine = Engine(model, settings)
     group = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
@@ -190,4 +190,5 @@ def layout_of(tensor: int, settings: dict):
     return Layout(
         tensor=tensor, replicas=2 // tensor, zero=settings.get("zero_stage", 1),
         recompute=settings.get("recompute", "none"), cache=settings.get("gradient_cache_tokens"),
+        sequence=settings.get("sequence_parallel", False),
     )  # fmt: skip

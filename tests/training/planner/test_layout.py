@@ -19,8 +19,9 @@ def test_settings_and_ranks_make_a_layout():
     assert (found.ranks, found.data, found.zero, found.recompute) == (16, 16, 3, "layer")
     assert samples_of(CONFIG, found) == 8
     assert found.words() == "TP 1, documents 4, ZeRO-3, recompute layer, no cache"
-    split = replace(CONFIG, training=replace(CONFIG.training, tensor_parallel=4))
-    assert Layout.of(split, 8).data == 2
+    split = {"tensor_parallel": 4, "sequence_parallel": True}
+    split = replace(CONFIG, training=replace(CONFIG.training, **split))
+    assert Layout.of(split, 8).data == 2 and "TP 4 + SP" in Layout.of(split, 8).words()
     with pytest.raises(ConfigError, match=r"8 ranks, which .* start a multiple of 12"):
         Layout.of(split, 8, documents=3)
 
@@ -41,6 +42,8 @@ def test_all_layouts_of_the_cards_are_tried():
     assert {each.tensor for each in found} == {1, 2, 4, 8}
     assert {each.documents for each in found if each.tensor == 1} == {1, 2, 4, 8, 16}
     assert {each.zero for each in found} == {1, 2, 3}  # DeepSpeed's stage 0 is of fp32
+    assert {each.sequence for each in found if each.tensor == 2} == {False, True}
+    assert not any(each.sequence for each in found if each.tensor == 1)
     assert {each.recompute for each in found} == {"none", "attention", "layer"}
     assert {each.cache for each in found if each.documents == 1} == {None, 4096, 16_384}
     assert {each.cache for each in found if each.documents == 4} == {None, 4096}  # of its 16,384
