@@ -90,7 +90,7 @@ class Router:
     router's own shape; both None where q and pooled k route themselves. gate None: as published.
     key_heads: of this rank. reads: contexts attend to what was found; otherwise it is a vote only.
     mean: chunk_mean of normed states, which are split over ranks under sequence parallelism; they
-    are then indexed as the whole would be (msa_train.model.sequence).
+    are then indexed as the whole would be (msa_train.parallel.sequence).
     """
 
     settings: RouterConfig

@@ -3,7 +3,7 @@
 Both streams run through a layer as one [Nd+Na, 1, d] tensor; attention alone looks at the split.
 Tensor parallelism shards heads, FFN and vocabulary; the router's vectors are gathered before
 scoring, because the sum over heads must finish before the maximum over tokens (SPEC section 2).
-With sequence parallelism the states between products are split over the same ranks (sequence.py).
+With sequence parallelism the same ranks split the states between products (parallel/sequence.py).
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ from msa_train.model.ops import (
     uses_liger,
 )
 from msa_train.model.router import Routing
-from msa_train.model.sequence import SplitStates, padded
 from msa_train.model.sharded import ShardedBank
 from msa_train.model.transfer import moved
 from msa_train.model.weights import Read, megatron_shard, weight_maps
 from msa_train.parallel.documents import DocumentGroup
+from msa_train.parallel.sequence import SplitStates, padded
 
 
 @dataclass

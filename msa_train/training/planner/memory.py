@@ -198,7 +198,7 @@ class _Passing:
             streams = {largest: streams[largest]}
         rows = [(f"activations of {name}", size) for name, size in streams.items()]
         if layout.sequence:  # in one buffer, which all products share
-            stream = documents + (0 if groups else own.context_tokens)
+            stream = documents + (0 if passes.groups else own.context_tokens)
             rows.append(("tokens of all ranks", stream * model.hidden * self.itemsize))
         rows += [
             ("pooled states and their gradients", self._pooled(passes.groups > 0)),

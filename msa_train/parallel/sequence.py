@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.parallel_state import get_tensor_model_parallel_rank as tensor_rank
 from megatron.core.parallel_state import get_tensor_model_parallel_world_size as tensor_size
-from msa_kernels.reference import accumulation_dtype
 from torch import Tensor
 
 
@@ -57,7 +56,8 @@ class SplitStates:
     def chunk_mean(self, doc_cu: Tensor, chunk_size: int, token_cu: Tensor) -> Tensor:
         """Of the documents that the stream begins with, as msa_kernels.chunk_mean; on every rank,
         where gradients must be alike."""
-        own, counts = self.own.to(accumulation_dtype(self.own)), token_cu.diff()
+        counts = token_cu.diff()
+        own = self.own.to(torch.promote_types(self.own.dtype, torch.float32))
         sums = own.new_zeros(len(counts), own.shape[1])
         if len(counts):
             tokens = torch.arange(self.first, self.first + len(own), device=own.device)

@@ -1,7 +1,7 @@
 """How far a layout's numbers are from those of one rank, and what far is.
 
-`python -m tests.parallel.comparing docs/results/layouts` runs the whole table (tests/parallel/
-equality.py) and writes it as .json and .md.
+`python -m tests.distributed.comparing docs/results/layouts` runs the whole table (equality.py) and
+writes it as .json and .md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from msa_train.model.weights import published_weights
-from tests.parallel.equality import (
+from tests.distributed.equality import (
     CASES,
     DTYPES,
     LAYOUTS,
@@ -171,12 +171,12 @@ def _page(rows: dict[str, dict]) -> str:
     lines = [
         "# Layouts against one rank",
         "",
-        "Written by `python -m tests.parallel.comparing docs/results/layouts` (gloo ranks, a model",
-        "of four layers). Largest relative differences of all cases, over five steps of gradient",
-        "descent: losses and gradient norms of each step, gradients of the first and weights after",
-        "the last by the largest number of their tensor. Documents that are found are the same in",
-        "every step; margin: the smallest distance between the score of one and the next best, by",
-        "the largest difference of any score.",
+        "Written by `python -m tests.distributed.comparing docs/results/layouts` (gloo ranks, a",
+        "model of four layers). Largest relative differences of all cases, over five steps of",
+        "gradient descent: losses and gradient norms of each step, gradients of the first and",
+        "weights after the last by the largest number of their tensor. Documents that are found",
+        "are the same in every step; margin: the smallest distance between the score of one and",
+        "the next best, by the largest difference of any score.",
         "",
         f"| layout, dtype | ranks | cases | {' | '.join(_COLUMNS)} |",
         f"|{'---|' * (3 + len(_COLUMNS))}",
