@@ -43,15 +43,12 @@ class Bounds:
     weights: float
 
 
-def bounds_of(spread: Spread, name: str, dtype: str) -> Bounds:
-    """Megatron's cross entropy, of which tensor-parallel ranks add up parts, is of float32, and so
-    is what ZeRO keeps of gradients and weights, whatever the model is of."""
-    narrow = dtype == "float32" or name == "scores by head"
-    if narrow:
+def bounds_of(name: str, dtype: str) -> Bounds:
+    """Megatron's cross entropy is of float32 whatever the model is of, and so are gradients as
+    DeepSpeed sends them, and what ZeRO keeps of them."""
+    if dtype == "float32" or name == "scores by head":  # which are of float32
         return Bounds(3e-6, 1e-4, 1e-4)
-    if spread.zero or spread.tensor > 1:
-        return Bounds(1e-6, 1e-5, 1e-5)
-    return Bounds(1e-6, 1e-9, 1e-9)
+    return Bounds(1e-6, 1e-5, 1e-5)
 
 
 @dataclass(frozen=True)
