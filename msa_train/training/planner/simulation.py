@@ -133,7 +133,7 @@ def sample_lengths(
             index = load_index(config.manifest_folder, manifest)
         except DataError as error:
             raise ConfigError(f"{error}; or give --sample-spread") from error
-        sizes = index["size"][index["stage"] == stage].astype(float)
+        sizes = index["size"][np.isin(index["stage"], _built_stages(config, stage))].astype(float)
         found = sizes / sizes.mean()
         return found, f"samples are as long as the {len(found):,} of the shards (by their bytes)"
     if not spread:
@@ -142,6 +142,13 @@ def sample_lengths(
     width = math.sqrt(math.log(1 + spread**2))
     found = draw.lognormal(-(width**2) / 2, width, 100_000)
     return found / found.mean(), f"samples' lengths are log-normal, spread {spread:g} of their mean"
+
+
+def _built_stages(config: Config, stage: int) -> list[int]:
+    """Of the shards: those whose samples a stage of the run reads."""
+    if config.stages[stage].draws_from:
+        return config.drawn_stages(config.stages[stage])
+    return [sum(not each.draws_from for each in config.stages[:stage])]
 
 
 def waits_each_sample(layout: Layout) -> bool:
