@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from msa_train.parallel.groups import DeepSpeedGroups
+from msa_train.parallel.groups import GRACE_S, DeepSpeedGroups
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class DocumentGroup:
 
     @classmethod
     def of(cls, size: int, timeout_s: float) -> DocumentGroup:
-        """Every rank must call. size: divides the data-parallel ranks. timeout_s: how long one of
-        them waits for another."""
+        """Every rank must call. size: divides the data-parallel ranks. timeout_s: of the
+        settings; the watchdog comes before the group gives up."""
         ranks = DeepSpeedGroups.get_data_parallel_world_size()
         replica, rank = divmod(DeepSpeedGroups.get_data_parallel_rank(), size)
         own = None
@@ -46,7 +46,7 @@ class DocumentGroup:
             every: list[list[int]] = [[]] * dist.get_world_size()
             dist.all_gather_object(every, mine)  # all ranks make all groups, in the same order
             for members in sorted({tuple(each) for each in every}):
-                made = dist.new_group(list(members), timeout=timedelta(seconds=timeout_s))
+                made = dist.new_group(list(members), timeout=timedelta(seconds=timeout_s + GRACE_S))
                 own = made if members == tuple(mine) else own
         return cls(size, rank, replica, ranks // size, own)
 

@@ -21,7 +21,7 @@ from msa_train.parallel.slots import replicas_of
 T = TypeVar("T")
 
 # By how much torch's own timeouts come later than the watchdog's, which says who is stuck.
-_GRACE_S = 60
+GRACE_S = 60
 
 
 class DeepSpeedGroups:
@@ -61,13 +61,14 @@ def start(tensor_parallel: int, timeout_s: float, document_parallel: int = 1) ->
     if not dist.is_initialized():
         backend = "nccl" if gpus() else "gloo"
         if world == 1 and "MASTER_ADDR" not in os.environ:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            dist.init_process_group(backend, **alone, timeout=timedelta(seconds=timeout_s))
         else:
             _join(backend, timeout_s)
     prepare_megatron()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel,
-        distributed_timeout_minutes=(timeout_s + _GRACE_S) / 60,
+        distributed_timeout_minutes=(timeout_s + GRACE_S) / 60,
         create_gloo_process_groups=False,
     )
 
@@ -80,7 +81,7 @@ def _join(backend: str, timeout_s: float) -> None:
             store=dist.PrefixStore("training", store),
             rank=rank,
             world_size=ranks,
-            timeout=timedelta(seconds=timeout_s + _GRACE_S),
+            timeout=timedelta(seconds=timeout_s + GRACE_S),
         )
     except dist.DistError as error:
         own, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
