@@ -72,7 +72,7 @@ def test_the_command_of_a_sweep_starts_a_run_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     options, overrides = build_parser().parse_known_args(done.stdout.splitlines())
     assert options.resume and options.ranks == 1
-    config = load_config(["--config", str(ROOT / options.config), *overrides])
+    config = load_config(["--config", str(ROOT / options.config[0]), *overrides])
     assert config.path == base / "sweeps" / "ab12"
     assert config.model.router.top_k == 8 and config.training.betas == (0.9, 0.95)
     assert Path(config.shards) == (base / "shards").resolve()

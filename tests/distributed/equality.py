@@ -221,7 +221,7 @@ def _train(layout: str, name: str, dtype: str) -> dict:
     module.load_published(initial_reader(case.model, 0))
     module = module.to(DTYPES[dtype])
     module.queue.limit = case.queue
-    documents = DocumentGroup.of(settings.document_parallel)
+    documents = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
     if settings.pooled_states == "sharded":
         module.shards = documents
     engine = Engine(module, settings)

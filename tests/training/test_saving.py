@@ -47,11 +47,12 @@ def trained(arguments):
     """Exit code and step; or the error that a run met, with what is told of it."""
     from msa_train.config import load_config
     from msa_train.errors import MSAError
+    from msa_train.training.last_words import LastWords
     from msa_train.training.trainer import Trainer
 
     config = load_config(arguments)
     config.path.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, resume=False)
+    trainer = Trainer(config, False, LastWords(config.path))
     try:
         return trainer.run(), trainer.step
     except MSAError as error:
@@ -76,7 +77,15 @@ def fill_the_disk(patch, at):
 
     def begin_at(engine, config, tokenizer, state, beside):
         writing[:] = [state.step] if state.step == at else []
-        return begin(engine, config, tokenizer, state, beside)
+        complete = begin(engine, config, tokenizer, state, beside)
+
+        def completed():
+            try:
+                return complete()
+            finally:
+                writing.clear()
+
+        return completed
 
     patch.setattr(files.NewFile, "write", write)
     patch.setattr(checkpoint, "begin", begin_at)

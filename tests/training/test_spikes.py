@@ -58,6 +58,7 @@ def train_all(runs, poisoned=(5,)):
     """On each rank: (codes, or what an error said) of runs whose losses are too high at some
     steps."""
     from msa_train.parallel import groups
+    from msa_train.training.last_words import LastWords
     from msa_train.training.trainer import Trainer
 
     groups.start(1, timeout_s=120)
@@ -66,7 +67,7 @@ def train_all(runs, poisoned=(5,)):
         config = load_config(arguments)
         config.path.mkdir(parents=True, exist_ok=True)
         for resume in (False, True)[: 1 + bool(stop_after)]:
-            trainer = Trainer(config, resume)
+            trainer = Trainer(config, resume, LastWords(config.path))
             poison(trainer, poisoned)
             if stop_after and not resume:
                 _stop_after(trainer, stop_after)
