@@ -18,12 +18,11 @@ from tests.distributed.equality import (
     runs_of,
 )
 
-# Two ranks, in double precision: in `make test`.
+# Two ranks, in double precision: in `make test`, where tests/parallel/test_documents.py has shared
+# documents.
 QUICK = {
     "ZeRO-3": ["ragged banks"],
     "TP 2 + SP": ["cache and recompute", "labels of documents"],
-    "documents 2": ["one context"],
-    "documents 2, sharded": ["a rank without documents"],
 }
 
 
