@@ -71,6 +71,7 @@ def trained(shards, tmp_path_factory):
     sequence = split | {"training__sequence_parallel": True}
     tensor = {
         "tensor": split,
+        "tensor-cached": split | {"training__gradient_cache_tokens": 170},
         "sequence-cached": sequence | {"training__gradient_cache_tokens": 170},
     }
     found = {}
@@ -98,7 +99,8 @@ def exported(trained, tmp_path_factory):
 
 KINDS = ("zero", "cached", "documents")
 LAYOUTS = [*(f"{kind}{stage}" for kind in KINDS for stage in STAGES)]
-LAYOUTS += ["documents-cached3", "sharded2", "sharded3", "tensor", "sequence-cached"]
+LAYOUTS += ["documents-cached3", "sharded2", "sharded3", "tensor", "tensor-cached"]
+LAYOUTS += ["sequence-cached"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
