@@ -12,11 +12,12 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class Workers:
 
     prepare: one picklable function per process, called in it. threads: of torch in each.
     timeout_s: of an answer (None: TIMEOUT_S). Raises RankError where a process dies or takes
-    longer, and what a process raises. What a process started ends with it. On the GPU that is the
-    current one here.
+    longer, and what a process raises. What a process started ends with it, and it with this one,
+    also where this one is killed. On the GPU that is the current one here.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Workers:
         for process in self.processes:
             if kind is None:
                 process.join(_END_S)
-            with contextlib.suppress(ProcessLookupError):  # it made no group yet, or is gone
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
+            _signal_group(process.pid, signal.SIGTERM)  # it may have files to remove
+            process.join(_END_S)
+            _signal_group(process.pid, signal.SIGKILL)
+            process.kill()  # which has made no group yet
             process.join(_END_S)
 
     def __len__(self) -> int:
@@ -104,6 +106,8 @@ def _work(
     end: Connection, prepare: Callable[[], Callable[..., Any]], threads: int, card: int
 ) -> None:
     os.setpgrp()  # ends with all that it starts
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # DeepSpeed and gloo print; standard output is for the result
     torch.set_num_threads(threads)
     if card:
@@ -116,6 +120,19 @@ def _work(
         if not hasattr(error, "exit_code"):  # a bug: say where
             traceback.print_exc()
         end.send((None, _sendable(error)))
+
+
+def _end_with_parent() -> None:
+    """Nobody is left to read an answer."""
+    parent_process().join()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _signal_group(os.getpgrp(), number)
+        time.sleep(_END_S)
+
+
+def _signal_group(number: int, which: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it made none yet, or all of it is gone
+        os.killpg(number, which)
 
 
 def _asked(end: Connection) -> tuple | None:

@@ -1,7 +1,10 @@
 """Processes of their own, timing in turns, and what memory is counted."""
 
 import os
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -86,11 +89,13 @@ def test_a_row_that_takes_too_long_is_named(monkeypatch):
 
 
 def test_answers_have_a_time_limit_of_their_own():
-    with Workers("one", [sleeper], threads=1) as workers:
+    with (
+        pytest.raises(RankError, match="one was not done in 0 s"),
+        Workers("one", [sleeper], threads=1) as workers,
+    ):
         workers.ask(0.0)
-        workers.timeout_s = 0.0
-        with pytest.raises(RankError, match="one was not done in 0 s"):
-            workers.ask(600.0)
+        workers.timeout_s = 0.4
+        workers.ask(600.0)
 
 
 def sleeper():
@@ -105,12 +110,41 @@ def test_what_a_process_started_ends_with_it():
     with Workers("one", [starting], threads=1) as workers:
         [number] = workers.ask()
         assert os.path.exists(f"/proc/{number}")
+    _ended(number)
+
+
+def _ended(number):
     for _ in range(100):  # a zombie has no command line
         path = Path(f"/proc/{number}/cmdline")
         if not path.exists() or not path.read_bytes():
             return
         time.sleep(0.1)
     raise AssertionError("it goes on")
+
+
+def works_in_a_folder(parent):
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        (Path(folder) / "processes").write_text(f"{os.getpid()} {starts_another()}")
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whoever_asked_may_be_killed_and_nothing_is_left(tmp_path, number):
+    asked = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from tests.bench.test_runner import *; "
+         "in_process(works_in_a_folder, sys.argv[1])", str(tmp_path)],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    found = ""
+    while not found:
+        assert asked.poll() is None
+        found = "".join(file.read_text() for file in tmp_path.glob("*/processes"))
+        time.sleep(0.05)
+    asked.send_signal(number)
+    asked.wait(60)
+    for each in map(int, found.split()):
+        _ended(each)
+    assert not list(tmp_path.iterdir())
 
 
 def starting():

@@ -9,6 +9,7 @@ most, and what it took is kept for asking after.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from msa_train.errors import ConfigError, RankError
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "real.yaml"
 _RESERVE_S = 30.0  # for the checkpoint and the export
+_GIVE_UP_S = 2.0  # for the ranks to end, when nothing of them is wanted
 _LONGER = 1.25  # asking again may take so many times as long: whoever learned says more
 _STOPPED = 143  # SIGTERM, after a checkpoint
 _HELD_OUT = "held_out"
@@ -93,7 +95,7 @@ def rows(sizes: BatterySizes, backbone: Path | None, seconds: float) -> Iterator
 
             place = backbone or toy_backbone(Path(folder) / "backbone")
             corpus = toy_corpus(place, Path(folder) / "corpus")
-            bench = _Continual(place, Path(folder), end, str(corpus), _TOY)
+            bench = _Continual(place, Path(folder), end, str(corpus), _TOY, "fp32")
         else:
             bench = _Continual(backbone, Path(folder), end)
         yield measured(*_FIT, bench.fit)
@@ -132,13 +134,15 @@ class _Once:
 
 class _Continual:
     """Folders of one such run; each step is done once. corpus: documents and questions, the word
-    pydocs or a dataset folder with questions.held_out."""
+    pydocs or a dataset folder with questions.held_out. precision: of training; most CPUs multiply
+    bfloat16 far more slowly than float32."""
 
     def __init__(
         self, backbone: Path, folder: Path, end: float, corpus: str = "pydocs",
-        amounts: Amounts = _FULL,
+        amounts: Amounts = _FULL, precision: str = "bf16",
     ):  # fmt: skip
         self._backbone, self._end, self._corpus, self._amounts = backbone, end, corpus, amounts
+        self._precision = precision
         self._fitted, self._means, self._questions, self._run, self._reader = (
             folder / name for name in ("fitted", "means", "questions", "reading", "reader")
         )
@@ -261,6 +265,7 @@ class _Continual:
         return [
             "--config", str(CONFIG), "--output", str(self._run),
             "--model", json.dumps(to_plain(model)), "--data.contexts.answers", model.answers,
+            "--training.precision", self._precision,
             "--training.start_from", str(self._fitted), "--data.tokenizer.path", str(self._fitted),
             "--data.datasets", json.dumps(datasets), "--stages", json.dumps(stages),
         ]  # fmt: skip
@@ -290,7 +295,7 @@ def train(arguments: Sequence[object], seconds: float) -> None:
     try:
         code = _ended(process, seconds)
     finally:
-        process.kill()
+        _give_up(process)
     if code not in (0, _STOPPED, -signal.SIGTERM):
         raise RankError(f"msa train ended with code {code} (see standard error)")
 
@@ -305,6 +310,15 @@ def _ended(process: subprocess.Popen, seconds: float) -> int:
         return wait(_RESERVE_S)
     except subprocess.TimeoutExpired:
         raise RankError(f"msa train did not stop within {_RESERVE_S:.0f} s of SIGTERM") from None
+
+
+def _give_up(process: subprocess.Popen) -> None:
+    """A second Ctrl-C makes it kill its ranks, which would write on in a folder that is gone."""
+    for end in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            process.send_signal(end)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GIVE_UP_S)
 
 
 def command(arguments: Sequence[object]) -> list[str]:
