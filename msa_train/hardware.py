@@ -6,6 +6,7 @@ Sizes and rates are read as a person types them ("512GiB", "864GB/s").
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -73,6 +74,13 @@ class Cluster:
             return self.link
         leaving = max(1, self.per_node // stride) * self.network
         return min(self.link, leaving) if self.link else leaving
+
+
+def threads_each(ranks: int) -> int:
+    """Threads for each of `ranks` processes: its part of the cores, or OMP_NUM_THREADS."""
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(given)) if given.isdigit() and int(given) else cores
 
 
 def _card(

@@ -1,5 +1,7 @@
 """Cards and sizes as a person types them, and this machine."""
 
+import os
+
 import pytest
 
 from msa_train.errors import ConfigError
@@ -14,6 +16,7 @@ from msa_train.hardware import (
     parse_cluster,
     parse_count,
     this_machine,
+    threads_each,
 )
 
 
@@ -112,3 +115,11 @@ def test_bytes_and_counts_as_a_person_reads_and_writes_them():
         "4.00 TB",
     ]
     assert parse_count("158.95B", "tokens") == 158_950_000_000 == parse_count("158.95G", "tokens")
+
+
+def test_processes_divide_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads_each(ranks) for ranks in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [threads_each(ranks) for ranks in (1, 2, 3)] == [3, 3, 2]

@@ -53,8 +53,7 @@ def launch(
         raise ConfigError(
             f"--include {include} names GPUs, but training.device is cpu: give --ranks"
         )
-    hosts, where = _where(ranks, hostfile, include)
-    ranks = sum(hosts)
+    ranks, where = _where(ranks, hostfile, include)
     if hostfile is None and not cpu:
         check_gpus(ranks, "--ranks")
     training = config.training  # refused now, not by ranks that have started
@@ -68,7 +67,7 @@ def launch(
         check_deepspeed(training)
     if not resume:
         check_start(config)
-    environment = _environment(max(hosts), cpu)
+    environment = _environment(cpu)
     while True:
         end = _start([*arguments, *["--resume"] * resume], where, environment, config, ranks)
         if not end.by_death or not restarts.another(end):
@@ -102,8 +101,8 @@ def _start(
     return end
 
 
-def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[list[int], list[str]]:
-    """Ranks of each host, and the launcher's words for them.
+def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[int, list[str]]:
+    """How many ranks there are, and the launcher's words for where.
 
     An empty hostfile is named where none is meant: it would read /job/hostfile by itself.
     """
@@ -112,13 +111,13 @@ def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[list
         ranks = 1 if ranks is None else ranks
         if ranks < 1:
             raise ConfigError(f"--ranks is {ranks}: give 1 or more")
-        return [ranks], [*words, "--num_gpus", str(ranks)]
+        return ranks, [*words, "--num_gpus", str(ranks)]
     if ranks is not None:
         raise ConfigError(
             f"--ranks is {ranks}, but --hostfile and --include say how many there are: leave it out"
         )
     words += ["--include", include] if include else []
-    return [len(slots) for slots in slots_of(hostfile, include).values()], words
+    return sum(map(len, slots_of(hostfile, include).values())), words
 
 
 def _run(
@@ -196,14 +195,12 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
-def _environment(ranks: int, cpu: bool) -> dict[str, str]:
-    """The launcher's environment: this interpreter's scripts on PATH; on a CPU its cores, shared by
-    a host's ranks."""
+def _environment(cpu: bool) -> dict[str, str]:
+    """The launcher's: this interpreter's scripts on PATH. Ranks of other machines do not see it."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     env = {**os.environ, "PATH": path, STARTED_BY: str(os.getpid())}
     if cpu:
-        cores = len(os.sched_getaffinity(0))
-        env |= CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, cores // ranks))}
+        env |= CPU_ENVIRONMENT
         # Megatron decorates fusions that no CPU run uses; loading their compiler takes seconds.
         env["TORCHDYNAMO_DISABLE"] = "1"
     return env

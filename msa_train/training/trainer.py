@@ -20,12 +20,13 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from data_pipeline.shards.loader import ShardLoader
 from msa_train.config import Config, load_config
 from msa_train.errors import CheckpointError, ConfigError, DivergedError, FileError, StuckError
+from msa_train.hardware import threads_each
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.losses import Losses
 from msa_train.model.megatron import MSAModel
 from msa_train.model.ops import uses_liger
 from msa_train.parallel import groups
-from msa_train.parallel.cpu import choose_device
+from msa_train.parallel.cpu import choose_device, gpus
 from msa_train.parallel.documents import DocumentGroup
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
@@ -369,6 +370,11 @@ def _gates(engine: Engine) -> Numbers:
     return dict(zip(weights, torch.cat(list(weights.values())).tolist(), strict=True))
 
 
+def _ranks_here() -> int:
+    """How many this machine has, as DeepSpeed's launcher or torchrun says."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """A rank's whole life; never returns."""
     arguments = [a for a in arguments or sys.argv[1:] if not a.startswith("--local_rank")]
@@ -380,6 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, nor to tell
         config = load_config([a for a in arguments if a != "--resume"])
         choose_device(config.training.device)
+        if not gpus():
+            torch.set_num_threads(threads_each(_ranks_here()))
         groups.start(
             config.training.tensor_parallel,
             config.training.timeout_s,

@@ -7,9 +7,11 @@ document group, but with plain gradient descent, whose steps do not hide how lar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -194,6 +196,21 @@ def all_runs(tensor: int, runs: list[Run]) -> dict[Run, dict]:
     return {run: _train(*run) for run in runs}
 
 
+@contextmanager
+def _in(dtype: torch.dtype, stage: int) -> Iterator[None]:
+    """In double precision nothing is rounded to single on its way, as Megatron's cross entropy does
+    and DeepSpeed where it sends gradients and keeps weights. ZeRO-2 and 3 send no other."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        if dtype == torch.float64:
+            patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+            if stage < 2:
+                sent = property(lambda _: torch.float64)
+                patch.setattr(DeepSpeedEngine, "communication_data_type", sent)
+        yield
+
+
 def _descent(model, config, reader_apart) -> torch.optim.Optimizer:
     """In groups like the trainer's, because a group is a flat share under ZeRO."""
     weights = list(model.parameters())
@@ -206,6 +223,12 @@ def _untested(settings: Callable[..., dict]) -> Callable[..., dict]:
 
 
 def _train(layout: str, name: str, dtype: str) -> dict:
+    spread = LAYOUTS.get(layout, ALONE)
+    with _in(DTYPES[dtype], spread.zero):
+        return _trained(spread, CASES[name], DTYPES[dtype])
+
+
+def _trained(spread: Spread, case: Case, dtype: torch.dtype) -> dict:
     """Five steps: of each its losses, gradient norm and what was routed; gradients of the first,
     weights after the last, by Megatron's name, of this tensor-parallel rank."""
     from msa_train.config import TrainingConfig
@@ -215,11 +238,10 @@ def _train(layout: str, name: str, dtype: str) -> dict:
     from msa_train.training.engine import Engine
     from msa_train.training.gradient_cache import GradientCache
 
-    spread, case = LAYOUTS.get(layout, ALONE), CASES[name]
     settings = TrainingConfig(**{"zero_stage": 0, "clip": 1e9} | spread.settings | case.settings)
     module = MSAModel(case.model, settings.recompute, settings.sequence_parallel)
     module.load_published(initial_reader(case.model, 0))
-    module = module.to(DTYPES[dtype])
+    module = module.to(dtype)
     module.queue.limit = case.queue
     documents = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
     if settings.pooled_states == "sharded":

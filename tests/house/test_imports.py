@@ -37,7 +37,7 @@ ALLOWED = {
     "msa_train.memory.bank": _BANK,
     "msa_train.memory.search": _SEARCH,
     "msa_train.memory.engine": _ENGINE,
-    "msa_train.memory.ranks": _SEARCH,
+    "msa_train.memory.ranks": _SEARCH | {"msa_train.hardware"},
     "msa_train.memory.planner": _SEARCH | {"msa_train.hardware"},
     "msa_train.router": _SEARCH | {"msa_train.interop"},
     "msa_train.evaluation": _ENGINE

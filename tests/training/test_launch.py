@@ -67,7 +67,7 @@ def test_the_launcher_starts_the_trainer_on_every_rank(start, monkeypatch):
     assert environment[STARTED_BY] == str(os.getpid())
     assert environment["PATH"].startswith(os.path.dirname(sys.executable))
     if not torch.cuda.is_available():
-        assert environment["DS_ACCELERATOR"] == "cpu" and int(environment["OMP_NUM_THREADS"]) >= 1
+        assert environment["DS_ACCELERATOR"] == "cpu"
 
 
 def test_more_ranks_than_gpus_are_refused_unless_the_cpu_is_meant(start, monkeypatch, tmp_path):
@@ -88,12 +88,9 @@ def test_slots_that_are_named_are_ranks_of_the_launcher(start, tmp_path, monkeyp
     (hostfile := tmp_path / "hosts").write_text("one slots=2\ntwo slots=4\n")
     monkeypatch.setattr(Launcher, "code", 10)
     assert start(None, hostfile=hostfile, include="two:0,3") == 10
-    command, environment = Launcher.started
+    command, _ = Launcher.started
     assert command[3:7] == ["--hostfile", str(hostfile), "--include", "two:0,3"]
     assert "--num_gpus" not in command
-    if not torch.cuda.is_available():  # the cores of a host are shared by its own ranks
-        cores = len(os.sched_getaffinity(0))
-        assert environment["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     with pytest.raises(ConfigError, match="batch_samples is 2, which 4 data-parallel"):
         start(None, hostfile=hostfile, include="two")
     with pytest.raises(ConfigError, match="--ranks is 2, but --hostfile and --include"):

@@ -17,6 +17,7 @@ import torch
 from data_pipeline.errors import DataError
 from data_pipeline.schema import Document
 from msa_train.errors import MSAError, RankError
+from msa_train.hardware import threads_each
 from msa_train.memory.bank.documents import StoredDocument
 from msa_train.memory.bank.encode import BlockEncoder, OnBatch
 from msa_train.memory.bank.lock import WriterLock
@@ -30,7 +31,6 @@ from msa_train.memory.ranks.worker_process import (
     ready,
     replies,
     run_worker,
-    threads_each,
     told_error,
     warm_up,
 )

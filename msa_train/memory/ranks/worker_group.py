@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from msa_train.errors import MSAError, RankError
+from msa_train.hardware import threads_each
 from msa_train.memory.ranks.exchange import Exchange, ExchangeError, Wait
 from msa_train.memory.ranks.worker_process import (
     Deadline,
     Worker,
     raised_error,
     replies,
-    threads_each,
 )
 
 T = TypeVar("T")

@@ -183,13 +183,6 @@ def late(workers: Sequence[Worker], deadline: Deadline) -> RankError:
     )
 
 
-def threads_each(ranks: int) -> int:
-    """Threads for each of `ranks` processes: its part of the cores, or OMP_NUM_THREADS."""
-    cores = max(1, len(os.sched_getaffinity(0)) // ranks)
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(given)) if given.isdigit() and int(given) else cores
-
-
 def _keep_last(output: IO[bytes], lines: deque[str]) -> None:
     for line in output:
         lines.append(line.decode(errors="replace").rstrip())

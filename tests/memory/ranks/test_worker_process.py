@@ -17,7 +17,6 @@ from msa_train.memory.ranks.worker_process import (
     raised_error,
     ready,
     replies,
-    threads_each,
     told_error,
 )
 from tests.memory.ranks import scripted_worker
@@ -107,11 +106,3 @@ def test_errors_that_are_told_are_the_same_when_raised(error):
     else:
         assert type(found) is type(error)
     assert isinstance(raised_error(told_error(FileNotFoundError(2, "gone"))), OSError)
-
-
-def test_processes_divide_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads_each(ranks) for ranks in (1, 2, 3, 16)] == [8, 4, 2, 1]
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [threads_each(ranks) for ranks in (1, 2, 3)] == [3, 3, 2]

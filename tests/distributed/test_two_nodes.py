@@ -1,0 +1,140 @@
+"""A run on two machines: one dies and comes back, or the cable between them is cut."""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.shards.build import build_shards
+from msa_train import checkpoint_folders
+from msa_train.config import load_config
+from tests.distributed.runs import logged, settings
+from tests.distributed.two_nodes import two_nodes, write_ssh
+from tests.faults.killing import start
+
+pytestmark = pytest.mark.slow
+STEPS, SAVED, TIMEOUT_S = 80, 10, 20
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def arguments(output):
+    return settings(
+        output, stages=f"[{{name: main, steps: {STEPS}, epochs: {STEPS // 2}, lr: 1e-2}}]",
+        training__checkpoint_every=SAVED, training__document_parallel=2,
+        training__timeout_s=TIMEOUT_S,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    build_shards(load_config(arguments("unused")).corpus, folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    """The same run with two ranks of one machine."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    (output / "shards").symlink_to(shards)
+    assert start(arguments(output), output / "log").wait() == [0, 0]
+    return outcome(output)
+
+
+def outcome(output):
+    """Final weights, and every loss on the way to them."""
+    last = next(checkpoint_folders.newest_first(output / "checkpoints"))
+    losses = [(row["step"], row["loss/lm"], row["loss/router"]) for row in logged(output)]
+    return (last / "weights-tp0.safetensors").read_bytes(), losses
+
+
+@pytest.fixture
+def folder(shards, tmp_path):
+    """Of a run that has its settings and shards."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "shards").symlink_to(shards)
+    load_config(arguments(tmp_path / "run")).save(tmp_path / "run.yaml")
+    return tmp_path
+
+
+@pytest.fixture
+def nodes():
+    with two_nodes() as made:
+        yield made
+
+
+@pytest.fixture
+def begin(folder, nodes):
+    """Starts torchrun on a node, without ssh."""
+    command = ["sh", str(LAUNCH / "without_ssh.sh"), str(folder / "run.yaml")]
+    where = {"NODES": "2", "GPUS": "1", "MASTER": f"{nodes[0].name}:29500", "PATH": PATH}
+    return lambda node: node.start(command, where, folder / node.name)
+
+
+def saved(folder):
+    first = folder / "run" / "checkpoints" / checkpoint_folders.name_of(SAVED)
+    wait(first.exists, 120, folder)
+
+
+def said(folder):
+    return "\n".join(path.read_text()[-3000:] for path in sorted(folder.glob("node-*")))
+
+
+def wait(found, seconds, folder):
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {said(folder)}"
+        time.sleep(0.1)
+
+
+def test_a_machine_dies_and_comes_back(folder, nodes, begin, undisturbed):
+    """torchrun on the other one waits for it; both go on from the newest checkpoint."""
+    launchers = [begin(node) for node in nodes]
+    saved(folder)
+    nodes[1].die()
+    launchers[1] = begin(nodes[1])
+    assert [each.wait(180) for each in launchers] == [0, 0], said(folder)
+    assert outcome(folder / "run") == undisturbed
+
+
+def test_a_cut_cable_ends_the_ranks_and_the_run_goes_on_later(folder, nodes, begin, undisturbed):
+    """Each machine says on its own where both ranks were stuck: their output is on storage that
+    both still reach."""
+    launchers = [begin(node) for node in nodes]
+    saved(folder)
+    nodes[0].plug(False)
+    for node in nodes:  # of which torchrun is left
+        wait(lambda node=node: len(node.processes()) == 1, 4 * TIMEOUT_S, folder)
+        told = (folder / node.name).read_text()
+        assert f"no progress for {TIMEOUT_S} s (training.timeout_s)" in told
+        assert all(f"on {each.name}) is stuck in step" in told for each in nodes)
+    nodes[0].plug(True)
+    for node, launcher in zip(nodes, launchers, strict=True):
+        node.die()
+        launcher.wait(10)
+    again = [begin(node) for node in nodes]
+    assert [each.wait(180) for each in again] == [0, 0], said(folder)
+    assert outcome(folder / "run") == undisturbed
+
+
+def test_a_run_by_ssh_starts_a_machine_that_died_again(folder, nodes, undisturbed):
+    """`msa train --hostfile`, through pdsh."""
+    if shutil.which("pdsh") is None:
+        pytest.skip("no command pdsh, which DeepSpeed's launcher calls")
+    write_ssh(folder, nodes)
+    (folder / "hosts").write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+    train = [sys.executable, "-m", "msa_train.cli", "train", "--config", str(folder / "run.yaml")]
+    command = [*train, "--hostfile", str(folder / "hosts"), "--max-restarts", "1"]
+    path = {"PATH": f"{folder}{os.pathsep}{PATH}"}
+    launcher = nodes[0].start(command, path, folder / nodes[0].name)
+    saved(folder)
+    nodes[1].die()
+    assert launcher.wait(180) == 0, said(folder)
+    told = (folder / nodes[0].name).read_text()
+    assert f"on {nodes[1].name}) was killed or stopped, or its machine is gone" in told
+    assert told.count("restart 1 of 1, from") == 1
+    assert outcome(folder / "run") == undisturbed
