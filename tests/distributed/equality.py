@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -233,14 +234,13 @@ def _trained(spread: Spread, case: Case, dtype: torch.dtype) -> dict:
     weights after the last, by Megatron's name, of this tensor-parallel rank."""
     from msa_train.config import TrainingConfig
     from msa_train.model.megatron import MSAModel
-    from msa_train.model.weights import initial_reader
     from msa_train.parallel.documents import DocumentGroup
     from msa_train.training.engine import Engine
     from msa_train.training.gradient_cache import GradientCache
 
     settings = TrainingConfig(**{"zero_stage": 0, "clip": 1e9} | spread.settings | case.settings)
     module = MSAModel(case.model, settings.recompute, settings.sequence_parallel)
-    module.load_published(initial_reader(case.model, 0))
+    module.load_published(_untied(case.model))
     module = module.to(dtype)
     module.queue.limit = case.queue
     documents = DocumentGroup.of(settings.document_parallel, settings.timeout_s)
@@ -269,6 +269,20 @@ def _trained(spread: Spread, case: Case, dtype: torch.dtype) -> dict:
     engine._engine.destroy()
     tokens = len(shares[0].all_labels)
     return found | {"queue": module.queue.state_dict(), "rows": rows, "tokens": tokens}
+
+
+def _untied(model: ModelConfig) -> Callable[[str], torch.Tensor]:
+    """Initial weights, each off by its own tenth: router heads of a group start equal, and which of
+    equals is a maximum, and has its gradient, a last bit decides."""
+    from msa_train.model.weights import initial_reader
+
+    read = initial_reader(model, 0)
+
+    def untied(name: str) -> torch.Tensor:
+        weight, draws = read(name), torch.Generator().manual_seed(crc32(name.encode()))
+        return weight * (1 + 0.1 * torch.randn(weight.shape, generator=draws))
+
+    return untied
 
 
 def _routed(batch, losses) -> dict:

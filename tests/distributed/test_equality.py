@@ -55,7 +55,7 @@ def test_a_layout_computes_what_one_rank_does(request, layout, case, dtype):
     ones, found = request.getfixturevalue("quick" if _quick(*run) else "whole")
     spread, one = LAYOUTS[layout], ones["", case, dtype]
     ranks = [rank[run] for rank in found[layout]]
-    seen, most = compared(spread, run, ranks, one), bounds_of(case, dtype)
+    seen, most = compared(spread, run, ranks, one), bounds_of(spread, dtype)
     assert seen.losses <= most.losses and seen.norms <= most.losses, seen
     assert seen.gradients <= most.gradients and seen.weights <= most.weights, seen
     assert seen.margin > MARGIN, seen

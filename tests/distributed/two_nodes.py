@@ -65,7 +65,7 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
 
 
 def write_ssh(folder: Path, nodes: tuple[Node, Node]) -> None:
-    """A command `ssh [OPTIONS] NODE COMMAND`, which hands on no more environment than a login has."""
+    """A command `ssh [OPTIONS] NODE COMMAND`, which hands on as little environment as a login."""
     login = f"HOME={folder} PATH=/usr/sbin:/usr/bin:/sbin:/bin OMP_NUM_THREADS=1"
     spaces = "\n".join(f"    {node.name}) space={node.space} ;;" for node in nodes)
     file = folder / "ssh"
