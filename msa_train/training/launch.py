@@ -29,6 +29,7 @@ from msa_train.training.saying import say
 from msa_train.training.startup import STARTED_AT
 
 MODULE = "msa_train.training.trainer"
+_KILLED_S = 30.0  # in which a process ends that was killed
 
 
 def launch(
@@ -181,10 +182,17 @@ def _kill(session: int) -> None:
 
 
 def _wait_for_end(session: int, patience_s: float) -> None:
+    """Kills what is late. What does not die of that (it waits for a device or for storage) is named
+    and left."""
     deadline = time.monotonic() + patience_s
-    while _members(session):
-        if time.monotonic() > deadline:
+    while members := _members(session):
+        late = time.monotonic() - deadline
+        if late > 0:
             _kill(session)
+        if late > _KILLED_S:
+            numbers = ", ".join(str(each.pid) for each in members)
+            say(f"processes that cannot be killed are left behind: {numbers}")
+            return
         time.sleep(0.1)
 
 

@@ -224,3 +224,16 @@ def test_a_run_that_was_stopped_says_so_once(start, monkeypatch, tmp_path, capsy
     monkeypatch.setattr(launching, "_run", save_and_end)
     assert start() == code
     assert "training stopped" not in capsys.readouterr().err, "the rank has said it"
+
+
+def test_what_cannot_be_killed_is_named_and_left(monkeypatch, capsys):
+    class Stuck:
+        pid = 4711
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr(launching, "_members", lambda _: [Stuck()])
+    monkeypatch.setattr(launching, "_KILLED_S", 0.2)
+    launching._wait_for_end(1, 0.1)
+    assert "cannot be killed are left behind: 4711" in "".join(capsys.readouterr())
