@@ -47,8 +47,8 @@ def bounds_of(spread: Spread, dtype: str) -> Bounds:
     """Under ZeRO, DeepSpeed keeps weights in single precision, and sends gradients in it, whatever
     the model is of."""
     if dtype == "float32":
-        return Bounds(3e-6, 1e-4, 1e-4)
-    return Bounds(1e-6, 3e-6, 3e-6) if spread.zero else Bounds(1e-12, 1e-11, 1e-11)
+        return Bounds(3e-6, 3e-5, 1e-6)
+    return Bounds(1e-6, 1e-6, 1e-6) if spread.zero else Bounds(1e-12, 1e-11, 1e-11)
 
 
 @dataclass(frozen=True)
