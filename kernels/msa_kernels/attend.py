@@ -318,9 +318,8 @@ def _attend(
     from msa_kernels import attend_triton
 
     head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
-    states = (x.contiguous() for x in (q, k, v, pooled_k, pooled_v))
-    bias = None if bias is None else bias.contiguous()
-    return attend_triton.forward(*states, index, bias, head, (q_cu, k_cu, index_cu), scale)
+    memory = pooled_k, pooled_v, index, bias, head
+    return attend_triton.forward(q, k, v, *memory, (q_cu, k_cu, index_cu), scale)
 
 
 @torch.library.register_fake(_attend)
@@ -338,11 +337,8 @@ def _attend_backward(
     from msa_kernels import attend_triton
 
     head = torch.zeros_like(q_cu[1:]) if memory_from is None else memory_from
-    given = (x.contiguous() for x in (grad, out, lse, q, k, v, pooled_k, pooled_v))
-    bias = None if bias is None else bias.contiguous()
-    *states, d_bias = attend_triton.backward(
-        *given, index, bias, head, (q_cu, k_cu, index_cu), scale
-    )
+    given = grad, out, lse, q, k, v, pooled_k, pooled_v, index, bias, head
+    *states, d_bias = attend_triton.backward(*given, (q_cu, k_cu, index_cu), scale)
     return *states, q.new_empty(0) if bias is None else d_bias
 
 

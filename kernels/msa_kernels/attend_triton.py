@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.dispatch import on_its_device
+from msa_kernels.dispatch import launcher
 from msa_kernels.sums_triton import sum_into_chunks
 from msa_kernels.tiles import attention_tiles
 
@@ -320,7 +320,7 @@ def place_tiles(
     tl.store(row_out + tile, row, mask=tile < tiles)
 
 
-@on_its_device
+@launcher
 def forward(
     q: Tensor, k: Tensor, v: Tensor, pooled_k: Tensor, pooled_v: Tensor, index: Tensor,
     bias: Tensor | None, memory_from: Tensor, cus: tuple[Tensor, Tensor, Tensor], scale: float,
@@ -340,7 +340,7 @@ def forward(
     return out, lse
 
 
-@on_its_device
+@launcher
 def backward(
     grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pooled_k: Tensor,
     pooled_v: Tensor, index: Tensor, bias: Tensor | None, memory_from: Tensor,

@@ -94,6 +94,24 @@ def on_its_device(launcher: Callable) -> Callable:
     return launch
 
 
+def launcher(start: Callable) -> Callable:
+    """Makes of a function, which starts Triton kernels, one that takes tensors of any strides:
+    kernels count rows as if one lay behind the other. Runs on its first tensor's device."""
+    run = on_its_device(start)
+
+    @functools.wraps(start)
+    def launch(*given):
+        return run(*map(_row_by_row, given))
+
+    return launch
+
+
+def _row_by_row(given):
+    if isinstance(given, tuple):
+        return tuple(map(_row_by_row, given))
+    return given.contiguous() if isinstance(given, Tensor) else given
+
+
 def choose(operation: str, device: torch.device, dtype: torch.dtype) -> BackendChoice:
     """The backend for `operation` on tensors of this device and dtype."""
     if operation not in TRITON_OPERATIONS:

@@ -77,8 +77,8 @@ def _norm_rope(
     if dispatch.takes_triton("norm_rope", q, k):
         from msa_kernels import norm_rope_triton
 
-        given = (x.contiguous() for x in (q, k, q_weight, k_weight, cos, sin))
-        return *norm_rope_triton.forward(*given, eps), q.new_empty(0), q.new_empty(0)
+        given = q, k, q_weight, k_weight, cos, sin, eps
+        return *norm_rope_triton.forward(*given), q.new_empty(0), q.new_empty(0)
     wide, tables = accumulation_dtype(q), (cos[:, None], sin[:, None])
     q_out, q_scale = _rotated_in_torch(q, q_weight, *tables, eps, wide)
     k_out, k_scale = _rotated_in_torch(k, k_weight, *tables, eps, wide)
@@ -102,8 +102,7 @@ def _backward(
     if dispatch.takes_triton("norm_rope", q, k):
         from msa_kernels import norm_rope_triton
 
-        given = (x.contiguous() for x in (q_grad, k_grad, q, k, q_weight, k_weight, cos, sin))
-        return norm_rope_triton.backward(*given, eps)
+        return norm_rope_triton.backward(q_grad, k_grad, q, k, q_weight, k_weight, cos, sin, eps)
     tables = cos[:, None], sin[:, None]
     d_q, d_q_weight = _gradients_in_torch(q_grad, q, q_weight, q_scale, *tables)
     d_k, d_k_weight = _gradients_in_torch(k_grad, k, k_weight, k_scale, *tables)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.dispatch import on_its_device
+from msa_kernels.dispatch import launcher
 
 ROWS = 32  # tokens of a tile
 
@@ -86,7 +86,7 @@ def norm_rope_backward(
     _write(dx, row, head, heads, half, place, mask, da, db)
 
 
-@on_its_device
+@launcher
 def forward(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ def forward(
     return q_out, k_out
 
 
-@on_its_device
+@launcher
 def backward(
     q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor,
     cos: Tensor, sin: Tensor, eps: float,

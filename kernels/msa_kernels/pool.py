@@ -50,7 +50,7 @@ def _mean(x: Tensor, token_cu: Tensor) -> Tensor:
     if dispatch.takes_triton("chunk_mean", x):
         from msa_kernels import pool_triton
 
-        return pool_triton.chunk_mean(x.contiguous(), token_cu)
+        return pool_triton.chunk_mean(x, token_cu)
     return mean_in_torch(x, token_cu)
 
 
@@ -64,7 +64,7 @@ def _mean_backward(grad: Tensor, token_cu: Tensor, tokens: int) -> Tensor:
     if dispatch.takes_triton("chunk_mean", grad):
         from msa_kernels import pool_triton
 
-        return pool_triton.chunk_mean_backward(grad.contiguous(), token_cu, tokens)
+        return pool_triton.chunk_mean_backward(grad, token_cu, tokens)
     return mean_backward_in_torch(grad, token_cu)
 
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.dispatch import on_its_device
+from msa_kernels.dispatch import launcher
 
 BLOCK, ROWS = 128, 16  # features of a program, tokens that it reads at once
 
@@ -49,7 +49,7 @@ def mean_backward(
         tl.store(dx + row[:, None] * features + column[None, :], tile, mask=mask)
 
 
-@on_its_device
+@launcher
 def chunk_mean(x: Tensor, token_cu: Tensor) -> Tensor:
     """[N, F], token_cu [C+1] -> [C, F]."""
     out = x.new_empty(len(token_cu) - 1, x.shape[1])
@@ -58,7 +58,7 @@ def chunk_mean(x: Tensor, token_cu: Tensor) -> Tensor:
     return out
 
 
-@on_its_device
+@launcher
 def chunk_mean_backward(grad: Tensor, token_cu: Tensor, tokens: int) -> Tensor:
     """[C, F] -> [N, F], N = tokens."""
     dx = grad.new_empty(tokens, grad.shape[1])

@@ -50,8 +50,8 @@ def _quantise(keys: Tensor, heads: int, form: str) -> tuple[Tensor, Tensor, Tens
     if dispatch.takes_triton("quantise", keys):
         from msa_kernels import quantised_triton
 
-        given = keys.contiguous(), heads, dtype, largest
-        values, scales, squares, lengths = quantised_triton.quantise(*given)
+        found = quantised_triton.quantise(keys, heads, dtype, largest)
+        values, scales, squares, lengths = found
         # Sums of squares in float32 may come out low by a little.
         return values, scales, *(x.sum(1).sqrt() * (1 + 1e-5) for x in (squares, lengths))
     wide = keys.float().unflatten(1, (heads, -1))
@@ -112,8 +112,8 @@ def _scores(
     if dispatch.takes_triton("document_scores", query) and whole_tiles:
         from msa_kernels import scores_triton
 
-        given = query.contiguous(), query_cu, values.contiguous(), scales.contiguous()
-        return scores_triton.document_scores(*given, chunk_cu, *bank, False)[0]
+        given = query, query_cu, values, scales, chunk_cu, *bank, False
+        return scores_triton.document_scores(*given)[0]
     tiled = TiledKeys(lambda rows: _widened(values[rows], scales[rows]), torch.float32, copies=True)
     return document_scores_in_torch(query, query_cu, tiled, chunk_cu, *bank, budget, False)[0]
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.dispatch import on_its_device
+from msa_kernels.dispatch import launcher
 
 CHUNKS = 32  # of a tile
 
@@ -39,7 +39,7 @@ def quantise_heads(
     tl.store(lengths + own, tl.sum(key * key, 1), mask=real)
 
 
-@on_its_device
+@launcher
 def quantise(
     keys: Tensor, heads: int, dtype: torch.dtype, largest: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -254,7 +254,7 @@ def first_place(scores: Tensor, values: Tensor) -> Tensor:
 
 def _one_dtype(query: Tensor, keys: Tensor) -> Tensor:
     """The query as the Triton kernels take it: in the dtype of the keys, or in float32."""
-    return (query if query.dtype == keys.dtype else query.float()).contiguous()
+    return query if query.dtype == keys.dtype else query.float()
 
 
 @dispatch.operator("document_scores")
@@ -267,8 +267,8 @@ def _document_scores(
         from msa_kernels import scores_triton
 
         found = scores_triton.document_scores(
-            _one_dtype(query, keys), query_cu, keys.contiguous(), None, chunk_cu, context_bank,
-            bank_cu, with_index,
+            _one_dtype(query, keys), query_cu, keys, None, chunk_cu, context_bank, bank_cu,
+            with_index,
         )  # fmt: skip
     else:
         tiled = TiledKeys.of(query, keys)
@@ -299,7 +299,7 @@ def _differentiate_documents(ctx, grad, *_):
     rows, chunks = (x.masked_fill(missing, -1).flatten() for x in (rows, chunks))
     first = torch.arange(len(scores), device=scores.device) * scores.shape[1]
     span = first + bank_cu[context_bank], first + bank_cu[context_bank + 1]
-    flat = grad.contiguous().flatten()
+    flat = grad.flatten()
     d_query, d_keys = _scatter(flat, rows, chunks, *span, query, query_cu, keys)
     return d_query, None, d_keys, *[None] * 5
 
@@ -318,7 +318,7 @@ def _chunk_scores(
         from msa_kernels import scores_triton
 
         query = _one_dtype(query, keys)
-        return scores_triton.chunk_scores(query, query_cu, keys.contiguous(), index, index_cu)
+        return scores_triton.chunk_scores(query, query_cu, keys, index, index_cu)
     return _chunk_scores_in_torch(query, query_cu, keys, index, index_cu, budget)
 
 
@@ -337,7 +337,7 @@ def _save_chunks(ctx, inputs, output):
 def _differentiate_chunks(ctx, grad, _):
     query, query_cu, keys, index, index_cu, scores, rows = ctx.saved_tensors
     rows, chunks = (x.masked_fill(scores == -torch.inf, -1) for x in (rows, index))
-    given = (grad.contiguous(), rows, chunks, index_cu[:-1].clone(), index_cu[1:].clone())
+    given = (grad, rows, chunks, index_cu[:-1].clone(), index_cu[1:].clone())
     d_query, d_keys = _scatter(*given, query, query_cu, keys)
     return d_query, None, d_keys, None, None, None
 
@@ -357,12 +357,10 @@ def _scatter(
     if dispatch.takes_triton("document_scores", query, keys):
         from msa_kernels import sums_triton
 
-        span = begin.contiguous(), end.contiguous()
-        source = query.contiguous()
-        given = keys.contiguous(), chunks, grad, rows
-        d_query = sums_triton.sum_into_rows(*given, span, query_cu, source)
+        given = keys, chunks, grad, rows, (begin, end), query_cu, query
+        d_query = sums_triton.sum_into_rows(*given)
         by_chunk = tuple(chunks.sort(stable=True))
-        return d_query, sums_triton.sum_into_chunks(source, rows, grad, by_chunk, keys)
+        return d_query, sums_triton.sum_into_chunks(query, rows, grad, by_chunk, keys)
     there = rows >= 0
     grad, rows, chunks = grad[there], rows[there], chunks[there]
     d_query = _weighted_sums(keys, chunks, grad, rows, len(query))
@@ -372,7 +370,7 @@ def _scatter(
 
 @torch.library.register_fake(_scatter)
 def _(grad, rows, chunks, begin, end, query, query_cu, keys):
-    return torch.empty_like(query), torch.empty_like(keys)
+    return query.new_empty(query.shape), keys.new_empty(keys.shape)
 
 
 def document_scores(

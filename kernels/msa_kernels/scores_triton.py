@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from msa_kernels.dispatch import interpreting, on_its_device
+from msa_kernels.dispatch import interpreting, launcher
 from msa_kernels.errors import KernelError
 from msa_kernels.tiles import score_tiles, vector_tiles
 
@@ -294,7 +294,7 @@ def narrow_rows(query, first_out, rest_out, scale_back, width, V: tl.constexpr):
         tl.store(rest_out + row * width + column, rest, mask=inside)
 
 
-@on_its_device
+@launcher
 def document_scores(
     query: Tensor, query_cu: Tensor, keys: Tensor, scales: Tensor | None, chunk_cu: Tensor,
     context_bank: Tensor, bank_cu: Tensor, with_index: bool,
@@ -367,7 +367,7 @@ def _contexts_of_rows(query: Tensor, query_cu: Tensor) -> Tensor:
     return torch.searchsorted(query_cu[1:], row, right=True)
 
 
-@on_its_device
+@launcher
 def chunk_scores(
     query: Tensor, query_cu: Tensor, keys: Tensor, index: Tensor, index_cu: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msa_kernels.dispatch import on_its_device
+from msa_kernels.dispatch import launcher
 
 SUM_VALUES = 128  # of a row that a program of a sum adds up
 SUM_ROWS, SUM_ENTRIES = 32, 32  # a tile of the product of rows and entries
@@ -79,7 +79,7 @@ def sum_hits(
         )  # fmt: skip
 
 
-@on_its_device
+@launcher
 def sum_into_chunks(
     source: Tensor,
     rows: Tensor,
@@ -103,7 +103,7 @@ def sum_into_chunks(
     return out
 
 
-@on_its_device
+@launcher
 def sum_into_rows(
     source: Tensor,
     chunks: Tensor,

@@ -38,6 +38,13 @@ def cu(lengths) -> Tensor:
     return cumulative(torch.tensor(list(lengths), dtype=torch.int64))
 
 
+def strided(x: Tensor) -> Tensor:
+    """The same values, not one row behind the other in memory."""
+    if x.dim() == 1:
+        return torch.stack([x, torch.zeros_like(x)], 1)[:, 0]
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
 def error_ratio(actual: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference over that of the expected, where that is finite."""
     assert actual.shape == expected.shape and actual.dtype == expected.dtype

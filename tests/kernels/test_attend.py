@@ -19,6 +19,7 @@ from tests.kernels.kernel_cases import (
     error_ratio,
     gradient_error,
     gradients,
+    strided,
     torch_only,
 )
 
@@ -95,6 +96,13 @@ def test_the_head_does_not_depend_on_the_memory():
         outs.append(context_attention(*case))
     assert torch.equal(outs[0][:2], outs[1][:2])
     assert not torch.allclose(outs[0][2:], outs[1][2:])
+
+
+def test_strides_change_nothing():
+    case = context()
+    case[10] = torch.tensor([2])
+    apart = [strided(x) if torch.is_tensor(x) else x for x in case]
+    torch.testing.assert_close(context_attention(*apart), context_attention(*case))
 
 
 def test_order_of_chunks_does_not_matter():

@@ -32,6 +32,7 @@ from tests.kernels.kernel_cases import (
     far_rows,
     gradients,
     routings,
+    strided,
     torch_only,
 )
 
@@ -188,6 +189,23 @@ def test_float32_queries_meet_narrow_keys_within_the_certified_bound(dtype, toke
 
 def brute_product(a, b):
     return math.fsum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
+def test_strides_change_nothing():
+    query, keys = torch.randn(4, 6), torch.randn(6, 6)
+    chunks, entries = cu([1, 3, 2]), (torch.tensor([0, 5, 3]), cu([2, 1]))
+    layout = cu([1, 3]), chunks, torch.zeros(2, dtype=torch.int64), cu([3])
+
+    def run(x, y, query_cu, *given):
+        x, y = (each.detach().requires_grad_() for each in (x, y))
+        scores = document_scores(x, query_cu, y, *given[:3])
+        chosen = chunk_scores(x, query_cu, y, *given[3:])
+        total = scores.square().sum() + chosen.square().sum()
+        return scores, chosen, *torch.autograd.grad(total, (x, y))
+
+    given = query, keys, *layout, *entries
+    for ours, plain in zip(run(*map(strided, given)), run(*given), strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_a_gradient_reads_nothing_that_has_no_part_in_it():
