@@ -21,7 +21,7 @@ def _rotated_in_torch(
     x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """x [N, heads, D], cos, sin [N, 1, D/2] -> (rotated [N, heads, D], scale [N, heads, 1])."""
-    out, weight = torch.empty_like(x), weight.to(wide)
+    out, weight = x.new_empty(x.shape), weight.to(wide)
     scale = torch.empty(*x.shape[:2], 1, dtype=wide, device=x.device)
     for tile in _tiles(x, wide):
         part = x[tile].to(wide)
@@ -36,7 +36,7 @@ def _gradients_in_torch(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and the weight; scale as the forward pass returned it."""
     wide = scale.dtype
-    dx, factor = torch.empty_like(x), weight.to(wide)
+    dx, factor = x.new_empty(x.shape), weight.to(wide)
     d_weight = torch.zeros_like(factor)
     for tile in _tiles(x, wide):
         part, own = x[tile].to(wide), scale[tile]
@@ -141,7 +141,8 @@ def norm_rope(
     the rotation pairs value i with i + D/2. Returns both in their dtype, computed in float32.
     Differentiable in q, k and the weights. Raises KernelError for tensors that do not fit.
     """
-    dispatch.check_floating("norm_rope", q=q, k=k, q_weight=q_weight, k_weight=k_weight, cos=cos)
+    heads = {"q": q, "k": k, "q_weight": q_weight, "k_weight": k_weight}
+    dispatch.check_floating("norm_rope", **heads, cos=cos, sin=sin)
     tables = (len(q), q.shape[-1] // 2)
     if q.dim() != 3 or k.dim() != 3 or len(q) != len(k) or q.shape[2] != k.shape[2]:
         shapes = [tuple(x.shape) for x in (q, k)]
@@ -154,5 +155,11 @@ def norm_rope(
     if not q_weight.shape == k_weight.shape == q.shape[2:]:
         shapes = tuple(q_weight.shape), tuple(k_weight.shape)
         raise KernelError(f"norm_rope: weights have shapes {shapes}; need [{q.shape[2]}] each")
+    dtypes = q.dtype, k.dtype, q_weight.dtype, k_weight.dtype, cos.dtype, sin.dtype
+    if any(one != other for one, other in zip(dtypes[::2], dtypes[1::2], strict=True)):
+        raise KernelError(
+            f"norm_rope: {', '.join(heads)}, cos, sin are {', '.join(map(str, dtypes))}; "
+            "need one for each pair"
+        )
     with dispatch.without_autocast(q.device):
         return _norm_rope(q, k, q_weight, k_weight, cos, sin, eps)[:2]

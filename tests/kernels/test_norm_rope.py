@@ -16,6 +16,7 @@ from tests.kernels.kernel_cases import (
     error_ratio,
     gradient_error,
     gradients,
+    strided,
 )
 
 
@@ -51,6 +52,10 @@ def test_impossible_arguments_are_refused():
         norm_rope(q, k, weight, weight, cos[:2], sin[:2], 1e-6)
     with pytest.raises(KernelError, match=r"need \[N, H, D\]"):
         norm_rope(q, k[:2], weight, weight, cos, sin, 1e-6)
+    with pytest.raises(KernelError, match="q, k, .* are torch.float32, torch.bfloat16"):
+        norm_rope(q, k.bfloat16(), weight, weight, cos, sin, 1e-6)
+    with pytest.raises(KernelError, match="different devices"):
+        norm_rope(q, k, weight, weight, cos, sin.to("meta"), 1e-6)
 
 
 def test_the_operator_is_what_it_says_and_compiles():
@@ -58,4 +63,6 @@ def test_the_operator_is_what_it_says_and_compiles():
     inputs = as_inputs(*states, torch.randn(8), torch.randn(8), dtype=torch.float32)
     given_ = (*inputs, *tables(9, 8), 1e-6)
     opcheck(torch.ops.msa_kernels.norm_rope.default, given_)
+    turned = as_inputs(*(strided(x.detach()) for x in inputs), dtype=torch.float32)
+    opcheck(torch.ops.msa_kernels.norm_rope.default, (*turned, *given_[4:]))
     check_compiled(norm_rope, given_)
