@@ -140,9 +140,14 @@ def quantised_document_scores(
     query [N, V], query_cu [m+1], chunk_cu [n+1] -> [m, n] float32, without gradient. scratch_mb and
     errors as for document_scores.
     """
-    dispatch.check_floating("quantised_document_scores", query=query)
+    dispatch.check_floating("quantised_document_scores", query=query, scales=keys.scales)
     dispatch.check_cumulative("quantised_document_scores", "query_cu", query_cu, len(query))
     dispatch.check_cumulative("quantised_document_scores", "chunk_cu", chunk_cu, len(keys.values))
+    if query.dim() != 2 or query.shape[1] != keys.values.shape[1]:
+        shapes = tuple(query.shape), tuple(keys.values.shape)
+        raise KernelError(
+            f"quantised_document_scores: query and keys have shapes {shapes}; need [N, V], [C, V]"
+        )
     _check_card("quantised_document_scores", keys.values.device, keys.values.dtype)
     given = query_cu, keys.values, keys.scales, chunk_cu, scratch_mb * (1 << 20)
     with torch.no_grad(), dispatch.without_autocast(query.device):

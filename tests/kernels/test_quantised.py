@@ -66,3 +66,6 @@ def test_impossible_arguments_are_refused():
         quantise(make(2), 2, "int4")
     with pytest.raises(KernelError, match="do not divide into 5 heads"):
         quantise(make(2), 5, "int8")
+    small, query = quantise(make(2), 2, "int8"), torch.randn(3, 16)
+    with pytest.raises(KernelError, match=r"\(\(3, 16\), \(2, 32\)\); need \[N, V\]"):
+        quantised_document_scores(query, cu([3]), small, cu([2]))
