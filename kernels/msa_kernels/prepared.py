@@ -129,7 +129,7 @@ def prepared_scores(
             _in_threads(partial(_search, queries, out), tasks)
         if gone is not None:
             out[:, :count].masked_fill_(gone, -math.inf)
-        blocks = out.view(contexts, -1, BLOCK_DOCUMENTS)
+        blocks = out.unflatten(1, (out.shape[1] // BLOCK_DOCUMENTS, BLOCK_DOCUMENTS))
         return BlockScores(blocks, blocks.amax(2), count)
 
 

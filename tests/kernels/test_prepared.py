@@ -136,6 +136,12 @@ def test_what_does_not_fit_is_refused():
         PreparedKeys(keys.to("meta"), torch.tensor([0, 4]))
 
 
+def test_no_contexts_have_no_scores():
+    part = PreparedKeys(torch.randn(4, 6), torch.tensor([0, 1, 4]))
+    found = prepared_scores([part], torch.empty(0, 6), torch.tensor([0]))
+    assert found.scores.shape == (0, 2) and found.maxima.shape == (0, 1)
+
+
 def test_parts_are_scored_as_one():
     counts, query, query_cu = [3, 1, 0, 2, 1, 1, 4], torch.randn(5, 6), torch.tensor([0, 2, 5])
     keys, cu = torch.randn(sum(counts), 6), torch.tensor([0, *counts]).cumsum(0)
