@@ -74,11 +74,11 @@ def _checked(check: Check) -> Measured:
 
 
 def error_ratio(found: Tensor, true: Tensor) -> float:
-    """Of all values together; infinite where one is not finite that should be."""
+    """Of all values together; infinite where one is not finite that should be, or the other way."""
     found, true = found.detach().double().cpu(), true.detach().double().cpu()
-    if not torch.equal(found.isfinite(), true.isfinite()):
-        return torch.inf
     known = true.isfinite()
+    if not found[known].isfinite().all() or not torch.equal(found[~known], true[~known]):
+        return torch.inf
     return float((found - true)[known].norm() / true[known].norm())
 
 
