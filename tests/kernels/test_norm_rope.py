@@ -52,7 +52,7 @@ def test_impossible_arguments_are_refused():
         norm_rope(q, k, weight, weight, cos[:2], sin[:2], 1e-6)
     with pytest.raises(KernelError, match=r"need \[N, H, D\]"):
         norm_rope(q, k[:2], weight, weight, cos, sin, 1e-6)
-    with pytest.raises(KernelError, match="q, k, .* are torch.float32, torch.bfloat16"):
+    with pytest.raises(KernelError, match=r"q, k, .* are torch\.float32, torch\.bfloat16"):
         norm_rope(q, k.bfloat16(), weight, weight, cos, sin, 1e-6)
     with pytest.raises(KernelError, match="different devices"):
         norm_rope(q, k, weight, weight, cos, sin.to("meta"), 1e-6)
