@@ -6,9 +6,8 @@ with a manifest is complete. An interrupted build is taken up again.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import secrets
 import tarfile
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ import numpy as np
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
+from data_pipeline.leases import LEASES
 from data_pipeline.processes import InterruptedBuild, workers_of
 from data_pipeline.progress import ProgressBar
 from data_pipeline.protocol import context_pieces, document_pieces
@@ -37,19 +37,17 @@ from data_pipeline.shards.manifest import (
     shard_name,
 )
 from data_pipeline.shards.parts import (
-    NOTES,
-    PREPARING,
     BuildPart,
-    check_nobody_builds,
+    any_begun,
     missing,
     preparing,
+    whole_build,
 )
 from data_pipeline.shards.sampling import SampleBuilder, preparations
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
 _TOTALS = ("samples", "documents", "contexts", "measured", "document_tokens", "context_tokens")
-_LOCK = ".lock"
 _BUILD = "build.json"  # what an unfinished build builds
 _MEASURED_EVERY = 32  # tokenising a sample costs more than building it
 
@@ -72,9 +70,9 @@ def build_shards(
     """
     out, partial = _places(out_dir)
     workers = workers or corpus.data.workers
-    with _owned(partial):
-        check_nobody_builds(partial)
-        if any(partial.glob(NOTES)):
+    partial.mkdir(exist_ok=True)
+    with files.naming(partial), whole_build(partial) as check, _kept(partial):
+        if any_begun(partial):
             _check_same(partial, corpus, held_out)
         elif seal:
             raise DataError(f"no part of {out} was built: msa data build --part K/N builds one")
@@ -82,7 +80,7 @@ def build_shards(
         shards = range(_shard_count(builder))
         if seal and (lacking := [i for i in shards if _built(partial, i) is None]):
             raise InterruptedBuild(f"{out}: {missing(partial, lacking)}: run those parts again")
-        built = _build_all(partial, builder, workers, shards)
+        built = _build_all(partial, builder, workers, shards, check)
         with files.whole(partial / INDEX_FILE) as index:
             np.save(index, np.concatenate([shard.index for shard in built]))
         totals = sum(shard.totals for shard in built)
@@ -94,9 +92,10 @@ def build_shards(
             tuple(map(_stage_counts, totals, (stage.epochs for stage in corpus.stages))),
             corpus.batch_samples,
         )
+        check()
         manifest.save(partial)
-        notes = {*partial.glob("*.npz"), *partial.glob(".*"), *partial.glob(NOTES)}
-        for note in {*notes, *partial.glob(PREPARING), partial / _BUILD}:
+        notes = {*partial.glob("*.npz"), *partial.glob(".*"), *partial.glob(_half("*", "*"))}
+        for note in {*notes, partial / _BUILD}:
             files.remove(note)
         files.sync_tree(partial)
         files.rename(partial, out)
@@ -113,12 +112,13 @@ def build_part(
     """
     out, partial = _places(out_dir)
     workers = workers or corpus.data.workers
-    with _owned(partial, shared=True), part.held(partial):
+    partial.mkdir(exist_ok=True)
+    with files.naming(partial), part.held(partial) as check:
         with preparing(partial):
             _check_same(partial, corpus, held_out=False)
             builder = _begin(out, partial, corpus, None, False, workers)
         shards = part.shards(_shard_count(builder))
-        _build_all(partial, builder, workers, shards)
+        _build_all(partial, builder, workers, shards, check)
     return len(shards)
 
 
@@ -208,8 +208,15 @@ def _shard_count(builder: SampleBuilder) -> int:
     return -(-len(builder) // builder.corpus.data.shard_samples)
 
 
-def _build_all(folder: Path, builder: SampleBuilder, workers: int, shards: range) -> list[_Shard]:
-    """These shards, in their order; those that are there are kept."""
+def _build_all(
+    folder: Path,
+    builder: SampleBuilder,
+    workers: int,
+    shards: range,
+    check: Callable[[], None],
+) -> list[_Shard]:
+    """These shards, in their order; those that are there are kept. check: before each, whether
+    they are still this process's to build."""
     built = {shard: found for shard in shards if (found := _built(folder, shard)) is not None}
     lacking = [shard for shard in shards if shard not in built]
     size = builder.corpus.data.shard_samples
@@ -218,12 +225,14 @@ def _build_all(folder: Path, builder: SampleBuilder, workers: int, shards: range
         progress.advance(sum(len(shard.index) for shard in built.values()))
         if workers == 1:
             for shard in lacking:
+                check()
                 built[shard] = _build_shard(folder, builder, shard)
                 progress.advance(len(built[shard].index))
             return [built[shard] for shard in shards]
         with workers_of(max(1, min(workers, len(lacking))), _start_worker, folder, builder) as pool:
             futures = {pool.submit(_build_in_worker, shard): shard for shard in lacking}
             for future in as_completed(futures):
+                check()
                 built[futures[future]] = future.result()
                 progress.advance(len(future.result().index))
             return [built[shard] for shard in shards]
@@ -246,11 +255,14 @@ def _build_shard(folder: Path, builder: SampleBuilder, shard: int) -> _Shard:
 
     size = builder.corpus.data.shard_samples
     first, last = shard * size, min((shard + 1) * size, len(builder))
-    path, partial = folder / shard_name(shard), folder / f"partial-{shard_name(shard)}"
+    for left in folder.glob(_half("*", f"{shard:06d}")):
+        files.remove(left)
+    path, token = folder / shard_name(shard), secrets.token_hex(4)
+    partial = folder / _half(token, f"{shard:06d}")
     totals = np.zeros((len(builder.corpus.stages), len(_TOTALS)))
     # One file exactly, so no limit of size; mtime 0 and no encoder, so equal bytes every time.
     with ShardWriter(
-        str(folder).replace("%", "%%") + "/partial-shard-%06d.tar",
+        str(folder).replace("%", "%%") + f"/{_half(token, '%06d')}",
         maxcount=size,
         maxsize=float("inf"),
         start_shard=shard,
@@ -270,6 +282,11 @@ def _build_shard(folder: Path, builder: SampleBuilder, shard: int) -> _Shard:
     with files.whole(_note(folder, shard)) as note:  # last: now the shard is done
         np.savez(note, index=index, totals=totals)
     return _Shard(path.stat().st_size, index, totals)
+
+
+def _half(token: str, shard: str) -> str:
+    """Name of a shard that is being written. One that was taken for dead may write the same."""
+    return f"partial-{token}-shard-{shard}.tar"
 
 
 def _note(folder: Path, shard: int) -> Path:
@@ -327,32 +344,17 @@ def _stage_counts(totals: np.ndarray, epochs: int) -> StageCounts:
 
 
 @contextmanager
-def _owned(partial: Path, shared: bool = False) -> Iterator[None]:
-    """The folder of an unfinished build, for this process alone, or for all that build parts.
-
-    What was built stays when a build is interrupted; impossible settings leave nothing.
-    """
-    partial.mkdir(exist_ok=True)
-    lock = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # NFS locks no folder
+def _kept(partial: Path) -> Iterator[None]:
+    """What was built stays when a build is interrupted; impossible settings leave nothing."""
     try:
-        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        if not shared:
-            check_nobody_builds(partial)
-        raise DataError(f"another process builds {partial}: wait for it, or stop it") from error
-    try:
-        with files.naming(partial):
-            yield
+        yield
     except InterruptedBuild:
         raise
     except DataError:
-        if not shared and not any(partial.glob(NOTES)):
+        if not any_begun(partial):
             with suppress(OSError):
                 files.remove(partial)
         raise
-    finally:
-        os.close(lock)
 
 
 def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_out: bool) -> None:
@@ -360,7 +362,7 @@ def _take_up(partial: Path, corpus: TrainingCorpus, tokenizer: Tokenizer, held_o
     build = [*_settings(corpus, held_out), tokenizer.fingerprint]
     if _begun(partial, whole=True) != build:
         for path in partial.iterdir():
-            if not path.match(NOTES) and path.name not in (PREPARING, _LOCK):
+            if not path.match(LEASES):
                 files.remove(path)
         tokenizer.save(partial / TOKENIZER_FOLDER)
         files.replace_file(partial / _BUILD, json.dumps(build))

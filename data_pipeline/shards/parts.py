@@ -1,29 +1,27 @@
 """Shards built in parts, by any number of machines that share a folder.
 
 Part K of N builds every N-th shard, in the same hidden folder that a whole build uses. So what died
-is started again and keeps what it had, and a whole build afterwards finds all of it there.
+is started again, on any machine, and keeps what it had, and a whole build afterwards finds all of
+it there. Each holds a lease, by which two of the same part at once are refused.
 """
 
 from __future__ import annotations
 
-import fcntl
 import re
-import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline import files
 from data_pipeline.errors import DataError
-from data_pipeline.locks import FileLock, HeldError
+from data_pipeline.leases import Lease, Owner, living, owners
+from data_pipeline.locks import HeldError
+from data_pipeline.processes import InterruptedBuild
 
-NOTES = "part-*-of-*"
-_LOCKS, _HOST = f"{NOTES}.lock", ".host"  # the second keeps where a part was begun
 PREPARING_S = 24 * 3600.0  # for one part to prepare what all of them read
-PREPARING = "preparing.lock"
+_PREPARING, _WHOLE = "preparing", "building"  # leases, beside those of the parts
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,55 @@ class BuildPart:
     def shards(self, total: int) -> range:
         return range(self.number - 1, total, self.count)
 
+    @property
+    def name(self) -> str:
+        return f"part-{self.number}-of-{self.count}"
+
     @contextmanager
-    def held(self, folder: Path) -> Iterator[None]:
-        """While this process builds the part. Raises DataError where another one does, or builds
+    def held(self, folder: Path) -> Iterator[Callable[[], None]]:
+        """While this process builds the part; calling what it gives raises InterruptedBuild once
+        another has taken it over. Raises DataError where another one builds it, or builds all, or
         in another number of parts."""
-        for path, other in _parts(folder):
-            if other.count != self.count:
-                _check_free(path, f"part {other}, which is not one of {self.count},")
-        path = folder / f"part-{self.number}-of-{self.count}.lock"
+        with _lease(folder, self.name, f"part {self}") as check:
+            others = [part.name for part in _parts(folder) if part.count != self.count]
+            if owner := living(folder, [_WHOLE, *others]):
+                raise DataError(
+                    f"part {self} of {folder} cannot be built beside {owner.said}: wait for that, "
+                    "or stop it"
+                )
+            yield check
+
+
+@contextmanager
+def whole_build(folder: Path) -> Iterator[Callable[[], None]]:
+    """As BuildPart.held, for all shards at once."""
+    with _lease(folder, _WHOLE, "all shards") as check:
+        if owner := living(folder, [part.name for part in _parts(folder)]):
+            raise DataError(f"{folder} is being built by {owner.said}: wait for it, or stop it")
+        yield check
+
+
+@contextmanager
+def _lease(folder: Path, name: str, what: str) -> Iterator[Callable[[], None]]:
+    try:
+        lease = Lease(folder, name, what)
+    except HeldError as error:
+        raise DataError(
+            f"{what} of {folder} is being built by {error}: wait for it, or stop it"
+        ) from None
+    if lease.dead:
+        print(f"{what}: taken over from {lease.dead}, which died", file=sys.stderr, flush=True)
+
+    def check() -> None:
         try:
-            lock = FileLock(path, f"part {self}")
+            lease.check()
         except HeldError as error:
-            raise DataError(f"part {self} of {folder} is being built by {error}") from None
-        with lock:
-            files.replace_file(path.with_suffix(_HOST), socket.gethostname())
-            yield
+            raise InterruptedBuild(
+                f"{what} of {folder} was taken over by {error}, since this process had stood still"
+            ) from None
+
+    with lease:
+        yield check
 
 
 @contextmanager
@@ -70,7 +102,7 @@ def preparing(folder: Path, pause_s: float = 1.0) -> Iterator[None]:
     end, told = time.monotonic() + PREPARING_S, False
     while True:
         try:
-            lock = FileLock(folder / PREPARING, "preparing what all parts read")
+            lease = Lease(folder, _PREPARING, "preparing what all parts read")
             break
         except HeldError as error:
             if time.monotonic() > end:
@@ -79,20 +111,19 @@ def preparing(folder: Path, pause_s: float = 1.0) -> Iterator[None]:
                 print(f"waiting for {error}", file=sys.stderr, flush=True)
             told = True
         time.sleep(pause_s)
-    with lock:
+    with lease:
         yield
 
 
-def check_nobody_builds(folder: Path) -> None:
-    """Raises DataError, naming process and machine."""
-    for path, part in _parts(folder):
-        _check_free(path, f"part {part}")
+def any_begun(folder: Path) -> bool:
+    """Whether there are, or were, parts."""
+    return bool(_parts(folder))
 
 
 def missing(folder: Path, shards: Iterable[int]) -> str:
     """Which parts these shards are missing of, and where those were begun, in words."""
-    parts = dict((str(part), path) for path, part in _parts(folder))
-    shards, counts = list(shards), {part.count for _, part in _parts(folder)}
+    parts = _parts(folder)
+    shards, counts = list(shards), {part.count for part in parts}
     if len(counts) != 1:
         return f"{len(shards)} shards are not built: {', '.join(map(str, shards[:5]))}, ..."
     count = counts.pop()
@@ -100,31 +131,14 @@ def missing(folder: Path, shards: Iterable[int]) -> str:
     for number in sorted({shard % count + 1 for shard in shards}):
         part = BuildPart(number, count)
         own = sum(shard % count == number - 1 for shard in shards)
-        said.append(f"part {part} ({own} shards, {_begun(parts.get(str(part)))})")
+        begun = f"begun on {parts[part].host}" if part in parts else "never begun"
+        said.append(f"part {part} ({own} shards, {begun})")
     return f"{', '.join(said)} of {count} not built"
 
 
-def _begun(lock: Path | None) -> str:
-    return f"begun on {_host(lock)}" if lock else "never begun"
-
-
-def _host(lock: Path) -> str:
-    try:
-        return lock.with_suffix(_HOST).read_text()
-    except FileNotFoundError:
-        return "another machine"
-
-
-def _parts(folder: Path) -> list[tuple[Path, BuildPart]]:
-    named = ((path, re.findall(r"\d+", path.stem)) for path in sorted(folder.glob(_LOCKS)))
-    return [(path, BuildPart(*map(int, numbers))) for path, numbers in named]
-
-
-def _check_free(path: Path, what: str) -> None:
-    with open(path, "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{what} is being built on {_host(path)}: wait for it, or stop it"
-            ) from None
+def _parts(folder: Path) -> dict[BuildPart, Owner]:
+    found = {}
+    for name, owner in owners(folder).items():
+        if numbers := re.fullmatch(r"part-(\d+)-of-(\d+)", name):
+            found[BuildPart(int(numbers[1]), int(numbers[2]))] = owner
+    return found

@@ -1,4 +1,3 @@
-import fcntl
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from data_pipeline.settings import CorpusStage, StageData
 from data_pipeline.shards import build as build_module
 from data_pipeline.shards.build import build_shards
 from data_pipeline.shards.manifest import ShardManifest
+from data_pipeline.shards.parts import whole_build
 from data_pipeline.shards.sampling import SampleBuilder
 from data_pipeline.tokenizer_training import corpus_tokenizer
 
@@ -143,11 +143,11 @@ def test_what_another_corpus_left_is_not_taken_up(built, corpus, tokenizer, tmp_
 
 def test_two_builds_of_one_folder_are_refused(corpus, tokenizer, tmp_path):
     (tmp_path / ".out.partial").mkdir()
-    lock = os.open(tmp_path / ".out.partial" / ".lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match="another process builds"):
+    with (
+        whole_build(tmp_path / ".out.partial"),
+        pytest.raises(DataError, match=r"all shards of .*out.partial is being built by process"),
+    ):
         build_shards(corpus, tmp_path / "out", 1, tokenizer)
-    os.close(lock)
 
 
 def test_a_tokenizer_is_trained_when_none_is_given(corpus, tmp_path):
