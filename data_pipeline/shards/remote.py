@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or a URL with a local cache."""
+"""Where shards lie: a folder, or behind a URL with a local cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 # A try ends when nothing has come for this long, not after a time in all: shards are large.
 CONNECT_S, SILENCE_S = 10, 30
 TRIES, FIRST_PAUSE_S = 5, 0.5  # the pause doubles: 7.5 s in all
-_ASKED_AT_ONCE = 16  # sizes of files
+ASKED_AT_ONCE = 16  # sizes of files
 
 
 def is_url(location: Path | str) -> bool:
@@ -70,20 +70,59 @@ class LocalFiles:
         self._open.clear()
 
 
+class RemoteFolder:
+    """A folder behind a URL, by the path of each file in it.
+
+    What fails is tried again, TRIES times in all, except where the server says that it is missing
+    or forbidden. Raises DataError for a kind of URL that fsspec does not know.
+    """
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.system, self._root = _connect(self.url)
+
+    def of(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def tried(self, name: str, call: Callable[[str], T]) -> T:
+        """call(path on the file system), tried again where that may help.
+
+        Raises FileNotFoundError, else OSError that says what was wrong the last time.
+        """
+        for number in range(TRIES):
+            if number:
+                time.sleep(FIRST_PAUSE_S * 2 ** (number - 1))
+            try:
+                return call(f"{self._root}/{name}")
+            except Exception as error:  # each driver has its own kinds
+                last = _reason(error)
+                if isinstance(last, FileNotFoundError | PermissionError):
+                    raise last from error
+        raise OSError(f"{_said(last)}; {TRIES} tries") from last
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None where it is missing. Raises DataError."""
+        try:
+            return self.tried(name, self.system.size)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"{self.of(name)} cannot be reached: {error}") from error
+
+
 class RemoteFiles:
     """As LocalFiles, behind a URL. A file is copied whole into `cache` when it is first read; when
     those there hold cache_gb, and while another process copies it, samples are read one by one.
 
-    Ranks of a node share a cache. What fails is tried again, TRIES times in all, except where the
-    server says that it is missing or forbidden.
+    Ranks of a node share a cache.
     """
 
     ahead = 8
 
     def __init__(self, url: str, cache: Path, cache_gb: float):
-        self.folder, self.place = cache, url.rstrip("/")
+        self._remote = RemoteFolder(url)
+        self.folder, self.place = cache, self._remote.url
         self._limit = int(cache_gb * 1e9)
-        self._system, self._root = _connect(self.place)
         self._sizes: dict[str, int | None] = {}
         self._cached = LocalFiles(cache)
         self._lock, self._coming = threading.Lock(), 0  # bytes that are being copied
@@ -95,27 +134,22 @@ class RemoteFiles:
                 if isinstance(error, FileNotFoundError) and name.endswith(MODEL_FILE):
                     continue  # not every tokenizer has one
                 raise DataError(
-                    f"{self._url(name)} cannot be read ({error}): give the URL of a shard set"
+                    f"{self._remote.of(name)} cannot be read ({error}): give the URL of a shard set"
                 ) from error
 
     def sizes(self, names: Iterable[str]) -> list[int | None]:
-        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             return list(pool.map(self.size, names))
 
     def size(self, name: str) -> int | None:
         if name not in self._sizes:
-            try:
-                self._sizes[name] = self._tried(name, self._system.size)
-            except FileNotFoundError:
-                self._sizes[name] = None
-            except OSError as error:
-                raise DataError(f"{self._url(name)} cannot be reached: {error}") from error
+            self._sizes[name] = self._remote.size(name)
         return self._sizes[name]
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         whole = self.size(name)
         if whole is None:
-            raise FileNotFoundError(2, "No such file", self._url(name))
+            raise FileNotFoundError(2, "No such file", self._remote.of(name))
         if self._cached.size(name) != whole and not self._copied(name, whole):
             return self._read_there(name, offset, size)
         return self._cached.read(name, offset, size)
@@ -129,14 +163,14 @@ class RemoteFiles:
 
     def _read_there(self, name: str, offset: int, size: int) -> bytes:
         def read(path: str) -> bytes:
-            data = self._system.cat_file(path, start=offset, end=offset + size)
+            data = self._remote.system.cat_file(path, start=offset, end=offset + size)
             if len(data) > size:
                 raise PermissionError("the server sends whole files only: raise training.cache_gb")
             if len(data) < min(size, (self.size(name) or 0) - offset):
                 raise ConnectionError(f"only {len(data)} of {size} bytes came")
             return data
 
-        return self._tried(name, read)
+        return self._remote.tried(name, read)
 
     def _copied(self, name: str, size: int) -> bool:
         """Whether the file is in the cache now: not where there is no room, nor while another
@@ -160,37 +194,18 @@ class RemoteFiles:
     def _used(self) -> int:
         return sum(path.stat().st_size for path in self.folder.glob("shard-*.tar"))
 
-    def _url(self, name: str) -> str:
-        return f"{self.place}/{name}"
-
     def _fetch(self, name: str, size: int | None = None) -> None:
         """Copy a file into the cache; it appears whole, whoever else copies it too."""
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def copy(path: str) -> None:
-            self._system.get_file(path, str(partial))
+            self._remote.system.get_file(path, str(partial))
             if size is not None and (came := partial.stat().st_size) != size:
                 raise ConnectionError(f"only {came} of {size} bytes came")
 
         with files.whole(target) as partial:
-            self._tried(name, copy)
-
-    def _tried(self, name: str, call: Callable[[str], T]) -> T:
-        """call(path on the file system), tried again where that may help.
-
-        Raises FileNotFoundError, else OSError that says what was wrong the last time.
-        """
-        for number in range(TRIES):
-            if number:
-                time.sleep(FIRST_PAUSE_S * 2 ** (number - 1))
-            try:
-                return call(f"{self._root}/{name}")
-            except Exception as error:  # each driver has its own kinds
-                last = _reason(error)
-                if isinstance(last, FileNotFoundError | PermissionError):
-                    raise last from error
-        raise OSError(f"{_said(last)}; {TRIES} tries") from last
+            self._remote.tried(name, copy)
 
 
 def _reason(error: Exception) -> Exception:

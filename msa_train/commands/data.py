@@ -1,4 +1,4 @@
-"""`msa data`: convert and clean datasets, build the shards of a run, look at what is in them."""
+"""`msa data`: convert and clean datasets, build and upload the shards of a run, look into them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def register(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--part", metavar="K/N", help="build every N-th shard; on a shared folder")
     how.add_argument("--seal", action="store_true", help="put the parts together; build none")
     build.set_defaults(run=_build)
+    upload = actions.add_parser("upload", help="copy the built shards of a run into a bucket")
+    add_config(upload)
+    add_json(upload)
+    upload.add_argument("url", help="s3://BUCKET/PATH, under which shards and held_out are to be")
+    upload.set_defaults(run=_upload)
     show = actions.add_parser("show", help="print one sample as the model sees it")
     add_config(show)
     show.add_argument("--sample", type=int, default=0, help="which sample (default 0)")
@@ -151,6 +156,25 @@ def _build_set(
         f"{folder} was built from other settings of data or stages: remove it, or set another "
         "output"
     )
+
+
+def _upload(options: argparse.Namespace) -> int:
+    from data_pipeline.shards.upload import upload_shards
+    from msa_train.config import load_config
+
+    config = load_config(config_arguments(options))
+    url = options.url.rstrip("/")
+    names = ["shards"]
+    if config.training.held_out_every:
+        names.insert(0, "held_out")  # a run looks for it once it has its shards
+    done = {name: upload_shards(config.path / name, f"{url}/{name}") for name in names}
+    if options.json:
+        print_json({name: asdict(each) for name, each in done.items()})
+        return 0
+    for name, each in done.items():
+        print(f"{url}/{name}: {each.files} files copied ({each.bytes} bytes), {each.kept} kept")
+    print(f"train from there with --training.shards {url}/shards")
+    return 0
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import remote
 from data_pipeline.shards.loader import ShardLoader
 from data_pipeline.shards.reader import ShardReader
+from tests.buckets import stand_in
 
 SAMPLES = 24  # shards of 10, 10 and 4; stages of 6, 6 and 12
 
@@ -196,30 +197,12 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 
 @pytest.fixture
 def bucket(shards, monkeypatch):
-    """The URL of a bucket on a stand-in of S3 that has the shards, and its address."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed: make setup")
-    server = pytest.importorskip("moto.server", reason="moto is not installed: make setup")
-    import s3fs
-
-    keys = {
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    stand_in = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    stand_in.start()
-    host, port = stand_in.get_host_and_port()
-    for name, value in {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    system = s3fs.S3FileSystem()
-    system.mkdir("shards")
-    for path in shards.rglob("*"):
-        if path.is_file():
-            system.put_file(str(path), f"shards/run/{path.relative_to(shards)}")
-    yield "s3://shards/run", system
-    stand_in.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+    """The URL of the shards on a stand-in of S3, and its file system."""
+    with stand_in(monkeypatch) as system:
+        for path in shards.rglob("*"):
+            if path.is_file():
+                system.put_file(str(path), f"bucket/run/{path.relative_to(shards)}")
+        yield "s3://bucket/run", system
 
 
 def test_shards_in_a_bucket_are_those_of_the_folder(bucket, shards, samples, tmp_path):
@@ -229,8 +212,8 @@ def test_shards_in_a_bucket_are_those_of_the_folder(bucket, shards, samples, tmp
         loader = ShardLoader(ShardReader(url, cache=tmp_path / f"c{cache_gb}", cache_gb=cache_gb))
         assert [sample.to_bytes() for sample in loader] == local
         loader.close()
-    system.rm("shards/run/shard-000002.tar")
-    with pytest.raises(DataError, match=r"s3://shards/run: shard-000002.tar is missing"):
+    system.rm("bucket/run/shard-000002.tar")
+    with pytest.raises(DataError, match=r"s3://bucket/run: shard-000002.tar is missing"):
         ShardReader(url, cache=tmp_path / "cache")
     with pytest.raises(DataError, match=r"s3://nowhere/manifest.json cannot be read"):
         ShardReader("s3://nowhere", cache=tmp_path / "cache")
