@@ -383,6 +383,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(0, self, "", "seed", error=ConfigError)
+        if self.stages and all(stage.draws_from for stage in self.stages):
+            raise ConfigError(
+                "all stages have draws_from, and so none has samples that they could draw: give "
+                f"the first one, {self.stages[0].name}, samples of its own (no draws_from), or put "
+                "a stage before it that has them"
+            )
         try:
             self.corpus  # noqa: B018 (impossible stages are refused now)
         except DataError as error:

@@ -219,3 +219,9 @@ def test_a_stage_draws_from_what_there_is(draws_from, weights, said):
     )
     with pytest.raises(ConfigError, match=said):
         load_config(["--stages", stages])
+
+
+def test_stages_that_all_draw_have_nothing_to_draw_from():
+    stages = "[{name: one, steps: 1, lr: 1, draws_from: [one], data: {weights: {niah: 1}}}]"
+    with pytest.raises(ConfigError, match=r"all stages have draws_from.* give the first one, one"):
+        load_config(["--stages", stages])
