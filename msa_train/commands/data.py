@@ -36,7 +36,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     upload = actions.add_parser("upload", help="copy the built shards of a run into a bucket")
     add_config(upload)
     add_json(upload)
-    upload.add_argument("url", help="s3://BUCKET/PATH, under which shards and held_out are to be")
+    upload.add_argument(
+        "--to",
+        required=True,
+        metavar="URL",
+        help="s3://BUCKET/PATH, under which shards and held_out are to be",
+    )
     upload.set_defaults(run=_upload)
     show = actions.add_parser("show", help="print one sample as the model sees it")
     add_config(show)
@@ -163,7 +168,7 @@ def _upload(options: argparse.Namespace) -> int:
     from msa_train.config import load_config
 
     config = load_config(config_arguments(options))
-    url = options.url.rstrip("/")
+    url = options.to.rstrip("/")
     names = ["shards"]
     if config.training.held_out_every:
         names.insert(0, "held_out")  # a run looks for it once it has its shards
