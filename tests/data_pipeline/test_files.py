@@ -185,7 +185,7 @@ BY_HAND = re.compile(
 )
 ELSEWHERE = {
     "data_pipeline/files.py": "the mechanism itself",
-    "data_pipeline/leases.py": "a count that is overwritten where it stands, for other machines to see",
+    "data_pipeline/leases.py": "a count, overwritten where it stands for other machines to see",
     "msa_train/memory/ranks/worker_group.py": "sockets, for as long as the processes live",
 }
 
