@@ -41,9 +41,9 @@ class Lease:
 
     def __init__(self, folder: Path, name: str, operation: str):
         self.dead: str | None = None
+        before = _look(folder, name)  # the one that is followed, if it is dead: no later one
         if found := living(folder, [name]):
             raise HeldError(found.said)
-        before = _look(folder, name)
         if before and not before.released:
             self.dead = before.said
         number = before.number + 1 if before else 1
@@ -53,6 +53,11 @@ class Lease:
         except FileExistsError:
             found = _look(folder, name)
             raise HeldError(found.said if found else "another process") from None
+        last = _look(folder, name)
+        if last and last.number > number:  # which has removed the files of those before it
+            os.close(self._file)
+            self._path.unlink(missing_ok=True)
+            raise HeldError(last.said)
         self._text = {
             "process": os.getpid(),
             "host": socket.gethostname(),

@@ -128,10 +128,18 @@ def works_in_a_folder(parent):
         time.sleep(600)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_whoever_asked_may_be_killed_and_nothing_is_left(tmp_path, number):
     asked = subprocess.Popen(
         [sys.executable, "-c", "import sys; from tests.bench.test_runner import *; "
+         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's `&` ignores it
          "in_process(works_in_a_folder, sys.argv[1])", str(tmp_path)],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip

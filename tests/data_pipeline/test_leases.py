@@ -20,7 +20,7 @@ def elsewhere(monkeypatch):
         monkeypatch.setattr(leases, "machine", lambda: "another")
 
     monkeypatch.setattr(leases, "BEAT_S", 0.05)
-    monkeypatch.setattr(leases, "LEASE_S", 0.5)
+    monkeypatch.setattr(leases, "LEASE_S", 1.0)
     return move
 
 
@@ -71,7 +71,7 @@ def test_one_elsewhere_that_stands_still_is_followed_once(tmp_path, elsewhere, c
     lease._thread.join()  # it counts no more
     elsewhere()
     assert living(tmp_path, ["work", "none"]) is None
-    assert "waiting 0 s for a sign of life of process" in capsys.readouterr().err
+    assert "waiting 1 s for a sign of life of process" in capsys.readouterr().err
     found = []
 
     def follow():
@@ -92,3 +92,24 @@ def test_one_elsewhere_that_stands_still_is_followed_once(tmp_path, elsewhere, c
     with pytest.raises(HeldError, match="another test"):
         lease.check()
     new.release()
+
+
+@pytest.mark.parametrize("quicker", [1, 2])
+def test_nobody_is_followed_who_was_not_found_dead(tmp_path, monkeypatch, quicker):
+    """Between the look and the file of the next number others were there."""
+    real, others = leases.living, []
+
+    def slow(*given):
+        found = real(*given)
+        monkeypatch.setattr(leases, "living", real)
+        for _ in range(quicker):
+            for other in others:
+                other.release()
+            others.append(Lease(tmp_path, "work", "a quicker test"))
+        return found
+
+    monkeypatch.setattr(leases, "living", slow)
+    with pytest.raises(HeldError, match="a quicker test"):
+        Lease(tmp_path, "work", "a test")
+    others[-1].check()
+    assert [path.name for path in tmp_path.iterdir()] == [f".work.lease-{quicker:06d}"]
