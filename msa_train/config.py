@@ -40,7 +40,7 @@ _KINDS = {
 # Of DeepSpeed's settings: what is passed on, and what this trainer has a setting of its own for, or
 # cannot honour. Any other is refused, too: nothing here would read it.
 _PASSED = {
-    "zero_optimization", "aio", "communication_data_type", "prescale_gradients",
+    "zero_optimization", "communication_data_type", "prescale_gradients",
     "gradient_predivide_factor",
 }  # fmt: skip
 _BATCH = "set training.batch_samples, which the ranks share, each reading its part one by one"
@@ -64,6 +64,7 @@ _OWNED = {
     "scheduler": "set lr, final_lr and warmup_steps of stages",
     "activation_checkpointing": "set training.recompute",
     "checkpoint": "checkpoints are this trainer's; it reads those of any layout",
+    "aio": "nothing is offloaded to nvme",
     "elasticity": "resume on another number of ranks",
     "tensor_parallel": "set training.tensor_parallel", "pipeline": _PIPELINE,
     "sequence_parallel_size": "set training.sequence_parallel or training.document_parallel",
@@ -320,12 +321,13 @@ class TrainingConfig:
                 f"{place}.offload_param is given, but training.zero_stage is {self.zero_stage}, "
                 "where every rank has all weights: set it to 3"
             )
-
-    @property
-    def offloads_to_nvme(self) -> bool:
-        """Whether weights or the optimizer's state live in files while a run trains."""
-        parts = self.deepspeed.get("zero_optimization", {}).values()
-        return any(isinstance(part, dict) and part.get("device") == "nvme" for part in parts)
+        for key, part in zero.items():
+            if isinstance(part, dict) and part.get("device") == "nvme":
+                raise ConfigError(
+                    f"{place}.{key}.device is nvme: a run could not go on from its checkpoints, "
+                    "because DeepSpeed brings back neither Adam's count of steps nor what it kept "
+                    "in memory; give cpu"
+                )
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def test_a_seed_below_zero_is_refused(key):
         (1, {"train_batch_size": 8}, r"train_batch_size is not .*: set training\.batch_samples"),
         (1, {"gradient_clipping": 1.0}, r"gradient_clipping .*: set training\.clip"),
         (1, {"bf16": {"enabled": True}}, r"bf16 .*: set training\.precision"),
-        (1, {"zero_optimisation": {}}, "zero_optimisation .*: give aio, communication_data_type"),
+        (1, {"zero_optimisation": {}}, "zero_optimisation .*: give communication_data_type"),
         (
             1,
             {"zero_optimization": {"stage": 3}},
@@ -187,6 +187,11 @@ def test_a_seed_below_zero_is_refused(key):
             {"zero_optimization": {"offload_param": {"device": "cpu"}}},
             "zero_stage is 2, .* set it to 3",
         ),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}},
+            r"offload_optimizer\.device is nvme: .* give cpu",
+        ),
     ],
 )
 def test_of_deepspeed_what_we_own_is_refused_by_name(stage, given, said):
@@ -195,9 +200,9 @@ def test_of_deepspeed_what_we_own_is_refused_by_name(stage, given, said):
 
 
 def test_the_rest_is_deepspeed_s_as_it_is_given(tmp_path):
-    zero = "{zero_optimization: {offload_optimizer: {device: nvme, nvme_path: /scratch}}}"
+    zero = "{zero_optimization: {offload_optimizer: {device: cpu, pin_memory: true}}}"
     config = load_config(["--training.deepspeed", zero])
-    assert config.training.offloads_to_nvme and not TrainingConfig().offloads_to_nvme
+    assert config.training.deepspeed["zero_optimization"]["offload_optimizer"]["pin_memory"]
     config.save(tmp_path / "run.yaml")
     assert load_config_file(tmp_path / "run.yaml") == config
 

@@ -263,11 +263,6 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     # Other settings of DeepSpeed's may cut its groups in other places.
     if then == now and old.training.deepspeed == config.training.deepspeed:
         _load_same(engine, target)
-    elif old.training.offloads_to_nvme or config.training.offloads_to_nvme:
-        raise CheckpointError(
-            f"{target} was written by {then}: with an optimizer or weights on nvme "
-            "(training.deepspeed) it goes on under the same layout and settings of DeepSpeed alone"
-        )
     else:
         _load_other(engine, config, target, then, now)
     if changed and dist.get_rank() == 0:

@@ -361,7 +361,6 @@ def check_deepspeed(config: TrainingConfig) -> None:
         return
     prepare_deepspeed()
     _import_deepspeed()
-    from deepspeed.ops.op_builder import AsyncIOBuilder
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     zero = _settings(config, BUCKET)["zero_optimization"]
@@ -371,9 +370,3 @@ def check_deepspeed(config: TrainingConfig) -> None:
         first = error.errors()[0]  # pydantic's: where it is, and what is wrong
         place = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise ConfigError(f"training.deepspeed.{place}: DeepSpeed says: {first['msg']}") from error
-    if config.offloads_to_nvme and not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ConfigError(
-            "training.deepspeed.zero_optimization offloads to nvme, for which DeepSpeed needs "
-            "libaio with its headers, and there is none here: install it (libaio-dev), or offload "
-            "to cpu"
-        )

@@ -225,8 +225,6 @@ def _notes(config: Config) -> list[str]:
         found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
     if config.training.pooled_states == "sharded":
         found.append("training.pooled_states is sharded: what its exchanges send is not counted")
-    if config.training.offloads_to_nvme:
-        found.append("what training.deepspeed offloads to nvme is counted as host memory")
     return found
 
 

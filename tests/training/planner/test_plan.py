@@ -76,14 +76,6 @@ def test_what_lacks_is_said():
     assert plan(CONFIG, away, CLUSTER, STAGES, Assumed(host_ram=10**12)).lacking is None
 
 
-def test_what_goes_to_nvme_is_counted_as_host_memory_and_said_to_be():
-    zero = "{zero_optimization: {offload_optimizer: {device: nvme, nvme_path: /scratch}}}"
-    config = load_config(["--config", "configs/train/msa-4b.yaml", "--training.deepspeed", zero])
-    cluster = parse_cluster("8xH100-80GB")
-    found = plan(config, Layout.of(config, 8), cluster, STAGES, Assumed())
-    assert found.host_need > 0 and any("nvme" in each for each in found.notes)
-
-
 @pytest.mark.parametrize("value", [0, 1.5, float("nan")])
 def test_a_utilisation_is_a_share(value):
     with pytest.raises(ConfigError, match="utilisation is"):
