@@ -6,8 +6,8 @@
 # make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
 # make gpu         measure everything on this machine's GPU in 25 minutes; needs no setup (docs/gpu.md)
 # make gpu-toy     the same code at toy size on the CPU, to see that it runs
-# make test        the tests, two at once (two cores, about 11 minutes)
-# make test-distributed       several ranks in every layout, and what they continue as (30 minutes)
+# make test        the tests, two at once (two cores, 15 to 18 minutes)
+# make test-distributed       several ranks in every layout, and what they continue as (most of an hour on two cores)
 # make test-kernels-compile   every Triton kernel for sm_80, sm_89 and sm_90, against the table of docs/kernels.md (10 to 25 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
