@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -97,6 +98,54 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_by_itself(tmp_path):
     assert f"{victim} was killed" in said and said.count("restart 1 of 1, from") == 1
     assert [row["step"] for row in logged(config.path)] == list(range(1, 151))
     assert last_words.read(config.path)[1].began - killed < 60
+
+
+SLURM = {  # the job step is a process of this machine
+    "srun": '[ "$1" = --kill-on-bad-exit=1 ] && "${@:2}" & echo $! > "$SLURM_STAND_IN/0"; wait $!',
+    "scancel": '[ "$*" = "--signal=TERM 4242.0" ] && kill -TERM "$(cat "$SLURM_STAND_IN/0")"',
+    "scontrol": '[ "$1" = show ] && echo 127.0.0.1 || echo "$@" >> "$SLURM_STAND_IN/asked"',
+}
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_that_is_warned_saves_and_is_queued_again(tmp_path):
+    stages = "[{name: main, steps: 400, epochs: 200, lr: 1e-3}]"
+    config = load_config(settings(tmp_path / "run", stages=stages))
+    build_shards(config.corpus, tmp_path / "run" / "shards", 1)
+    config.save(tmp_path / "run.yaml")
+    slurm = tmp_path / "slurm"
+    slurm.mkdir()
+    for name, script in SLURM.items():
+        (slurm / name).write_text(f"#!/bin/bash\n{script}\n")
+        (slurm / name).chmod(0o755)
+    path = os.pathsep.join((str(slurm), str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {
+        "PATH": path, "SLURM_STAND_IN": str(slurm), "SLURM_JOB_ID": "4242", "SLURM_NNODES": "1",
+        "SLURM_JOB_NODELIST": "here", "SLURM_GPUS_ON_NODE": "2", "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+
+    def job():
+        with (tmp_path / "log").open("a") as log:
+            script = ["bash", "launch/slurm.sbatch", str(tmp_path / "run.yaml")]
+            return subprocess.Popen(script, stdout=log, stderr=log, env=environment)
+
+    metrics, asked = config.path / "metrics.jsonl", slurm / "asked"
+    first = job()
+    try:
+        _wait(lambda: metrics.exists() and logged(config.path) or first.poll() is not None, 300)
+        first.send_signal(signal.SIGTERM)  # as --signal=B:TERM@300 does
+        assert first.wait(100) == 0, (tmp_path / "log").read_text()[-2000:]
+        assert asked.read_text() == "requeue 4242\n"
+        saved = checkpoint_folders.last_step(config.path / "checkpoints")
+        assert 0 < saved < 400 and logged(config.path)[-1]["step"] == saved
+        second = job()
+        assert second.wait(300) == 0, (tmp_path / "log").read_text()[-2000:]
+    finally:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+    assert asked.read_text() == "requeue 4242\n"
+    assert [row["step"] for row in logged(config.path)] == list(range(1, 401))
 
 
 def _wait(found, seconds):

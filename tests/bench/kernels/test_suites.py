@@ -17,6 +17,7 @@ ROW = {"name", "pass", "device", "dtype", "shape", "ours_ms", "baseline", "basel
        "floor_ms", "scratch_mb"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_routing_prints_json_alone():
     command = [sys.executable, "-m", "msa_train.cli", "bench", "kernels", "routing", "--json"]
     # One thread: on a busy machine two wait for each other at the end of every small step.

@@ -21,7 +21,7 @@ TENSOR = {
     **{f"sequence-{name}": (SEQUENCE | {"recompute": name}, 1) for name in RECOMPUTE},
     "sequence-cached": (SEQUENCE | CACHED, 1),
 }
-QUICK = {"zero1-bf16", "zero2-cached", "cached", "sequence-layer"}
+QUICK = {"zero1-bf16", "zero2-cached"}
 RUNS = {name: (1, run) for name, run in DATA.items()} | {
     name: (2, run) for name, run in TENSOR.items()
 }
