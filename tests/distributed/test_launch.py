@@ -133,7 +133,7 @@ def test_a_job_of_slurm_that_is_warned_saves_and_is_queued_again(tmp_path):
     metrics, asked = config.path / "metrics.jsonl", slurm / "asked"
     first = job()
     try:
-        _wait(lambda: metrics.exists() and logged(config.path) or first.poll() is not None, 300)
+        _wait(lambda: (metrics.exists() and logged(config.path)) or first.poll() is not None, 300)
         first.send_signal(signal.SIGTERM)  # as --signal=B:TERM@300 does
         assert first.wait(100) == 0, (tmp_path / "log").read_text()[-2000:]
         assert asked.read_text() == "requeue 4242\n"
