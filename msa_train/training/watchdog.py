@@ -96,7 +96,8 @@ class Watchdog:
             if pulse != (pulse := self._pulse()):
                 seen = now
                 if asks:
-                    files.remove(_asked(self._output))
+                    with contextlib.suppress(OSError):  # another rank that asked has removed it
+                        files.remove(_asked(self._output))
                 asks = False
             with contextlib.suppress(OSError):  # full or away for a moment: tried again
                 asks = self._step(now - seen, asks)

@@ -1,9 +1,13 @@
 """Who is to blame when ranks stand still."""
 
+import threading
+from unittest.mock import Mock
+
 import pytest
 
+from msa_train.training import watchdog
 from msa_train.training.last_words import RankRecord
-from msa_train.training.watchdog import Whereabouts, judge
+from msa_train.training.watchdog import Watchdog, Whereabouts, judge
 
 RECORDS = {rank: RankRecord(rank, f"host{rank}", 100 + rank, 0.0) for rank in range(3)}
 
@@ -29,3 +33,28 @@ def test_the_rank_that_holds_up_the_others_is_named(answers, stuck, teller):
     assert ("does not answer" in found.said) == (len(answers) < 3)
     assert ("network" in found.said) == (len(stuck) == 3)
     assert "30 s (training.timeout_s)" in found.said
+
+
+def test_two_ranks_that_asked_and_go_on_both_keep_their_watchdog(tmp_path, monkeypatch):
+    """One of them removes the question before the other does."""
+    monkeypatch.setattr(watchdog, "faulthandler", Mock())  # pytest has its own use for it
+    looked, removing, goes_on = (threading.Event() for _ in range(3))
+
+    def remove(path):
+        removing.set()
+        raise FileNotFoundError(path)
+
+    def step(idle_s, asks):
+        looked.set()
+        if removing.is_set():
+            goes_on.set()
+        return True
+
+    monkeypatch.setattr(watchdog.files, "remove", remove)
+    dog = Watchdog(tmp_path, Mock(), timeout_s=1, collectives=lambda: 0)
+    monkeypatch.setattr(dog, "_step", step)
+    dog.start()
+    assert looked.wait(20)
+    dog.beat()
+    assert goes_on.wait(20) and removing.is_set()
+    dog.stop()
