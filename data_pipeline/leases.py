@@ -47,7 +47,8 @@ class Lease:
         if before and not before.released:
             self.dead = before.said
         number = before.number + 1 if before else 1
-        self._path, self._next = (_path(folder, name, number + i) for i in (0, 1))
+        self._place, self._number = (folder, name), number
+        self._path = _path(folder, name, number)
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -76,8 +77,9 @@ class Lease:
 
     def check(self) -> None:
         """Raises HeldError where another has taken over, which this process was dead for."""
-        if self._next.exists():
-            raise HeldError(_said(_read(self._next)))
+        last = _look(*self._place)
+        if last is None or last.number != self._number:  # its file goes, too, when others take over
+            raise HeldError(last.said if last else "another process")
 
     def release(self) -> None:
         if not self._released.is_set():

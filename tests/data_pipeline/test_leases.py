@@ -94,6 +94,18 @@ def test_one_elsewhere_that_stands_still_is_followed_once(tmp_path, elsewhere, c
     new.release()
 
 
+def test_one_that_was_dead_finds_those_after_it_whichever_are_gone(tmp_path, elsewhere):
+    lease = Lease(tmp_path, "work", "a test")
+    lease._released.set()
+    lease._thread.join()
+    elsewhere()
+    Lease(tmp_path, "work", "a second test").release()
+    with Lease(tmp_path, "work", "a third test"):
+        assert [path.name for path in tmp_path.iterdir()] == [".work.lease-000003"]
+        with pytest.raises(HeldError, match="a third test"):
+            lease.check()
+
+
 @pytest.mark.parametrize("quicker", [1, 2])
 def test_nobody_is_followed_who_was_not_found_dead(tmp_path, monkeypatch, quicker):
     """Between the look and the file of the next number others were there."""
