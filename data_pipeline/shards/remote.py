@@ -228,14 +228,15 @@ def _said(error: Exception) -> str:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Whether nobody else is in this block now; a process that dies is not."""
+    """Whether nobody else is in this block now; a process that dies is not. Where the file system
+    has no locks everybody is alone: a file is copied more than once then, and comes whole."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
-        except BlockingIOError:
-            alone = False
+        except OSError as error:
+            alone = not isinstance(error, BlockingIOError)
         yield alone
     finally:
         os.close(descriptor)

@@ -1,6 +1,8 @@
+import errno
 import os
 import threading
 import time
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -118,6 +120,16 @@ def test_past_the_cache_samples_are_read_one_by_one(served, samples, tmp_path):
     assert [reader[i] for i in range(SAMPLES)] == samples
     assert [path.name for path in (tmp_path / "cache").glob("*.tar")] == ["shard-000000.tar"]
     assert sum(name == "shard-000001.tar" and bool(part) for name, part in asked) == 10
+
+
+def test_a_cache_needs_no_file_locks(served, samples, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(remote.fcntl, "flock", flock)
+    with closing(ShardReader(served.url, cache=tmp_path / "cache")) as reader:
+        assert [reader[i] for i in range(SAMPLES)] == samples
+    assert len(list((tmp_path / "cache").glob("shard-*.tar"))) == 3
 
 
 def test_what_is_missing_behind_a_url_is_named(served, tmp_path):
