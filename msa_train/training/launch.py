@@ -71,7 +71,7 @@ def launch(
     environment = _environment(cpu)
     while True:
         end = _start([*arguments, *["--resume"] * resume], where, environment, config, ranks)
-        if not end.by_death or not restarts.another(end):
+        if not restarts.another(end):
             return end.result()
         resume = True
 

@@ -19,6 +19,7 @@ from msa_train.training.saying import say
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 _BUG = 1  # a traceback: of a bug, or of what a broken link, card or machine looks like in Python
 _DEATHS = (_BUG, RankError.exit_code, StuckError.exit_code)  # what may not come again
+_UNREACHED = 255  # of ssh, where a machine is not there
 
 
 class Deaths:
@@ -75,16 +76,20 @@ class End:
 
     @property
     def by_death(self) -> bool:
-        """Of a rank, its machine or the launcher; and not for an error that would come again, by a
-        signal, or before any rank had begun, which is for the user to look into."""
-        if self.stopped or self._done or not self.records:
+        """Of a rank, its machine or the launcher; and not for an error that would come again, or by
+        a signal."""
+        if self.stopped or self._done:
             return False
+        if not self.records:
+            return self.code <= 0 or self.code in (*_DEATHS, _UNREACHED)
         return self.code <= 0 or any(each.code in (None, *_DEATHS) for each in self._blamed)
 
     def told(self) -> str:
         if self._blamed:
             return "\n".join(last_words.told(each) for each in self._blamed)
-        return "the launcher was killed from outside"
+        if self.code <= 0:
+            return "the launcher was killed from outside"
+        return f"the ranks did not all come: exit code {self.code}"
 
     def result(self) -> int:
         """Exit code of the whole. Raises RankError where the launcher's says nothing."""
@@ -110,7 +115,8 @@ class Restarts:
     between: what it dies of lies then before the next one, and comes again.
 
     The first restart is at once, each further one without a checkpoint after a pause that doubles,
-    for a machine that is starting up.
+    for a machine that is starting up. A start without ranks is a death once there were some; before
+    that it is for the user to look into.
     """
 
     def __init__(self, limit: int, output: Path):
@@ -118,9 +124,13 @@ class Restarts:
             raise ConfigError(f"--max-restarts is {limit}: give 0 or more")
         self._limit, self._folder = limit, output / "checkpoints"
         self._from, self._in_a_row = self._newest(), 0
+        self._begun = False
 
     def another(self, end: End) -> bool:
         """Whether to start again; waits until it is time to."""
+        self._begun = self._begun or bool(end.records)
+        if not (self._begun and end.by_death):
+            return False
         newest = self._newest()
         if newest != self._from:
             self._from, self._in_a_row = newest, 0

@@ -38,7 +38,10 @@ def ended(code, records, stopped=0):
         (ended(11, {0: of(0, 11, 1.0, "disk full")}), False),
         (ended(143, {0: of(0, 143, 1.0)}), False),
         (ended(143, KILLED, stopped=signal.SIGTERM), False),
-        (ended(8, {}), False),  # another run has the output
+        (ended(2, {}), False),
+        (ended(8, {}), True),  # one that died did not come back
+        (ended(255, {}), True),  # nor does its machine answer
+        (ended(143, {}, stopped=signal.SIGTERM), False),
         (End(0, 0, {0: of(0, 0, 1.0)}, None, reached=9, steps=9), False),
     ],
 )
@@ -84,6 +87,14 @@ def test_restarts_without_a_new_checkpoint_are_counted(tmp_path, monkeypatch, ca
     checkpoint(tmp_path, 60, flaw=checkpoint_folders.SKIPPED)  # nothing goes on from it
     assert policy.another(death) and not policy.another(death)
     assert "given up after 2 restarts without a new checkpoint" in capsys.readouterr().err
+
+
+def test_ranks_that_do_not_come_are_waited_for_once_they_have(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(restarts.time, "sleep", lambda seconds: None)
+    none, policy = ended(8, {}), Restarts(2, tmp_path)
+    assert not policy.another(none), "which is for the user to look into"
+    assert policy.another(ended(247, KILLED)) and policy.another(none) and not policy.another(none)
+    assert "the ranks did not all come: exit code 8\nrestart 2 of 2" in capsys.readouterr().err
 
 
 def test_none_is_asked_for_or_less(tmp_path, capsys):
