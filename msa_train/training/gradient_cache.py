@@ -18,7 +18,7 @@ import torch
 from msa_kernels import chunk_offsets
 from torch import Tensor
 
-from msa_train.model.batch import MemoryBatch
+from msa_train.model.batch import MemoryBatch, PackedDocuments
 from msa_train.model.losses import Losses
 from msa_train.parallel.documents import DocumentGroup
 from msa_train.training.engine import Engine
@@ -40,26 +40,20 @@ class GradientCache:
 
         batch: this rank's share of one, where ranks share.
         """
-        groups = batch.documents.groups(self.group_tokens)
-        rounds = 1
-        if self.group_tokens is not None:
-            # Every forward and backward may be a collective: all ranks do equally many.
-            rounds = max(1, self.engine.max_over_ranks(len(groups)))
-        if rounds == 1 and self.documents.size == 1:
+        groups, spare = self._groups(batch)
+        if not groups:
             losses = self.engine(batch)
             self.engine.backward(weigh(losses))
             return losses
-        spare = [batch.documents.nothing()] * (rounds - len(groups))
-        groups = [*groups, *spare]
         # One group is encoded once: its graph is kept until its states have their gradients.
-        once = rounds == 1 and self.engine.keeps_graphs
+        once = len(groups) == 1 and self.engine.keeps_graphs
         with torch.set_grad_enabled(once):
             encoded = [self.engine(group) for group in groups]
         counts = self._chunks(batch)
         memory = self._whole(encoded, counts)
         losses = self.engine(batch, memory)
         self.engine.backward(weigh(losses))
-        gradients = self._own_gradients(memory, counts, len(spare))
+        gradients = self._own_gradients(memory, counts, spare)
         first = 0
         for group, states in zip(groups, encoded, strict=True):
             last = first + len(states[0])
@@ -71,11 +65,24 @@ class GradientCache:
     def losses(self, batch: MemoryBatch) -> Losses:
         """Of a batch, or of this rank's share of one, without gradients."""
         with torch.no_grad():
-            if self.documents.size == 1:
+            groups, _ = self._groups(batch)
+            if not groups:
                 return self.engine(batch)
-            groups = batch.documents.groups(None) or [batch.documents.nothing()]
             encoded = [self.engine(each) for each in groups]
             return self.engine(batch, self._whole(encoded, self._chunks(batch)))
+
+    def _groups(self, batch: MemoryBatch) -> tuple[list[PackedDocuments], int]:
+        """In which this rank's documents are encoded, and how many of the last are spare: every
+        forward and backward may be a collective, so all ranks have equally many. No group:
+        documents go with the contexts, in one pass."""
+        groups = batch.documents.groups(self.group_tokens)
+        rounds = 1
+        if self.group_tokens is not None:
+            rounds = max(1, self.engine.max_over_ranks(len(groups)))
+        if rounds == 1 and self.documents.size == 1:
+            return [], 0
+        spare = rounds - len(groups)
+        return [*groups, *[batch.documents.nothing()] * spare], spare
 
     def _whole(self, encoded: list[tuple[Tensor, ...]], counts: list[int]) -> tuple[Tensor, ...]:
         """The pooled states of the whole batch, of groups of this rank's documents and of what the

@@ -76,6 +76,18 @@ def test_no_group_is_larger_than_asked(megatron):
     assert engine.largest == 13  # a longer document stays whole
 
 
+def test_evaluation_takes_no_larger_groups(megatron):
+    """Or it would run out of memory where training does not."""
+    config = tiny_config()
+    batch, engine = random_batch(BANKS, CONTEXTS, config), Alone(megatron(config).double())
+    plain = GradientCache(engine, None).losses(batch)
+    assert engine.largest == 0, "documents and contexts in one pass"
+    losses = GradientCache(engine, 14).losses(batch)
+    assert engine.largest == 14
+    torch.testing.assert_close(losses.lm, plain.lm, rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses.router, plain.router, rtol=1e-12, atol=0)
+
+
 def test_groups_are_all_documents_in_order():
     documents = PackedDocuments(torch.arange(20), torch.tensor([0, 3, 4, 11, 13, 20]))
     groups = documents.groups(7)
