@@ -110,8 +110,9 @@ class LossSpikes:
         self._state.rolled_back += steps
 
     def saved(self) -> None:
-        """There is a good checkpoint of this step: what is rolled back from here on is little."""
-        if self._settings.policy == "roll_back":
+        """There is a good checkpoint of this step: what is rolled back from here on is little. One
+        of the very step that was rolled back is no further than that it went back to."""
+        if self._settings.policy == "roll_back" and not self.now:
             self._state.in_a_row = 0
 
     def numbers(self, step: int) -> Numbers:

@@ -54,6 +54,19 @@ def test_a_rate_is_lowered_for_some_steps_and_to_the_end_of_its_stage():
         assert again.rate_factor(14) == spikes.rate_factor(14) == 0.25
 
 
+def test_only_a_step_that_stands_ends_a_row_of_rolled_back_ones():
+    spikes = LossSpikes(LossSpikeConfig("roll_back", least=5, limit=2), SCHEDULE)
+    for step in range(10):
+        spikes.look(step, 2.0)
+    spikes.look(10, 9.0)
+    spikes.saved()  # the weights of the checkpoint that it went back to, once more
+    spikes.look(11, 9.0)
+    assert spikes.too_many
+    spikes.look(12, 2.0)
+    spikes.saved()
+    assert not spikes.too_many
+
+
 def train_all(runs, poisoned=(5,)):
     """On each rank: (codes, or what an error said) of runs whose losses are too high at some
     steps."""
