@@ -14,11 +14,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.distributed.rendezvous import rendezvous
 
-from msa_train.errors import MSAError, RankError
+from msa_train.errors import FileError, MSAError, RankError
 from msa_train.parallel.cpu import check_gpus, gpus, prepare_megatron
 from msa_train.parallel.slots import replicas_of
 
 T = TypeVar("T")
+Outcome = tuple[T | None, MSAError | None]
 
 # By how much torch's own timeouts come later than the watchdog's, which says who is stuck.
 GRACE_S = 60
@@ -116,17 +117,28 @@ def of_rank_0(look: Callable[[], T]) -> T:
 
     Their views of a file system may differ for a moment. An error of a user is raised on all.
     """
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            found = [look()]
-        except MSAError as error:
-            found = [error]
+    found: list[Any] = [outcome(look) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], MSAError):
-        found[0].on_all_ranks = True
-        raise found[0]
-    return found[0]
+    return told(found[0])
+
+
+def outcome(look: Callable[[], T]) -> Outcome[T]:
+    """What it gives, or the error of a user's that it raises."""
+    try:
+        return look(), None
+    except MSAError as error:
+        return None, error
+    except OSError as error:
+        return None, FileError.of(error)
+
+
+def told(found: Outcome[T]) -> T:
+    """Of an outcome that all ranks are told."""
+    value, error = found
+    if error is not None:
+        error.on_all_ranks = True
+        raise error
+    return value
 
 
 def own_store(name: str) -> dist.Store:

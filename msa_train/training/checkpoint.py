@@ -118,14 +118,11 @@ def begin(
 
 def _start_folder(partial: Path, config: Config, tokenizer: Tokenizer, state: RunState) -> None:
     """What is the same for all ranks."""
-    try:
-        checkpoint_folders.clear_leftovers(partial.parent)
-        partial.mkdir(parents=True)
-        config.save(partial / "config.yaml")
-        tokenizer.save(partial / "tokenizer")
-        files.replace_file(partial / STATE, json.dumps(asdict(state)) + "\n")
-    except OSError as error:
-        raise FileError.of(error) from error
+    checkpoint_folders.clear_leftovers(partial.parent)
+    partial.mkdir(parents=True)
+    config.save(partial / "config.yaml")
+    tokenizer.save(partial / "tokenizer")
+    files.replace_file(partial / STATE, json.dumps(asdict(state)) + "\n")
 
 
 def _written_by_all(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from msa_train.errors import FileError, MSAError, RankError
+from msa_train.errors import RankError
 from msa_train.parallel import groups
 
 T = TypeVar("T")
@@ -53,14 +53,11 @@ class Meeting:
     def _told(self, place: str, look: Callable[[], T]) -> T:
         """Of rank 0, to all of them; the last one that reads it clears it away."""
         if self.rank == 0:
-            self._store.set(place, pickle.dumps(_outcome(look)))
-        value, error = pickle.loads(self._read([place], [0], 2 * self._timeout_s)[0])
+            self._store.set(place, pickle.dumps(groups.outcome(look)))
+        found = pickle.loads(self._read([place], [0], 2 * self._timeout_s)[0])
         if self._store.add(f"{place}/read", 1) == self.size:
             self._delete([place, f"{place}/read"])
-        if error is not None:
-            error.on_all_ranks = True
-            raise error
-        return value
+        return groups.told(found)
 
     def _collected(self, keys: Sequence[str]) -> list[Any]:
         found = self._read(keys, range(1, self.size), self._timeout_s)
@@ -90,12 +87,3 @@ class Meeting:
         for key in keys:
             with contextlib.suppress(dist.DistError):
                 self._store.delete_key(key)
-
-
-def _outcome(look: Callable[[], T]) -> tuple[T | None, MSAError | None]:
-    try:
-        return look(), None
-    except MSAError as error:
-        return None, error
-    except OSError as error:
-        return None, FileError.of(error)

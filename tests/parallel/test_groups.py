@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msa_train.errors import ConfigError
+from msa_train.errors import ConfigError, FileError
 from msa_train.parallel import groups
 
 
@@ -29,6 +29,12 @@ def test_a_process_without_a_launcher_is_a_rank_alone(megatron):
     assert ours.get_data_parallel_world_size() == ours.get_model_parallel_world_size() == 1
     assert ours.get_data_parallel_rank() == ours.get_tensor_model_parallel_rank() == 0
     assert torch.distributed.get_world_size(ours.get_data_parallel_group()) == 1
+
+
+def test_what_rank_0_cannot_write_is_an_error_of_all(megatron, tmp_path):
+    with pytest.raises(FileError, match=r"/none/note: No such file") as raised:
+        groups.of_rank_0(lambda: (tmp_path / "none" / "note").write_text(""))
+    assert raised.value.on_all_ranks
 
 
 def test_deepspeed_finds_no_sequence_parallel_groups():
