@@ -1,7 +1,7 @@
 """A rank whose launcher has died stops as it does on SIGTERM, instead of training on unseen.
 
-DeepSpeed's launcher dies of a SIGTERM at once and leaves its ranks behind, and nobody can catch a
-SIGKILL: so each rank looks after the processes that started it.
+DeepSpeed's launcher dies of a SIGTERM at once and leaves its ranks behind, torchrun dies so of a
+SIGKILL, which nobody can catch: so each rank looks after the processes that started it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import psutil
 
 STARTED_BY = "MSA_TRAIN_PROCESS"  # `msa train` tells its ranks its process number by it
 _EVERY_S = 1.0
+_MODULES = ("deepspeed.launcher.", "torch.distributed.run")  # as `python -m` has them
 
 
 def watch(on_death: Callable[[], None], every_s: float = _EVERY_S) -> None:
@@ -36,8 +37,9 @@ def _look(
 
 
 def _launchers() -> list[psutil.Process | None]:
-    """DeepSpeed's launchers above this process, and `msa train`; None: one that is dead already."""
-    found = [each for each in psutil.Process().parents() if _is_deepspeed(each)]
+    """DeepSpeed's launchers or torchrun above this process, and `msa train`; None: one that is dead
+    already."""
+    found = [each for each in psutil.Process().parents() if _launches(each)]
     started_by = os.environ.get(STARTED_BY)
     if started_by is not None:
         try:
@@ -47,13 +49,13 @@ def _launchers() -> list[psutil.Process | None]:
     return found
 
 
-def _is_deepspeed(process: psutil.Process) -> bool:
+def _launches(process: psutil.Process) -> bool:
     try:
         words = process.cmdline()
     except psutil.Error:
         return False
     return any(
-        os.path.basename(word) == "deepspeed" or word.startswith("deepspeed.launcher.")
+        os.path.basename(word) in ("deepspeed", "torchrun") or word.startswith(_MODULES)
         for word in words
     )
 

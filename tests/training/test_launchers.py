@@ -52,18 +52,20 @@ def test_a_rank_started_by_hand_has_nobody(monkeypatch):
     [
         (["-u", "-m", "deepspeed.launcher.launch", "--world_info=x"], True),
         (["/somewhere/bin/deepspeed", "--num_gpus", "2", "launch/train.py"], True),
+        (["/somewhere/bin/torchrun", "--nnodes", "2", "launch/train.py"], True),
+        (["-m", "torch.distributed.run", "launch/train.py"], True),
         (["-c", "deepspeed launch/train.py & sleep 9"], False),
         (["serve.py", "--like-deepspeed"], False),
     ],
 )
-def test_deepspeeds_launchers_are_known_by_their_words(words, found):
+def test_launchers_are_known_by_their_words(words, found):
     idle = [sys.executable, "-c", "import time; time.sleep(60)", *words]
     process = subprocess.Popen(idle)
     try:
         while psutil.Process(process.pid).cmdline()[-1:] != words[-1:]:  # [] at its very start
             pass
-        assert launchers._is_deepspeed(psutil.Process(process.pid)) is found
+        assert launchers._launches(psutil.Process(process.pid)) is found
     finally:
         process.kill()
         process.wait()
-    assert launchers._is_deepspeed(psutil.Process(os.getpid())) is False
+    assert launchers._launches(psutil.Process(os.getpid())) is False
