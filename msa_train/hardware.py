@@ -198,7 +198,7 @@ def parse_cluster(
             f"gpus is {text!r}: give cards whose peak is known, such as 64xH100-80GB or "
             "8x48GB@864GB/s@362TFLOPS"
         )
-    each = per_node or min(len(cards), _PER_NODE)
+    each = min(len(cards), _PER_NODE) if per_node is None else per_node
     card = cards[0]
     found = Cluster(
         card, len(cards), each,

@@ -91,6 +91,7 @@ def test_machines_of_equal_cards_and_what_joins_them():
     assert own.nodes == 2 and own.bandwidth(8, 1) == 20e9
     for text, given, said in (
         ("12xH100-80GB", {}, "no whole number of machines of 8"),
+        ("8xH100-80GB", {"per_node": 0}, r"machines of 0 \(per-node\)"),
         ("none", {}, "cards whose peak is known"),
         ("8x48GB@864GB/s", {}, "cards whose peak is known"),
         ("16xL40S-48GB", {}, "give --network"),

@@ -37,10 +37,6 @@ def register(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--host-ram", help="of each machine, such as 2TB, for what is offloaded")
     parser.add_argument("--tokens", help="memory tokens of the run, such as 158.95B")
     parser.add_argument(
-        "--documents", type=int, metavar="N",
-        help="ranks that share a sample's documents (default: training.document_parallel)",
-    )  # fmt: skip
-    parser.add_argument(
         "--layouts", type=int, default=10, metavar="N",
         help="how many of the fastest layouts are shown (default 10)",
     )  # fmt: skip
@@ -77,7 +73,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError("only --simulate draws steps from such numbers: give it, too")
     found, drawn, why = None, None, ""
     try:
-        own = Layout.of(config, cluster.cards, options.documents)
+        own = Layout.of(config, cluster.cards)
         found = plan(config, own, cluster, stages, assumed)
     except ConfigError as error:
         why = str(error)

@@ -39,7 +39,14 @@ def test_a_run_is_planned_and_its_layouts_compared(capsys):
         ),
         (["--gpus", "2xRTX-4090-24GB"], "DOES NOT FIT"),
         (
-            ["--gpus", "8xH100-80GB", "--training.tensor_parallel", "8", "--documents", "2"],
+            [
+                "--gpus",
+                "8xH100-80GB",
+                "--training.tensor_parallel",
+                "8",
+                "--training.document_parallel",
+                "2",
+            ],
             "does not divide: start a multiple of 16",
         ),
     ],

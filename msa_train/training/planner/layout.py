@@ -66,25 +66,26 @@ class Layout:
 
     @property
     def data(self) -> int:
-        """Ranks that ZeRO divides states over."""
+        """Data-parallel ranks."""
         return self.documents * self.replicas
+
+    @property
+    def owners(self) -> int:
+        """Ranks that the optimizer's states are divided over, each of which updates its share."""
+        return self.data if self.zero else 1
 
     @property
     def ranks(self) -> int:
         return self.tensor * self.data
 
     @classmethod
-    def of(cls, config: Config, ranks: int, documents: int | None = None) -> Layout:
-        """That of the settings on so many ranks. documents: instead of the settings' own, if any.
-
-        Raises ConfigError for ranks that cannot be divided so.
-        """
+    def of(cls, config: Config, ranks: int) -> Layout:
+        """That of the settings on so many ranks. Raises ConfigError where they do not divide."""
         training = config.training
-        shared = documents or training.document_parallel
-        replicas = replicas_of(ranks, training.tensor_parallel, shared)
+        tensor, documents = training.tensor_parallel, training.document_parallel
         return cls(
-            training.tensor_parallel, shared, replicas, training.zero_stage, training.recompute,
-            training.gradient_cache_tokens, offload_of(config), shared > 1 and _shards(config),
+            tensor, documents, replicas_of(ranks, tensor, documents), training.zero_stage,
+            training.recompute, training.gradient_cache_tokens, offload_of(config), _shards(config),
             training.sequence_parallel,
         )  # fmt: skip
 
@@ -119,12 +120,19 @@ def samples_of(config: Config, layout: Layout) -> int:
 
 
 def refusal(config: Config, layout: Layout) -> str | None:
-    """Why so many tensor-parallel ranks and replicas cannot train this run, as its settings say it
-    when they are made; None where they can."""
+    """Why this run cannot be trained so, as its settings say it when they are made; None where it
+    can."""
     try:
+        training = replace(
+            config.training,
+            tensor_parallel=layout.tensor,
+            sequence_parallel=layout.sequence,
+            document_parallel=layout.documents,
+            pooled_states="sharded" if layout.sharded else "gathered",
+            zero_stage=layout.zero,
+        )
         if layout.tensor != config.training.tensor_parallel:
-            divided = {"tensor_parallel": layout.tensor, "sequence_parallel": layout.sequence}
-            replace(config, training=replace(config.training, **divided))
+            replace(config, training=training)
         samples_of(config, layout)
     except ConfigError as error:
         return str(error)

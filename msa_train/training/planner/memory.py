@@ -89,8 +89,7 @@ class _States:
     @property
     def _own(self) -> int:
         """Elements whose states this rank has."""
-        ranks = self.layout.data if self.layout.zero else 1
-        return -(-self.weights.learning // ranks)
+        return -(-self.weights.learning // self.layout.owners)
 
     @property
     def _bucket(self) -> int:

@@ -202,7 +202,7 @@ def plan(
         sent = traffic(*given)
         stored = rank_bytes(*given, fused, config.training.async_save)
         tokens = stage.sample.document_tokens * config.training.batch_samples
-        updating = held.learning / layout.data * _UPDATED
+        updating = held.learning / layout.owners * _UPDATED
         updating /= cluster.card.bandwidth
         open_, hidden = _seconds_sent(sent, cluster)
         sending = open_ + max(0.0, hidden - computing)
@@ -242,10 +242,10 @@ def ranked(
     """Every layout of these cards."""
     fitting: list[TrainingPlan] = []
     refused: dict[str, list[Layout]] = {}
-    reasons: dict[tuple[int, int], str | None] = {}
+    reasons: dict[tuple[int, int, int], str | None] = {}
     longest = max(stage.sample.document_tokens for stage in stages)
     for layout in layouts(config, cluster, longest):
-        divided = layout.tensor, layout.replicas
+        divided = layout.tensor, layout.replicas, layout.zero
         if divided not in reasons:
             reasons[divided] = refusal(config, layout)
         reason = reasons[divided]

@@ -13,17 +13,20 @@ from msa_train.training.planner.layout import Layout, layouts, offload_of, refus
 CONFIG = load_config(["--config", "configs/train/msa-4b.yaml"])
 
 
+def _with(**settings):
+    return replace(CONFIG, training=replace(CONFIG.training, **settings))
+
+
 def test_settings_and_ranks_make_a_layout():
-    found = Layout.of(CONFIG, 16, documents=4)
+    found = Layout.of(_with(document_parallel=4), 16)
     assert (found.tensor, found.documents, found.replicas) == (1, 4, 4)
     assert (found.ranks, found.data, found.zero, found.recompute) == (16, 16, 3, "layer")
     assert samples_of(CONFIG, found) == 8
     assert found.words() == "TP 1, documents 4, ZeRO-3, recompute layer, no cache"
-    split = {"tensor_parallel": 4, "sequence_parallel": True}
-    split = replace(CONFIG, training=replace(CONFIG.training, **split))
+    split = _with(tensor_parallel=4, sequence_parallel=True)
     assert Layout.of(split, 8).data == 2 and "TP 4 + SP" in Layout.of(split, 8).words()
     with pytest.raises(ConfigError, match=r"8 ranks, which .* start a multiple of 12"):
-        Layout.of(split, 8, documents=3)
+        Layout.of(_with(tensor_parallel=4, document_parallel=3), 8)
 
 
 def test_reasons_are_those_of_the_settings():
@@ -34,6 +37,12 @@ def test_reasons_are_those_of_the_settings():
     assert said == (
         "training.batch_samples is 32, which 64 data-parallel ranks cannot share: give a multiple"
     )
+    away = {"zero_optimization": {"offload_param": {"device": "cpu"}}}
+    config, layout = _with(deepspeed=away), Layout(replicas=32, offload="parameters")
+    assert "offload_param is given, but training.zero_stage is 2" in refusal(
+        config, replace(layout, zero=2)
+    )
+    assert refusal(config, replace(layout, zero=3)) is None
 
 
 def test_all_layouts_of_the_cards_are_tried():

@@ -47,6 +47,11 @@ def test_ranks_that_share_a_sample_do_as_much_together():
     assert eight.need < one.need and eight.longest.sending > one.longest.sending
 
 
+def test_every_rank_updates_what_it_has_the_states_of():
+    whole, shared = of(Layout(replicas=64, zero=0)), of(Layout(replicas=64, zero=1))
+    assert whole.longest.updating == pytest.approx(64 * shared.longest.updating)
+
+
 def test_gathering_hides_behind_arithmetic_and_no_further():
     slow = replace(CLUSTER, network=0.01e9)
     found = plan(CONFIG, Layout(replicas=64, zero=3), slow, STAGES, Assumed())
