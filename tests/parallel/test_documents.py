@@ -12,6 +12,8 @@ RUNS = {
     "ragged": {},
     "cached": {"group_tokens": 13},
     "one document": {"banks": [[11]], "contexts": [(0, 5), (0, 9)]},
+    "one of each": {"banks": [[11]], "contexts": [(0, 9)]},
+    "one of each, cached": {"banks": [[11]], "contexts": [(0, 9)], "group_tokens": 4},
     "one context": {"contexts": [(0, 9)], "group_tokens": 13},
     "no documents": {"banks": [[]], "contexts": [(0, 5), (0, 9)]},
     "several samples": {"seeds": (0, 1, 2)},
