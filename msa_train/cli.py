@@ -4,8 +4,8 @@ Results go to standard output (with --json: one JSON document and nothing else),
 to standard error. Exit codes: 0 done, 1 failed, 2 wrong setting or arguments, 3 data, 4 checkpoint
 or export, 5 bank, 6 conformance, 7 missing package, 8 another process, 9 kernel, 10 training
 diverged, 11 a file or folder that the system does not let us read or write, 12 no GPU where one is
-needed, 13 a training rank's memory is full, 130 interrupted, 143 training stopped by SIGTERM after
-a checkpoint.
+needed, 13 a training rank's memory is full, 14 training made no progress, 130 interrupted, 143
+training stopped by SIGTERM after a checkpoint.
 """
 
 from __future__ import annotations

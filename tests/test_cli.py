@@ -1,9 +1,11 @@
 """The command line: help, exit codes, JSON alone on standard output."""
 
 import errno
+import re
 
 import pytest
 
+from msa_train import cli, errors
 from msa_train.cli import main
 
 
@@ -38,6 +40,12 @@ def test_what_is_wrong_is_named_with_its_exit_code(arguments, code, said, capsys
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.out == ""
+
+
+def test_every_exit_code_is_described():
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    codes = {str(each.exit_code) for each in kinds if issubclass(each, errors.MSAError)}
+    assert codes <= set(re.findall(r"\b\d+\b", cli.__doc__))
 
 
 def raise_missing(options):
