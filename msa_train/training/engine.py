@@ -102,6 +102,7 @@ class Engine:
     def step(self) -> None:
         """Change the weights by the gradients added since the last step."""
         self._engine.step()
+        self._forget_gradients()
 
     def discard(self) -> None:
         """End the step without changing the weights; every rank must call.
@@ -120,6 +121,13 @@ class Engine:
             self._engine.step()
         finally:
             delattr(optimizer, asked)  # the class's own again
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        """ZeRO-3 keeps them: a weight that has none in the next step, or none of its first sample,
+        would learn from those of the last."""
+        if self._stage == 3:
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     @property
     def skipped(self) -> bool:

@@ -182,6 +182,29 @@ def two_steps(model, config) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in weights.items()}
 
 
+def steps_of_parts() -> dict[str, list[float]]:
+    """Layout -> gradient norms of steps in which not all weights have a gradient: of the reader
+    alone, and, of two samples, in the second alone."""
+    from msa_train.config import TrainingConfig
+    from msa_train.parallel import groups
+    from msa_train.training.engine import Engine
+
+    groups.start(tensor_parallel=1, timeout_s=60)
+    config, found = tiny_config("threshold", depth=4, layers="1,2"), {}
+    for name, layout in LAYOUTS.items():
+        if not layout["zero_stage"]:
+            continue  # DeepSpeed tells no norm there
+        engine = Engine(model_of(config), TrainingConfig(**layout), {"all", "reader"})
+        found[name] = []
+        for step, parts in enumerate((["all"], ["reader"], ["reader", "all"], ["all"])):
+            for sample, part in enumerate(parts):
+                engine.set_learning_rate(RATE, part)
+                engine.backward(losses_of(engine, config, 10 * step + sample))
+            engine.step()
+            found[name].append(engine.gradient_norm())
+    return found
+
+
 @pytest.fixture(scope="module")
 def gone_on(tmp_path_factory):
     return run_ranks(1, two_engines, tmp_path_factory.mktemp("engines"))[0]
@@ -197,6 +220,14 @@ def test_a_checkpoint_goes_on_under_the_settings_of_now(gone_on, layout):
 def test_what_is_offloaded_is_the_same(gone_on, stage):
     for name, weight in gone_on[str(stage)].items():
         torch.testing.assert_close(gone_on[f"{stage} offloaded"][name], weight, rtol=0, atol=1e-6)
+
+
+def test_no_layout_learns_from_gradients_of_the_step_before():
+    found = run_ranks(1, steps_of_parts)[0]
+    expected = found.pop("1")
+    assert len(expected) == 4 and expected[1] < 0.5 * expected[0]
+    for name, norms in found.items():
+        assert norms == pytest.approx(expected, rel=1e-3), name  # they were 16 % off
 
 
 def test_what_deepspeed_does_not_know_or_cannot_do_is_refused():
