@@ -124,10 +124,14 @@ class Engine:
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
-        """ZeRO-3 keeps them: a weight that has none in the next step, or none of its first sample,
-        would learn from those of the last."""
+        """ZeRO-3, and ZeRO-2 on the host, keep them: a weight that has none in the next step, or
+        none of its first sample, would learn from those of the last."""
+        optimizer = self._engine.optimizer
         if self._stage == 3:
-            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+            optimizer.grad_partitions_flat_buffer.zero_()
+        elif self._stage and optimizer.cpu_offload:
+            for gradient in optimizer.accumulated_grads_in_cpu.values():
+                gradient.zero_()
 
     @property
     def skipped(self) -> bool:

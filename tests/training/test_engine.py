@@ -184,7 +184,7 @@ def two_steps(model, config) -> dict[str, torch.Tensor]:
 
 def steps_of_parts() -> dict[str, list[float]]:
     """Layout -> gradient norms of steps in which not all weights have a gradient: of the reader
-    alone, and, of two samples, in the second alone."""
+    alone, and, of two samples, in one alone."""
     from msa_train.config import TrainingConfig
     from msa_train.parallel import groups
     from msa_train.training.engine import Engine
@@ -196,7 +196,7 @@ def steps_of_parts() -> dict[str, list[float]]:
             continue  # DeepSpeed tells no norm there
         engine = Engine(model_of(config), TrainingConfig(**layout), {"all", "reader"})
         found[name] = []
-        for step, parts in enumerate((["all"], ["reader"], ["reader", "all"], ["all"])):
+        for step, parts in enumerate((["all"], ["reader"], ["reader", "all"], ["all", "reader"])):
             for sample, part in enumerate(parts):
                 engine.set_learning_rate(RATE, part)
                 engine.backward(losses_of(engine, config, 10 * step + sample))
