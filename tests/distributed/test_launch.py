@@ -101,7 +101,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_by_itself(tmp_path):
 
 
 SLURM = {  # the job step is a process of this machine
-    "srun": '[ "$1" = --kill-on-bad-exit=1 ] && "${@:2}" & echo $! > "$SLURM_STAND_IN/0"; wait $!',
+    "srun": '[ "$1" = --kill-on-bad-exit=1 ] && echo $$ > "$SLURM_STAND_IN/0" && exec "${@:2}"',
     "scancel": '[ "$*" = "--signal=TERM 4242.0" ] && kill -TERM "$(cat "$SLURM_STAND_IN/0")"',
     "scontrol": '[ "$1" = show ] && echo 127.0.0.1 || echo "$@" >> "$SLURM_STAND_IN/asked"',
 }
