@@ -40,7 +40,7 @@ _KINDS = {
 # Of DeepSpeed's settings: what is passed on, and what this trainer has a setting of its own for, or
 # cannot honour. Any other is refused, too: nothing here would read it.
 _PASSED = {
-    "zero_optimization", "communication_data_type", "prescale_gradients",
+    "zero_optimization", "aio", "communication_data_type", "prescale_gradients",
     "gradient_predivide_factor",
 }  # fmt: skip
 _BATCH = "set training.batch_samples, which the ranks share, each reading its part one by one"
@@ -64,7 +64,6 @@ _OWNED = {
     "scheduler": "set lr, final_lr and warmup_steps of stages",
     "activation_checkpointing": "set training.recompute",
     "checkpoint": "checkpoints are this trainer's; it reads those of any layout",
-    "aio": "nothing is offloaded to nvme",
     "elasticity": "resume on another number of ranks",
     "tensor_parallel": "set training.tensor_parallel", "pipeline": _PIPELINE,
     "sequence_parallel_size": "set training.sequence_parallel or training.document_parallel",
@@ -321,13 +320,44 @@ class TrainingConfig:
                 f"{place}.offload_param is given, but training.zero_stage is {self.zero_stage}, "
                 "where every rank has all weights: set it to 3"
             )
-        for key, part in zero.items():
-            if isinstance(part, dict) and part.get("device") == "nvme":
-                raise ConfigError(
-                    f"{place}.{key}.device is nvme: a run could not go on from its checkpoints, "
-                    "because DeepSpeed brings back neither Adam's count of steps nor what it kept "
-                    "in memory; give cpu"
-                )
+        self._check_nvme(zero.get("offload_optimizer"), f"{place}.offload_optimizer")
+        if _device(zero.get("offload_param")) == "nvme":
+            raise ConfigError(
+                f"{place}.offload_param.device is nvme, and DeepSpeed writes and loads only "
+                "weights that lie in memory: give cpu (offload_optimizer may go to nvme)"
+            )
+        if "aio" in self.deepspeed and self.nvme_path is None:
+            raise ConfigError("training.deepspeed.aio is given, but nothing is offloaded to nvme")
+
+    def _check_nvme(self, states: Any, place: str) -> None:
+        """What DeepSpeed 0.19 accepts, and ignores or fails at later."""
+        if _device(states) != "nvme":
+            return
+        if self.zero_stage < 3:
+            raise ConfigError(
+                f"{place}.device is nvme with training.zero_stage {self.zero_stage}, where "
+                "DeepSpeed keeps the states in memory all the same: set zero_stage to 3, or device "
+                "to cpu"
+            )
+        if not states.get("nvme_path"):
+            raise ConfigError(
+                f"{place}.nvme_path is missing: give a folder on each machine's own disk"
+            )
+        # A group's weights, gradients and moments, and what a pipeline reads and writes beside.
+        least = 4 * (1 + sum(bool(states.get(f"pipeline_{way}")) for way in ("read", "write")))
+        if (count := states.get("buffer_count", 4)) < least:
+            raise ConfigError(f"{place}.buffer_count is {count}: give {least} or more")
+
+    @property
+    def nvme_path(self) -> Path | None:
+        """Where the optimizer's states are while a run trains; None: in memory."""
+        states = self.deepspeed.get("zero_optimization", {}).get("offload_optimizer")
+        return Path(states["nvme_path"]) if _device(states) == "nvme" else None
+
+
+def _device(offload: Any) -> str | None:
+    """Of offload_optimizer or offload_param, as it is given; DeepSpeed checks what it is."""
+    return offload.get("device") if isinstance(offload, dict) else None
 
 
 @dataclass(frozen=True)

@@ -167,13 +167,16 @@ def test_a_seed_below_zero_is_refused(key):
         load_config([f"--{key}", "-1"])
 
 
+NVME = {"device": "nvme", "nvme_path": "/scratch"}
+
+
 @pytest.mark.parametrize(
     ("stage", "given", "said"),
     [
         (1, {"train_batch_size": 8}, r"train_batch_size is not .*: set training\.batch_samples"),
         (1, {"gradient_clipping": 1.0}, r"gradient_clipping .*: set training\.clip"),
         (1, {"bf16": {"enabled": True}}, r"bf16 .*: set training\.precision"),
-        (1, {"zero_optimisation": {}}, "zero_optimisation .*: give communication_data_type"),
+        (1, {"zero_optimisation": {}}, "zero_optimisation .*: give aio, communication_data_type"),
         (
             1,
             {"zero_optimization": {"stage": 3}},
@@ -189,9 +192,21 @@ def test_a_seed_below_zero_is_refused(key):
         ),
         (
             3,
-            {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}},
-            r"offload_optimizer\.device is nvme: .* give cpu",
+            {"zero_optimization": {"offload_param": NVME}},
+            r"offload_param\.device is nvme, .* cpu",
         ),
+        (2, {"zero_optimization": {"offload_optimizer": NVME}}, "nvme with .*_stage 2, .* to 3"),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            "nvme_path is missing",
+        ),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": NVME | {"pipeline_read": True}}},
+            "buffer_count is 4: give 8 or more",
+        ),
+        (3, {"aio": {}}, "aio is given, but nothing is offloaded to nvme"),
     ],
 )
 def test_of_deepspeed_what_we_own_is_refused_by_name(stage, given, said):
@@ -203,6 +218,7 @@ def test_the_rest_is_deepspeed_s_as_it_is_given(tmp_path):
     zero = "{zero_optimization: {offload_optimizer: {device: cpu, pin_memory: true}}}"
     config = load_config(["--training.deepspeed", zero])
     assert config.training.deepspeed["zero_optimization"]["offload_optimizer"]["pin_memory"]
+    assert config.training.nvme_path is None
     config.save(tmp_path / "run.yaml")
     assert load_config_file(tmp_path / "run.yaml") == config
 

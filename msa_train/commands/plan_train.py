@@ -180,16 +180,17 @@ def _bytes(found: TrainingPlan) -> Table:
     title = f"Bytes of a rank in stage {stage.stage.name}, its fullest"
     table = _right(_table("when", "what", "bytes", title=title), 2)
     for phase, words in _PHASES.items():
-        rows = [each for each in stage.bytes if each.phase == phase and not each.host]
+        rows = [each for each in stage.bytes if each.phase == phase and each.place == "device"]
         for each in rows:
             table.add_row(words, each.what, gb(each.bytes))
         if rows:
             table.add_row(words, "together", gb(sum(each.bytes for each in rows)), style="bold")
             table.add_section()
     table.add_row("all the time", "reserve: context, workspaces, buffers of NCCL", gb(RESERVE))
-    for each in stage.bytes:
-        if each.host:
-            table.add_row("host memory", each.what, gb(each.bytes))
+    for place, words in (("host", "host memory"), ("nvme", "nvme files")):
+        for each in stage.bytes:
+            if each.place == place:
+                table.add_row(words, each.what, gb(each.bytes))
     verdict = "fits" if found.lacking is None else "DOES NOT FIT"
     have = gb(found.cluster.card.bytes)
     table.add_row("at most", f"of {have}: {verdict}", gb(found.need), style="bold")

@@ -257,8 +257,9 @@ def load(engine: Engine, config: Config, target: Path, steps: Sequence[int]) -> 
     before = _steps_of(old, state.loader["parts"])
     changed = changes(old, config, target, Progress.at(state.step, steps, before))
     then, now = _layout(old, state.ranks), _layout(config, dist.get_world_size())
-    # Other settings of DeepSpeed's may cut its groups in other places.
-    if then == now and old.training.deepspeed == config.training.deepspeed:
+    # Other settings of DeepSpeed's may cut its groups in other places; into files it loads nothing.
+    same = then == now and old.training.deepspeed == config.training.deepspeed
+    if same and config.training.nvme_path is None:
         _load_same(engine, target)
     else:
         _load_other(engine, config, target, then, now)

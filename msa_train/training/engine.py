@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from msa_train.model.weights import Part, part_of
 from msa_train.parallel.cpu import prepare_deepspeed
 from msa_train.parallel.groups import DeepSpeedGroups, sum_over_tensor_ranks
 from msa_train.stages import Trains, trained_alone
+from msa_train.training import swap_files
 from msa_train.training.planner.memory import BUCKET, reduce_bucket
 from msa_train.training.stored_states import MOMENTS, StoredStates
 
@@ -58,13 +60,23 @@ class Engine:
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._stage = config.zero_stage
         self._learned = {p: names[p] for group in optimizer.param_groups for p in group["params"]}
+        settings = _settings(config, reduce_bucket(p.numel() for p in model.parameters()))
+        if config.nvme_path is not None:
+            self._give_folder(settings["zero_optimization"], config.nvme_path)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=_settings(config, reduce_bucket(p.numel() for p in model.parameters())),
+            config=settings,
             mpu=DeepSpeedGroups,
             dist_init_required=False,
         )
+
+    def _give_folder(self, zero: dict[str, Any], path: Path) -> None:
+        """One of this rank's own for the optimizer's states, in DeepSpeed's settings."""
+        ranks = DeepSpeedGroups.get_data_parallel_world_size()
+        own = sum(-(-parameter.numel() // ranks) for parameter in self._learned)
+        folder = swap_files.own_folder(path, own)
+        zero["offload_optimizer"] = zero["offload_optimizer"] | {"nvme_path": str(folder)}
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +113,9 @@ class Engine:
 
     def step(self) -> None:
         """Change the weights by the gradients added since the last step."""
+        if self._stage == 3:  # what it offloads learns from zeros too, not from an older file
+            learned = (parameter.ds_id for parameter in self._learned)
+            self._engine.optimizer._offload_boundary_param_ids.update(learned)
         self._engine.step()
         self._forget_gradients()
 
@@ -124,13 +139,14 @@ class Engine:
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
-        """ZeRO-3, and ZeRO-2 on the host, keep them: a weight that has none in the next step, or
-        none of its first sample, would learn from those of the last."""
+        """ZeRO-3, and ZeRO-1 and 2 on the host, keep them: a weight that has none in the next step,
+        or none of its first sample, would learn from those of the last."""
         optimizer = self._engine.optimizer
         if self._stage == 3:
             optimizer.grad_partitions_flat_buffer.zero_()
         elif self._stage and optimizer.cpu_offload:
-            for gradient in optimizer.accumulated_grads_in_cpu.values():
+            held = [share.grad for share in optimizer.single_partition_of_fp32_groups]
+            for gradient in (*held, *optimizer.accumulated_grads_in_cpu.values()):
                 gradient.zero_()
 
     @property
@@ -158,16 +174,17 @@ class Engine:
         """(name, float32 weight) of this tensor rank; every data-parallel rank must call."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self.model.named_parameters():
-            if name in self._kept:
-                yield name, self._kept[name]
-                continue
-            weight = None
-            if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-                weight = safe_get_full_fp32_param(parameter)
-            weight = parameter if weight is None else weight
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            yield name, weight.detach().to("cpu", torch.float32).clone().view(shape)
+        with self._states_mapped():
+            for name, parameter in self.model.named_parameters():
+                if name in self._kept:
+                    yield name, self._kept[name]
+                    continue
+                weight = None
+                if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+                    weight = safe_get_full_fp32_param(parameter)
+                weight = parameter if weight is None else weight
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                yield name, weight.detach().to("cpu", torch.float32).clone().view(shape)
 
     def keep(self, read: Callable[[str], Tensor]) -> None:
         """Weights that nothing trains become those of a checkpoint, by `read`: what the run started
@@ -179,10 +196,12 @@ class Engine:
         """Every rank must call. write: takes each of DeepSpeed's states and where its file is to
         be, in a folder that is there."""
         self._engine.checkpoint_engine = _handing_over(write)
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        with self._states_mapped():
+            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
-        """What a checkpoint holds, but for the settings: those stay this engine's."""
+        """What a checkpoint holds, but for the settings: those stay this engine's. Not where the
+        optimizer's states are in files: `adopt` does that."""
         optimizer = self._engine.optimizer
         own = [{name: group[name] for name in _OWN} for group in optimizer.param_groups]
         found, _ = self._engine.load_checkpoint(str(folder), tag=tag)
@@ -193,6 +212,11 @@ class Engine:
         optimizer.clip_grad = self._engine.gradient_clipping()
         optimizer.overflow = False
 
+    def _states_mapped(self) -> AbstractContextManager[None]:
+        """While the optimizer's states are read."""
+        swaps = self._engine.zero_nvme_offload_optimizer()
+        return swap_files.states_mapped(self._engine.optimizer) if swaps else nullcontext()
+
     @property
     def learned(self) -> list[str]:
         """Names of what the optimizer changes, in its order."""
@@ -202,28 +226,26 @@ class Engine:
         """Go on from what another layout wrote; the settings stay this engine's.
 
         A state of this layout is filled, one weight after another, of which this rank keeps its
-        share, and DeepSpeed loads it.
+        share, and DeepSpeed loads it; of ZeRO-3 one group after another.
         """
-        optimizer, rank = self._engine.optimizer, DeepSpeedGroups.get_data_parallel_rank()
+        optimizer = self._engine.optimizer
         if self._stage == 0:
             self._adopt_whole(stored)
         elif self._stage < 3:
             groups, flat = optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
-            filled = self._filled(stored, map(_cuts, groups), flat)
+            shares = zip(map(_cuts, groups), map(len, flat), strict=True)
+            filled = [self._filled(stored, *share) for share in shares]
             state = optimizer.state_dict()
             state["base_optimizer_state"]["state"] = _moments(filled, stored.step)
             state["single_partition_of_fp32_groups"] = [each["weight"] for each in filled]
+            rank = DeepSpeedGroups.get_data_parallel_rank()
             optimizer.load_state_dict({rank: state}, load_from_fp32_weights=True)
             optimizer.update_lp_params()
             self._adopt_kept(stored)
         else:
             optimizer.checkpoint_event_prologue()
-            groups, flat = optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat
-            filled = self._filled(stored, map(_shares, groups), flat)
-            state = optimizer.state_dict()
-            state["optimizer_state_dict"]["state"] = _moments(filled, stored.step)
-            state["fp32_flat_groups"] = [each["weight"] for each in filled]
-            optimizer.load_state_dict({rank: state})
+            for number in range(len(optimizer.fp16_groups)):
+                self._adopt_group(stored, number)
             self._adopt_kept(stored)
             optimizer.checkpoint_event_epilogue()
         optimizer.overflow = False
@@ -239,6 +261,23 @@ class Engine:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
         self._adopt_kept(stored)
 
+    def _adopt_group(self, stored: StoredStates, number: int) -> None:
+        """What this rank of ZeRO-3 has of a group, which may be in files before and afterwards."""
+        optimizer = self._engine.optimizer
+        flat = optimizer.fp32_partitioned_groups_flat[number]
+        length = optimizer.fp16_partitioned_groups_flat_numel[number]
+        filled = self._filled(stored, _shares(optimizer.fp16_groups[number]), length)
+        swaps = optimizer._swappable_optimizer_subgroup(number)
+        if swaps:
+            optimizer._optimizer_states_and_gradient_swap_in(number)
+        flat.data.copy_(filled["weight"])
+        for states in _moments([filled], stored.step).values():
+            moved = {key: value.to(flat.device) for key, value in states.items()}
+            optimizer.optimizer.state[flat] = moved
+        optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        if swaps:
+            optimizer._optimizer_states_and_gradient_swap_out(number)
+
     def _adopt_kept(self, stored: StoredStates) -> None:
         """What nothing trains; `keep` takes it in full precision."""
         for name, parameter in self.model.named_parameters():
@@ -252,21 +291,16 @@ class Engine:
             share = weight.flatten()[there : there + count]
             parameter.ds_tensor.data[here : here + count].copy_(share)
 
-    def _filled(
-        self, stored: StoredStates, groups: Iterable[Iterable[Cut]], flat: Sequence[Tensor]
-    ) -> list[dict[str, Tensor]]:
-        """Weights and moments of this rank's share of each group, as long as `flat`, on the CPU."""
-        filled = []
-        for cuts, length in zip(groups, map(len, flat), strict=True):
-            share = {key: torch.zeros(length) for key in ("weight", *MOMENTS)}
-            for parameter, here, there, count in cuts:
-                name = self._learned[parameter]
-                values = {"weight": stored.weight(name)}
-                values |= {} if stored.step is None else stored.moments(name)
-                for key, value in values.items():
-                    share[key][here : here + count] = value.flatten()[there : there + count]
-            filled.append(share)
-        return filled
+    def _filled(self, stored: StoredStates, cuts: Iterable[Cut], length: int) -> dict[str, Tensor]:
+        """Weights and moments of this rank's share of a group, on the CPU."""
+        share = {key: torch.zeros(length) for key in ("weight", *MOMENTS)}
+        for parameter, here, there, count in cuts:
+            name = self._learned[parameter]
+            values = {"weight": stored.weight(name)}
+            values |= {} if stored.step is None else stored.moments(name)
+            for key, value in values.items():
+                share[key][here : here + count] = value.flatten()[there : there + count]
+        return share
 
 
 def _cuts(group: list[Parameter]) -> Iterator[Cut]:
@@ -382,3 +416,5 @@ def check_deepspeed(config: TrainingConfig) -> None:
         first = error.errors()[0]  # pydantic's: where it is, and what is wrong
         place = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise ConfigError(f"training.deepspeed.{place}: DeepSpeed says: {first['msg']}") from error
+    if config.nvme_path is not None:
+        swap_files.check(config.nvme_path, config.deepspeed.get("aio", {}))

@@ -30,7 +30,7 @@ from msa_train.parallel.cpu import choose_device, gpus
 from msa_train.parallel.documents import DocumentGroup
 from msa_train.parallel.groups import DeepSpeedGroups
 from msa_train.stages import Schedule
-from msa_train.training import checkpoint, last_words, launchers, watchdog
+from msa_train.training import checkpoint, last_words, launchers, swap_files, watchdog
 from msa_train.training.activations import advice
 from msa_train.training.best import Best
 from msa_train.training.data import (
@@ -403,6 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code, said = (StuckError.exit_code, stuck.said) if stuck else _explain(error)
     if words is not None:
         words.end(code, said)
+    swap_files.remove()
     if lock is not None:
         lock.release()
     groups.finish(code)

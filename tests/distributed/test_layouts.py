@@ -10,6 +10,7 @@ from msa_train.config import load_config
 from msa_train.model.weights import published_weights
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import go_on, logged, settings
+from tests.pretend.aio import pretend_aio
 
 # Of a loss, in float32. What ranks add up in another order differs in the last bits of a sum, and
 # in four steps that becomes at most 2e-7 here; a lost moment or a sample read twice is 1e-3.
@@ -48,6 +49,16 @@ def held(trainer) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+def swapping(given, look):
+    """go_on, where DeepSpeed writes and reads what it is told to swap; nothing of that stays."""
+    from msa_train.training import swap_files
+
+    pretend_aio()
+    found = go_on(given, look)
+    swap_files.remove()
+    return found
+
+
 class Runs:
     """Runs in parts; parts with equally many ranks and equal tensor parallelism share a start."""
 
@@ -66,11 +77,12 @@ class Runs:
 
     def arguments(self, name, how):
         shards = {"training__shards": self.root / "shards", "training__batch_samples": 4}
-        return settings(self.root / name, **shards, **self.settled.get(name, {}), **how)
+        given = settings(self.root / name, **shards, **self.settled.get(name, {}), **how)
+        return [each.replace("DISK", str(self.root)) for each in given]
 
     def _go(self, kind, parts):
         given = [(self.arguments(name, how), end) for name, (_, end, how) in parts.items()]
-        ranks = run_ranks(kind[0], go_on, given, held)[: kind[1]]  # the first data-parallel rank's
+        ranks = run_ranks(kind[0], swapping, given, held)[: kind[1]]  # the first data-parallel one
         for name, *of_rank in zip(parts, *ranks, strict=True):
             self.held[name].append(of_rank)
 
@@ -94,12 +106,19 @@ def root(tmp_path_factory):
 OPTIMIZER = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 BOTH = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 BOTH = {"zero_optimization": BOTH | {"sub_group_size": 1000}}
+NVME = {"offload_optimizer": {"device": "nvme", "nvme_path": "DISK"}, "sub_group_size": 5000}
+PIPELINED = {"pipeline_read": True, "pipeline_write": True, "buffer_count": 12}
+PIPELINED = {"offload_optimizer": NVME["offload_optimizer"] | PIPELINED}
+BLOCK = {"aio": {"block_size": 4096}}  # what is shorter is not swapped
+PIPELINED = BLOCK | {"zero_optimization": NVME | PIPELINED}
+NVME = BLOCK | {"zero_optimization": NVME}
 QUEUE = "[{name: main, steps: 4, lr: 1e-2, router_weight: 1, queue_documents: 40}]"
 ROUTER = "[{name: main, steps: 4, lr: 1e-2, router_weight: 1, trains: router}]"
 SETTLED = {"router": {"stages": ROUTER}, "router alone": {"stages": ROUTER}}
 SETTLED |= {"queue": {"stages": QUEUE}, "bf16": {"training__precision": "bf16"}}
 QUICK = {
     "chain": [at(2, 1, 1), at(1, 2, 3), at(2, 4, 2, tensor=2)],
+    "files": [at(2, 1, 3, deepspeed=NVME), at(1, 2, 3, deepspeed=NVME), at(2, 4, 2, tensor=2)],
     "alone": [at(1, 4)],
 }
 WHOLE = {
@@ -112,6 +131,10 @@ WHOLE = {
     "offloaded": [
         at(2, 1, 2, deepspeed=OPTIMIZER), at(4, 2, 3, deepspeed=BOTH), at(1, 3, 3, deepspeed=BOTH),
         at(2, 4, 3),
+    ],
+    "files": [
+        at(2, 1, 2), at(2, 2, 3, deepspeed=NVME), at(2, 3, 3, deepspeed=NVME),
+        at(4, 4, 3, deepspeed=PIPELINED),
     ],
     "documents": [at(2, 1, 2, document_parallel=2), at(4, 2, 1, document_parallel=2), at(2, 4, 3)],
     "bf16": [at(2, 1, 2, tensor=2), at(2, 2, 3), at(2, 3, 1), at(4, 4, 3)],
@@ -155,12 +178,18 @@ def check_losses(runs, name, alone):
             assert a[key] == pytest.approx(b[key], rel=LOSS), (key, a["step"])
 
 
-def test_every_weight_and_moment_comes_over(quick):
-    check_states(quick, "chain")
+@pytest.mark.parametrize("name", ["chain", "files"])
+def test_every_weight_and_moment_comes_over(quick, name):
+    check_states(quick, name)
 
 
-def test_losses_are_those_of_the_run_that_never_changed(quick):
-    check_losses(quick, "chain", "alone")
+@pytest.mark.parametrize("name", ["chain", "files"])
+def test_losses_are_those_of_the_run_that_never_changed(quick, name):
+    check_losses(quick, name, "alone")
+
+
+def test_nothing_stays_in_the_folder_of_states(quick):
+    assert not list(quick.root.glob("*msa-train-*"))
 
 
 @pytest.mark.slow

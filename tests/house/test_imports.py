@@ -63,7 +63,11 @@ ABOVE = {
 
 # package -> the only places that may import it
 HOMES = {
-    "deepspeed": ("msa_train/training/engine.py", "msa_train/parallel/"),
+    "deepspeed": (
+        "msa_train/training/engine.py",
+        "msa_train/training/swap_files.py",
+        "msa_train/parallel/",
+    ),
     "megatron": ("msa_train/model/megatron", "msa_train/parallel/"),
     "wandb": ("msa_train/training/tracking/",),
     "webdataset": ("data_pipeline/shards",),

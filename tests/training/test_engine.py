@@ -1,6 +1,7 @@
 """A model under DeepSpeed, on one rank: gradients, steps that are skipped, the router alone."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -182,26 +183,35 @@ def two_steps(model, config) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in weights.items()}
 
 
-def steps_of_parts() -> dict[str, list[float]]:
+def steps_of_parts(disk) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     """Layout -> gradient norms of steps in which not all weights have a gradient: of the reader
-    alone, and, of two samples, in one alone."""
+    alone, and, of two samples, in one alone; and the weights at the end."""
     from msa_train.config import TrainingConfig
     from msa_train.parallel import groups
+    from msa_train.training import swap_files
     from msa_train.training.engine import Engine
+    from tests.pretend.aio import pretend_aio
 
+    pretend_aio()
     groups.start(tensor_parallel=1, timeout_s=60)
     config, found = tiny_config("threshold", depth=4, layers="1,2"), {}
-    for name, layout in LAYOUTS.items():
+    zero = OFFLOADS["offload_optimizer"] | {"device": "nvme", "nvme_path": str(disk)}
+    zero = {"offload_optimizer": zero, "sub_group_size": 5000}
+    files = {"zero_stage": 3, "deepspeed": {"zero_optimization": zero, "aio": {"block_size": 4096}}}
+    for name, layout in (LAYOUTS | {"3 in files": files}).items():
         if not layout["zero_stage"]:
             continue  # DeepSpeed tells no norm there
         engine = Engine(model_of(config), TrainingConfig(**layout), {"all", "reader"})
-        found[name] = []
+        norms = []
         for step, parts in enumerate((["all"], ["reader"], ["reader", "all"], ["all", "reader"])):
             for sample, part in enumerate(parts):
                 engine.set_learning_rate(RATE, part)
                 engine.backward(losses_of(engine, config, 10 * step + sample))
+            engine.set_learning_rate(RATE)
             engine.step()
-            found[name].append(engine.gradient_norm())
+            norms.append(engine.gradient_norm())
+        found[name] = norms, dict(engine.full_weights())
+    swap_files.remove()
     return found
 
 
@@ -222,12 +232,14 @@ def test_what_is_offloaded_is_the_same(gone_on, stage):
         torch.testing.assert_close(gone_on[f"{stage} offloaded"][name], weight, rtol=0, atol=1e-6)
 
 
-def test_no_layout_learns_from_gradients_of_the_step_before():
-    found = run_ranks(1, steps_of_parts)[0]
-    expected = found.pop("1")
+def test_no_layout_learns_from_gradients_of_the_step_before(tmp_path):
+    found = run_ranks(1, steps_of_parts, tmp_path)[0]
+    expected, weights = found.pop("1")
     assert len(expected) == 4 and expected[1] < 0.5 * expected[0]
-    for name, norms in found.items():
+    for name, (norms, held) in found.items():
         assert norms == pytest.approx(expected, rel=1e-4), name
+        for key, weight in weights.items():
+            torch.testing.assert_close(held[key], weight, rtol=0, atol=2e-5, msg=f"{name}: {key}")
 
 
 def test_what_deepspeed_does_not_know_or_cannot_do_is_refused():
@@ -242,3 +254,21 @@ def test_what_deepspeed_does_not_know_or_cannot_do_is_refused():
     )
     said = refused(offload_optimizer={"device": "ram"})
     assert "training.deepspeed.zero_optimization.offload_optimizer.device: DeepSpeed says" in said
+
+
+def test_states_in_files_are_refused_where_they_cannot_be(tmp_path, monkeypatch):
+    def refused(path, **aio):
+        zero = {"offload_optimizer": {"device": "nvme", "nvme_path": str(path)}}
+        given = {"zero_optimization": zero, "aio": aio}
+        with pytest.raises(ConfigError) as caught:
+            check_deepspeed(TrainingConfig(zero_stage=3, deepspeed=given))
+        return str(caught.value)
+
+    assert "aio.depth is not DeepSpeed's: give block_size" in refused(tmp_path, depth=1)
+    assert "there is no such folder; make it" in refused(tmp_path / "disk")
+    builder = "deepspeed.ops.op_builder.AsyncIOBuilder"
+    monkeypatch.setattr(f"{builder}.is_compatible", lambda *_, **__: False)
+    assert "needs libaio" in refused(tmp_path)
+    monkeypatch.setattr(f"{builder}.is_compatible", lambda *_, **__: True)
+    monkeypatch.setattr(f"{builder}.load", Mock(side_effect=RuntimeError("no compiler")))
+    assert "cannot be built here: no compiler" in refused(tmp_path)

@@ -43,7 +43,7 @@ class Layout:
     replicas: such groups, each of which reads its own samples. cache: document tokens of a group of
     the gradient cache (None: without one). offload: of the optimizer's states, or of the weights
     too, to host memory. sharded: pooled states stay where they were made. sequence: tensor-parallel
-    ranks split tokens between the products.
+    ranks split tokens between the products. nvme: the optimizer's states go to files instead.
     """
 
     tensor: int = 1
@@ -55,6 +55,7 @@ class Layout:
     offload: Offload = "none"
     sharded: bool = False
     sequence: bool = False
+    nvme: bool = False
 
     def passes(self, tokens: int, samples: int = 1) -> Passes:
         """Of a rank that has `tokens` of the documents of each sample; one group's graph is kept,
@@ -86,7 +87,7 @@ class Layout:
         return cls(
             tensor, documents, replicas_of(ranks, tensor, documents), training.zero_stage,
             training.recompute, training.gradient_cache_tokens, offload_of(config), _shards(config),
-            training.sequence_parallel,
+            training.sequence_parallel, training.nvme_path is not None,
         )  # fmt: skip
 
     def words(self) -> str:
@@ -98,7 +99,9 @@ class Layout:
             f"ZeRO-{self.zero}",
         ]
         parts += [f"recompute {self.recompute}", cache]
-        return ", ".join(parts + ([f"offload {self.offload}"] if self.offload != "none" else []))
+        if self.offload != "none":
+            parts.append(f"offload {self.offload}{' to nvme' * self.nvme}")
+        return ", ".join(parts)
 
 
 def _shards(config: Config) -> bool:
@@ -106,7 +109,7 @@ def _shards(config: Config) -> bool:
 
 
 def offload_of(config: Config) -> Offload:
-    """What training.deepspeed sends to host memory."""
+    """What training.deepspeed sends away."""
     zero = config.training.deepspeed.get("zero_optimization", {})
     for key, meaning in (("offload_param", "parameters"), ("offload_optimizer", "optimizer")):
         if (zero.get(key) or {}).get("device", "none") != "none":
@@ -146,6 +149,7 @@ def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layo
     """
     offload, own = offload_of(config), config.training.gradient_cache_tokens
     tensors = _divisors(cluster.per_node)
+    nvme = config.training.nvme_path is not None
     zeros = range(0 if config.training.precision == "fp32" else 1, 4)
     for tensor in tensors:
         data = cluster.cards // tensor
@@ -157,7 +161,7 @@ def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layo
                 replicas = data // documents
                 sharded = documents > 1 and _shards(config)
                 divided = tensor, documents, replicas
-                yield Layout(*divided, zero, recompute, cache, offload, sharded, sequence)
+                yield Layout(*divided, zero, recompute, cache, offload, sharded, sequence, nvme)
 
 
 def _divisors(count: int) -> Sequence[int]:

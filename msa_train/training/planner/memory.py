@@ -18,12 +18,15 @@ from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.weights import RankWeights
 
 Phase = Literal["held", "backward", "update"]
+Place = Literal["device", "host", "nvme"]
 # Elements that are reduced at once, beside the gradients, at least those of the largest weight.
 # DeepSpeed's ten times as many would be the whole of a small model once more.
 BUCKET = 50_000_000
 # DeepSpeed's own where a run does not say otherwise: elements of ZeRO-3 that are live at once, and
 # that are gathered ahead; elements that stage 0 reduces at once.
 LIVE, _AHEAD, _PLAIN_BUCKET = 10**9, 5 * 10**7, 5 * 10**8
+# Buffers between files and the update, as long as the largest group; elements that one has at most.
+_BUFFERS, _GROUP = 4, 10**9
 # Bytes of a context and document: a router layer's score, and the two places that its gradient goes
 # to; what the loss keeps of a layer's scores; the masks of positives and of no negatives.
 _SCORE, _PLACES, _LOSS, _MASKS = 4, 16, 8, 2
@@ -33,12 +36,12 @@ _SCRATCH = 64 << 20  # of scores that are being computed, at most
 @dataclass(frozen=True)
 class RankBytes:
     """A part of what a rank allocates. phase: held all the time, or while gradients are computed,
-    or while the weights change. host: in host memory instead of the device's."""
+    or while the weights change. place: memory of the device or of the host, or files."""
 
     what: str
     phase: Phase
     bytes: int
-    host: bool = False
+    place: Place = "device"
 
 
 def reduce_bucket(numels: Iterable[int]) -> int:
@@ -46,11 +49,11 @@ def reduce_bucket(numels: Iterable[int]) -> int:
     return max(BUCKET, *numels)
 
 
-def needed(found: Sequence[RankBytes], host: bool = False) -> int:
+def needed(found: Sequence[RankBytes], place: Place = "device") -> int:
     """Bytes that must be there: gradients and the update come after one another."""
     sums: Counter[str] = Counter()
     for each in found:
-        if each.host == host:
+        if each.place == place:
             sums[each.phase] += each.bytes
     return sums["held"] + max(sums["backward"], sums["update"])
 
@@ -92,6 +95,13 @@ class _States:
         return -(-self.weights.learning // self.layout.owners)
 
     @property
+    def _away(self) -> Place:
+        """Where the optimizer's states are."""
+        if self.layout.offload == "none":
+            return "device"
+        return "nvme" if self.layout.nvme else "host"
+
+    @property
     def _bucket(self) -> int:
         """Bytes of the reduce bucket."""
         return reduce_bucket([self.weights.largest]) * self.itemsize
@@ -103,27 +113,31 @@ class _States:
         return self.samples > 1 or layout.cache is not None or layout.documents > 1
 
     def held(self) -> list[RankBytes]:
-        layout, size, host = self.layout, self.itemsize, self.layout.offload != "none"
+        layout, size, place = self.layout, self.itemsize, self._away
+        memory: Place = "device" if place == "device" else "host"
         rows, weights = [], self.weights.all
         if layout.zero == 3:
             weights = -(-self.weights.all // layout.data)
             rows = [
                 RankBytes("weights that stay whole", "held", self.weights.whole * size),
-                RankBytes("gradients, own", "held", self._own * size, host),
+                RankBytes("gradients, own", "held", self._own * size, memory),
                 RankBytes("reduce bucket", "held", self._bucket),
             ]
+        if place == "nvme":  # through DeepSpeed's buffers, where a group at a time is updated
+            group = min(_GROUP, round(self._own * self.weights.largest_group))
+            rows.append(RankBytes("buffers of files", "held", _BUFFERS * group * 4, "host"))
         away = layout.zero == 3 and layout.offload == "parameters"
-        first = RankBytes("weights", "held", weights * size, away)
+        first = RankBytes("weights", "held", weights * size, "host" if away else "device")
         masters = self._own * 4 if layout.zero else 0
-        moments = RankBytes("optimizer: two moments", "held", self._own * 8, host)
-        return [first, *rows, RankBytes("master weights", "held", masters, host), moments]
+        moments = RankBytes("optimizer: two moments", "held", self._own * 8, place)
+        return [first, *rows, RankBytes("master weights", "held", masters, place), moments]
 
     def copied(self) -> RankBytes:
         """What a checkpoint's copy holds until it is written, on the rank that writes the weights:
         DeepSpeed's and, in full precision, those by name."""
         weights, *_, masters, moments = self.held()
         size = weights.bytes + masters.bytes + moments.bytes + self.weights.all * 4
-        return RankBytes("copy of a checkpoint", "held", size, host=True)
+        return RankBytes("copy of a checkpoint", "held", size, "host")
 
     def backward(self) -> list[RankBytes]:
         stage, size, learning = self.layout.zero, self.itemsize, self.weights.learning
@@ -150,8 +164,7 @@ class _States:
     def update(self) -> list[RankBytes]:
         stage, size, own = self.layout.zero, self.itemsize, self._own
         if self.layout.offload != "none":
-            wide = RankBytes("gradients in float32", "held", own * 4, host=True)
-            return [wide] if stage else []
+            return self._sent_away()
         if stage == 0:
             copy = min(self.weights.learning, _PLAIN_BUCKET) * size
             whole = RankBytes("gradients", "update", self.weights.learning * size)
@@ -168,6 +181,23 @@ class _States:
         if reducing > flat.bytes + wide.bytes:
             return [RankBytes("gradients, and being reduced", "update", reducing), parts]
         return [parts, flat, wide]
+
+    def _sent_away(self) -> list[RankBytes]:
+        """Gradients of an offloaded optimizer, and what DeepSpeed copies through."""
+        stage, size, own = self.layout.zero, self.itemsize, self._own
+        rows = [RankBytes("gradients in float32", "held", own * 4, self._away)]
+        if self.layout.nvme:
+            rows.append(RankBytes("gradients on the way to files", "update", own * 4))
+        if stage == 2 and self._often:
+            rows.append(RankBytes("gradients that are added up", "held", own * size, "host"))
+        if stage < 3:
+            gradient = "held", self.weights.largest * size
+            rows += [
+                RankBytes("weights on the way back", "held", own * size, "host"),
+                RankBytes("largest gradient, on its way", *gradient, "host"),
+                RankBytes("largest gradient, on its way", *gradient),
+            ]
+        return rows
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class TrainingPlan:
     @property
     def host_need(self) -> int:
         """Bytes of each machine that are sent to its memory."""
-        return self.cluster.per_node * needed(self.fullest.bytes, host=True)
+        return self.cluster.per_node * needed(self.fullest.bytes, "host")
 
     @property
     def lacking(self) -> str | None:
@@ -225,6 +225,8 @@ def _notes(config: Config) -> list[str]:
         found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
     if config.training.pooled_states == "sharded":
         found.append("training.pooled_states is sharded: what its exchanges send is not counted")
+    if config.training.nvme_path is not None:
+        found.append("the update is timed as if files were as fast as the card's memory")
     return found
 
 

@@ -47,6 +47,32 @@ def test_a_rank_that_shares_documents_holds_what_torch_allocates(monkeypatch, po
             assert needed(found) == pytest.approx(seen["most"], rel=0.15), (stage, cache)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_rank_that_offloads_holds_what_torch_allocates(monkeypatch, precision):
+    """On a CPU the host's memory and the device's are one."""
+    monkeypatch.setattr(memory, "BUCKET", BUCKET)
+    optimizer = {"offload_optimizer": {"device": "cpu"}}
+    both = optimizer | {"offload_param": {"device": "cpu"}}
+    runs = {}
+    for stage, samples, zero in (
+        (1, 1, optimizer), (1, 2, optimizer), (2, 1, optimizer), (2, 2, optimizer),
+        (3, 1, optimizer), (3, 2, optimizer), (3, 2, both),
+    ):  # fmt: skip
+        offload = "parameters" if zero is both else "optimizer"
+        settings = {"zero_stage": stage, "deepspeed": {"zero_optimization": zero}}
+        runs[stage, samples, offload] = {"precision": precision, **settings}, samples
+    for rank in run_ranks(2, observe, 1, runs):
+        for (stage, samples, offload), seen in rank.items():
+            layout = Layout(replicas=2, zero=stage, offload=offload)
+            given = MODEL, layout, weights(MODEL), SampleSize.of_batch(batch())
+            found = rank_bytes(*given, samples, 2 if precision == "bf16" else 4)
+            held = sum(each.bytes for each in found if each.phase == "held")
+            assert held == pytest.approx(seen["held"], rel=0.1), (stage, samples, offload)
+            most = needed(found) + needed(found, "host")
+            assert most == pytest.approx(seen["most"], rel=0.15), (stage, samples, offload)
+
+
 @pytest.mark.parametrize("loss", ["all", "upper_half"])
 def test_scores_are_kept_as_autograd_keeps_them(megatron, loss):
     model = tiny_config("threshold", depth=5, layers="1,2,3", loss_layers=loss, chunk_size=16)
@@ -99,8 +125,8 @@ def test_what_is_sent_away_is_on_the_host():
     here, _ = of(zero=3, replicas=8)
     away, _ = of(zero=3, replicas=8, offload="parameters")
     count = weights(PRESETS["4b"]).all
-    assert needed(here, host=True) == 0
-    assert needed(away, host=True) == pytest.approx((2 + 2 + 12 + 4) * count / 8, rel=1e-3)
+    assert needed(here, "host") == 0
+    assert needed(away, "host") == pytest.approx((2 + 2 + 12 + 4) * count / 8, rel=1e-3)
     assert needed(here) - needed(away) > 14 * count / 8
 
 
@@ -112,13 +138,13 @@ def test_a_checkpoint_that_is_copied_is_on_the_host():
         rank_bytes(PRESETS["4b"], layout, held, sample, 1, 2, async_save=beside)
         for beside in (False, True)
     )
-    assert needed(plain, host=True) == 0 and needed(plain) == needed(copied)
-    assert needed(copied, host=True) == pytest.approx((2 + 12 / 8 + 4) * held.all, rel=1e-3)
+    assert needed(plain, "host") == 0 and needed(plain) == needed(copied)
+    assert needed(copied, "host") == pytest.approx((2 + 12 / 8 + 4) * held.all, rel=1e-3)
 
 
 def test_gradients_and_the_update_come_after_one_another():
     rows = [RankBytes("a", "held", 5), RankBytes("b", "backward", 7), RankBytes("c", "update", 3)]
-    assert needed(rows) == 12 and needed([*rows, RankBytes("d", "held", 9, True)]) == 12
+    assert needed(rows) == 12 and needed([*rows, RankBytes("d", "held", 9, "host")]) == 12
 
 
 def test_a_bucket_holds_the_largest_weight():

@@ -9,7 +9,9 @@ import pytest
 from msa_train.config import load_config
 from msa_train.errors import ConfigError
 from msa_train.hardware import parse_cluster
+from msa_train.training import swap_files
 from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.memory import needed
 from msa_train.training.planner.plan import Assumed, plan, ranked
 from msa_train.training.planner.sizes import Given, stage_sizes
 from msa_train.training.planner.weights import parts, weights
@@ -79,6 +81,20 @@ def test_what_lacks_is_said():
     host = plan(CONFIG, away, CLUSTER, STAGES, Assumed(host_ram=10**9))
     assert host.lacking.startswith("each machine needs ")
     assert plan(CONFIG, away, CLUSTER, STAGES, Assumed(host_ram=10**12)).lacking is None
+
+
+def test_what_goes_to_nvme_is_in_files_and_zero_3_alone_sends_it_there():
+    zero = "{zero_optimization: {offload_optimizer: {device: nvme, nvme_path: /scratch}}}"
+    given = ["--config", "configs/train/msa-4b.yaml", "--training.deepspeed", zero]
+    config = load_config([*given, "--training.zero_stage", "3"])
+    cluster = parse_cluster("8xH100-80GB")
+    fitting = ranked(config, cluster, STAGES, Assumed()).plans
+    assert {each.layout.zero for each in fitting} == {3}
+    found = plan(config, Layout.of(config, 8), cluster, STAGES, Assumed())
+    learning = weights(config.model).learning
+    files = needed(found.fullest.bytes, "nvme")
+    assert files == pytest.approx(swap_files.BYTES * learning / 8, rel=1e-6)
+    assert any("files" in each for each in found.notes)
 
 
 @pytest.mark.parametrize("value", [0, 1.5, float("nan")])
