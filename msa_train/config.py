@@ -326,8 +326,12 @@ class TrainingConfig:
                 f"{place}.offload_param.device is nvme, and DeepSpeed writes and loads only "
                 "weights that lie in memory: give cpu (offload_optimizer may go to nvme)"
             )
-        if "aio" in self.deepspeed and self.nvme_path is None:
+        if (aio := self.deepspeed.get("aio", {})) and self.nvme_path is None:
             raise ConfigError("training.deepspeed.aio is given, but nothing is offloaded to nvme")
+        if not isinstance(aio, dict):
+            raise ConfigError(
+                f"training.deepspeed.aio is {aio}: give a mapping, as in {{block_size: 1048576}}"
+            )
 
     def _check_nvme(self, states: Any, place: str) -> None:
         """What DeepSpeed 0.19 accepts, and ignores or fails at later."""
@@ -339,14 +343,19 @@ class TrainingConfig:
                 "DeepSpeed keeps the states in memory all the same: set zero_stage to 3, or device "
                 "to cpu"
             )
-        if not states.get("nvme_path"):
+        if not isinstance(path := states.get("nvme_path"), str) or not path:
             raise ConfigError(
-                f"{place}.nvme_path is missing: give a folder on each machine's own disk"
+                f"{place}.nvme_path is {path!r}: give a folder on each machine's own disk"
             )
-        # A group's weights, gradients and moments, and what a pipeline reads and writes beside.
-        least = 4 * (1 + sum(bool(states.get(f"pipeline_{way}")) for way in ("read", "write")))
-        if (count := states.get("buffer_count", 4)) < least:
-            raise ConfigError(f"{place}.buffer_count is {count}: give {least} or more")
+        for key in ("pipeline_read", "pipeline_write"):
+            if states.get(key):
+                raise ConfigError(
+                    f"{place}.{key} is given, under which DeepSpeed keeps the moments in memory "
+                    "beside their files: leave it out"
+                )
+        count = states.get("buffer_count", 4)
+        if isinstance(count, int) and count < 4:  # for a group's weights, gradients and moments
+            raise ConfigError(f"{place}.buffer_count is {count}: give 4 or more")
 
     @property
     def nvme_path(self) -> Path | None:

@@ -199,14 +199,24 @@ NVME = {"device": "nvme", "nvme_path": "/scratch"}
         (
             3,
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
-            "nvme_path is missing",
+            "nvme_path is None: give a folder",
         ),
         (
             3,
             {"zero_optimization": {"offload_optimizer": NVME | {"pipeline_read": True}}},
-            "buffer_count is 4: give 8 or more",
+            "pipeline_read is given, .* leave it out",
         ),
-        (3, {"aio": {}}, "aio is given, but nothing is offloaded to nvme"),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": NVME | {"buffer_count": 3}}},
+            "buffer_count is 3: give 4 or more",
+        ),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": NVME}, "aio": [1]},
+            "aio is .1.: give a mapping",
+        ),
+        (3, {"aio": {"block_size": 1}}, "aio is given, but nothing is offloaded to nvme"),
     ],
 )
 def test_of_deepspeed_what_we_own_is_refused_by_name(stage, given, said):

@@ -41,7 +41,6 @@ class Engine:
     def __init__(
         self, model: MSAModel, config: TrainingConfig, trains: Collection[Trains] = ("all",)
     ):
-        check_deepspeed(config)
         prepare_deepspeed()
         deepspeed = _import_deepspeed()
         sum_over_tensor_ranks(model.partial_gradient_parameters())
@@ -60,9 +59,10 @@ class Engine:
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._stage = config.zero_stage
         self._learned = {p: names[p] for group in optimizer.param_groups for p in group["params"]}
+        _check_zero(config)
         settings = _settings(config, reduce_bucket(p.numel() for p in model.parameters()))
         if config.nvme_path is not None:
-            self._give_folder(settings["zero_optimization"], config.nvme_path)
+            self._give_folder(settings, config.nvme_path)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -71,11 +71,12 @@ class Engine:
             dist_init_required=False,
         )
 
-    def _give_folder(self, zero: dict[str, Any], path: Path) -> None:
+    def _give_folder(self, settings: dict[str, Any], path: Path) -> None:
         """One of this rank's own for the optimizer's states, in DeepSpeed's settings."""
         ranks = DeepSpeedGroups.get_data_parallel_world_size()
-        own = sum(-(-parameter.numel() // ranks) for parameter in self._learned)
-        folder = swap_files.own_folder(path, own)
+        shares = [-(-parameter.numel() // ranks) for parameter in self._learned]
+        folder = swap_files.own_folder(path, settings.get("aio", {}), shares)
+        zero = settings["zero_optimization"]
         zero["offload_optimizer"] = zero["offload_optimizer"] | {"nvme_path": str(folder)}
 
     @property
@@ -113,11 +114,13 @@ class Engine:
 
     def step(self) -> None:
         """Change the weights by the gradients added since the last step."""
-        if self._stage == 3:  # what it offloads learns from zeros too, not from an older file
+        if self._stage == 3 and self._engine.optimizer.offload_optimizer:
+            # Weights without a gradient learn from zeros too, not from what an older step left.
             learned = (parameter.ds_id for parameter in self._learned)
             self._engine.optimizer._offload_boundary_param_ids.update(learned)
         self._engine.step()
         self._forget_gradients()
+        swap_files.check_room()
 
     def discard(self) -> None:
         """End the step without changing the weights; every rank must call.
@@ -244,6 +247,9 @@ class Engine:
             self._adopt_kept(stored)
         else:
             optimizer.checkpoint_event_prologue()
+            if optimizer.swap_optimizer:  # else it goes on swapping those that are there
+                optimizer.optimizer_swapper.purge_state()
+            optimizer.optimizer.state.clear()
             for number in range(len(optimizer.fp16_groups)):
                 self._adopt_group(stored, number)
             self._adopt_kept(stored)
@@ -407,6 +413,13 @@ def check_deepspeed(config: TrainingConfig) -> None:
         return
     prepare_deepspeed()
     _import_deepspeed()
+    _check_zero(config)
+    if config.nvme_path is not None:
+        swap_files.check(config.nvme_path, config.deepspeed.get("aio", {}))
+
+
+def _check_zero(config: TrainingConfig) -> None:
+    """What DeepSpeed itself says of its section."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     zero = _settings(config, BUCKET)["zero_optimization"]
@@ -416,5 +429,3 @@ def check_deepspeed(config: TrainingConfig) -> None:
         first = error.errors()[0]  # pydantic's: where it is, and what is wrong
         place = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise ConfigError(f"training.deepspeed.{place}: DeepSpeed says: {first['msg']}") from error
-    if config.nvme_path is not None:
-        swap_files.check(config.nvme_path, config.deepspeed.get("aio", {}))

@@ -107,11 +107,7 @@ OPTIMIZER = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 BOTH = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 BOTH = {"zero_optimization": BOTH | {"sub_group_size": 1000}}
 NVME = {"offload_optimizer": {"device": "nvme", "nvme_path": "DISK"}, "sub_group_size": 5000}
-PIPELINED = {"pipeline_read": True, "pipeline_write": True, "buffer_count": 12}
-PIPELINED = {"offload_optimizer": NVME["offload_optimizer"] | PIPELINED}
-BLOCK = {"aio": {"block_size": 4096}}  # what is shorter is not swapped
-PIPELINED = BLOCK | {"zero_optimization": NVME | PIPELINED}
-NVME = BLOCK | {"zero_optimization": NVME}
+NVME = {"zero_optimization": NVME, "aio": {"block_size": 4096}}  # what is shorter is not swapped
 QUEUE = "[{name: main, steps: 4, lr: 1e-2, router_weight: 1, queue_documents: 40}]"
 ROUTER = "[{name: main, steps: 4, lr: 1e-2, router_weight: 1, trains: router}]"
 SETTLED = {"router": {"stages": ROUTER}, "router alone": {"stages": ROUTER}}
@@ -134,7 +130,7 @@ WHOLE = {
     ],
     "files": [
         at(2, 1, 2), at(2, 2, 3, deepspeed=NVME), at(2, 3, 3, deepspeed=NVME),
-        at(4, 4, 3, deepspeed=PIPELINED),
+        at(4, 4, 3, deepspeed=NVME),
     ],
     "documents": [at(2, 1, 2, document_parallel=2), at(4, 2, 1, document_parallel=2), at(2, 4, 3)],
     "bf16": [at(2, 1, 2, tensor=2), at(2, 2, 3), at(2, 3, 1), at(4, 4, 3)],

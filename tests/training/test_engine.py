@@ -1,6 +1,7 @@
 """A model under DeepSpeed, on one rank: gradients, steps that are skipped, the router alone."""
 
 import math
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -153,6 +154,72 @@ def two_engines(folder) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+def adopted_twice(disk) -> tuple[list[float], list[float], list[int]]:
+    """Losses of a step, and of the same after an engine whose states are in files has gone back to
+    where it was before; then, whether anything of the states is left in memory."""
+    from msa_train.config import TrainingConfig
+    from msa_train.parallel import groups
+    from msa_train.training import swap_files
+    from msa_train.training.engine import Engine
+    from tests.pretend.aio import pretend_aio
+
+    pretend_aio()
+    groups.start(tensor_parallel=1, timeout_s=60)
+    config = tiny_config("threshold")
+    engine = Engine(model_of(config), TrainingConfig(**files_in(disk)))
+
+    def step(seed):
+        loss = losses_of(engine, config, seed)
+        engine.backward(loss)
+        engine.set_learning_rate(RATE)
+        engine.step()
+        return float(loss)
+
+    step(0)
+    with engine._states_mapped():
+        before = dict(engine.full_weights()), stored_of(engine)
+    first = [step(1), step(2)]
+    engine.adopt(SimpleNamespace(**before[1]))
+    assert all(torch.equal(w, before[0][name]) for name, w in engine.full_weights())
+    again = [step(1), step(2)]
+    optimizer = engine._engine.optimizer
+    swapped = [
+        value.numel()
+        for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat)
+        if optimizer._swappable_optimizer_subgroup(number)
+        for key, value in optimizer.optimizer.state[flat].items()
+        if key != "step"
+    ]
+    swap_files.remove()
+    return first, again, swapped
+
+
+def files_in(disk) -> dict:
+    """Settings under which all states but the smallest are in files."""
+    zero = {"offload_optimizer": {"device": "nvme", "nvme_path": str(disk)}, "sub_group_size": 5000}
+    return {"zero_stage": 3, "deepspeed": {"zero_optimization": zero, "aio": {"block_size": 4096}}}
+
+
+def stored_of(engine) -> dict:
+    """What an engine under ZeRO-3 on one rank holds of its weights, as StoredStates tells it."""
+    optimizer, found = engine._engine.optimizer, {}
+    for group, flat in zip(
+        optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        here = 0
+        for parameter in group:
+            part = slice(here, here + parameter.ds_numel)
+            here += parameter.partition_numel()
+            states = {"weight": flat} | optimizer.optimizer.state[flat]
+            cut = {key: states[key][part].clone() for key in ("weight", "exp_avg", "exp_avg_sq")}
+            found[engine._learned[parameter]] = cut
+    return {
+        "step": optimizer.optimizer.state[flat]["step"].clone(),
+        "weight": lambda name: found[name]["weight"],
+        "moments": lambda name: {key: found[name][key] for key in ("exp_avg", "exp_avg_sq")},
+    }
+
+
 def model_of(config):
     from msa_train.model.megatron import MSAModel
     from msa_train.model.weights import initial_reader
@@ -195,10 +262,7 @@ def steps_of_parts(disk) -> dict[str, tuple[list[float], dict[str, torch.Tensor]
     pretend_aio()
     groups.start(tensor_parallel=1, timeout_s=60)
     config, found = tiny_config("threshold", depth=4, layers="1,2"), {}
-    zero = OFFLOADS["offload_optimizer"] | {"device": "nvme", "nvme_path": str(disk)}
-    zero = {"offload_optimizer": zero, "sub_group_size": 5000}
-    files = {"zero_stage": 3, "deepspeed": {"zero_optimization": zero, "aio": {"block_size": 4096}}}
-    for name, layout in (LAYOUTS | {"3 in files": files}).items():
+    for name, layout in (LAYOUTS | {"3 in files": files_in(disk)}).items():
         if not layout["zero_stage"]:
             continue  # DeepSpeed tells no norm there
         engine = Engine(model_of(config), TrainingConfig(**layout), {"all", "reader"})
@@ -242,6 +306,12 @@ def test_no_layout_learns_from_gradients_of_the_step_before(tmp_path):
             torch.testing.assert_close(held[key], weight, rtol=0, atol=2e-5, msg=f"{name}: {key}")
 
 
+def test_states_in_files_go_back_and_stay_in_files(tmp_path):
+    first, again, in_memory = run_ranks(1, adopted_twice, tmp_path)[0]
+    assert again == first and len({*first}) == 2
+    assert len(in_memory) > 2 and not any(in_memory)
+
+
 def test_what_deepspeed_does_not_know_or_cannot_do_is_refused():
     def refused(**zero):
         with pytest.raises(ConfigError) as caught:
@@ -264,11 +334,13 @@ def test_states_in_files_are_refused_where_they_cannot_be(tmp_path, monkeypatch)
             check_deepspeed(TrainingConfig(zero_stage=3, deepspeed=given))
         return str(caught.value)
 
-    assert "aio.depth is not DeepSpeed's: give block_size" in refused(tmp_path, depth=1)
+    assert "aio.depth is not known here: give block_size" in refused(tmp_path, depth=1)
+    assert "aio.use_gds is not known here" in refused(tmp_path, use_gds=True)
     assert "there is no such folder; make it" in refused(tmp_path / "disk")
     builder = "deepspeed.ops.op_builder.AsyncIOBuilder"
     monkeypatch.setattr(f"{builder}.is_compatible", lambda *_, **__: False)
     assert "needs libaio" in refused(tmp_path)
     monkeypatch.setattr(f"{builder}.is_compatible", lambda *_, **__: True)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setattr(f"{builder}.load", Mock(side_effect=RuntimeError("no compiler")))
     assert "cannot be built here: no compiler" in refused(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from msa_train.config import Config
 from msa_train.errors import ConfigError
@@ -37,13 +37,22 @@ class Passes:
         return self.samples * (self.groups + 1)
 
 
+class Buffers(NamedTuple):
+    """Between files and the optimizer: how many, each of about so many elements at most, a group's
+    that changes at once."""
+
+    count: int
+    elements: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """tensor: ranks that share each layer. documents: data-parallel ranks that share each sample.
     replicas: such groups, each of which reads its own samples. cache: document tokens of a group of
     the gradient cache (None: without one). offload: of the optimizer's states, or of the weights
     too, to host memory. sharded: pooled states stay where they were made. sequence: tensor-parallel
-    ranks split tokens between the products. nvme: the optimizer's states go to files instead.
+    ranks split tokens between the products. files: the optimizer's states go there instead, through
+    these buffers.
     """
 
     tensor: int = 1
@@ -55,7 +64,7 @@ class Layout:
     offload: Offload = "none"
     sharded: bool = False
     sequence: bool = False
-    nvme: bool = False
+    files: Buffers | None = None
 
     def passes(self, tokens: int, samples: int = 1) -> Passes:
         """Of a rank that has `tokens` of the documents of each sample; one group's graph is kept,
@@ -87,7 +96,7 @@ class Layout:
         return cls(
             tensor, documents, replicas_of(ranks, tensor, documents), training.zero_stage,
             training.recompute, training.gradient_cache_tokens, offload_of(config), _shards(config),
-            training.sequence_parallel, training.nvme_path is not None,
+            training.sequence_parallel, _buffers(config),
         )  # fmt: skip
 
     def words(self) -> str:
@@ -100,12 +109,21 @@ class Layout:
         ]
         parts += [f"recompute {self.recompute}", cache]
         if self.offload != "none":
-            parts.append(f"offload {self.offload}{' to nvme' * self.nvme}")
+            parts.append(f"offload {self.offload}{' to nvme' * (self.files is not None)}")
         return ", ".join(parts)
 
 
 def _shards(config: Config) -> bool:
     return config.training.pooled_states == "sharded"
+
+
+def _buffers(config: Config) -> Buffers | None:
+    """None where no states are in files; else as the settings, or DeepSpeed, have them."""
+    if config.training.nvme_path is None:
+        return None
+    zero = config.training.deepspeed["zero_optimization"]
+    count = zero["offload_optimizer"].get("buffer_count", 4)
+    return Buffers(int(count), int(float(zero.get("sub_group_size", 10**9))))
 
 
 def offload_of(config: Config) -> Offload:
@@ -149,7 +167,7 @@ def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layo
     """
     offload, own = offload_of(config), config.training.gradient_cache_tokens
     tensors = _divisors(cluster.per_node)
-    nvme = config.training.nvme_path is not None
+    files = _buffers(config)
     zeros = range(0 if config.training.precision == "fp32" else 1, 4)
     for tensor in tensors:
         data = cluster.cards // tensor
@@ -161,7 +179,7 @@ def layouts(config: Config, cluster: Cluster, bank_tokens: int) -> Iterator[Layo
                 replicas = data // documents
                 sharded = documents > 1 and _shards(config)
                 divided = tensor, documents, replicas
-                yield Layout(*divided, zero, recompute, cache, offload, sharded, sequence, nvme)
+                yield Layout(*divided, zero, recompute, cache, offload, sharded, sequence, files)
 
 
 def _divisors(count: int) -> Sequence[int]:

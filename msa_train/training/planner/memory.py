@@ -25,8 +25,6 @@ BUCKET = 50_000_000
 # DeepSpeed's own where a run does not say otherwise: elements of ZeRO-3 that are live at once, and
 # that are gathered ahead; elements that stage 0 reduces at once.
 LIVE, _AHEAD, _PLAIN_BUCKET = 10**9, 5 * 10**7, 5 * 10**8
-# Buffers between files and the update, as long as the largest group; elements that one has at most.
-_BUFFERS, _GROUP = 4, 10**9
 # Bytes of a context and document: a router layer's score, and the two places that its gradient goes
 # to; what the loss keeps of a layer's scores; the masks of positives and of no negatives.
 _SCORE, _PLACES, _LOSS, _MASKS = 4, 16, 8, 2
@@ -99,7 +97,7 @@ class _States:
         """Where the optimizer's states are."""
         if self.layout.offload == "none":
             return "device"
-        return "nvme" if self.layout.nvme else "host"
+        return "host" if self.layout.files is None else "nvme"
 
     @property
     def _bucket(self) -> int:
@@ -123,9 +121,10 @@ class _States:
                 RankBytes("gradients, own", "held", self._own * size, memory),
                 RankBytes("reduce bucket", "held", self._bucket),
             ]
-        if place == "nvme":  # through DeepSpeed's buffers, where a group at a time is updated
-            group = min(_GROUP, round(self._own * self.weights.largest_group))
-            rows.append(RankBytes("buffers of files", "held", _BUFFERS * group * 4, "host"))
+        if layout.files is not None:
+            longest = min(layout.files.elements, round(self._own * self.weights.largest_group))
+            buffers = layout.files.count * longest * 4
+            rows.append(RankBytes("buffers of files", "held", buffers, "host"))
         away = layout.zero == 3 and layout.offload == "parameters"
         first = RankBytes("weights", "held", weights * size, "host" if away else "device")
         masters = self._own * 4 if layout.zero else 0
@@ -186,7 +185,7 @@ class _States:
         """Gradients of an offloaded optimizer, and what DeepSpeed copies through."""
         stage, size, own = self.layout.zero, self.itemsize, self._own
         rows = [RankBytes("gradients in float32", "held", own * 4, self._away)]
-        if self.layout.nvme:
+        if self.layout.files is not None:
             rows.append(RankBytes("gradients on the way to files", "update", own * 4))
         if stage == 2 and self._often:
             rows.append(RankBytes("gradients that are added up", "held", own * size, "host"))
