@@ -187,6 +187,7 @@ ELSEWHERE = {
     "data_pipeline/files.py": "the mechanism itself",
     "data_pipeline/leases.py": "a count, overwritten where it stands for other machines to see",
     "msa_train/memory/ranks/worker_group.py": "sockets, for as long as the processes live",
+    "msa_train/training/swap_files.py": "the optimizer's states, for as long as the process lives",
 }
 
 
