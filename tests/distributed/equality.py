@@ -128,7 +128,7 @@ CASES = {
 
 # In single precision, too; the others would say no more there. WIDE: of four ranks, which are slow.
 NARROW = {
-    "ragged banks", "recompute attention", "recompute layer", "gradient cache",
+    "ragged banks", "recompute attention", "recompute layer", "gradient cache", "accumulation",
     "a share without a positive", "a rank without documents", "three kv heads",
 }  # fmt: skip
 
