@@ -52,13 +52,11 @@ class Lease:
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            found = _look(folder, name)
-            raise HeldError(found.said if found else "another process") from None
-        last = _look(folder, name)
-        if last and last.number > number:  # which has removed the files of those before it
+            raise HeldError(_who(folder, name)) from None
+        if _last(folder, name) > number:  # which has removed the files of those before it
             os.close(self._file)
             self._path.unlink(missing_ok=True)
-            raise HeldError(last.said)
+            raise HeldError(_who(folder, name))
         self._text = {
             "process": os.getpid(),
             "host": socket.gethostname(),
@@ -77,9 +75,8 @@ class Lease:
 
     def check(self) -> None:
         """Raises HeldError where another has taken over, which this process was dead for."""
-        last = _look(*self._place)
-        if last is None or last.number != self._number:  # its file goes, too, when others take over
-            raise HeldError(last.said if last else "another process")
+        if _last(*self._place) != self._number:  # its file goes, too, when others take over
+            raise HeldError(_who(*self._place))
 
     def release(self) -> None:
         if not self._released.is_set():
@@ -197,11 +194,25 @@ def _path(folder: Path, name: str, number: int) -> Path:
     return folder / f".{name}.lease-{number:06d}"
 
 
+def _last(folder: Path, name: str) -> int:
+    """How many owners there were."""
+    return max((int(path.name[-6:]) for path in folder.glob(f".{name}.lease-*")), default=0)
+
+
 def _look(folder: Path, name: str) -> Owner | None:
-    numbers = [int(path.name[-6:]) for path in folder.glob(f".{name}.lease-*")]
-    if not numbers:
-        return None
-    return Owner(max(numbers), _read(_path(folder, name, max(numbers))))
+    """The last owner; one that has just made its file is given a moment to describe itself."""
+    end = time.monotonic() + _LOOK_S
+    while number := _last(folder, name):
+        owner = Owner(number, _read(_path(folder, name, number)))
+        if owner.text or time.monotonic() > end:
+            return owner
+        time.sleep(_LOOK_S / 50)
+    return None
+
+
+def _who(folder: Path, name: str) -> str:
+    owner = _look(folder, name)
+    return owner.said if owner else "another process"
 
 
 def _read(path: Path) -> bytes:

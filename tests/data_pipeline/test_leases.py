@@ -125,3 +125,31 @@ def test_nobody_is_followed_who_was_not_found_dead(tmp_path, monkeypatch, quicke
         Lease(tmp_path, "work", "a test")
     others[-1].check()
     assert [path.name for path in tmp_path.iterdir()] == [f".work.lease-{quicker:06d}"]
+
+
+def test_one_that_has_just_begun_is_named_once_it_has_said_who_it_is(tmp_path, monkeypatch):
+    real, write = leases.living, Lease._write
+    seen = threading.Event()
+
+    def late(self, **more):
+        seen.wait(10)
+        write(self, **more)
+
+    def begun(*given):
+        """Another makes its file after the look, and writes to it after ours was refused."""
+        found = real(*given)
+        monkeypatch.setattr(leases, "living", real)
+        monkeypatch.setattr(Lease, "_write", late)
+        thread.start()
+        while not (tmp_path / ".work.lease-000001").exists():
+            time.sleep(0.001)
+        threading.Timer(0.05, seen.set).start()
+        return found
+
+    others = []
+    thread = threading.Thread(target=lambda: others.append(Lease(tmp_path, "work", "a late test")))
+    monkeypatch.setattr(leases, "living", begun)
+    with pytest.raises(HeldError, match="a late test"):
+        Lease(tmp_path, "work", "a test")
+    thread.join(10)
+    others[0].release()
