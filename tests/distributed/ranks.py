@@ -5,6 +5,7 @@ imports cost seconds of every rank.
 """
 
 import atexit
+import gc
 import os
 import signal
 import socket
@@ -136,6 +137,7 @@ def _rank(rank: int, count: int, port: int, target: Callable, args: tuple, resul
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ENVIRONMENT,
     }  # fmt: skip
+    gc.freeze()  # what the server has imported, which every engine's end would look through
     try:
         results.put((rank, target(*args), None))
     except BaseException:
