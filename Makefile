@@ -6,8 +6,8 @@
 # make real        that model with a memory of Python's documentation, beside BM25 and a dense retriever
 # make gpu         measure everything on this machine's GPU in 25 minutes; needs no setup (docs/gpu.md)
 # make gpu-toy     the same code at toy size on the CPU, to see that it runs
-# make test        the tests, two at once (two cores, 15 to 18 minutes)
-# make test-distributed       several ranks in every layout, and what they continue as (most of an hour on two cores)
+# make test        the tests, two at once (two cores, 12 to 18 minutes)
+# make test-distributed       every layout, machines and launchers that die, plans beside runs: what `make test` leaves out of them (MINUTES minutes)
 # make test-kernels-compile   every Triton kernel for sm_80, sm_89 and sm_90, against the table of docs/kernels.md (10 to 25 minutes)
 # make test-faults-training   kill -9 at 100 random moments of short runs; launchers that die
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
@@ -132,7 +132,7 @@ test-slow: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow"
 
 test-distributed: setup
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/distributed tests/parallel tests/model/test_sharded.py tests/training/planner
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile tests/distributed tests/parallel tests/model/test_sharded.py tests/training/planner
 
 test-kernels-compile: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "slow or not slow" tests/bench/kernels/test_compiled.py

@@ -302,7 +302,8 @@ class TrainingConfig:
                 raise ConfigError(f"training.deepspeed.{key} is not passed on: {_OWNED[key]}")
             if key not in _PASSED:
                 raise ConfigError(
-                    f"training.deepspeed.{key} is not passed on: give {', '.join(sorted(_PASSED))}"
+                    f"training.deepspeed.{key} is not passed on, as nothing here was tried with "
+                    f"it: give {', '.join(sorted(_PASSED))}"
                 )
         zero = self.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict):
@@ -616,7 +617,7 @@ def load_config_file(path: Path) -> Config:
 def _in_plain_words(error: Exception) -> str:
     """The parser's message with names of YAML's kinds instead of Python's types."""
     text = str(error).replace("typing.Literal", "choice of ")
-    if "training.pipeline_parallel" in text:
+    if re.search(r"training\b.*\bpipeline_parallel\b", text):
         return f"there is no training.pipeline_parallel: {_PIPELINE}"
     text = re.sub(r"Problem with given class_path '[\w.]+':\s*", "", text)
     for kind, plain in _KINDS.items():

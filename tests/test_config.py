@@ -83,7 +83,9 @@ def test_settings_of_the_past_are_read_where_they_meant_nothing(tmp_path):
         (["--training.tensor_parallel", "3"], "training.tensor_parallel"),
         (["--training.sequence_parallel", "true"], "training.tensor_parallel"),
         (["--training.pipeline_parallel", "2"], "document_parallel"),
+        (["--training", "{pipeline_parallel: 2}"], "document_parallel"),
         (["--training.deepspeed", "{pipeline: {stages: 2}}"], "document_parallel"),
+        (["--training.deepspeed", "{flops_profiler: {}}"], "nothing here was tried with it"),
         (["--training.pooled_states", "sharded"], "training.pooled_states"),
         (
             [

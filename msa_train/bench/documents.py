@@ -15,10 +15,18 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from msa_train.bench.runner import TIMEOUT_S, Workers, log, process_bytes, seconds
+from msa_train.bench.runner import (
+    TIMEOUT_S,
+    PeakInUse,
+    Workers,
+    log,
+    process_bytes,
+    seconds,
+)
 from msa_train.bench.train import CONTEXT, DOCUMENT, GROUP, MODEL, bank_of, quickstart_engine
 from msa_train.training.launch import free_port
 from msa_train.training.planner.layout import Layout
+from msa_train.training.planner.memory import needed, rank_bytes
 from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.traffic import traffic
 from msa_train.training.planner.weights import weights
@@ -40,9 +48,10 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row per measurement.
 
-    peak_mb (MiB): of the largest rank. sent_mb (MB): what one rank sends to others in a step, as
-    counted; formula_mb: as planned_bytes says (None with sharded states: it depends on what is
-    found).
+    MB of 10^6 bytes, of the largest rank. peak_mb: of its process, libraries and all; in_use_mb:
+    what a rank has allocated of that at most, beside planned_mb, which is planned_memory. sent_mb:
+    what one rank sends to others in a step, as counted; formula_mb: as planned_bytes says (None
+    with sharded states: it depends on what is found).
     """
     found = []
     for row in rows:
@@ -58,6 +67,14 @@ def planned_bytes(memory_tokens: int, ranks: int) -> float:
     return sum(each.sent for each in found if each.kind == "pooled states")
 
 
+def planned_memory(sharing: Sharing, memory_tokens: int) -> int:
+    """Bytes that a rank allocates at most, as `msa plan train` has it."""
+    ranks = 1 if sharing == "alone" else RANKS
+    sample = SampleSize.usual(memory_tokens, memory_tokens // DOCUMENT, QUESTIONS, CONTEXT)
+    layout = Layout(documents=ranks, cache=GROUP, sharded=sharing == "sharded")
+    return needed(rank_bytes(MODEL, layout, weights(MODEL), sample, 1, 4))
+
+
 def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]:
     ranks = 1 if sharing == "alone" else RANKS
     given = sharing, memory_tokens, ranks, free_port()
@@ -67,7 +84,7 @@ def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]
         workers.ask()
         while not times or sum(times) < least_s:
             times.append(seconds(workers.ask)[0])
-        peaks, sent = zip(*workers.ask(True), strict=True)
+        peaks, used, sent = zip(*workers.ask(True), strict=True)
     step_s = median(times)
     formula = None
     if sharing != "sharded":
@@ -80,7 +97,9 @@ def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]
         "tokens_per_s": round(memory_tokens / step_s, 1),
         "step_ms": round(step_s * 1e3, 1),
         "us_per_token": round(step_s * 1e6 / memory_tokens, 2),
-        "peak_mb": round(max(peaks) / (1 << 20), 1),
+        "peak_mb": round(max(peaks) / 1e6, 1),
+        "in_use_mb": round(max(used) / 1e6, 1),
+        "planned_mb": round(planned_memory(sharing, memory_tokens) / 1e6, 1),
         "sent_mb": round(max(sent) / 1e6 / (len(times) + 1), 4),
         "formula_mb": formula,
         "steps": len(times),
@@ -90,7 +109,7 @@ def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]
 def _rank(
     rank: int, sharing: Sharing, memory_tokens: int, ranks: int, port: int
 ) -> Callable[..., Any]:
-    """What does a step whenever it is called; at last, its peak memory and what it has sent."""
+    """What does a step whenever it is called; at last, the memory it took and what it has sent."""
     from msa_train.parallel.documents import DocumentGroup
     from msa_train.training.gradient_cache import GradientCache
 
@@ -99,6 +118,7 @@ def _rank(
         "RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
+    used = PeakInUse()
     engine = quickstart_engine("cpu")
     documents = _counted(DocumentGroup.of(ranks, TIMEOUT_S))
     engine.model.shards = documents if sharing == "sharded" else None
@@ -107,7 +127,7 @@ def _rank(
 
     def run(last: bool = False) -> Any:
         if last:
-            return process_bytes()["peak"], sum(documents.sent)
+            return process_bytes()["peak"], used.bytes, sum(documents.sent)
         gradients.backward(batch, lambda losses: losses.lm + losses.router)
         engine.step()
         return None

@@ -8,6 +8,7 @@ by `in_turns`: other work on the machine then slows all sides.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import signal
@@ -218,6 +219,44 @@ def process_bytes() -> dict[str, int]:
 def process_gb() -> dict[str, float]:
     """The same in GB."""
     return {name: round(size / 1e9, 3) for name, size in process_bytes().items()}
+
+
+class _Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def in_use() -> int:
+    """Bytes that this process has of malloc, where torch's tensors lie, by the account of glibc
+    (2.33 or newer; AttributeError without it)."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Heap
+    heap = ask()
+    return heap.uordblks + heap.hblkhd
+
+
+class PeakInUse:
+    """The most of `in_use` since it was made, beyond what there was then; looked at every 10 ms."""
+
+    def __init__(self) -> None:
+        self._before = self._most = in_use()
+        threading.Thread(target=self._look, name="peak in use", daemon=True).start()
+
+    @property
+    def bytes(self) -> int:
+        return self._most - self._before
+
+    def _look(self) -> None:
+        while True:
+            self._most = max(self._most, in_use())
+            time.sleep(0.01)
 
 
 def tensors_mb(run: Callable[[], object]) -> float:

@@ -137,8 +137,8 @@ def _print(
     console.print(_fastest(ranking, tokens, shown))
     for reason, which in ranking.refused.items():
         console.print(f"Refused, {len(which)} layouts ({which[0].words()}, ...): {reason}")
-    known = found or next(iter(ranking.plans), None)
-    for note in (*notes, *(known.notes if known else ())):
+    planned = [each for each in (found, *ranking.plans[:shown]) if each is not None]
+    for note in dict.fromkeys([*notes, *(note for each in planned for note in each.notes)]):
         console.print(f"Assumed: {note}")
     console.print("All of it is arithmetic, at the assumed utilisation: no GPU has measured it.")
 
@@ -191,6 +191,9 @@ def _bytes(found: TrainingPlan) -> Table:
         for each in stage.bytes:
             if each.place == place:
                 table.add_row(words, each.what, gb(each.bytes))
+    if found.host_need:
+        ranks = f"memory of each machine, {found.cluster.per_node} ranks"
+        table.add_row("all the time", ranks, gb(found.host_need))
     verdict = "fits" if found.lacking is None else "DOES NOT FIT"
     have = gb(found.cluster.card.bytes)
     table.add_row("at most", f"of {have}: {verdict}", gb(found.need), style="bold")
@@ -268,7 +271,8 @@ def _fastest(ranking: Ranking, tokens: int | None, shown: int) -> Table | str:
         layout, money = each.layout, each.money(tokens)
         tensor = f"{layout.tensor}{' + SP' * layout.sequence}"
         table.add_row(
-            tensor, str(layout.documents), str(layout.zero), layout.recompute,
+            tensor, f"{layout.documents}{', sharded' * layout.sharded}", str(layout.zero),
+            layout.recompute,
             "none" if layout.cache is None else f"{layout.cache:,}", f"{each.longest.seconds:.3f}",
             f"{each.seconds(tokens) / _DAY:,.2f}", "" if money is None else f"{money:,.0f}",
             gb(each.need),

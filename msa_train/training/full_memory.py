@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from msa_train.hardware import RESERVE, available_memory, gb, own_memory
 from msa_train.model.batch import MemoryBatch
 from msa_train.model.ops import uses_liger
 from msa_train.parallel.cpu import gpus
-from msa_train.training.planner.layout import Layout, samples_of
+from msa_train.training.planner.layout import Layout, refusal, samples_of
 from msa_train.training.planner.memory import RankBytes, needed, rank_bytes
 from msa_train.training.planner.sizes import Given, SampleSize, stage_sizes
 from msa_train.training.planner.weights import weights
@@ -53,9 +54,12 @@ def _planned(config: Config, batch: MemoryBatch | None) -> Iterator[str]:
         f"{sample.context_tokens:,} of {sample.contexts:,} contexts; {layout.words()}"
     )
     found = _rank(config, layout, sample)
-    for phase in ("held", "backward", "update"):
-        rows = [f"{each.what} {gb(each.bytes)}" for each in found if each.phase == phase]
-        yield f"planned, {phase}: {', '.join(rows) or 'nothing'}"
+    for place, words in (("device", ""), ("host", " in host memory"), ("nvme", " in files")):
+        for phase in ("held", "backward", "update"):
+            mine = (each for each in found if (each.place, each.phase) == (place, phase))
+            rows = [f"{each.what} {gb(each.bytes)}" for each in mine]
+            if rows or place == "device":
+                yield f"planned{words}, {phase}: {', '.join(rows) or 'nothing'}"
     reserve = f", and {gb(RESERVE)} beside torch" if gpus() else ""
     yield f"planned at most: {gb(needed(found))}{reserve}"
     lighter = ", ".join(_lighter(config, layout, sample, needed(found)))
@@ -72,18 +76,28 @@ def _rank(config: Config, layout: Layout, sample: SampleSize) -> tuple[RankBytes
 
 
 def _lighter(config: Config, layout: Layout, sample: SampleSize, now: int) -> Iterator[str]:
-    """Settings, one at a time, that take less than now."""
-    ways = {
+    """Settings, one at a time, that take less than now, and that this run may have."""
+    ways: dict[str, dict[str, Any]] = {
+        "training.recompute attention": {"recompute": "attention"},
         "training.recompute layer": {"recompute": "layer"},
         f"training.gradient_cache_tokens {_GROUP}": {"cache": _GROUP},
         **{f"training.zero_stage {n}": {"zero": n} for n in range(layout.zero + 1, 4)},
     }
     if layout.tensor > 1 and not layout.sequence:
         ways["training.sequence_parallel true"] = {"sequence": True}
+    if layout.replicas > 1:
+        change = {"documents": layout.data, "replicas": 1}
+        ways[f"training.document_parallel {layout.data}"] = change
+    if layout.documents > 1 and not layout.sharded:
+        ways["training.pooled_states sharded"] = {"sharded": True}
+    if layout.zero and layout.offload == "none":
+        ways["offload_optimizer {device: cpu} in training.deepspeed"] = {"offload": "optimizer"}
     for setting, change in ways.items():
-        size = needed(_rank(config, replace(layout, **change), sample))
-        if size < now:
-            yield f"{setting} ({gb(size)})"
+        other = replace(layout, **change)
+        if refusal(config, other) is None:
+            size = needed(_rank(config, other, sample))
+            if size < now:
+                yield f"{setting} ({gb(size)})"
 
 
 def _held() -> Iterator[str]:

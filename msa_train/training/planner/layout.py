@@ -107,7 +107,7 @@ class Layout:
             f"documents {self.documents}",
             f"ZeRO-{self.zero}",
         ]
-        parts += [f"recompute {self.recompute}", cache]
+        parts += [f"recompute {self.recompute}", cache, *["pooled states sharded"] * self.sharded]
         if self.offload != "none":
             parts.append(f"offload {self.offload}{' to nvme' * (self.files is not None)}")
         return ", ".join(parts)
@@ -152,7 +152,7 @@ def refusal(config: Config, layout: Layout) -> str | None:
             pooled_states="sharded" if layout.sharded else "gathered",
             zero_stage=layout.zero,
         )
-        if layout.tensor != config.training.tensor_parallel:
+        if (layout.tensor, layout.sharded) != (config.training.tensor_parallel, _shards(config)):
             replace(config, training=training)
         samples_of(config, layout)
     except ConfigError as error:

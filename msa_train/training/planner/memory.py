@@ -105,6 +105,11 @@ class _States:
         return reduce_bucket([self.weights.largest]) * self.itemsize
 
     @property
+    def _reduced(self) -> int:
+        """Bytes of what is copied out of the bucket to be reduced: what there is, at most all."""
+        return min(self._bucket, self.weights.learning * self.itemsize)
+
+    @property
     def _often(self) -> bool:
         """Whether gradients of several backward passes are added up."""
         layout = self.layout
@@ -151,7 +156,7 @@ class _States:
             kept = 0 if self.layout.offload != "none" else own.bytes
             return [
                 RankBytes(own.what, own.phase, kept),
-                RankBytes("reduce bucket, and its copy", "backward", 2 * self._bucket),
+                RankBytes("reduce bucket, and its copy", "backward", self._bucket + self._reduced),
             ]
         apart = self.weights.all - self.weights.whole
         live, ahead = min(LIVE, apart) * size, min(_AHEAD, apart) * size
@@ -176,7 +181,7 @@ class _States:
         parts = RankBytes("gradients, own", "update", own * size)
         if stage == 2:
             return [parts, flat, wide]
-        reducing = self.weights.learning * size + self._bucket * 2
+        reducing = self.weights.learning * size + self._bucket + self._reduced
         if reducing > flat.bytes + wide.bytes:
             return [RankBytes("gradients, and being reduced", "update", reducing), parts]
         return [parts, flat, wide]

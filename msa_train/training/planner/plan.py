@@ -7,8 +7,9 @@ train` prints it, and a rank whose memory runs out prints its part beside what w
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from msa_train.config import Config
@@ -208,8 +209,8 @@ def plan(
         sending = open_ + max(0.0, hidden - computing)
         times = computing, updating, sending
         found.append(StagePlan(stage, tokens, samples, done, sent, stored, *times))
-    whole = parts(weights(model))
-    return TrainingPlan(layout, cluster, assumed, whole, tuple(found), tuple(_notes(config)))
+    whole, notes = parts(weights(model)), tuple(_notes(config, layout))
+    return TrainingPlan(layout, cluster, assumed, whole, tuple(found), notes)
 
 
 def _seconds_sent(sent: Sequence[Traffic], cluster: Cluster) -> tuple[float, float]:
@@ -219,14 +220,15 @@ def _seconds_sent(sent: Sequence[Traffic], cluster: Cluster) -> tuple[float, flo
     return times[False], times[True]
 
 
-def _notes(config: Config) -> list[str]:
+def _notes(config: Config, layout: Layout) -> list[str]:
     found = []
     if config.training.precision == "fp32":
         found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
-    if config.training.pooled_states == "sharded":
-        found.append("training.pooled_states is sharded: what its exchanges send is not counted")
-    if config.training.nvme_path is not None:
-        found.append("the update is timed as if files were as fast as the card's memory")
+    if layout.sharded:
+        found.append("where pooled states are sharded, what their exchanges send is not counted")
+    if layout.offload != "none":
+        place = "the host" if layout.files is None else "files"
+        found.append(f"the update is timed as if {place} were as fast as the card's memory")
     return found
 
 
@@ -241,13 +243,16 @@ class Ranking:
 def ranked(
     config: Config, cluster: Cluster, stages: Sequence[StageSize], assumed: Assumed
 ) -> Ranking:
-    """Every layout of these cards."""
+    """Every layout of these cards; with sharded pooled states, whose exchanges are not counted,
+    where the settings say so or the same layout with gathered ones does not fit."""
     fitting: list[TrainingPlan] = []
     refused: dict[str, list[Layout]] = {}
-    reasons: dict[tuple[int, int, int], str | None] = {}
+    reasons: dict[tuple[int, int, int, bool], str | None] = {}
     longest = max(stage.sample.document_tokens for stage in stages)
-    for layout in layouts(config, cluster, longest):
-        divided = layout.tensor, layout.replicas, layout.zero
+    tried = deque(layouts(config, cluster, longest))
+    while tried:
+        layout = tried.popleft()
+        divided = layout.tensor, layout.replicas, layout.zero, layout.sharded
         if divided not in reasons:
             reasons[divided] = refusal(config, layout)
         reason = reasons[divided]
@@ -257,6 +262,8 @@ def ranked(
                 fitting.append(found)
                 continue
             reason = _general(found)
+            if layout.documents > 1 and not layout.sharded:
+                tried.append(replace(layout, sharded=True))
         refused.setdefault(reason, []).append(layout)
     fitting.sort(key=lambda each: (each.seconds(), each.need))
     return Ranking(tuple(fitting), {why: tuple(each) for why, each in refused.items()})

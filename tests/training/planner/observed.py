@@ -3,13 +3,13 @@ torch alone."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections import Counter
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from msa_train.bench.runner import in_use
 from msa_train.config import TrainingConfig
 from msa_train.model.config import ModelConfig, RouterConfig
 from tests.batches import random_batch
@@ -74,35 +74,15 @@ def _bytes(value) -> int:
     return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-class _Heap(ctypes.Structure):
-    """glibc's struct mallinfo2."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
-            "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
-_libc = ctypes.CDLL(None)
-_libc.mallinfo2.restype = _Heap
-
-
-def in_use() -> int:
-    """Bytes that this process has of malloc, where torch's tensors lie, by glibc's own account."""
-    heap = _libc.mallinfo2()
-    return heap.uordblks + heap.hblkhd
-
-
-def observe(tensor: int, runs: dict[str, tuple[dict, int]], documents: int = 1) -> dict[str, dict]:
+def observe(
+    tensor: int, runs: dict[str, tuple[dict, int]], documents: int = 1, bucket: int = BUCKET
+) -> dict[str, dict]:
     """On a rank: of every run (settings of training, samples of a step) what its last step sent,
     what it found allocated, and what was at most."""
     from msa_train.parallel import groups
     from msa_train.training.planner import memory
 
-    memory.BUCKET = BUCKET
+    memory.BUCKET = bucket
     groups.start(tensor, 120, documents)
     _warm_up({settings.get("precision", "fp32") for settings, _ in runs.values()})
     return {name: _run(*given) for name, given in runs.items()}

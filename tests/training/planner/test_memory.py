@@ -73,6 +73,19 @@ def test_a_rank_that_offloads_holds_what_torch_allocates(monkeypatch, precision)
             assert most == pytest.approx(seen["most"], rel=0.15), (stage, samples, offload)
 
 
+@pytest.mark.slow
+def test_a_bucket_that_all_gradients_do_not_fill_is_copied_as_far_as_it_is_full(monkeypatch):
+    bucket = 8_000_000
+    assert bucket > 2 * weights(MODEL).all
+    monkeypatch.setattr(memory, "BUCKET", bucket)
+    runs = {stage: ({"zero_stage": stage}, 2) for stage in (1, 2)}
+    for rank in run_ranks(2, observe, 1, runs, 1, bucket):
+        for stage, seen in rank.items():
+            given = MODEL, Layout(replicas=2, zero=stage), weights(MODEL)
+            found = rank_bytes(*given, SampleSize.of_batch(batch()), 2, 4)
+            assert needed(found) == pytest.approx(seen["most"], rel=0.15), stage
+
+
 @pytest.mark.parametrize("loss", ["all", "upper_half"])
 def test_scores_are_kept_as_autograd_keeps_them(megatron, loss):
     model = tiny_config("threshold", depth=5, layers="1,2,3", loss_layers=loss, chunk_size=16)
