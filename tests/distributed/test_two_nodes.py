@@ -11,12 +11,14 @@ import pytest
 from data_pipeline.shards.build import build_shards
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
+from tests.distributed.ranks import free_port
 from tests.distributed.runs import logged, settings
-from tests.distributed.two_nodes import two_nodes, write_ssh
+from tests.distributed.two_nodes import two_launchers, two_nodes, write_ssh
 from tests.faults.killing import start
 
 pytestmark = pytest.mark.slow
 STEPS, SAVED, TIMEOUT_S = 80, 10, 20
+MASTER = "node-1:29500"
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -67,12 +69,11 @@ def nodes():
         yield made
 
 
-@pytest.fixture
-def begin(folder, nodes):
+def begin(node, folder, master):
     """Starts torchrun on a node, without ssh."""
     command = ["sh", str(LAUNCH / "without_ssh.sh"), str(folder / "run.yaml")]
-    where = {"NODES": "2", "GPUS": "1", "MASTER": f"{nodes[0].name}:29500", "PATH": PATH}
-    return lambda node: node.start(command, where, folder / node.name)
+    where = {"NODES": "2", "GPUS": "1", "MASTER": master, "PATH": PATH}
+    return node.start(command, where, folder / node.name)
 
 
 def saved(folder):
@@ -91,20 +92,33 @@ def wait(found, seconds, folder):
         time.sleep(0.1)
 
 
-def test_a_machine_dies_and_comes_back(folder, nodes, begin, undisturbed):
+@pytest.mark.parametrize("make", [two_nodes, two_launchers])
+def test_a_machine_dies_and_comes_back(folder, make, undisturbed):
     """torchrun on the other one waits for it; both go on from the newest checkpoint."""
-    launchers = [begin(node) for node in nodes]
-    saved(folder)
-    nodes[1].die()
-    launchers[1] = begin(nodes[1])
-    assert [each.wait(180) for each in launchers] == [0, 0], said(folder)
+    with make() as nodes:
+        master = f"{nodes[0].host}:{free_port()}"
+        launchers = [begin(node, folder, master) for node in nodes]
+        saved(folder)
+        nodes[1].die()
+        launchers[1] = begin(nodes[1], folder, master)
+        assert [each.wait(180) for each in launchers] == [0, 0], said(folder)
     assert outcome(folder / "run") == undisturbed
 
 
-def test_a_cut_cable_ends_the_ranks_and_the_run_goes_on_later(folder, nodes, begin, undisturbed):
+def test_where_the_machine_dies_that_all_meet_at_both_are_started_again(folder, nodes, undisturbed):
+    launchers = [begin(node, folder, MASTER) for node in nodes]
+    saved(folder)
+    nodes[0].die()
+    assert launchers[1].wait(120) != 0
+    again = [begin(node, folder, MASTER) for node in nodes]
+    assert [each.wait(180) for each in again] == [0, 0], said(folder)
+    assert outcome(folder / "run") == undisturbed
+
+
+def test_a_cut_cable_ends_the_ranks_and_the_run_goes_on_later(folder, nodes, undisturbed):
     """Each machine says on its own where both ranks were stuck: their output is on storage that
     both still reach."""
-    launchers = [begin(node) for node in nodes]
+    launchers = [begin(node, folder, MASTER) for node in nodes]
     saved(folder)
     nodes[0].plug(False)
     for node in nodes:  # of which torchrun is left
@@ -116,7 +130,7 @@ def test_a_cut_cable_ends_the_ranks_and_the_run_goes_on_later(folder, nodes, beg
     for node, launcher in zip(nodes, launchers, strict=True):
         node.die()
         launcher.wait(10)
-    again = [begin(node) for node in nodes]
+    again = [begin(node, folder, MASTER) for node in nodes]
     assert [each.wait(180) for each in again] == [0, 0], said(folder)
     assert outcome(folder / "run") == undisturbed
 

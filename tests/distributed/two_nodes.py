@@ -1,5 +1,5 @@
 """Two machines, as far as one can be two: network namespaces with a cable between them, an address,
-a name and a table of names each."""
+a name and a table of names each; or two launchers that meet over loopback."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.distributed.ranks import ENVIRONMENT
@@ -17,11 +18,36 @@ _HOSTS = Path("/etc/netns")  # `ip netns exec` shows a namespace its own files o
 _SUBNET = "10.77.0"
 
 
-class Node:
+class Launcher:
+    """A launcher on this machine, and what it starts, which its environment tells apart."""
+
+    def __init__(self, number: int):
+        self.name, self.host = f"node-{number}", "localhost"
+        self._mark = "MSA_TEST_NODE", f"{os.getpid()}-{number}"
+
+    def start(
+        self, command: list[str], environment: Mapping[str, str], log: Path
+    ) -> subprocess.Popen:
+        """A command on it, which prints into a log."""
+        name, value = self._mark
+        return _start(command, {**environment, name: value}, log)
+
+    def processes(self) -> list[int]:
+        return [number for number in psutil.pids() if _environment(number, *self._mark)]
+
+    def die(self) -> None:
+        """As without power: nothing of it lives on, and nobody is told."""
+        for number in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+class Node(Launcher):
     """A machine: `name` resolves to `address`, on both."""
 
     def __init__(self, number: int):
-        self.name = f"node-{number}"
+        super().__init__(number)
+        self.host = self.name
         self.address = f"{_SUBNET}.{number}"
         self.space = f"msa-test-{os.getpid()}-{number}"
         self.cable = f"msa{os.getpid() % 100_000}-{number}"  # 15 characters at most
@@ -29,22 +55,12 @@ class Node:
     def start(
         self, command: list[str], environment: Mapping[str, str], log: Path
     ) -> subprocess.Popen:
-        """A command on it, which prints into a log."""
         inside = ["ip", "netns", "exec", self.space, "unshare", "--uts", "sh", "-c"]
-        with log.open("a") as out:
-            return subprocess.Popen(
-                [*inside, f'hostname {self.name}; exec "$@"', "sh", *command],
-                env=os.environ | ENVIRONMENT | environment, stdout=out, stderr=out,
-            )  # fmt: skip
+        named = f'hostname {self.name}; exec "$@"', "sh"
+        return _start([*inside, *named, *command], environment, log)
 
     def processes(self) -> list[int]:
         return list(map(int, _ip("netns", "pids", self.space).split()))
-
-    def die(self) -> None:
-        """As without power: nothing of it lives on, and nobody is told."""
-        for number in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
 
     def plug(self, there: bool) -> None:
         _ip("-n", self.space, "link", "set", self.cable, "up" if there else "down")
@@ -64,6 +80,16 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
             _remove(node)
 
 
+@contextmanager
+def two_launchers() -> Iterator[tuple[Launcher, Launcher]]:
+    both = Launcher(1), Launcher(2)
+    try:
+        yield both
+    finally:
+        for each in both:
+            each.die()
+
+
 def write_ssh(folder: Path, nodes: tuple[Node, Node]) -> None:
     """A command `ssh [OPTIONS] NODE COMMAND`, which hands on as little environment as a login."""
     login = f"HOME={folder} PATH=/usr/sbin:/usr/bin:/sbin:/bin OMP_NUM_THREADS=1"
@@ -79,6 +105,19 @@ esac
 exec ip netns exec "$space" unshare --uts env -i {login} sh -c "hostname $node; $*"
 """)
     file.chmod(0o755)
+
+
+def _start(command: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen:
+    with log.open("a") as out:
+        return subprocess.Popen(
+            command, env=os.environ | ENVIRONMENT | environment, stdout=out, stderr=out
+        )
+
+
+def _environment(process: int, name: str, value: str) -> bool:
+    with suppress(psutil.Error):
+        return psutil.Process(process).environ().get(name) == value
+    return False
 
 
 def _make(node: Node) -> None:
