@@ -141,7 +141,7 @@ def table(
     """Of each layout and dtype the furthest of all its cases, and why it has no others."""
     rows = {}
     for name, spread in LAYOUTS.items():
-        reasons = Counter(why for case in CASES.values() if (why := refused(spread, case)))
+        reasons = Counter(why for case in CASES if (why := refused(spread, case)))
         for dtype in DTYPES:
             mine = [run for run in runs if (run[0], run[2]) == (name, dtype)]
             each = {

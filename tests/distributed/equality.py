@@ -127,25 +127,32 @@ CASES = {
     "key queue": Case(queue=20),
 }
 
-# In single precision, too; the others would say no more there. WIDE: of four ranks, which are slow.
-NARROW = {
+# Of four ranks, which are slow, and put together what two have in every case.
+WIDE = {
+    "ragged banks", "recompute attention", "cache and recompute", "accumulation",
+    "a share without a positive", "a rank without documents", "three kv heads",
+    "router of its own shape",
+}  # fmt: skip
+# In single precision, too; the others would say no more there.
+SINGLE = {
     "ragged banks", "recompute attention", "recompute layer", "gradient cache", "accumulation",
     "a share without a positive", "a rank without documents", "three kv heads",
 }  # fmt: skip
+SINGLE_WIDE = {"ragged banks", "cache and recompute"}
 
 
-WIDE = {"ragged banks", "gradient cache"}
-
-
-def refused(spread: Spread, case: Case) -> str | None:
+def refused(spread: Spread, name: str) -> str | None:
     """Why a case has no such layout: the settings refuse it, or it would say nothing new."""
+    case = CASES[name]
     documents = spread.settings.get("document_parallel", 1)
     replicas = spread.ranks // spread.tensor // documents
     if case.model.kv_heads % spread.tensor:
         return "kv heads that the tensor-parallel ranks do not divide"
     if spread.tensor > 1 and not case.model.router.scoring.tensor_parallel:
         return "reductions that tensor parallelism does not have"
-    if case is CASES["accumulation"] and replicas == 1:
+    if spread.ranks == 4 and name not in WIDE:
+        return "four ranks, which put together what two have in this case, too"
+    if name == "accumulation" and replicas == 1:
         return "one replica, which accumulates both samples of every case"
     if case.queue and (replicas > 1 or spread.settings.get("pooled_states") == "sharded"):
         return "each group of ranks has a queue of its own; sharded states have none"
@@ -155,7 +162,7 @@ def refused(spread: Spread, case: Case) -> str | None:
 
 
 def cases_of(spread: Spread) -> list[str]:
-    return [name for name, case in CASES.items() if refused(spread, case) is None]
+    return [name for name in CASES if refused(spread, name) is None]
 
 
 Run = tuple[str, str, str]  # layout ("" alone), case, dtype
@@ -164,10 +171,11 @@ Run = tuple[str, str, str]  # layout ("" alone), case, dtype
 def runs_of(layouts: Iterable[str]) -> Iterator[Run]:
     """Every case that each of them has."""
     for layout in layouts:
+        single = SINGLE if LAYOUTS[layout].ranks < 4 else SINGLE_WIDE
         for case in cases_of(LAYOUTS[layout]):
-            for dtype in DTYPES:
-                if dtype == "float64" or case in (NARROW if LAYOUTS[layout].ranks < 4 else WIDE):
-                    yield layout, case, dtype
+            yield layout, case, "float64"
+            if case in single:
+                yield layout, case, "float32"
 
 
 def alone(runs: Sequence[Run]) -> dict[Run, dict]:
