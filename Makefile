@@ -7,7 +7,7 @@
 # make gpu         measure everything on this machine's GPU in 25 minutes; needs no setup (docs/gpu.md)
 # make gpu-toy     the same code at toy size on the CPU, to see that it runs
 # make test        the tests, two at once (two cores, 12 to 18 minutes)
-# make test-distributed       every layout, machines and launchers that die, plans beside runs: what `make test` leaves out of them (MINUTES minutes)
+# make test-distributed       every layout, machines and launchers that die, plans beside runs: what `make test` leaves out of them (28 minutes)
 # make test-kernels-compile   every Triton kernel for sm_80, sm_89 and sm_90, against the table of docs/kernels.md (10 to 25 minutes)
 # make test-faults-training   kill -9 at 200 random moments of short runs; launchers that die (40 minutes)
 # make test-faults-memory     death and errors at every write of a memory bank, 1,000 random kill -9
