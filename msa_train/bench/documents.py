@@ -50,7 +50,7 @@ def measure(
 
     MB of 10^6 bytes, of the largest rank. peak_mb: of its process, libraries and all; in_use_mb:
     what a rank has allocated of that at most, beside planned_mb, which is planned_memory. sent_mb:
-    what one rank sends to others in a step, as counted; formula_mb: as planned_bytes says (None
+    what one rank sends to others in a step, as counted; formula_mb: as planned_traffic says (None
     with sharded states: it depends on what is found).
     """
     found = []
@@ -60,19 +60,21 @@ def measure(
     return found
 
 
-def planned_bytes(memory_tokens: int, ranks: int) -> float:
-    """What one rank sends in a step with gathered pooled states, as `msa plan train` has it."""
-    sample = SampleSize.usual(memory_tokens, memory_tokens // DOCUMENT, QUESTIONS, CONTEXT)
-    found = traffic(MODEL, Layout(documents=ranks), weights(MODEL), sample, 1, 4)
+def planned_traffic(memory_tokens: int, ranks: int) -> float:
+    """Bytes that a rank sends in a step with gathered pooled states, as `msa plan train` has it."""
+    found = traffic(MODEL, Layout(documents=ranks), weights(MODEL), _sample(memory_tokens), 1, 4)
     return sum(each.sent for each in found if each.kind == "pooled states")
 
 
 def planned_memory(sharing: Sharing, memory_tokens: int) -> int:
     """Bytes that a rank allocates at most, as `msa plan train` has it."""
     ranks = 1 if sharing == "alone" else RANKS
-    sample = SampleSize.usual(memory_tokens, memory_tokens // DOCUMENT, QUESTIONS, CONTEXT)
     layout = Layout(documents=ranks, cache=GROUP, sharded=sharing == "sharded")
-    return needed(rank_bytes(MODEL, layout, weights(MODEL), sample, 1, 4))
+    return needed(rank_bytes(MODEL, layout, weights(MODEL), _sample(memory_tokens), 1, 4))
+
+
+def _sample(memory_tokens: int) -> SampleSize:
+    return SampleSize.usual(memory_tokens, memory_tokens // DOCUMENT, QUESTIONS, CONTEXT)
 
 
 def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _row(sharing: Sharing, memory_tokens: int, least_s: float) -> dict[str, Any]
     step_s = median(times)
     formula = None
     if sharing != "sharded":
-        formula = round(planned_bytes(memory_tokens, ranks) / 1e6, 4)
+        formula = round(planned_traffic(memory_tokens, ranks) / 1e6, 4)
     return {
         "mode": sharing,
         "ranks": ranks,

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from msa_train.errors import RankError
+from msa_train.errors import MSAError, RankError
 
 TIMEOUT_S = 3600.0  # of one row
 _END_S = 10.0
@@ -233,12 +233,20 @@ class _Heap(ctypes.Structure):
     ]  # fmt: skip
 
 
-def in_use() -> int:
-    """Bytes that this process has of malloc, where torch's tensors lie, by the account of glibc
-    (2.33 or newer; AttributeError without it)."""
-    ask = ctypes.CDLL(None).mallinfo2
+@cache
+def _mallinfo() -> Callable[[], _Heap]:
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        raise MSAError("memory in use is told by glibc 2.33 or newer, which is not here") from None
     ask.restype = _Heap
-    heap = ask()
+    return ask
+
+
+def in_use() -> int:
+    """Bytes that this process has of malloc, where torch's tensors lie, by glibc's own account.
+    Raises MSAError where that has none."""
+    heap = _mallinfo()()
     return heap.uordblks + heap.hblkhd
 
 

@@ -12,8 +12,9 @@ def test_ranks_send_what_the_formula_says(sharing, capfd):
     [row] = documents.measure(((sharing, 4096),), least_s=0.1)
     assert row["ranks"] == 2 and row["sent_mb"] > 0.05
     assert row["formula_mb"] == (row["sent_mb"] if sharing == "gathered" else None)
-    assert row["step_ms"] > 0 and row["peak_mb"] > 100 and row["steps"] >= 1
+    assert row["step_ms"] > 0 and row["peak_mb"] > row["in_use_mb"] > 100 and row["steps"] >= 1
     assert row["us_per_token"] == pytest.approx(row["step_ms"] * 1e3 / 4096, rel=0.01)
+    assert row["planned_mb"] == pytest.approx(row["in_use_mb"], rel=0.15)
     assert not capfd.readouterr().out
 
 
@@ -27,4 +28,4 @@ def test_traffic_is_a_row_of_states_and_of_gradients_for_every_other_rank():
                 numbers = MODEL.router_key_heads * MODEL.router_head_dim
                 numbers += 2 * MODEL.kv_heads * MODEL.head_dim * reads
                 total += 2 * 4 * numbers * (ranks - 1)
-        assert documents.planned_bytes(4096, ranks) == total
+        assert documents.planned_traffic(4096, ranks) == total

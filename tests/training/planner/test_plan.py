@@ -73,6 +73,21 @@ def test_layouts_that_fit_are_ranked_and_others_told_apart():
     assert all(each.replicas == 64 for each in few.refused[said])
 
 
+def test_pooled_states_are_sharded_where_gathered_they_do_not_fit():
+    """And nowhere else, as what their exchanges send is not counted."""
+    given = ["--config", "configs/train/paper-mixture.yaml", "--training.batch_samples", "1"]
+    config = load_config(given)
+    bank = Given(memory_tokens=10_485_760, document_tokens=140, contexts=32)
+    stages, _ = stage_sizes(config, bank)
+    found = ranked(config, parse_cluster("8xH100-80GB"), stages, Assumed())
+    sharded = [each for each in found.plans if each.layout.sharded]
+    gathered = {each.layout for each in found.plans if not each.layout.sharded}
+    assert sharded and gathered
+    for each in sharded:
+        assert replace(each.layout, sharded=False) not in gathered
+        assert any("exchanges" in note for note in each.notes)
+
+
 def test_what_lacks_is_said():
     small = replace(CLUSTER, card=replace(CLUSTER.card, bytes=16 * 10**9))
     found = plan(CONFIG, Layout(replicas=64, zero=1), small, STAGES, Assumed())
