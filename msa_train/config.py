@@ -321,7 +321,7 @@ class TrainingConfig:
                 f"{place}.offload_param is given, but training.zero_stage is {self.zero_stage}, "
                 "where every rank has all weights: set it to 3"
             )
-        self._check_nvme(zero.get("offload_optimizer"), f"{place}.offload_optimizer")
+        self._check_states(zero.get("offload_optimizer"), f"{place}.offload_optimizer")
         if _device(zero.get("offload_param")) == "nvme":
             raise ConfigError(
                 f"{place}.offload_param.device is nvme, and DeepSpeed writes and loads only "
@@ -334,8 +334,14 @@ class TrainingConfig:
                 f"training.deepspeed.aio is {aio}: give a mapping, as in {{block_size: 1048576}}"
             )
 
-    def _check_nvme(self, states: Any, place: str) -> None:
-        """What DeepSpeed 0.19 accepts, and ignores or fails at later."""
+    def _check_states(self, states: Any, place: str) -> None:
+        """Of offload_optimizer, what DeepSpeed 0.19 accepts, and ignores or fails at later."""
+        for key, default in (("ratio", 1), ("super_offload", False)):
+            if isinstance(states, dict) and states.get(key, default) != default:
+                raise ConfigError(
+                    f"{place}.{key} is {states[key]}, which only DeepSpeed's own AdamW can do, and "
+                    "torch's steps here: leave it out"
+                )
         if _device(states) != "nvme":
             return
         if self.zero_stage < 3:

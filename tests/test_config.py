@@ -218,6 +218,16 @@ NVME = {"device": "nvme", "nvme_path": "/scratch"}
             {"zero_optimization": {"offload_optimizer": NVME}, "aio": [1]},
             "aio is .1.: give a mapping",
         ),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            r"offload_optimizer\.ratio is 0\.5, .* leave it out",
+        ),
+        (
+            3,
+            {"zero_optimization": {"offload_optimizer": {"super_offload": True}}},
+            "super_offload is True, .* leave it out",
+        ),
         (3, {"aio": {"block_size": 1}}, "aio is given, but nothing is offloaded to nvme"),
     ],
 )
