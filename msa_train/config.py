@@ -439,6 +439,8 @@ class Config:
             )
         try:
             self.corpus  # noqa: B018 (impossible stages are refused now)
+            if self.training.held_out_every:
+                self.held_out  # noqa: B018 (and sources that hold nothing out)
         except DataError as error:
             raise ConfigError(str(error)) from error
         if not self.model.loss_layers and any(s.router_weight for s in self.stages):

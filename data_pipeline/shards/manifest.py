@@ -9,8 +9,10 @@ DIR/shard-000000.tar ...   standard WebDataset tars of JSON samples
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import starmap
+from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.settings import TrainingCorpus
 
 FORMAT = "msa-shards-2"
+_NAMED = 3  # settings that an error names
+_SETTINGS = {"batch_samples": "training.batch_samples"}  # names in a run's YAML, where others
 MANIFEST_FILE, INDEX_FILE, TOKENIZER_FOLDER = "manifest.json", "index.npy", "tokenizer"
 INDEX_DTYPE = np.dtype(
     [("shard", "<u4"), ("stage", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")]
@@ -62,6 +66,12 @@ class ShardManifest:
         """Whether building `corpus` would make these very shards again."""
         return self.settings == corpus.settings()
 
+    def differences(self, corpus: TrainingCorpus) -> str:
+        """Which settings these shards were built from otherwise, in words: a few of them."""
+        found = list(_differences("", self.settings, corpus.settings()))
+        rest = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        return ", ".join(found[:_NAMED]) + rest
+
     def begins(self, corpus: TrainingCorpus) -> bool:
         """Whether `corpus` is that of these shards, with longer stages or more of them."""
         now, then = corpus.settings(), self.settings
@@ -102,6 +112,26 @@ class ShardManifest:
             raise DataError(
                 f"{path} is broken ({error!r}): delete {directory} and build the shards again"
             ) from error
+
+
+def _differences(place: str, there: Any, now: Any) -> Iterator[str]:
+    """`a.b[0].c (1 there, 2 now)`, of settings as JSON gives them."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        keys = [(f"{place}.{key}" if place else key, key) for key in there | now]
+        pairs = [(name, there.get(key), now.get(key)) for name, key in keys]
+    elif isinstance(there, list) and isinstance(now, list):
+        both = zip_longest(there, now)
+        pairs = [(f"{place}[{i}]", *values) for i, values in enumerate(both)]
+    else:
+        if there != now:
+            yield f"{_SETTINGS.get(place, place)} ({_short(there)} there, {_short(now)} now)"
+        return
+    for pair in pairs:
+        yield from _differences(*pair)
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(json.dumps(value), 60, placeholder=" ...")
 
 
 def _grows(had: dict[str, Any], stage: dict[str, Any]) -> bool:

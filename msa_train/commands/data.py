@@ -83,10 +83,11 @@ def _build_a_part(config: Config, text: str, as_json: bool) -> int:
 
     part, folder = BuildPart.of(text), config.path / "shards"
     if folder.exists():
-        if not ShardManifest.load(folder).matches(config.corpus):
+        manifest = ShardManifest.load(folder)
+        if not manifest.matches(config.corpus):
             raise ConfigError(
-                f"{folder} is of other settings: shards are made longer without --part, and built "
-                "anew under another output"
+                f"{folder} is of other settings: {manifest.differences(config.corpus)}: shards are "
+                "made longer without --part, and built anew under another output"
             )
         print(f"{folder} is there already, of these settings", file=sys.stderr)
         return 0
@@ -158,8 +159,8 @@ def _build_set(
         print(f"{folder} is built again, longer, by its own tokenizer", file=sys.stderr)
         return rebuild_shards(corpus, folder, held_out=held_out)
     raise ConfigError(
-        f"{folder} was built from other settings of data or stages: remove it, or set another "
-        "output"
+        f"{folder} was built from other settings: {manifest.differences(corpus)}: remove it, or "
+        "set another output"
     )
 
 

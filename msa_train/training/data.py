@@ -39,8 +39,9 @@ def open_shards(config: Config) -> ShardReader:
                 f"with `msa data build`{' in its own output' if config.training.shards else ''}"
             )
         raise ConfigError(
-            f"{config.shards} was built from other settings of data or stages than this config's: "
-            "build them again (msa data build), or set another output"
+            f"{config.shards} was built from other settings: "
+            f"{reader.manifest.differences(config.corpus)}: build the shards again (msa data build) "
+            "under another output, or give those settings"
         )
     return reader
 

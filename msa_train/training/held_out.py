@@ -74,8 +74,8 @@ class HeldOutEvaluation:
         )
         if not reader.manifest.matches(config.held_out):
             raise ConfigError(
-                f"{config.held_out_shards} was built from other settings: build it again (msa data "
-                "build)"
+                f"{config.held_out_shards} was built from other settings: "
+                f"{reader.manifest.differences(config.held_out)}: build it again (msa data build)"
             )
         found = cls(reader, collate, config.model.router_layers, documents)
         best = config.training.best
