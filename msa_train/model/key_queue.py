@@ -22,7 +22,7 @@ class KeyQueue:
     """The router keys of the newest documents, by router layer; oldest first.
 
     A document is known by `doc_ids` (a digest of its text): what stands in the bank itself is not a
-    negative of its own questions a second time. limit: documents kept; 0 keeps none.
+    negative of its own questions a second time. limit: documents kept; 0 keeps none (see keep).
     """
 
     def __init__(self, layers: Sequence[int], limit: int = 0):
@@ -53,11 +53,15 @@ class KeyQueue:
         scores = router.scoring.document_scores(routing.query, routing.query_cu, keys, *tables)
         return scores.masked_fill(own, -math.inf)
 
+    def keep(self, limit: int) -> None:
+        """As a stage has it, from its first step on: 0 forgets those of the stage before, too."""
+        self.limit = limit
+        if not limit and len(self):
+            self.load_state_dict(KeyQueue(self._layers).state_dict())
+
     def add(self, keys: dict[int, Tensor], chunks: Tensor, doc_ids: Tensor) -> None:
         """Documents of a bank: keys [C, V] of each layer; chunks [n], doc_ids [n] on the host."""
         if not self.limit:
-            if len(self):  # of an earlier stage
-                self.load_state_dict(KeyQueue(self._layers).state_dict())
             return
         fresh = ~torch.isin(self._ids, doc_ids)  # a document that comes again is kept once, anew
         total = int(fresh.sum()) + len(doc_ids)

@@ -149,11 +149,14 @@ def own_store(name: str) -> dist.Store:
     return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())
 
 
-def finish(exit_code: int) -> None:
-    """End this process at once: after gloo, interpreter exit aborts now and then."""
-    if dist.is_initialized():
-        if exit_code == 0:
-            dist.barrier()
+def finish(exit_code: int, together: bool) -> None:
+    """End this process at once: after gloo, interpreter exit aborts now and then.
+
+    together: all ranks do. Rank 0, which keeps the store, then waits for those that still read it;
+    otherwise nobody is waited for, as closing a group over NCCL may.
+    """
+    if together and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # whoever read it is gone

@@ -3,7 +3,11 @@ how they are divided."""
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from pathlib import Path
+
+import psutil
 
 from msa_train.errors import ConfigError
 from msa_train.parallel.cpu import gpus
@@ -29,6 +33,16 @@ def slots_of(hostfile: Path | None, include: str) -> dict[str, list[int]]:
         return parse_inclusion_exclusion(given, include, "")
     except ValueError as error:
         raise ConfigError(f"--include {include}: {error}; there are {_shown(given)}") from error
+
+
+def is_here(host: str) -> bool:
+    """Whether a name is one of this machine's."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    own = {each.address for addresses in psutil.net_if_addrs().values() for each in addresses}
+    return any(each in own or ipaddress.ip_address(each).is_loopback for each in found)
 
 
 def ranks_here(most: int) -> int:

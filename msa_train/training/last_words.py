@@ -4,6 +4,9 @@ OUTPUT/ranks/rank-00003.json   who it is and since when; once it has ended: its 
 OUTPUT/ranks/rank-00003.stack  Python stacks, where a signal ended it (SIGSEGV) or asked for them,
                                and where it was stuck (see watchdog)
 
+OUTPUT/ranks/stop              made by `msa train` to ask the ranks, on whatever machine they are,
+                               to save and end
+
 A rank that was killed leaves no end behind. So it is told from those that then missed it, on any
 machine that shares the output.
 """
@@ -97,20 +100,30 @@ def read(output: Path) -> dict[int, RankRecord]:
 
 def clear(output: Path) -> None:
     """Forget the ranks of the start before; by one rank, before any has a record."""
-    for path in _folder(output).glob("rank-*"):
-        files.remove(path)
+    for path in (*_folder(output).glob("rank-*"), _stop(output)):
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(path)
+
+
+def ask_to_stop(output: Path) -> None:
+    """The ranks of a start that has records."""
+    _stop(output).touch()
+
+
+def asked_to_stop(output: Path) -> bool:
+    return _stop(output).exists()
 
 
 def blamed(records: dict[int, RankRecord], first_dead: int | None = None) -> list[RankRecord]:
     """Whose end has ended the others; none where all ended well, or none had begun.
 
     Those without an end were killed; where several were, all of one machine perhaps, or those that
-    hung and were then ended: first_dead is the process that was seen dead before all others.
+    hung and were then ended: first_dead is the rank that was seen dead before all others.
     Otherwise the first that met an error: the others' errors follow from its absence.
     """
     silent = [each for each in records.values() if each.code is None]
     if silent:
-        return [each for each in silent if each.process == first_dead] or silent
+        return [each for each in silent if each.rank == first_dead] or silent
     failed = [each for each in records.values() if each.code not in (0, 128 + signal.SIGTERM)]
     return sorted(failed, key=lambda each: each.ended or 0.0)[:1]
 
@@ -133,6 +146,10 @@ def of_error(error: BaseException) -> str:
 def path_of(output: Path, rank: int) -> Path:
     """A rank's record."""
     return _folder(output) / f"rank-{rank:05}.json"
+
+
+def _stop(output: Path) -> Path:
+    return _folder(output) / "stop"
 
 
 def _folder(output: Path) -> Path:

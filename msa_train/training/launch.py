@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,9 @@ from msa_train import checkpoint_folders
 from msa_train.config import Config, load_config
 from msa_train.errors import ConfigError
 from msa_train.parallel.cpu import CPU_ENVIRONMENT, check_gpus, choose_device, means_cpu
-from msa_train.parallel.slots import replicas_of, slots_of
+from msa_train.parallel.slots import is_here, replicas_of, slots_of
 from msa_train.stages import Schedule
+from msa_train.training import last_words
 from msa_train.training.data import samples_per_group
 from msa_train.training.initial_weights import check_start
 from msa_train.training.launchers import STARTED_BY
@@ -54,7 +56,9 @@ def launch(
         raise ConfigError(
             f"--include {include} names GPUs, but training.device is cpu: give --ranks"
         )
-    ranks, where = _where(ranks, hostfile, include)
+    slots = _slots(ranks, hostfile, include)
+    ranks = sum(map(len, slots.values()))
+    where = _Where(hostfile, include, tuple(slots), ranks)
     if hostfile is None and not cpu:
         check_gpus(ranks, "--ranks")
     training = config.training  # refused now, not by ranks that have started
@@ -70,27 +74,72 @@ def launch(
         check_start(config)
     environment = _environment(cpu)
     while True:
-        end = _start([*arguments, *["--resume"] * resume], where, environment, config, ranks)
+        end = _start([*arguments, *["--resume"] * resume], where, environment, config)
         if not restarts.another(end):
             return end.result()
         resume = True
 
 
-def _start(
-    arguments: list[str], where: list[str], environment: dict[str, str], config: Config, ranks: int
-) -> End:
+@dataclass(frozen=True)
+class _Where:
+    """The machines, as DeepSpeed's launcher names them, of so many ranks."""
+
+    hostfile: Path | None
+    include: str
+    hosts: tuple[str, ...]
+    ranks: int
+
+    @property
+    def far(self) -> bool:
+        """Whether the launcher starts them through ssh."""
+        return self.hostfile is not None and not (len(self.hosts) == 1 and is_here(*self.hosts))
+
+    @property
+    def words(self) -> list[str]:
+        """An empty hostfile is named where none is meant: it would read /job/hostfile by itself."""
+        words = ["--hostfile", str(self.hostfile or "")]
+        if self.hostfile is None and not self.include:
+            return [*words, "--num_gpus", str(self.ranks)]
+        words += ["--include", self.include] if self.include else []
+        return [*words, "--force_multi"] if self.far else words  # of one machine, it would be this
+
+
+def _slots(ranks: int | None, hostfile: Path | None, include: str) -> dict[str, list[int]]:
+    """The slots of each machine: a rank on each."""
+    if hostfile is None and not include:
+        ranks = 1 if ranks is None else ranks
+        if ranks < 1:
+            raise ConfigError(f"--ranks is {ranks}: give 1 or more")
+        return {"localhost": list(range(ranks))}
+    if ranks is not None:
+        raise ConfigError(
+            f"--ranks is {ranks}, but --hostfile and --include say how many there are: leave it out"
+        )
+    return slots_of(hostfile, include)
+
+
+def _start(arguments: list[str], where: _Where, environment: dict[str, str], config: Config) -> End:
     """Start the ranks once, and wait for their end."""
     # At level critical it says nothing about ranks that ended: they have said why themselves.
     command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", *where,
+        sys.executable, "-m", "deepspeed.launcher.runner", *where.words,
         "--master_port", str(free_port()), "--log_level", "critical", "--module", MODULE,
         *arguments,
     ]  # fmt: skip
     folder = config.path / "checkpoints"
     before = list(checkpoint_folders.newest_first(folder))
-    deaths = Deaths(config.path, ranks)
+    deaths = Deaths(config.path, where.ranks)
     environment = environment | {STARTED_AT: str(time.time())}
-    code, stopped = _run(command, environment, config.training.timeout_s, deaths.look)
+
+    def ask(session: int) -> None:
+        """Ranks of other machines are no processes of this one. A signal to their launcher would
+        leave them 30 s, and end all that this user's DeepSpeed has there."""
+        if not deaths.records():
+            return _stop(session)
+        last_words.ask_to_stop(config.path)
+
+    ends = (ask, _stop) if where.far else (_stop, _kill)
+    code, stopped = _run(command, environment, config.training.timeout_s, deaths.look, *ends)
     end = End(code, stopped, deaths.records(), deaths.first)
     if stopped:
         if list(checkpoint_folders.newest_first(folder)) == before:  # or its rank has said so
@@ -100,60 +149,6 @@ def _start(
         end.steps = Schedule.of(config.stages, built, config.training.batch_samples).total
         end.reached = checkpoint_folders.last_step(folder)
     return end
-
-
-def _where(ranks: int | None, hostfile: Path | None, include: str) -> tuple[int, list[str]]:
-    """How many ranks there are, and the launcher's words for where.
-
-    An empty hostfile is named where none is meant: it would read /job/hostfile by itself.
-    """
-    words = ["--hostfile", str(hostfile or "")]
-    if hostfile is None and not include:
-        ranks = 1 if ranks is None else ranks
-        if ranks < 1:
-            raise ConfigError(f"--ranks is {ranks}: give 1 or more")
-        return ranks, [*words, "--num_gpus", str(ranks)]
-    if ranks is not None:
-        raise ConfigError(
-            f"--ranks is {ranks}, but --hostfile and --include say how many there are: leave it out"
-        )
-    words += ["--include", include] if include else []
-    return sum(map(len, slots_of(hostfile, include).values())), words
-
-
-def _run(
-    command: list[str],
-    environment: dict[str, str],
-    patience_s: float,
-    look: Callable[[], None] = lambda: None,
-) -> tuple[int, int]:
-    """Exit code of a launcher, after which none of its processes lives, and the signal that ended
-    it early (0: none). look: called every second until then.
-
-    It has a session of its own, so that Ctrl-C reaches this process alone: a signal makes the ranks
-    save and end, a second Ctrl-C kills them. DeepSpeed's launcher would die at once.
-    """
-    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
-    stopped: list[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        impatient = number == signal.SIGINT and number in stopped
-        (_kill if impatient else _stop)(launcher.pid)
-        stopped.append(number)
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, on_signal) for number in numbers]
-    try:
-        code = None
-        while code is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = launcher.wait(1.0)
-            look()
-        _wait_for_end(launcher.pid, patience_s)  # of ranks whose launcher was killed
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    return code, stopped[0] if stopped else 0
 
 
 def _members(session: int) -> list[psutil.Process]:
@@ -179,6 +174,44 @@ def _kill(session: int) -> None:
     for process in _members(session):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _run(
+    command: list[str],
+    environment: dict[str, str],
+    patience_s: float,
+    look: Callable[[], None] = lambda: None,
+    stop: Callable[[int], None] = _stop,
+    hurry: Callable[[int], None] = _kill,
+) -> tuple[int, int]:
+    """Exit code of a launcher, after which none of its processes here lives, and the signal that
+    ended it early (0: none). look: called every second until then. stop, hurry: what becomes of its
+    session at a signal, and at a second Ctrl-C.
+
+    It has a session of its own, so that Ctrl-C reaches this process alone: a signal makes the ranks
+    save and end, a second Ctrl-C does not wait for that. DeepSpeed's launcher would die at once.
+    """
+    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+    stopped: list[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        impatient = number == signal.SIGINT and number in stopped
+        (hurry if impatient else stop)(launcher.pid)
+        stopped.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        code = None
+        while code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = launcher.wait(1.0)
+            look()
+        _wait_for_end(launcher.pid, patience_s)  # of ranks whose launcher was killed
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    return code, stopped[0] if stopped else 0
 
 
 def _wait_for_end(session: int, patience_s: float) -> None:

@@ -1,7 +1,8 @@
-"""A rank whose launcher has died stops as it does on SIGTERM, instead of training on unseen.
+"""A rank whose launcher has died, or asks it to, stops as it does on SIGTERM.
 
 DeepSpeed's launcher dies of a SIGTERM at once and leaves its ranks behind, torchrun dies so of a
-SIGKILL, which nobody can catch: so each rank looks after the processes that started it.
+SIGKILL, which nobody can catch: so each rank looks after the processes that started it, instead of
+training on unseen.
 """
 
 from __future__ import annotations
@@ -18,22 +19,32 @@ _EVERY_S = 1.0
 _MODULES = ("deepspeed.launcher.", "torch.distributed.run")  # as `python -m` has them
 
 
-def watch(on_death: Callable[[], None], every_s: float = _EVERY_S) -> None:
-    """Calls `on_death` once, from a thread, when a launcher of this process is gone.
+def watch(
+    stop: Callable[[str], None],
+    asked: Callable[[], bool] = lambda: False,
+    every_s: float = _EVERY_S,
+) -> None:
+    """Calls `stop` once, from a thread, with the reason: a launcher of this process is gone, or
+    `asked` says so.
 
     Without a launcher (a rank that was started by hand) nothing is looked after.
     """
     if launchers := _launchers():
-        arguments = launchers, on_death, every_s
+        arguments = launchers, stop, asked, every_s
         threading.Thread(target=_look, args=arguments, name="launchers", daemon=True).start()
 
 
 def _look(
-    launchers: list[psutil.Process | None], on_death: Callable[[], None], every_s: float
+    launchers: list[psutil.Process | None],
+    stop: Callable[[str], None],
+    asked: Callable[[], bool],
+    every_s: float,
 ) -> None:
     while all(_lives(each) for each in launchers):
+        if asked():
+            return stop("msa train was told to end")
         time.sleep(every_s)
-    on_death()
+    stop("the launcher is gone")
 
 
 def _launchers() -> list[psutil.Process | None]:

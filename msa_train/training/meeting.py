@@ -55,8 +55,9 @@ class Meeting:
         if self.rank == 0:
             self._store.set(place, pickle.dumps(groups.outcome(look)))
         found = pickle.loads(self._read([place], [0], 2 * self._timeout_s)[0])
-        if self._store.add(f"{place}/read", 1) == self.size:
-            self._delete([place, f"{place}/read"])
+        with contextlib.suppress(dist.DistError):  # rank 0 has ended: nothing is to be cleared away
+            if self._store.add(f"{place}/read", 1) == self.size:
+                self._delete([place, f"{place}/read"])
         return groups.told(found)
 
     def _collected(self, keys: Sequence[str]) -> list[Any]:

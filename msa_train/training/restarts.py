@@ -23,7 +23,7 @@ _UNREACHED = 255  # of ssh, where a machine is not there
 
 
 class Deaths:
-    """Which ranks a start brought up, and which of this machine's died first."""
+    """Which ranks a start brought up, and which of this machine's died first (None: none yet)."""
 
     def __init__(self, output: Path, ranks: int):
         self._output, self._ranks = output, ranks
@@ -44,7 +44,7 @@ class Deaths:
             if len(begun) < self._ranks:
                 return
             self._here = [each for each in begun.values() if each.host == socket.gethostname()]
-        self.first = next((each.process for each in self._here if not _lives(each.process)), None)
+        self.first = next((each.rank for each in self._here if not _lives(each.process)), None)
 
 
 def _lives(process: int) -> bool:

@@ -127,7 +127,10 @@ class Trainer:
         """Train to the last step, or until the run is to stop. Returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: self.stop(signal.Signals(number).name))
-        launchers.watch(lambda: self.stop("the launcher is gone"))
+        # One rank looks, and all stop with it: it is a file, on many machines' shared storage.
+        launchers.watch(
+            self.stop, lambda: self.rank == 0 and last_words.asked_to_stop(self.config.path)
+        )
         self.watchdog.start()
         if self.held_out is not None and not self.step:
             self._evaluate_held_out()
@@ -202,7 +205,7 @@ class Trainer:
         labels, contexts, stop = self._global_counts(batches)
         stage = self.schedule.stage(self.step)
         self.engine.set_learning_rate(self._rate(), stage.trains)
-        self.engine.model.queue.limit = stage.queue_documents
+        self.engine.model.queue.keep(stage.queue_documents)
         metrics = None
         if logs:
             layers, device = self.config.model.router_layers, self.engine.device
@@ -323,10 +326,11 @@ class Trainer:
         self.reporter.log(self.step, numbers)
 
     def _samples_skipped(self) -> int:
-        """By all data-parallel ranks since this start of the run; each must call."""
+        """In all replicas since this start of the run; each data-parallel rank must call."""
         count = torch.tensor(self.loader.reader.skipped, device=self.engine.device)
         dist.all_reduce(count, group=self.group)
-        return int(count)
+        # All ranks that share documents read, and skip, the same samples: one a little ahead.
+        return -(-int(count) // self.settings.document_parallel)
 
     def _save(self, ends: bool) -> float:
         """Returns the seconds that the steps waited for it. ends: none follows."""
@@ -406,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     swap_files.remove()
     if lock is not None:
         lock.release()
-    groups.finish(code)
+    groups.finish(code, together=code in (0, TERMINATED))
 
 
 def _train(config: Config, resume: bool, words: LastWords, starting: StartUp) -> tuple[int, str]:

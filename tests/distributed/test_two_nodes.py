@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from data_pipeline.shards.build import build_shards
 from msa_train import checkpoint_folders
 from msa_train.config import load_config
+from msa_train.training.last_words import read
 from tests.distributed.ranks import free_port
 from tests.distributed.runs import logged, settings
 from tests.distributed.two_nodes import two_launchers, two_nodes, write_ssh
@@ -145,16 +147,40 @@ def test_a_cut_cable_ends_the_ranks_and_the_run_goes_on_later(folder, nodes, und
     assert outcome(folder / "run") == undisturbed
 
 
-def test_a_run_by_ssh_starts_a_machine_that_died_again(folder, nodes, undisturbed):
-    """`msa train --hostfile`, through pdsh."""
+def by_ssh(folder, nodes, hosts, *more):
+    """Starts `msa train --hostfile` on the first node, through pdsh."""
     if shutil.which("pdsh") is None:
         pytest.skip("no command pdsh, which DeepSpeed's launcher calls")
     write_ssh(folder, nodes)
-    (folder / "hosts").write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+    (folder / "hosts").write_text(hosts)
     train = [sys.executable, "-m", "msa_train.cli", "train", "--config", str(folder / "run.yaml")]
-    command = [*train, "--hostfile", str(folder / "hosts"), "--max-restarts", "1"]
-    path = {"PATH": f"{folder}{os.pathsep}{PATH}"}
-    launcher = nodes[0].start(command, path, folder / nodes[0].name)
+    command = [*train, "--hostfile", str(folder / "hosts"), *more]
+    return nodes[0].start(command, {"PATH": f"{folder}{os.pathsep}{PATH}"}, folder / nodes[0].name)
+
+
+BOTH = "node-1 slots=1\nnode-2 slots=1\n"
+
+
+@pytest.mark.parametrize("hosts", [BOTH, "node-2 slots=2\n"])
+def test_ctrl_c_where_the_run_was_started_saves_on_all_machines(folder, nodes, hosts):
+    """The ranks are no processes of that machine; of one other machine neither."""
+    launcher = by_ssh(folder, nodes, hosts, "--max-restarts", "1")
+    saved(folder)
+    there = {each.code for each in read(folder / "run").values() if each.host == "node-2"}
+    assert there == {None}
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(60) == 130, said(folder)
+    told = (folder / nodes[0].name).read_text()
+    assert told.count("training stopped: msa train was told to end at step") == 1
+    assert "no step was saved" not in told and "restart" not in told
+    step = checkpoint_folders.last_step(folder / "run" / "checkpoints")
+    assert SAVED <= step == logged(folder / "run")[-1]["step"] < STEPS
+    assert {each.code for each in read(folder / "run").values()} == {143}
+    assert not [process for node in nodes for process in node.processes()]
+
+
+def test_a_run_by_ssh_starts_a_machine_that_died_again(folder, nodes, undisturbed):
+    launcher = by_ssh(folder, nodes, BOTH, "--max-restarts", "1")
     saved(folder)
     nodes[1].die()
     assert launcher.wait(180) == 0, said(folder)

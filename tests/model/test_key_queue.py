@@ -69,7 +69,10 @@ def test_the_oldest_leave_and_a_document_that_comes_again_is_renewed(generator):
 def test_without_room_it_is_empty(generator):
     queue = KeyQueue([LAYER], 4)
     queue.add(*bank(generator, [1, 2], 0))
-    queue.limit = 0
+    queue.keep(3)
+    assert len(queue) == 2
+    queue.keep(0)
+    assert len(queue) == 0, "before the first loss that could read it"
     queue.add(*bank(generator, [1, 2], 5))
     assert len(queue) == 0 and queue.state_dict().keys() == {"chunks", "ids"}
 

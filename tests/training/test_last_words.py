@@ -70,7 +70,7 @@ def test_the_killed_are_blamed_before_those_that_missed_them():
     killed, other, missed = of(1), of(2), of(0, 1, 5.0)
     assert blamed({0: missed, 1: killed}) == [killed]
     assert blamed({0: missed, 1: killed, 2: other}) == [killed, other]
-    assert blamed({0: missed, 1: killed, 2: other}, first_dead=102) == [other]
+    assert blamed({0: missed, 1: killed, 2: other}, first_dead=2) == [other]
 
 
 def test_the_first_error_is_blamed_and_an_end_by_sigterm_is_none():

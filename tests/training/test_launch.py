@@ -91,6 +91,11 @@ def test_slots_that_are_named_are_ranks_of_the_launcher(start, tmp_path, monkeyp
     command, _ = Launcher.started
     assert command[3:7] == ["--hostfile", str(hostfile), "--include", "two:0,3"]
     assert "--num_gpus" not in command
+    # One machine, which is another: DeepSpeed's launcher would start its ranks here.
+    assert command[7] == "--force_multi"
+    hostfile.write_text("localhost slots=2\n")
+    assert start(None, hostfile=hostfile) == 10 and "--force_multi" not in Launcher.started[0]
+    hostfile.write_text("one slots=2\ntwo slots=4\n")
     with pytest.raises(ConfigError, match="batch_samples is 2, which 4 data-parallel"):
         start(None, hostfile=hostfile, include="two")
     with pytest.raises(ConfigError, match="--ranks is 2, but --hostfile and --include"):

@@ -23,13 +23,21 @@ def other(monkeypatch):
 
 @pytest.mark.parametrize("collected", [True, False])
 def test_the_death_of_msa_train_is_seen_even_before_anybody_collects_it(other, collected):
-    gone = threading.Event()
-    launchers.watch(gone.set, every_s=0.01)
+    gone, said = threading.Event(), []
+    launchers.watch(lambda why: (said.append(why), gone.set()), every_s=0.01)
     assert not gone.wait(0.2)
     other.kill()
     if collected:
         other.wait()
-    assert gone.wait(20)
+    assert gone.wait(20) and said == ["the launcher is gone"]
+
+
+def test_a_living_one_asks(other):
+    asks, asked, said = threading.Event(), threading.Event(), []
+    launchers.watch(lambda why: (said.append(why), asked.set()), asks.is_set, every_s=0.01)
+    assert not asked.wait(0.2)
+    asks.set()
+    assert asked.wait(20) and said == ["msa train was told to end"]
 
 
 def test_one_that_was_dead_before_is_seen_too(monkeypatch):
@@ -37,14 +45,14 @@ def test_one_that_was_dead_before_is_seen_too(monkeypatch):
     process.wait()
     monkeypatch.setenv(launchers.STARTED_BY, str(process.pid))
     gone = threading.Event()
-    launchers.watch(gone.set)
+    launchers.watch(lambda _: gone.set())
     assert gone.wait(20)
 
 
 def test_a_rank_started_by_hand_has_nobody(monkeypatch):
     monkeypatch.delenv(launchers.STARTED_BY, raising=False)
     monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail("watches"))
-    launchers.watch(lambda: None)
+    launchers.watch(lambda _: None)
 
 
 @pytest.mark.parametrize(
