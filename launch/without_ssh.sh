@@ -7,6 +7,8 @@
 set -eu
 config=$1
 shift
+# Seconds in which its ranks finish a step and save after SIGTERM; torchrun's own are 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-270}"
 # torch would else keep one store for all starts, in which new ranks find
 # the addresses of dead ones.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
