@@ -51,13 +51,15 @@ class GradientCache:
             encoded = [self.engine(group) for group in groups]
         counts = self._chunks(batch)
         memory = self._whole(encoded, counts)
+        encoded = encoded if once else [None] * len(groups)  # not a second time beside the whole
         losses = self.engine(batch, memory)
         self.engine.backward(weigh(losses))
         gradients = self._own_gradients(memory, counts, spare)
+        del memory
         first = 0
-        for group, states in zip(groups, encoded, strict=True):
+        for group, graph in zip(groups, encoded, strict=True):
+            states = self.engine(group) if graph is None else graph
             last = first + len(states[0])
-            states = states if once else self.engine(group)
             self._backward_through(states, [each[first:last] for each in gradients])
             first = last
         return losses
