@@ -70,6 +70,7 @@ _OWNED = {
     "steps_per_print": _REPORTS, "wall_clock_breakdown": _REPORTS, "wandb": _REPORTS,
     "tensorboard": _REPORTS, "csv_monitor": _REPORTS, "comet": _REPORTS,
 }  # fmt: skip
+_OFFLOADS = ("offload_optimizer", "offload_param")
 _ZERO_OWNED = {
     "stage": "set training.zero_stage",
     "elastic_checkpoint": "checkpoints are read by any layout as it is",
@@ -326,6 +327,12 @@ class TrainingConfig:
             raise ConfigError(
                 f"{place}.offload_param.device is nvme, and DeepSpeed writes and loads only "
                 "weights that lie in memory: give cpu (offload_optimizer may go to nvme)"
+            )
+        away = [key for key in _OFFLOADS if _device(zero.get(key)) not in (None, "none")]
+        if away == ["offload_param"]:
+            raise ConfigError(
+                f"{place}.offload_param is given without offload_optimizer: the states, several "
+                "times as large as the weights, would stay; give offload_optimizer: {device: cpu}"
             )
         if (aio := self.deepspeed.get("aio", {})) and self.nvme_path is None:
             raise ConfigError("training.deepspeed.aio is given, but nothing is offloaded to nvme")

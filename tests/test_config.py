@@ -197,6 +197,11 @@ NVME = {"device": "nvme", "nvme_path": "/scratch"}
             {"zero_optimization": {"offload_param": NVME}},
             r"offload_param\.device is nvme, .* cpu",
         ),
+        (
+            3,
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            r"offload_param is given without offload_optimizer: .*cpu",
+        ),
         (2, {"zero_optimization": {"offload_optimizer": NVME}}, "nvme with .*_stage 2, .* to 3"),
         (
             3,

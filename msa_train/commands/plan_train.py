@@ -187,7 +187,8 @@ def _bytes(found: TrainingPlan) -> Table:
             table.add_row(words, "together", gb(sum(each.bytes for each in rows)), style="bold")
             table.add_section()
     table.add_row("all the time", "reserve: context, workspaces, buffers of NCCL", gb(RESERVE))
-    for place, words in (("host", "host memory"), ("nvme", "nvme files")):
+    places = {"host": "host memory", "writer": "host, of one rank", "nvme": "nvme files"}
+    for place, words in places.items():
         for each in stage.bytes:
             if each.place == place:
                 table.add_row(words, each.what, gb(each.bytes))

@@ -54,7 +54,11 @@ def _planned(config: Config, batch: MemoryBatch | None) -> Iterator[str]:
         f"{sample.context_tokens:,} of {sample.contexts:,} contexts; {layout.words()}"
     )
     found = _rank(config, layout, sample)
-    for place, words in (("device", ""), ("host", " in host memory"), ("nvme", " in files")):
+    places = {
+        "device": "", "host": " in host memory", "writer": " in host memory of one rank",
+        "nvme": " in files",
+    }  # fmt: skip
+    for place, words in places.items():
         for phase in ("held", "backward", "update"):
             mine = (each for each in found if (each.place, each.phase) == (place, phase))
             rows = [f"{each.what} {gb(each.bytes)}" for each in mine]

@@ -18,7 +18,7 @@ from msa_train.training.planner.sizes import SampleSize
 from msa_train.training.planner.weights import RankWeights
 
 Phase = Literal["held", "backward", "update"]
-Place = Literal["device", "host", "nvme"]
+Place = Literal["device", "host", "writer", "nvme"]
 # Elements that are reduced at once, beside the gradients, at least those of the largest weight.
 # DeepSpeed's ten times as many would be the whole of a small model once more.
 BUCKET = 50_000_000
@@ -34,7 +34,8 @@ _SCRATCH = 64 << 20  # of scores that are being computed, at most
 @dataclass(frozen=True)
 class RankBytes:
     """A part of what a rank allocates. phase: held all the time, or while gradients are computed,
-    or while the weights change. place: memory of the device or of the host, or files."""
+    or while the weights change. place: memory of the device, of the host, of the host of the rank
+    that writes a checkpoint's weights (one of those that have the same), or files."""
 
     what: str
     phase: Phase
@@ -74,7 +75,7 @@ def rank_bytes(
     passing = _Passing(model, layout, share, sample, itemsize, fused)
     found = [*states.held(), *states.backward(), *passing.kept(), *states.update()]
     if async_save:
-        found.append(states.copied())
+        found += states.copied()
     return tuple(each for each in found if each.bytes)
 
 
@@ -136,12 +137,20 @@ class _States:
         moments = RankBytes("optimizer: two moments", "held", self._own * 8, place)
         return [first, *rows, RankBytes("master weights", "held", masters, place), moments]
 
-    def copied(self) -> RankBytes:
-        """What a checkpoint's copy holds until it is written, on the rank that writes the weights:
-        DeepSpeed's and, in full precision, those by name."""
+    def copied(self) -> list[RankBytes]:
+        """What a checkpoint's copy holds until it is written: what the rank owns, and where the
+        weights are written those by name, in full precision, and all that ranks have alike."""
         weights, *_, masters, moments = self.held()
-        size = weights.bytes + masters.bytes + moments.bytes + self.weights.all * 4
-        return RankBytes("copy of a checkpoint", "held", size, "host")
+        owned, alike = masters.bytes + moments.bytes, weights.bytes
+        if self.layout.zero == 0:
+            owned, alike = 0, alike + owned
+        if self.layout.zero == 3:
+            owned, alike = owned + alike, 0
+        named = alike + self.weights.all * 4
+        return [
+            RankBytes("copy of a checkpoint", "held", owned, "host"),
+            RankBytes("copy of a checkpoint's weights", "held", named, "writer"),
+        ]
 
     def backward(self) -> list[RankBytes]:
         stage, size, learning = self.layout.zero, self.itemsize, self.weights.learning

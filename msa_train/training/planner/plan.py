@@ -107,8 +107,10 @@ class TrainingPlan:
 
     @property
     def host_need(self) -> int:
-        """Bytes of each machine that are sent to its memory."""
-        return self.cluster.per_node * needed(self.fullest.bytes, "host")
+        """Bytes that are sent to a machine's memory, at most."""
+        found, ranks = self.fullest.bytes, self.cluster.per_node
+        writers = min(self.layout.tensor, ranks)
+        return ranks * needed(found, "host") + writers * needed(found, "writer")
 
     @property
     def lacking(self) -> str | None:
@@ -220,12 +222,27 @@ def _seconds_sent(sent: Sequence[Traffic], cluster: Cluster) -> tuple[float, flo
     return times[False], times[True]
 
 
+# Settings of DeepSpeed that change what is held at once.
+_SIZES = {
+    "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_max_live_parameters",
+    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+}  # fmt: skip
+
+
 def _notes(config: Config, layout: Layout) -> list[str]:
     found = []
     if config.training.precision == "fp32":
         found.append("training.precision is fp32: arithmetic is counted at the bfloat16 peak")
     if layout.sharded:
         found.append("where pooled states are sharded, what their exchanges send is not counted")
+    sizes = config.training.deepspeed.get("zero_optimization", {}).keys() & _SIZES
+    if layout.files is not None:
+        sizes -= {"sub_group_size"}
+    for key in sorted(sizes):
+        found.append(
+            f"training.deepspeed.zero_optimization.{key} is not looked at: bytes are those of the "
+            "size that is taken where none is given"
+        )
     if layout.offload != "none":
         place = "the host" if layout.files is None else "files"
         found.append(f"the update is timed as if {place} were as fast as the card's memory")

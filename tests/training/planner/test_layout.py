@@ -11,6 +11,7 @@ from msa_train.hardware import parse_cluster
 from msa_train.training.planner.layout import Layout, layouts, offload_of, refusal, samples_of
 
 CONFIG = load_config(["--config", "configs/train/msa-4b.yaml"])
+HOST = {"device": "cpu"}
 
 
 def _with(**settings):
@@ -37,7 +38,7 @@ def test_reasons_are_those_of_the_settings():
     assert said == (
         "training.batch_samples is 32, which 64 data-parallel ranks cannot share: give a multiple"
     )
-    away = {"zero_optimization": {"offload_param": {"device": "cpu"}}}
+    away = {"zero_optimization": dict.fromkeys(("offload_param", "offload_optimizer"), HOST)}
     config, layout = _with(deepspeed=away), Layout(replicas=32, offload="parameters")
     assert "offload_param is given, but training.zero_stage is 2" in refusal(
         config, replace(layout, zero=2)
@@ -65,7 +66,6 @@ def test_what_is_sent_to_host_memory_is_said_by_deepspeeds_section():
         return SimpleNamespace(training=SimpleNamespace(deepspeed={"zero_optimization": zero}))
 
     assert offload_of(CONFIG) == "none" == offload_of(given())
-    away = {"device": "cpu"}
-    assert offload_of(given(offload_optimizer=away)) == "optimizer"
-    assert offload_of(given(offload_optimizer=away, offload_param=away)) == "parameters"
+    assert offload_of(given(offload_optimizer=HOST)) == "optimizer"
+    assert offload_of(given(offload_optimizer=HOST, offload_param=HOST)) == "parameters"
     assert offload_of(given(offload_optimizer={"device": "none"})) == "none"

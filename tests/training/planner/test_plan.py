@@ -98,6 +98,27 @@ def test_what_lacks_is_said():
     assert plan(CONFIG, away, CLUSTER, STAGES, Assumed(host_ram=10**12)).lacking is None
 
 
+def test_only_who_writes_the_weights_has_a_copy_of_them():
+    config = replace(CONFIG, training=replace(CONFIG.training, async_save=True))
+    count = weights(config.model).all
+    for layout, of_each, of_writers in (
+        (Layout(replicas=64, zero=1), 12 / 64, 2 + 4),
+        (Layout(replicas=64, zero=3), (2 + 12) / 64, 4),
+        (Layout(replicas=64, zero=0), 0, 2 + 8 + 4),
+    ):
+        found = plan(config, layout, CLUSTER, STAGES, Assumed())
+        assert found.host_need == pytest.approx((8 * of_each + of_writers) * count, rel=0.01)
+
+
+def test_sizes_that_the_plan_does_not_look_at_are_named():
+    given = {"zero_optimization": {"reduce_bucket_size": 10**6, "overlap_comm": True}}
+    training = replace(CONFIG.training, zero_stage=3, deepspeed=given)
+    config = replace(CONFIG, training=training)
+    found = plan(config, Layout.of(config, 64), CLUSTER, STAGES, Assumed())
+    said = [note for note in found.notes if "is not looked at" in note]
+    assert len(said) == 1 and "reduce_bucket_size" in said[0]
+
+
 def test_what_goes_to_nvme_is_in_files_and_zero_3_alone_sends_it_there():
     zero = "{zero_optimization: {offload_optimizer: {device: nvme, nvme_path: /scratch}}}"
     given = ["--config", "configs/train/msa-4b.yaml", "--training.deepspeed", zero]
