@@ -109,6 +109,7 @@ class Watchdog:
             asked.touch()
             asks = True
         if not asked.exists():
+            self._forget()
             return asks
         self._answer()
         if idle_s > self._timeout_s and not verdict(self._output):
@@ -128,6 +129,12 @@ class Watchdog:
         if answer != self._answered:
             files.replace_file(self._words.beside(".answer"), json.dumps(asdict(answer)))
             self._answered = answer
+
+    def _forget(self) -> None:
+        """The question was withdrawn: who does not answer the next one is to be seen."""
+        if self._answered is not None:
+            files.remove(self._words.beside(".answer"))
+            self._answered = None
 
     def _judge(self) -> Verdict:
         records = last_words.read(self._output)

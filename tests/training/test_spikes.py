@@ -67,6 +67,19 @@ def test_only_a_step_that_stands_ends_a_row_of_rolled_back_ones():
     assert not spikes.too_many
 
 
+def test_going_back_into_the_stage_before_ends_no_row():
+    spikes = LossSpikes(LossSpikeConfig("roll_back", least=5, limit=2), SCHEDULE)
+    for step in range(40):
+        spikes.look(step, 2.0)
+    last = spikes.state_dict()
+    for step in range(40, 60):
+        high = step in (48, 56)
+        assert bool(spikes.look(step, 9.0 if high else 2.0)) == high
+        assert spikes.too_many == (step >= 56)
+        if high:
+            spikes.roll_back(last, step - 40)
+
+
 def train_all(runs, poisoned=(5,)):
     """On each rank: (codes, or what an error said) of runs whose losses are too high at some
     steps."""

@@ -35,6 +35,21 @@ def test_the_rank_that_holds_up_the_others_is_named(answers, stuck, teller):
     assert "30 s (training.timeout_s)" in found.said
 
 
+def test_an_answer_to_a_question_that_was_withdrawn_is_not_kept(tmp_path, monkeypatch):
+    """Else a rank that is stopped an hour later would seem to have answered."""
+    words = Mock(beside=lambda suffix: tmp_path / f"own{suffix}")
+    dog = Watchdog(tmp_path, words, timeout_s=100, collectives=lambda: 0)
+    asked, answer = watchdog._asked(tmp_path), tmp_path / "own.answer"
+    asked.parent.mkdir()
+    for _ in range(2):
+        asked.touch()
+        dog._step(0.0, False)
+        assert answer.exists()
+        asked.unlink()
+        dog._step(0.0, False)
+        assert not answer.exists()
+
+
 def test_two_ranks_that_asked_and_go_on_both_keep_their_watchdog(tmp_path, monkeypatch):
     """One of them removes the question before the other does."""
     monkeypatch.setattr(watchdog, "faulthandler", Mock())  # pytest has its own use for it
