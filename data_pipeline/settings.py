@@ -174,7 +174,7 @@ class CorpusStage:
 
 @dataclass(frozen=True)
 class TrainingCorpus:
-    """What shards are built from. Stages given in tokens are rounded up to whole batches.
+    """What shards are built from. Stages given in tokens are rounded to whole batches.
 
     Raises DataError when a stage is impossible.
     """

@@ -40,8 +40,8 @@ def open_shards(config: Config) -> ShardReader:
             )
         raise ConfigError(
             f"{config.shards} was built from other settings: "
-            f"{reader.manifest.differences(config.corpus)}: build the shards again (msa data build) "
-            "under another output, or give those settings"
+            f"{reader.manifest.differences(config.corpus)}: give those, or build the shards again "
+            "(msa data build) under another output"
         )
     return reader
 

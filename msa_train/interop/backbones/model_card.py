@@ -36,11 +36,15 @@ _USE = (
 In layers {layers}: {origin}.
 
 `msa memory build BANK THIS_FOLDER CORPUS` at once; to train on, put this into a run's YAML and give
-the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLDER`:
+the folder as `--training.start_from THIS_FOLDER --data.tokenizer.path THIS_FOLDER`{reads}:
 
 ```yaml
 {settings}```
 """
+)
+_UNREAD = (
+    ".\nWith `reads: none` routers only find documents: name layers there, to train on what they\n"
+    "find, too"
 )
 _COPIED = (
     "copies of their layer's key projection. Nothing is trained yet, and without a memory\n"
@@ -91,7 +95,8 @@ def trained(card: str, config: ModelConfig, checkpoint: str) -> str:
 
 def _use(config: ModelConfig, origin: str) -> str:
     layers = ", ".join(map(str, config.router_layers))
-    return _USE.format(layers=layers, origin=origin, settings=_settings(config))
+    reads = _UNREAD if config.router.reads == "none" else ""
+    return _USE.format(layers=layers, origin=origin, settings=_settings(config), reads=reads)
 
 
 def _settings(config: ModelConfig) -> str:
