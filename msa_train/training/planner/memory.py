@@ -29,6 +29,10 @@ LIVE, _AHEAD, _PLAIN_BUCKET = 10**9, 5 * 10**7, 5 * 10**8
 # to; what the loss keeps of a layer's scores; the masks of positives and of no negatives.
 _SCORE, _PLACES, _LOSS, _MASKS = 4, 16, 8, 2
 _SCRATCH = 64 << 20  # of scores that are being computed, at most
+# Of a context and document, while the gradient of a layer's scores goes to queries and keys: places
+# without those that take no part, sorted, and what is summed by them (kernels' scatter_scores), in
+# Triton and in torch.
+_SCATTERED = {True: 33, False: 73}
 
 
 @dataclass(frozen=True)
@@ -242,10 +246,12 @@ class _Passing:
         if layout.sequence:  # in one buffer, which all products share
             stream = documents + (0 if passes.groups else own.context_tokens)
             rows.append(("tokens of all ranks", stream * model.hidden * self.itemsize))
+        pairs = own.contexts * self.sample.documents
         rows += [
             ("pooled states and their gradients", self._pooled(passes.groups > 0)),
-            ("router scores", own.contexts * self.sample.documents * self._pair),
-            ("router scores being computed", self._scratch),
+            ("router scores", pairs * self._pair),
+            ("router scores being computed", self._computed),
+            ("gradient of a layer's router scores", pairs * _SCATTERED[self.fused]),
             ("logits", self._logits()),
         ]
         return [RankBytes(what, "backward", size) for what, size in rows]
@@ -263,9 +269,11 @@ class _Passing:
         return _SCORE * routers + _PLACES * placed + _LOSS * losses + _MASKS
 
     @property
-    def _scratch(self) -> int:
-        scores = 3 * 4 * self.own.query_tokens * self.sample.chunks(self._chunk)
-        return min(_SCRATCH, scores)
+    def _computed(self) -> int:
+        """Nothing more where the bucket comes after them and is larger."""
+        if self.layout.zero in (1, 2):
+            return 0
+        return min(_SCRATCH, 3 * 4 * self.own.query_tokens * self.sample.chunks(self._chunk))
 
     def _pooled(self, apart: bool) -> int:
         """Of the whole bank on every rank that shares it, or of its own documents. apart: its
