@@ -235,25 +235,24 @@ class _Passing:
         tokens = own.document_tokens
         passes = layout.passes(tokens)
         documents = min(tokens, layout.cache or tokens)
-        streams = {
-            "documents": kept.kept(layout.recompute, documents),
-            "contexts": kept.kept(layout.recompute, 0, own.context_tokens),
-        }
-        if passes.twice:  # contexts are done before the documents are encoded once more
-            largest = max(streams, key=streams.__getitem__)
-            streams = {largest: streams[largest]}
-        rows = [(f"activations of {name}", size) for name, size in streams.items()]
-        if layout.sequence:  # in one buffer, which all products share
-            stream = documents + (0 if passes.groups else own.context_tokens)
-            rows.append(("tokens of all ranks", stream * model.hidden * self.itemsize))
-        pairs = own.contexts * self.sample.documents
-        rows += [
-            ("pooled states and their gradients", self._pooled(passes.groups > 0)),
+        pooled, pairs = self._pooled(passes.groups > 0), own.contexts * self.sample.documents
+        of_documents = ("activations of documents", kept.kept(layout.recompute, documents))
+        rows = [
+            ("activations of contexts", kept.kept(layout.recompute, 0, own.context_tokens)),
+            ("pooled states and their gradients", pooled),
             ("router scores", pairs * self._pair),
             ("router scores being computed", self._computed),
             ("gradient of a layer's router scores", pairs * _SCATTERED[self.fused]),
             ("logits", self._logits()),
         ]
+        if passes.twice:  # contexts are done before the documents are encoded once more
+            then = [of_documents, ("gradients of pooled states", pooled // 2)]
+            rows = max(rows, then, key=lambda each: sum(size for _, size in each))
+        else:
+            rows.insert(0, of_documents)
+        if layout.sequence:  # in one buffer, which all products share
+            stream = documents + (0 if passes.groups else own.context_tokens)
+            rows.append(("tokens of all ranks", stream * model.hidden * self.itemsize))
         return [RankBytes(what, "backward", size) for what, size in rows]
 
     @property
