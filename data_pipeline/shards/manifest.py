@@ -117,7 +117,9 @@ class ShardManifest:
 def _differences(place: str, there: Any, now: Any) -> Iterator[str]:
     """`a.b[0].c (1 there, 2 now)`, of settings as JSON gives them."""
     if isinstance(there, dict) and isinstance(now, dict):
-        keys = [(f"{place}.{key}" if place else key, key) for key in there | now]
+        # Stages last: how many samples they have follows from training.batch_samples.
+        keys = sorted(there | now, key=lambda key: key == "stages")
+        keys = [(f"{place}.{key}" if place else key, key) for key in keys]
         pairs = [(name, there.get(key), now.get(key)) for name, key in keys]
     elif isinstance(there, list) and isinstance(now, list):
         both = zip_longest(there, now)

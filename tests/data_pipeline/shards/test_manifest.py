@@ -64,6 +64,8 @@ def test_a_manifest_names_what_differs(built, corpus):
     assert not differences(with_data(corpus, workers=9))
     batch = f"training.batch_samples ({corpus.batch_samples} there, 64 now)"
     assert differences(replace(corpus, batch_samples=64)) == batch
+    more = tuple(replace(stage, samples=64) for stage in corpus.stages)
+    assert differences(replace(corpus, batch_samples=64, stages=more)).startswith(batch)
     fewer = replace(corpus, stages=corpus.stages[:-1])
     assert differences(fewer).startswith("stages[2] ({") and "now" in differences(fewer)
     many = with_data(corpus, seed=1, numbers=replace(corpus.data.numbers, limit=77), datasets={})
