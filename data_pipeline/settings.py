@@ -6,7 +6,7 @@ Everything random is fixed when shards are built, so that reading them is only a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from typing import Any, get_args
 
@@ -19,6 +19,8 @@ from data_pipeline.sources.datasets import DatasetSource
 from data_pipeline.sources.niah import NeedleTask
 from data_pipeline.sources.registry import SOURCES
 from data_pipeline.tokenizer import TokenizerConfig
+
+NOT_GIVEN = "not given"
 
 _Banks = make_dataclass(
     "_Banks", [(name, BankConfig, source.banks) for name, source in SOURCES.items()], frozen=True
@@ -278,3 +280,15 @@ class TrainingCorpus:
             if not source.banks.weight and untouched and name not in self.used_sources:
                 del plain["data"][name], plain["data"]["banks"][name]
         return plain
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(dotted key, (old, new)) of every leaf that differs; stages are compared one by one."""
+    if where == "stages":
+        old, new = ({f"[{i}]": stage for i, stage in enumerate(each)} for each in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            below = f"{where}{'.' * bool(where and where != 'stages')}{key}"
+            yield from differences(old.get(key, NOT_GIVEN), new.get(key, NOT_GIVEN), below)
+    elif old != new:
+        yield where, (old, new)

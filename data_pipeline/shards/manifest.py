@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import starmap, zip_longest
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ import numpy as np
 
 from data_pipeline import files
 from data_pipeline.errors import DataError
-from data_pipeline.settings import TrainingCorpus
+from data_pipeline.settings import TrainingCorpus, differences
 
 FORMAT = "msa-shards-2"
 _NAMED = 3  # settings that an error names
-_SETTINGS = {"batch_samples": "training.batch_samples"}  # names in a run's YAML, where others
+_SETTINGS = {"batch_samples": "training.batch_samples"}  # where a run's YAML has another name
 MANIFEST_FILE, INDEX_FILE, TOKENIZER_FOLDER = "manifest.json", "index.npy", "tokenizer"
 INDEX_DTYPE = np.dtype(
     [("shard", "<u4"), ("stage", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")]
@@ -68,9 +67,15 @@ class ShardManifest:
 
     def differences(self, corpus: TrainingCorpus) -> str:
         """Which settings these shards were built from otherwise, in words: a few of them."""
-        found = list(_differences("", self.settings, corpus.settings()))
+        changed = differences(self.settings, corpus.settings())
+        # Stages last: how many samples they have follows from training.batch_samples.
+        found = sorted(changed, key=lambda each: each[0].startswith("stages"))
         rest = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        return ", ".join(found[:_NAMED]) + rest
+        told = [
+            f"{_SETTINGS.get(key, key)} ({_short(then)}, now {_short(now)})"
+            for key, (then, now) in found[:_NAMED]
+        ]
+        return ", ".join(told) + rest
 
     def begins(self, corpus: TrainingCorpus) -> bool:
         """Whether `corpus` is that of these shards, with longer stages or more of them."""
@@ -114,26 +119,8 @@ class ShardManifest:
             ) from error
 
 
-def _differences(place: str, there: Any, now: Any) -> Iterator[str]:
-    """`a.b[0].c (1 there, 2 now)`, of settings as JSON gives them."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        # Stages last: how many samples they have follows from training.batch_samples.
-        keys = sorted(there | now, key=lambda key: key == "stages")
-        keys = [(f"{place}.{key}" if place else key, key) for key in keys]
-        pairs = [(name, there.get(key), now.get(key)) for name, key in keys]
-    elif isinstance(there, list) and isinstance(now, list):
-        both = zip_longest(there, now)
-        pairs = [(f"{place}[{i}]", *values) for i, values in enumerate(both)]
-    else:
-        if there != now:
-            yield f"{_SETTINGS.get(place, place)} ({_short(there)} there, {_short(now)} now)"
-        return
-    for pair in pairs:
-        yield from _differences(*pair)
-
-
 def _short(value: Any) -> str:
-    return textwrap.shorten(json.dumps(value), 60, placeholder=" ...")
+    return textwrap.shorten(str(value), 60, placeholder=" ...")
 
 
 def _grows(had: dict[str, Any], stage: dict[str, Any]) -> bool:

@@ -134,9 +134,12 @@ def _start(arguments: list[str], where: _Where, environment: dict[str, str], con
     def ask(session: int) -> None:
         """Ranks of other machines are no processes of this one. A signal to their launcher would
         leave them 30 s, and end all that this user's DeepSpeed has there."""
-        if not deaths.records():
-            return _stop(session)
-        last_words.ask_to_stop(config.path)
+        try:
+            if deaths.records():
+                return last_words.ask_to_stop(config.path)
+        except OSError as error:  # of the output: better they have 30 s than are not told
+            say(f"the ranks cannot be asked to save: {error}")
+        _stop(session)
 
     ends = (ask, _stop) if where.far else (_stop, _kill)
     code, stopped = _run(command, environment, config.training.timeout_s, deaths.look, *ends)

@@ -7,12 +7,13 @@ unseen under its old weights, and a new setting is refused until somebody has th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.settings import NOT_GIVEN, differences
 from msa_train.config import Config, to_plain
 from msa_train.errors import CheckpointError
 from msa_train.stages import Stage, trained_alone
@@ -35,7 +36,6 @@ APPLIED = {
 APPLIED_TO_STAGES = {
     "lr", "final_lr", "warmup_steps", "lm_weight", "router_weight", "queue_documents", "trains",
 }  # fmt: skip
-_MISSING = "not given"
 _LENGTH = r"\.(?:steps|tokens|epochs)"
 _HOW_TO_EXTEND = (
     "; a run is made longer by more steps (or tokens) of the stage it is in, or epochs and steps "
@@ -72,7 +72,7 @@ def changes(old: Config, new: Config, target: Path, progress: Progress) -> list[
     Raises CheckpointError, naming every changed key that the run cannot honour.
     """
     _check_optimizer(old, new, target)
-    changed = dict(_differences(to_plain(old), to_plain(new)))
+    changed = dict(differences(to_plain(old), to_plain(new)))
     grown = _grown(old, new, progress) | _drawn_anew(old, new, progress, changed)
     refused = {k: v for k, v in changed.items() if k not in grown and not _applies(k, progress)}
     if refused:
@@ -142,19 +142,7 @@ def _check_optimizer(old: Config, new: Config, target: Path) -> None:
         )
 
 
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """(dotted key, (old, new)) of every leaf that differs; stages are compared one by one."""
-    if where == "stages":
-        old, new = ({f"[{i}]": stage for i, stage in enumerate(each)} for each in (old, new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            below = f"{where}{'.' * bool(where and where != 'stages')}{key}"
-            yield from _differences(old.get(key, _MISSING), new.get(key, _MISSING), below)
-    elif old != new:
-        yield where, (old, new)
-
-
 def _told(key: str, old: Any, new: Any) -> str:
-    if old == _MISSING and isinstance(new, dict) and key.startswith("stages["):
+    if old == NOT_GIVEN and isinstance(new, dict) and key.startswith("stages["):
         return f"{key} ({old}, now {new.get('name')})"
     return f"{key} ({old}, now {new})"

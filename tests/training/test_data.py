@@ -89,7 +89,7 @@ def run(shards, tmp_path):
 
 def test_shards_of_other_settings_are_refused(run):
     assert len(open_shards(run())) > 0
-    said = r"other settings: data\.niah\.adjectives \(\d+ there, 25 now\): give those, or build"
+    said = r"other settings: data\.niah\.adjectives \(\d+, now 25\): give those, or build"
     with pytest.raises(ConfigError, match=said):
         open_shards(run(data__niah__adjectives=25))
 

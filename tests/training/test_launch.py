@@ -1,16 +1,19 @@
 """How ranks are started: the launcher's command and environment, and what its end means."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from msa_train.errors import ConfigError, RankError
+from msa_train.training import last_words
 from msa_train.training import launch as launching
 from msa_train.training.launchers import STARTED_BY
 from tests.distributed.runs import settings
@@ -100,6 +103,32 @@ def test_slots_that_are_named_are_ranks_of_the_launcher(start, tmp_path, monkeyp
         start(None, hostfile=hostfile, include="two")
     with pytest.raises(ConfigError, match="--ranks is 2, but --hostfile and --include"):
         start(2, include="localhost:0")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_ranks_of_other_machines_are_asked_through_the_output(start, tmp_path, monkeypatch, full):
+    """Where that cannot be written, their launcher is stopped."""
+    ranks, handlers, stopped = tmp_path / "run" / "ranks", {}, []
+
+    def wait(launcher, timeout):
+        ranks.mkdir(parents=True)
+        record = asdict(last_words.RankRecord(0, "one", 7, began=1.0))
+        (ranks / "rank-00000.json").write_text(json.dumps(record))
+        handlers[signal.SIGINT](signal.SIGINT, None)
+        return 1
+
+    def refuse(output):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Launcher, "wait", wait)
+    monkeypatch.setattr(launching.signal, "signal", handlers.setdefault)
+    monkeypatch.setattr(launching, "_stop", stopped.append)
+    if full:
+        monkeypatch.setattr(last_words, "ask_to_stop", refuse)
+    (hostfile := tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
+    assert start(None, hostfile=hostfile) == 130
+    assert last_words.asked_to_stop(tmp_path / "run") != full
+    assert stopped == [Launcher.pid] * full
 
 
 def test_an_end_before_the_last_step_is_an_error(start, monkeypatch):

@@ -269,7 +269,7 @@ class _Passing:
 
     @property
     def _computed(self) -> int:
-        """Nothing more where the bucket comes after them and is larger."""
+        """Nothing under ZeRO-1 and 2, whose larger reduce bucket is not there yet at that time."""
         if self.layout.zero in (1, 2):
             return 0
         return min(_SCRATCH, 3 * 4 * self.own.query_tokens * self.sample.chunks(self._chunk))

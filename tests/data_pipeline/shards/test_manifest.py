@@ -62,15 +62,15 @@ def test_a_manifest_knows_its_settings(built, corpus):
 def test_a_manifest_names_what_differs(built, corpus):
     differences = built[1].differences
     assert not differences(with_data(corpus, workers=9))
-    batch = f"training.batch_samples ({corpus.batch_samples} there, 64 now)"
+    batch = f"training.batch_samples ({corpus.batch_samples}, now 64)"
     assert differences(replace(corpus, batch_samples=64)) == batch
     more = tuple(replace(stage, samples=64) for stage in corpus.stages)
     assert differences(replace(corpus, batch_samples=64, stages=more)).startswith(batch)
     fewer = replace(corpus, stages=corpus.stages[:-1])
-    assert differences(fewer).startswith("stages[2] ({") and "now" in differences(fewer)
+    assert differences(fewer).startswith("stages[2] ({") and "now not given" in differences(fewer)
     many = with_data(corpus, seed=1, numbers=replace(corpus.data.numbers, limit=77), datasets={})
     changed = replace(replace(many, batch_samples=64), stages=corpus.stages[:-1])
-    assert differences(changed).count(" there, ") == 3 and ", and 1 more" in differences(changed)
+    assert differences(changed).count(", now ") == 3 and ", and 1 more" in differences(changed)
 
 
 @pytest.mark.parametrize(
